@@ -1,0 +1,50 @@
+"""Errors that are meant for people, and the exit code that each stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TfcliError(Exception):
+    """An error whose message is complete: what was given, what was expected, what to do.
+
+    ``exit_code`` follows the shell contract: 1 the run failed, 2 usage or bad input, 130 interrupted.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(TfcliError):
+    """Bad input or usage: the person can fix it (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(TfcliError):
+    """The work itself failed: divergence, a full disk, a broken invariant of a run (exit code 1)."""
+
+
+class Interrupted(TfcliError):
+    """Stopped by Ctrl-C or SIGTERM after saving (exit code 130)."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known spelling closest to ``word``, or None when nothing is close."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
+    """A UserError for an unknown ``kind`` of thing, with the nearest known spelling or the whole list."""
+    known = sorted(known)
+    guess = nearest(word, known)
+    hint = f"did you mean {guess!r}?" if guess else "known: " + ", ".join(known)
+    return UserError(f"unknown {kind} {word!r}", hint=hint)
