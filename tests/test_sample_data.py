@@ -1,0 +1,54 @@
+"""The sample data is what its README says it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+SAMPLE_DATA = Path(__file__).resolve().parent.parent / "sample_data"
+FILES = sorted(path for path in SAMPLE_DATA.rglob("*") if path.is_file())
+
+
+def listed_bytes() -> dict[str, int]:
+    """File name -> bytes, from the table in the README."""
+    rows = re.findall(
+        r"^\| (\S+) \| [^|]+ \| ([\d,]+) \|", (SAMPLE_DATA / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    return {name: int(size.replace(",", "")) for name, size in rows}
+
+
+def test_readme_lists_every_file_with_its_size() -> None:
+    actual = {path.relative_to(SAMPLE_DATA).as_posix(): path.stat().st_size for path in FILES}
+    del actual["README.md"]
+    assert listed_bytes() == actual
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_file_is_clean_utf8(path: Path) -> None:
+    data = path.read_bytes()
+    text = data.decode("utf-8")
+    assert not text.startswith("\ufeff")
+    assert b"\r" not in data
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+def test_english_is_large_enough_and_without_markup() -> None:
+    text = (SAMPLE_DATA / "english.txt").read_text("utf-8")
+    assert len(text.encode()) >= 1_000_000
+    assert not re.search(r"[<>&\d\u2018\u2019\u201c\u201d]", text)
+
+
+def test_chinese_is_mostly_han() -> None:
+    text = (SAMPLE_DATA / "chinese.txt").read_text("utf-8")
+    assert 200_000 <= len(text.encode()) <= 500_000
+    han = sum("\u3400" <= char <= "\u9fff" or char >= "\U00020000" for char in text)
+    assert han / len(text) > 0.75
+
+
+def test_prompts_are_six_short_lines() -> None:
+    prompts = (SAMPLE_DATA / "prompts.txt").read_text("utf-8").splitlines()
+    assert len(prompts) == 6
+    assert all(0 < len(prompt) <= 60 and prompt == prompt.strip() for prompt in prompts)
