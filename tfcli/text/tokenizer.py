@@ -1,0 +1,329 @@
+"""The tokenizer: SentencePiece (Kudo and Richardson 2018) used so that text is never changed.
+
+``decode(encode(text)) == text`` for every string, by identity normalisation, byte fallback, no dummy prefix and
+spaces kept. Two corners need care: SentencePiece writes a space as U+2581, so that character in a text is given its
+bytes here; and it is slow on long strings, so text is encoded a few lines at a time, cut where no piece can cross.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfcli.errors import UserError
+
+IntArray = npt.NDArray[np.int32]
+
+FILE_NAME = "tokenizer.model"
+SPACE = "\u2581"
+"""SentencePiece's sign for a space."""
+SPACE_BYTES = tuple(SPACE.encode())
+GROUP = 4096
+"""Characters that are encoded at once, about: long enough for speed, short enough for the processor's cache."""
+LONG = 1 << 16
+"""A line longer than this is cut before a word."""
+FEW = 1 << 14
+"""Characters that are not worth a second thread."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto.SentencePiece.Type
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time, and never gives out half a character.
+
+    Bytes that cannot be UTF-8 become U+FFFD, once that is certain. The concatenation of all that ``push`` and ``flush``
+    return is what ``Tokenizer.decode`` returns for the same ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, continuing: bool = False) -> None:
+        self._bytes_of = tokenizer.id_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.dummy_prefix and not continuing
+
+    def push(self, id: int) -> str:
+        """The text that became certain with this id, often all of its piece, sometimes ""."""
+        data = self._bytes_of(id)
+        if self._strip and data:
+            data, self._strip = data.removeprefix(b" "), False
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What remains at the end: U+FFFD where a character is incomplete, else ""."""
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+
+class Tokenizer:
+    """A SentencePiece model with the ids that its special pieces have.
+
+    ``dummy_prefix`` says that the model puts a space before a text (Llama and Mistral do); ``lossless`` that text comes
+    back as it went in. Without an end-of-text piece or byte fallback a model still loads.
+    """
+
+    def __init__(self, model_bytes: bytes, *, name: str = "the tokenizer") -> None:
+        self.name = name
+        self.model_bytes = model_bytes
+        self.hash = hashlib.sha256(model_bytes).hexdigest()
+        proto = self.proto()
+        spec = proto.normalizer_spec
+        self.vocab_size = len(proto.pieces)
+        self.identity = not (spec.precompiled_charsmap or spec.remove_extra_whitespaces) and spec.escape_whitespaces
+        self.dummy_prefix: bool = spec.add_dummy_prefix
+        self._unigram = proto.trainer_spec.model_type == 1
+        self._processor = self._processor_of(proto)
+        self._read_pieces(proto)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer in a ``tokenizer.model`` file, or in a directory that holds one; UserError if it is not one."""
+        path = Path(path)
+        if path.is_dir():
+            if not (path / FILE_NAME).is_file():
+                raise UserError(f"no tokenizer in {path}", hint=f"expected a file {FILE_NAME} in it")
+            path /= FILE_NAME
+        try:
+            return cls(path.read_bytes(), name=str(path))
+        except FileNotFoundError:
+            raise UserError(
+                f"no such tokenizer: {path}", hint="name a tokenizer.model file or a model directory"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def from_bytes(cls, model_bytes: bytes) -> Tokenizer:
+        """The tokenizer in the bytes of a ``tokenizer.model`` file."""
+        return cls(model_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(Tokenizer, self.model_bytes, name=self.name), ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file, byte for byte what was loaded or trained."""
+        Path(path).write_bytes(self.model_bytes)
+
+    def proto(self) -> Any:
+        """The model as SentencePiece's own ``ModelProto`` message; UserError if the bytes are not one."""
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+        proto = model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(self.model_bytes)
+        except DecodeError:
+            raise self._not_a_model() from None
+        if not proto.pieces or not proto.HasField("trainer_spec"):
+            raise self._not_a_model()
+        return proto
+
+    def _not_a_model(self) -> UserError:
+        if self.model_bytes[:1] == b"{":
+            return UserError(
+                f"{self.name} is JSON, expected a SentencePiece model", hint="it is called tokenizer.model"
+            )
+        return UserError(f"{self.name} is not a SentencePiece model, or it is damaged", hint="make one: tokenize train")
+
+    def _processor_of(self, proto: Any) -> Any:
+        import sentencepiece
+
+        if self.identity and self.dummy_prefix:
+            proto.normalizer_spec.add_dummy_prefix = False  # a text may come in parts; only its first gets the prefix
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        except (RuntimeError, ValueError):
+            raise self._not_a_model() from None
+
+    def _read_pieces(self, proto: Any) -> None:
+        self._table: list[bytes] = []
+        texts: list[str] = []
+        unk_surface = proto.trainer_spec.unk_surface.encode()
+        self.is_byte = np.zeros(self.vocab_size, bool)
+        """[V] whether a piece is a single byte."""
+        for id, piece in enumerate(proto.pieces):
+            if piece.type == BYTE:
+                self._table.append(bytes([int(piece.piece[3:-1], 16)]))
+                self.is_byte[id] = True
+            elif piece.type in (CONTROL, UNUSED):
+                self._table.append(b"")
+            elif piece.type == UNKNOWN:
+                self._table.append(unk_surface)
+            else:
+                text = piece.piece.replace(SPACE, " ")
+                texts.append(text)
+                self._table.append(text.encode())
+        sizes = np.fromiter(map(len, self._table), np.int64, self.vocab_size)
+        self.piece_bytes: npt.NDArray[np.int64] = sizes
+        """[V] UTF-8 bytes that a piece stands for; 0 for control pieces."""
+        self.byte_ids = tuple(int(id) for id in np.flatnonzero(self.is_byte))
+        self.lossless = self.identity and len(self.byte_ids) == 256
+        sp = self._processor
+        self.unk_id: int = sp.unk_id()
+        self.bos_id: int | None = sp.bos_id() if sp.bos_id() >= 0 else None
+        self.eos_id: int = sp.eos_id()
+        self.pad_id: int = sp.pad_id() if sp.pad_id() >= 0 else self.eos_id
+        if self.eos_id < 0:
+            raise UserError(f"{self.name} has no end-of-text piece", hint="train one with eos_id left as it is")
+        # Where can text be cut so that no piece crosses the cut?
+        breaks = [text for text in texts if "\n" in text]
+        self._cut: re.Pattern[str] | None = None  # nowhere
+        if self.identity and not any("\n" in text.rstrip("\n") for text in breaks):
+            runs = any("\n\n" in text for text in breaks)
+            self._cut = re.compile(r"[^\n]*\n+|[^\n]+" if runs else r"[^\n]*\n|[^\n]+")
+        self._words_apart = not any(" " in text.lstrip(" ") for text in texts)
+
+    # Text to ids.
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without any beginning- or end-of-text id; UserError for a lone surrogate."""
+        ids: list[int] = self.encode_arrays([text])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """The ids of each text, by ``threads`` threads; equal to ``[encode(text) for text in texts]``."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, threads=threads)]
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of a text as SentencePiece writes them: a space as U+2581, a byte as <0x0A>."""
+        return [self.piece(id) for id in self.encode(text)]
+
+    def piece(self, id: int) -> str:
+        """The piece with this id as SentencePiece writes it; UserError where there is none."""
+        self.id_bytes(id)
+        piece: str = self._processor.id_to_piece(int(id))
+        return piece
+
+    def encode_arrays(
+        self, texts: Sequence[str], *, continuing: Sequence[bool] | None = None, threads: int | None = None
+    ) -> list[IntArray]:
+        """The ids of each text, as arrays of int32.
+
+        ``continuing[i]`` says that texts[i] goes on from what came before, so that it gets no dummy prefix.
+        """
+        segments: list[str] = []
+        counts: list[int] = []
+        for index, text in enumerate(texts):
+            before = len(segments)
+            if text:
+                if self.dummy_prefix and self.identity and not (continuing and continuing[index]):
+                    text = " " + text
+                segments.extend(self._segments(text))
+            counts.append(len(segments) - before)
+        arrays = self._encode_segments(segments, threads)
+        if len(arrays) == len(texts) and all(count == 1 for count in counts):
+            return arrays
+        results: list[IntArray] = []
+        start = 0
+        for count in counts:
+            results.append(_joined(arrays[start : start + count]))
+            start += count
+        return results
+
+    def _encode_segments(self, segments: list[str], threads: int | None) -> list[IntArray]:
+        if not segments:
+            return []
+        few = len(segments) == 1 or (len(segments) < 64 and sum(map(len, segments)) < FEW)
+        try:
+            arrays: list[IntArray] = list(
+                self._processor.encode_as_numpy(segments, num_threads=1 if few else threads or -1)
+            )
+        except (UnicodeEncodeError, TypeError):
+            raise _surrogate(segments) from None
+        if self.lossless:
+            sign = np.array([self.byte_ids[byte] for byte in SPACE_BYTES], np.int32)
+            arrays = [sign if text == SPACE else ids for text, ids in zip(segments, arrays, strict=True)]
+        return arrays
+
+    def _segments(self, text: str) -> Iterable[str]:
+        """``text`` in parts that are encoded on their own with the same result as the whole."""
+        if self.lossless and SPACE in text:
+            return [
+                part
+                for whole in re.split(f"({SPACE})", text)
+                if whole
+                for part in ([whole] if whole == SPACE else self._lines(whole))
+            ]
+        return self._lines(text)
+
+    def _lines(self, text: str) -> Iterable[str]:
+        if self._cut is None or (len(text) <= GROUP and not self._unigram):
+            return [text]
+        # A unigram segmentation sums float32 scores along its text (Viterbi), so that its ties depend on where it
+        # begins: the unit is always one line. BPE merges do not depend on what surrounds them: a few lines at once.
+        parts = self._cut.findall(text) if self._unigram else self._groups(text)
+        return [cut for part in parts for cut in self._words(part)] if len(text) > LONG else parts
+
+    def _groups(self, text: str) -> Iterator[str]:
+        start, size = 0, len(text)
+        while size - start > GROUP:
+            end = text.find("\n", start + GROUP) + 1
+            while 0 < end < size and text[end] == "\n":
+                end += 1
+            if not 0 < end < size:
+                break
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+    def _words(self, line: str) -> Iterator[str]:
+        while self._words_apart and len(line) > LONG:
+            end = line.find(" ", LONG)
+            while end > 0 and line[end - 1] == " ":
+                end -= 1
+            if end <= 0:
+                break
+            yield line[:end]
+            line = line[end:]
+        yield line
+
+    # Ids to text.
+
+    def decode(self, ids: Iterable[int], *, continuing: bool = False) -> str:
+        """The text of ids; control pieces have none, bytes that are not UTF-8 become U+FFFD.
+
+        ``continuing`` keeps the space that a model with ``dummy_prefix`` puts before a text. UserError for an id that
+        is not in the vocabulary.
+        """
+        table, size = self._table, self.vocab_size
+        listed = [int(id) for id in ids]
+        if listed and not (min(listed) >= 0 and max(listed) < size):
+            self.id_bytes(next(id for id in listed if not 0 <= id < size))
+        data = b"".join([table[id] for id in listed])
+        if self.dummy_prefix and not continuing:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def id_bytes(self, id: int) -> bytes:
+        """The UTF-8 bytes that an id stands for, b"" for control pieces; UserError for an id out of range."""
+        if not 0 <= id < self.vocab_size:
+            raise UserError(f"{id} is not an id of {self.name}", hint=f"its ids are 0 to {self.vocab_size - 1}")
+        return self._table[id]
+
+    def stream(self, *, continuing: bool = False) -> StreamDecoder:
+        """A decoder for ids that come one at a time."""
+        return StreamDecoder(self, continuing=continuing)
+
+
+def _joined(arrays: list[IntArray]) -> IntArray:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+
+
+def _surrogate(texts: Sequence[str]) -> UserError:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return UserError(
+                f"the text has a lone surrogate, {text[error.start]!a}, which is not Unicode text",
+                hint="read the text with errors='replace', or leave the surrogate out",
+            )
+    return UserError("only text can be encoded")
