@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
 from tfcli.model.cache import KVCache
-from tfcli.model.layers import Linear, RMSNorm, apply_rope, fused_linear, rms_norm
+from tfcli.model.kernels import causal_attention, norm_rope
+from tfcli.model.layers import Linear, RMSNorm, fused_linear
 
 
 class Attention(nn.Module):
@@ -26,21 +27,21 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, dropout: float
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D). ``mask`` (B or 1, 1, T, S) is True where attended; None is causal."""
         B, T, _ = x_BTD.shape
         H, G, K = self.heads, self.kv_heads, self.head_width
         qkv = fused_linear(x_BTD, self.q, self.k, self.v).view(B, T, H + 2 * G, K)
-        qk, v_BTGK = qkv[:, :, : H + G], qkv[:, :, H + G :]
+        qk, v_BTGK = qkv.split([H + G, G], dim=2)
         # Queries and keys are normalised and rotated alike: once over both.
         scale = torch.cat([self.q_norm.weight.expand(H, K), self.k_norm.weight.expand(G, K)])
-        qk = apply_rope(rms_norm(qk, scale, self.q_norm.eps), *rope)
-        q_BHTK, k_BGTK = qk[:, :, :H].transpose(1, 2), qk[:, :, H:].transpose(1, 2)
+        qk = norm_rope(qk, scale, *rope, self.q_norm.eps)
+        q_BHTK, k_BGTK = (x.transpose(1, 2) for x in qk.split([H, G], dim=2))
         v_BGTK = v_BTGK.transpose(1, 2)
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(self.layer, k_BGTK, v_BGTK)
-        out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask=mask, dropout=dropout)
+        out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask=mask)
         out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, H * K))
         return out
 
@@ -53,16 +54,15 @@ def attend(
     mask: Tensor | None = None,
     causal: bool = True,
     scale: float | None = None,
-    dropout: float = 0.0,
 ) -> Tensor:
-    """``softmax(q k^T scale + mask) v`` (Vaswani et al. 2017, eq. 1) -> (B, H, T, K), by torch's fused kernel.
+    """``softmax(q k^T scale + mask) v`` (Vaswani et al. 2017, eq. 1) -> (B, H, T, K), by the fastest kernel.
 
     ``mask`` (broadcast to B, 1, T, S) is True where attended. Without one, ``causal`` lets query t see the keys up to
     S - T + t. ``scale`` defaults to K^-1/2.
     """
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1], k_BGSK.shape[2]
-    if T == 1 and mask is None and not dropout:
+    if T == 1 and mask is None:
         # One query sees all keys. Folding a group's query heads into the query axis keeps the fused kernel on its
         # fast path, which torch's enable_gqa leaves on CPU.
         q_BGnK = q_BHTK.reshape(B, G, H // G, K)
@@ -70,11 +70,18 @@ def attend(
     if G != H:
         k_BGSK = k_BGSK.repeat_interleave(H // G, dim=1)
         v_BGSK = v_BGSK.repeat_interleave(H // G, dim=1)
+    if torch.is_grad_enabled() and _short(q_BHTK) and mask is None and causal and S == T:
+        return causal_attention(q_BHTK, k_BGSK, v_BGSK, K**-0.5 if scale is None else scale)
     if mask is None and causal and S != T:
         mask = causal_mask(T, S, q_BHTK.device)
     return F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None, scale=scale
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal and mask is None, scale=scale
     )
+
+
+def _short(q_BHTK: Tensor) -> bool:
+    """Whether batched products beat the fused kernel in training: on CPU, while the T x T weights are small."""
+    return q_BHTK.device.type == "cpu" and q_BHTK.shape[2] <= 512 and not torch.compiler.is_compiling()
 
 
 def attend_reference(

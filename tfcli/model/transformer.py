@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tfcli.config import ModelConfig
 from tfcli.model.attention import Attention, causal_mask
 from tfcli.model.cache import KVCache
+from tfcli.model.kernels import linear_cross_entropy
 from tfcli.model.layers import FeedForward, Linear, RMSNorm, rope_table
 
 
@@ -26,7 +27,7 @@ class Block(nn.Module):
         self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, dropout: float
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        y_BTD = self.attention(self.attention_norm(x_BTD), rope, mask, cache, dropout)
+        y_BTD = self.attention(self.attention_norm(x_BTD), rope, mask, cache)
         x_BTD = x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
         y_BTD = self.ffn(self.ffn_norm(x_BTD))
         return x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
@@ -84,6 +85,10 @@ class Transformer(nn.Module):
             cache.advance(T)
         hidden_BTD: Tensor = self.norm(x_BTD)
         return hidden_BTD
+
+    def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
+        return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""

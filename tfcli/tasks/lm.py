@@ -21,9 +21,8 @@ def loss(model: Transformer, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: 
     ``tokens_BT`` holds T + 1 ids a row: inputs are the first T, targets the last T.
     """
     hidden_BTD = model(tokens_BT[:, :-1], dtype=dtype, dropout=dropout)
-    logits_NV = model.logits(hidden_BTD).flatten(0, 1)
-    targets_N = tokens_BT[:, 1:].flatten()
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum"), targets_N.numel()
+    targets_BT = tokens_BT[:, 1:]
+    return model.loss(hidden_BTD, targets_BT), targets_BT.numel()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,210 @@
+"""The few operations that torch's CPU build runs slowly, in few passes over memory and with gradients by hand.
+
+Each has its formula as a plain twin beside it (``..._reference``), which is what other devices and torch.compile run
+and what the tests hold the fast path to. A kernel is here because it won on CPU in bf16 and fp32, not because it might.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _by_hand(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension of ``x`` (..., width); ``weight`` has the last one or two dimensions of ``x``."""
+    if _by_hand(x):
+        return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return rms_norm_reference(x, weight, eps)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` in fp32 (Zhang and Sennrich 2019, eq. 4)."""
+    x32 = x.float()
+    return (x32 * (x32.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = x r w with r = (mean(x^2) + eps)^-1/2; with g = dy w:  dx = r (g - x r mean(g x r)),  dw = sum(dy x r)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (grad,) = grads
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            rows = (grad * unit).reshape(-1, weight.numel())
+            d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(weight.shape).to(weight.dtype)
+        g = grad * weight.to(x.dtype)
+        mean = (g * unit).sum(-1, keepdim=True).div_(x.shape[-1])
+        return g.addcmul_(unit, mean, value=-1).mul_(scale), d_weight, None
+
+
+def norm_rope(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """QK-norm, then rotary positions, of heads side by side; ``cos`` and ``sin`` broadcast to (B, T, 1, K/2)."""
+    if _by_hand(x_BTHK):
+        return _NormRope.apply(x_BTHK, weight_HK, cos, sin, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return norm_rope_reference(x_BTHK, weight_HK, cos, sin, eps)
+
+
+def norm_rope_reference(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """RMSNorm per head (Henry et al. 2020), then rotate the pairs (x_i, x_{i + K/2}) (Su et al. 2021, eq. 34)."""
+    a, b = rms_norm_reference(x_BTHK, weight_HK, eps).chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class _NormRope(torch.autograd.Function):
+    """y = u w C + swap(u w) S with u = x r the unit vector, C = [cos cos], S = [-sin sin], swap exchanging halves.
+
+    The transpose of the rotation is h = dy C - swap(dy) S; then dw = sum(h u) and the norm's gradient follows from
+    du = h w. Tables are spread over all heads so that every pass over memory is contiguous.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        half = x.shape[-1] // 2
+        spread = (*cos.shape[:-2], *x.shape[-2:])
+        C = torch.cat([cos, cos], dim=-1).expand(spread).contiguous()
+        S = torch.cat([-sin, sin], dim=-1).expand(spread).contiguous()
+        w = weight.to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        unit = x * scale
+        ctx.save_for_backward(unit, scale, w, C, S)
+        ctx.weight_dtype = weight.dtype
+        return (unit * (C * w)).addcmul_(unit.roll(half, -1), S * w.roll(half, -1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        unit, scale, w, C, S = ctx.saved_tensors
+        h = (grads[0] * C).addcmul_(grads[0].roll(unit.shape[-1] // 2, -1), S, value=-1)
+        p = h * unit
+        rows = p.view(-1, w.numel())
+        d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(w.shape).to(ctx.weight_dtype)
+        mean = p.mul_(w).sum(-1, keepdim=True).div_(unit.shape[-1])
+        return h.mul_(w).addcmul_(unit, mean, value=-1).mul_(scale), d_weight, None, None, None
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Gate and up projections side by side (..., 2F) -> silu(gate) * up (..., F)."""
+    if _by_hand(x) and torch.is_grad_enabled():
+        return _SwiGLU.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return swiglu_reference(x)
+
+
+def swiglu_reference(x: Tensor) -> Tensor:
+    """``silu(gate) * up`` with silu(a) = a sigmoid(a) (Shazeer 2020, eq. 6)."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    """y = a s u with s = sigmoid(a):  du = dy a s,  da = dy u s (1 + a (1 - s)).  The sigmoid is computed once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        s = torch.sigmoid(gate)
+        ctx.save_for_backward(x, s)
+        return (gate * s).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, s = ctx.saved_tensors
+        gate, up = x.chunk(2, dim=-1)
+        dx = torch.empty_like(x)
+        d_gate, d_up = dx.chunk(2, dim=-1)
+        silu = gate * s
+        torch.mul(grads[0], silu, out=d_up)
+        slope = silu.neg().addcmul_(silu, s).neg_().add_(s)  # s + a s (1 - s)
+        torch.mul(grads[0], up, out=d_gate).mul_(slope)
+        return dx
+
+
+def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:
+    """Causal attention for training at short length, (B, H, T, K) each, by batched products.
+
+    torch's fused CPU kernel has a slow backward: at T = 128 this takes a fifth of its time. It holds T x T weights of
+    every head, so the caller keeps T short.
+    """
+    return _CausalAttention.apply(q_BHTK, k_BHTK, v_BHTK, scale)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _CausalAttention(torch.autograd.Function):
+    """P = softmax(q k^T c), o = P v:  dv = P^T do,  dS = P (dP - sum(dP P)) with dP = do v^T,  dq = c dS k,  dk = c dS^T q.
+
+    Vaswani et al. 2017, eq. 1, and its derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:
+        T = q_BHTK.shape[2]
+        q, k, v = (x.reshape(-1, T, x.shape[3]) for x in (q_BHTK, k_BHTK, v_BHTK))
+        bias = q.new_full((T, T), float("-inf")).triu_(1)
+        p = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), dim=-1)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        return torch.bmm(p, v).view(q_BHTK.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, p = ctx.saved_tensors
+        shape = grads[0].shape
+        g = grads[0].reshape(q.shape)
+        dv = torch.bmm(p.transpose(1, 2), g)
+        ds = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
+        dq = torch.bmm(ds, k).mul_(ctx.scale)
+        dk = torch.bmm(ds.transpose(1, 2), q).mul_(ctx.scale)
+        return dq.view(shape), dk.view(shape), dv.view(shape), None
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T)`` against the targets."""
+    if _by_hand(hidden_ND) and torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-any-return, no-untyped-call]
+    return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
+
+
+def linear_cross_entropy_reference(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Logits, then ``-log softmax`` at the target, in fp32."""
+    logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype))
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """d logits = softmax - onehot is known in the forward pass, so the probabilities are the only large tensor kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        weight = weight_VD.to(hidden_ND.dtype)
+        p_NV = torch.softmax(F.linear(hidden_ND, weight), dim=-1, dtype=torch.float32)
+        rows = torch.arange(len(targets_N), device=targets_N.device)
+        at_target_N = p_NV[rows, targets_N]
+        d_logits_NV = p_NV.to(hidden_ND.dtype)
+        d_logits_NV[rows, targets_N] = (at_target_N - 1.0).to(hidden_ND.dtype)
+        ctx.save_for_backward(hidden_ND, weight, d_logits_NV)
+        ctx.weight_dtype = weight_VD.dtype
+        tiny = torch.finfo(torch.float32).tiny  # a loss of 87 nats; the gradient is right beyond it
+        return at_target_N.clamp_min_(tiny).log_().sum().neg_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_ND, weight, d_logits_NV = ctx.saved_tensors
+        g = grads[0].to(hidden_ND.dtype)
+        d_hidden = (d_logits_NV @ weight).mul_(g)
+        d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype).mul_(grads[0])
+        return d_hidden, d_weight, None
