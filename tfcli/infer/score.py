@@ -1,0 +1,91 @@
+"""Scoring a text: how surprised the model is by each of its tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Of a text: loss (nats per token), perplexity, bits per byte of its UTF-8 form, and what was counted."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer,
+    ids: npt.NDArray[Any],
+    *,
+    text_bytes: int,
+    first: int,
+    runtime: Runtime,
+    stride: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score the whole of ``ids`` (N,), each token once, with ``first`` (the end-of-text id) before the first.
+
+    Windows as long as the model's context start every ``stride`` tokens (default: half a context); of each but the
+    first only the tokens that the window before did not reach are scored, so that they have at least
+    context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be
+    memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all).
+    """
+    context = model.config.context
+    stride = min(stride or max(1, context // 2), context)
+    rows = max(1, 8192 // context)
+    nats = torch.zeros((), dtype=torch.float64)
+    done = 0
+    for windows, fresh in _windows(ids, first=first, context=context, stride=stride, rows=rows):
+        tokens_BT = torch.from_numpy(windows).to(runtime.device)
+        hidden_BTD = model(tokens_BT[:, :-1], dtype=runtime.dtype)[:, -fresh:]
+        logits_NV = model.logits(hidden_BTD).flatten(0, 1)
+        nats += F.cross_entropy(logits_NV.float(), tokens_BT[:, -fresh:].flatten(), reduction="sum").double().cpu()
+        done += fresh * len(windows)
+        if on_progress:
+            on_progress(done, len(ids))
+    loss = float(nats) / max(1, len(ids))
+    return Scores(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=float(nats) / math.log(2) / max(1, text_bytes),
+        tokens=len(ids),
+        bytes=text_bytes,
+    )
+
+
+def _windows(
+    ids: npt.NDArray[Any], *, first: int, context: int, stride: int, rows: int
+) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """Batches of windows (B, T + 1) of equal length, and how many of the last targets in each row are new."""
+    total = len(ids)  # targets 0 .. total - 1; the input of target i is target i - 1, and `first` before target 0
+
+    def window(end: int, length: int) -> npt.NDArray[np.int64]:
+        start = end - length - 1
+        body = np.asarray(ids[max(0, start) : end], dtype=np.int64)
+        return body if start >= 0 else np.concatenate([[first], body])
+
+    done = min(context, total)
+    if done:
+        yield window(done, done)[None], done
+    full = (total - done) // stride
+    for begin in range(0, full, rows):
+        ends = [done + (i + 1) * stride for i in range(begin, min(full, begin + rows))]
+        yield np.stack([window(end, context) for end in ends]), stride
+    rest = (total - done) % stride
+    if rest:
+        yield window(total, min(context, total))[None], rest
