@@ -1,8 +1,8 @@
 """Token shards: a header and the ids of a text, memory-mapped, made once and read many times.
 
 Layout, little endian: magic 8 bytes, version u32, bytes per id u32, vocabulary size u64, tokens u64, documents u64,
-UTF-8 bytes of the text u64, CRC-32 of the ids u32, 4 bytes of zeros, SHA-256 of the tokenizer model 32 bytes, zeros up to
-128 bytes; then the ids as uint16, or uint32 for a vocabulary of more than 65536.
+UTF-8 bytes of the text u64, CRC-32 of the ids u32, 4 bytes of zeros, SHA-256 of the tokenizer model 32 bytes, zeros up
+to 128 bytes; then the ids as uint16, or uint32 for a vocabulary of more than 65536.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Shard:
         if tokenizer_hash is not None and digest.hex() != tokenizer_hash:
             raise UserError(
                 f"{path} was made with another tokenizer",
-                hint=f"its tokenizer is {digest.hex()[:12]}, the one given is {tokenizer_hash[:12]}; make the shard again",
+                hint=f"{digest.hex()[:12]} made it, {tokenizer_hash[:12]} was given: make the shard again",
             )
         dtype = np.dtype("<u2" if width == 2 else "<u4")
         ids: npt.NDArray[Any] = (
@@ -147,6 +147,7 @@ class ShardWriter:
             else:
                 self._abandon()
         except OSError as failure:
+            self._abandon()
             raise self._failed(failure) from None
 
     def _finish(self) -> None:
@@ -178,8 +179,6 @@ class ShardWriter:
             self._aside.unlink(missing_ok=True)
 
     def _failed(self, error: OSError) -> RunError:
-        if hasattr(self, "_file"):
-            self._abandon()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else (error.strerror or str(error))
         return RunError(
