@@ -9,12 +9,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfcli.config import ModelConfig
+from tfcli.config import ModelConfig, OptimOptions
 from tfcli.errors import UserError
 from tfcli.model import cost
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.tasks import lm
+from tfcli.train.optim import Optimizers
 
 CONFIG = ModelConfig(
     vocab_size=512, context=64, depth=3, width=64, heads=4, kv_heads=2, head_width=24, ffn_width=160
@@ -118,16 +119,12 @@ def test_training_memory_is_what_torch_allocates(
     config = replace(CONFIG, width=128, ffn_width=344, vocab_size=1024)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = build(config)
-        matrices = [parameter for parameter in model.blocks.parameters() if parameter.dim() == 2]
-        others = [parameter for parameter in model.parameters() if all(parameter is not m for m in matrices)]
-        optimizers = [torch.optim.Muon(matrices, lr=1e-3), torch.optim.AdamW(others)]
+        optimizers = Optimizers(model, OptimOptions(), muon_lr=1e-3, lr=1e-3)
         for _ in range(2):
             for _ in range(micro_batches):
                 loss, count = lm.loss(model, torch.zeros(rows, 65, dtype=torch.long), dtype=dtype)
                 (loss / count).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            optimizers.step(1.0)
     live = peak = 0
     events = profiler.profiler.kineto_results.events()
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):

@@ -42,8 +42,8 @@ class TrainingMemory:
     """Forecast of a training step's peak, in bytes by what holds them.
 
     A step has two crests. When the forward pass is done all ``activations`` and ``logits`` are held; when the backward
-    pass is done the ``gradients`` and the optimizer's ``workspace`` are. Only with accumulated micro-batches do gradients
-    and activations meet. ``total`` is the higher crest; the program itself (Python and torch) comes on top.
+    pass is done the ``gradients`` and the optimizer's ``workspace`` are. Gradients and activations meet only where
+    micro-batches are accumulated. ``total`` is the higher crest; the program itself (Python, torch) comes on top.
     """
 
     weights: int
@@ -107,8 +107,8 @@ def kv_bytes_per_token(config: ModelConfig, precision: Precision) -> int:
 def decode_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
     """Bytes that must move through memory for one new token at batch 1 after ``length`` positions.
 
-    Every matrix and norm is read once, the head (tied or not) too, of the embedding one row; the cache is read whole and
-    one position of it written. Decoding is bound by this, so bandwidth / ``decode_bytes`` is the fastest it can be.
+    Every matrix and norm is read once, the head (tied or not) too, of the embedding one row; the cache is read whole
+    and one position of it written. Decoding is bound by this: it is never faster than bandwidth / ``decode_bytes``.
     """
     parts = parameters(config)
     read = parts.matrices + parts.norms + config.vocab_size * config.width + config.width
@@ -126,10 +126,11 @@ def training_memory(
 ) -> TrainingMemory:
     """Forecast the peak memory of a training step of ``micro_batch`` rows of ``length`` tokens.
 
-    Weights, gradients and optimizer state are fp32: Muon keeps one momentum for each of the blocks' matrices, AdamW two
-    moments for all else. Activations are what autograd keeps for the backward pass of this very code, not compiled;
-    ``device`` is "cpu" or another of torch's types, as the CPU's kernels (``tfcli/model/kernels.py``) keep other tensors.
-    The forecast is of live tensors; what the allocator rounds up and keeps (on Linux 1.2 to 1.5 times) is not in it.
+    Weights, gradients and optimizer state are fp32: Muon keeps one momentum for each of the blocks' matrices, AdamW
+    two moments for all else. Activations are what autograd keeps for the backward pass of this very code, not compiled;
+    ``device`` is "cpu" or another of torch's types, for the CPU's kernels (``tfcli/model/kernels.py``) keep other
+    tensors. The forecast is of live tensors: what the allocator keeps beyond them (on Linux a fifth to a half) is
+    not in it.
     """
     parts, b, tokens = parameters(config), width_of(precision), micro_batch * length
     # Each product's weight is kept in the dtype of the product: of fused layers always a copy, else where it was cast.
@@ -145,7 +146,7 @@ def training_memory(
         activations=(held + fused + cast) * b,
         # cpu: logits, those in fp32 and probabilities; else log-probabilities and two gradients as the backward begins.
         logits=tokens * V * ((8 if b == 4 else 8 + b) if device == "cpu" else 12),
-        workspace=4 * max(2 * V * D, 3 * D * F),  # AdamW's two temporaries of the embedding, or Muon's iterates
+        workspace=12 * _largest_group(config),
         accumulated=accumulated,
     )
 
@@ -160,6 +161,26 @@ def _kept_per_token(config: ModelConfig, length: int, device: str) -> int:
         attention += (H + G) * K + (2 * H * K if G != H else 0)  # rotated q, k; then k, v repeated for each query head
     feed_forward = D + D + 2 * F + F + F  # x, its norm, gate and up, sigmoid or silu of the gate, the product
     return attention + feed_forward
+
+
+def _largest_group(config: ModelConfig) -> int:
+    """Parameters in Muon's largest group, the matrices of one shape.
+
+    Of each it holds the fp32 momentum step, the orthogonalised one in bf16 twice, and the fp32 update: 12 bytes.
+    """
+    D, HK, GK = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
+    sizes: dict[tuple[int, int], int] = {}
+    for shape in (
+        (HK, D),
+        (GK, D),
+        (GK, D),
+        (D, HK),
+        (config.ffn_width, D),
+        (config.ffn_width, D),
+        (D, config.ffn_width),
+    ):
+        sizes[shape] = sizes.get(shape, 0) + config.depth * shape[0] * shape[1]
+    return max(sizes.values())
 
 
 def width_of(precision: str) -> int:
