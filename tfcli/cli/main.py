@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    # Read by OpenMP when torch is loaded: threads that wait by spinning make everything else on the machine crawl,
+    # and crawl themselves when anything else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = build()(args=arguments, prog_name="tfcli", standalone_mode=False)
         sys.stdout.flush()

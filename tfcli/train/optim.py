@@ -1,0 +1,136 @@
+"""Muon for the blocks' matrices, AdamW for the rest, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tfcli.config import OptimOptions
+
+# The two owners of parameters, as `rule` names them.
+MUON, ADAMW = "muon", "adamw"
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), matrices of one shape together.
+
+    The update of ``torch.optim.Muon``, which is the twin it is tested against. A small model has dozens of small
+    matrices, and torch's own takes fifteen products for each one; here all of a shape share them as batched products.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.1
+    ) -> None:
+        shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        for p in params:
+            shapes[tuple(p.shape)].append(p)
+        groups = [{"params": group} for group in shapes.values()]
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update from the gradients; a parameter without one is left alone."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            momentum, lr = group["momentum"], group["lr"]
+            buffers = [self._buffer(p) for p in params]
+            grads = [p.grad for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            nesterov = torch.stack(torch._foreach_lerp(grads, buffers, momentum))  # type: ignore[arg-type]
+            updates = orthogonalize(nesterov).to(params[0].dtype).unbind()
+            rows, columns = params[0].shape
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+
+    def _buffer(self, p: nn.Parameter) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Push the singular values of each matrix (N, rows, columns) towards 1, in bf16, by a quintic Newton-Schulz.
+
+    X <- a X + (b A + c A^2) X with A = X X^T and the coefficients of Jordan et al. 2024; values end in about 0.5 to 1.5.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, update, x, beta=a)
+    return x.mT if tall else x
+
+
+def rule(name: str, parameter: nn.Parameter) -> str:
+    """Which optimizer a parameter belongs to: matrices inside blocks to Muon, all else to AdamW."""
+    return MUON if name.startswith("blocks.") and parameter.ndim == 2 else ADAMW
+
+
+class Optimizers:
+    """Both optimizers of a model, stepped together, with one schedule factor over their peak rates."""
+
+    def __init__(self, model: nn.Module, options: OptimOptions, *, muon_lr: float, lr: float) -> None:
+        self.named = dict(model.named_parameters())
+        matrices = [p for name, p in self.named.items() if rule(name, p) == MUON]
+        rest = [p for name, p in self.named.items() if rule(name, p) == ADAMW]
+        self.lr = lr
+        self.muon_lr = muon_lr
+        self._muon = Muon(matrices, lr=muon_lr, momentum=options.momentum, weight_decay=options.weight_decay)
+        self._adamw = torch.optim.AdamW(
+            rest, lr=lr, betas=(options.beta1, options.beta2), eps=1e-10, weight_decay=0.0, fused=True
+        )
+
+    def step(self, factor: float) -> None:
+        """Update every parameter at ``factor`` times its peak rate and clear the gradients."""
+        for optimizer, peak in ((self._muon, self.muon_lr), (self._adamw, self.lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every state tensor as ("parameter.state", tensor), in the order of the parameters."""
+        for name, p in self.named.items():
+            state = self._muon.state.get(p) or self._adamw.state.get(p) or {}
+            for key, value in state.items():
+                yield f"{name}.{key}", value
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        for name, p in self.named.items():
+            owner: torch.optim.Optimizer = self._muon if rule(name, p) == MUON else self._adamw
+            prefix = name + "."
+            owner.state[p] = {
+                key.removeprefix(prefix): value.to(p.device if value.ndim else "cpu")
+                for key, value in tensors.items()
+                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+            }
+
+
+def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:
+    """Factor on the peak rates at ``step`` (from 0): linear warm-up, constant, then linear to zero over ``decay``.
+
+    Warm-up, stable, decay (Hu et al. 2024, MiniCPM, 4.1): the length may be settled while the rate is still constant.
+    """
+    warm = (step + 1) / (min(warmup, steps) + 1)
+    left = (steps - step) / max(1.0, steps * decay)
+    return max(0.0, min(1.0, warm, left))
+
+
+def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients so that their joint norm is at most ``limit``; returns the norm before, as a tensor."""
+    return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
