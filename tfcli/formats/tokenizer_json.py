@@ -1,6 +1,7 @@
 """A SentencePiece model written as Hugging Face's ``tokenizer.json``: the same ids for the same text.
 
-transformers 5 reads that file and not a bare ``tokenizer.model``. Two corners differ: U+2581 in a text, which
+transformers 5 reads that file and not a bare ``tokenizer.model``. One corner differs: U+2581 in a text, which
+SentencePiece's form cannot tell from a space (tfcli gives it its bytes).
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def _apart(proto: Any) -> dict[str, Any] | None:
     A piece never joins them to others, so that nothing changes but that the names are not found in literal text.
     """
     named = set("".join(piece.piece for piece in proto.pieces if piece.type in HIDDEN))
-    named -= set("".join(piece.piece for piece in proto.pieces if piece.type not in HIDDEN))
+    named -= set("".join(piece.piece for piece in proto.pieces if piece.type not in (*HIDDEN, USER_DEFINED)))
     if not named:
         return None
     pattern = "[" + "".join("\\" + char if not char.isalnum() else char for char in sorted(named)) + "]"

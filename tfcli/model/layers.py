@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from tfcli.config import ModelConfig
 from tfcli.model.kernels import rms_norm, swiglu
 
+FEW_ROWS = 256
+"""Rows up to which copying several weights together costs more than multiplying by them one by one."""
+
 
 class Linear(nn.Module):
     """``y = x W^T`` without bias; the stored weight may be wider than the activations.
@@ -26,7 +29,12 @@ class Linear(nn.Module):
 
 
 def fused_linear(x: Tensor, *layers: Linear) -> Tensor:
-    """The outputs of several ``layers`` on one input, side by side in the last dimension: one product for all."""
+    """The outputs of several ``layers`` on one input, side by side in the last dimension.
+
+    One product for all of them, except where a decoding step would copy the weights to multiply them by a few rows.
+    """
+    if not torch.is_grad_enabled() and x.numel() <= FEW_ROWS * x.shape[-1]:
+        return torch.cat([layer(x) for layer in layers], dim=-1)
     return F.linear(x, torch.cat([layer.weight for layer in layers]).to(x.dtype))
 
 

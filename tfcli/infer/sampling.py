@@ -1,0 +1,130 @@
+"""How the next token is drawn: pure filters ``logits_BV -> logits_BV``, composed by ``filtered``, and the draw itself.
+
+Every filter works in fp32 and marks what it removes with -inf. Greedy choice is a function of its own, not a very low
+temperature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tfcli.config import Sampling
+from tfcli.errors import UserError
+
+BLOCK = 256
+"""Uniform numbers that a row draws at once."""
+
+
+def check(sampling: Sampling) -> None:
+    """Raise UserError for a value that no sampling can have, naming the option and its range."""
+    bounds: list[tuple[str, float | None, bool, str]] = [
+        ("--max-tokens", sampling.max_tokens, (sampling.max_tokens or 0) >= 1, "at least 1"),
+        ("--repetition-penalty", sampling.repetition_penalty, sampling.repetition_penalty > 0, "above 0; 1 is off"),
+        ("--temperature", sampling.temperature, sampling.temperature >= 0, "at least 0; 0 is greedy"),
+        ("--top-k", sampling.top_k, sampling.top_k >= 0, "at least 0; 0 is off"),
+        ("--top-p", sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1; 1 is off"),
+        ("--min-p", sampling.min_p, 0 <= sampling.min_p <= 1, "at least 0 and at most 1; 0 is off"),
+        ("--num-samples", sampling.num_samples, sampling.num_samples >= 1, "at least 1"),
+        ("--seed", sampling.seed, 0 <= (sampling.seed or 0) < 2**63, "at least 0 and below 2^63"),
+    ]
+    for name, value, holds, expected in bounds:
+        if value is not None and not (holds and value != float("inf")):
+            raise UserError(f"{name} is {value}", hint=f"it must be {expected}")
+    if any(not stop for stop in sampling.stop):
+        raise UserError("--stop is empty", hint="give the text to stop at, such as --stop '###'")
+
+
+def repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Logits of tokens already seen divided by ``penalty`` where positive, multiplied where negative
+    (Keskar et al. 2019, 4.1); ``seen_BV`` is True for every token of the whole context."""
+    scaled_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, scaled_BV, logits_BV)
+
+
+def temperature(logits_BV: Tensor, value: float) -> Tensor:
+    """``logits / value``: below 1 sharper, above 1 flatter."""
+    return logits_BV / value
+
+
+def top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """Only the k likeliest tokens, and those as likely as the k-th (Fan et al. 2018)."""
+    if k >= logits_BV.shape[-1]:
+        return logits_BV
+    kth_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < kth_B1, float("-inf"))
+
+
+def top_p(logits_BV: Tensor, mass: float) -> Tensor:
+    """The likeliest tokens until their probabilities sum to ``mass``, at least one (Holtzman et al. 2020, 3.1)."""
+    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    probabilities_BV = sorted_BV.softmax(dim=-1)
+    before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+    dropped_BV = before_BV >= mass
+    dropped_BV[:, 0] = False
+    return logits_BV.masked_fill(torch.zeros_like(dropped_BV).scatter_(1, order_BV, dropped_BV), float("-inf"))
+
+
+def min_p(logits_BV: Tensor, ratio: float) -> Tensor:
+    """Tokens at least ``ratio`` times as likely as the likeliest (Nguyen et al. 2024)."""
+    floor_B1 = logits_BV.amax(dim=-1, keepdim=True) + torch.tensor(ratio, dtype=torch.float64).log().item()
+    return logits_BV.masked_fill(logits_BV < floor_B1, float("-inf"))
+
+
+def filtered(logits_BV: Tensor, seen_BV: Tensor | None, sampling: Sampling) -> Tensor:
+    """All filters of ``sampling`` that are on, in the order of its fields; ``seen_BV`` is needed for the penalty."""
+    logits_BV = logits_BV.float()
+    if sampling.repetition_penalty != 1.0 and seen_BV is not None:
+        logits_BV = repetition_penalty(logits_BV, seen_BV, sampling.repetition_penalty)
+    if sampling.temperature not in (0.0, 1.0):
+        logits_BV = temperature(logits_BV, sampling.temperature)
+    if sampling.temperature == 0.0:
+        return logits_BV
+    if sampling.top_k:
+        logits_BV = top_k(logits_BV, sampling.top_k)
+    if sampling.top_p < 1.0:
+        logits_BV = top_p(logits_BV, sampling.top_p)
+    if sampling.min_p:
+        logits_BV = min_p(logits_BV, sampling.min_p)
+    return logits_BV
+
+
+def greedy(logits_BV: Tensor) -> Tensor:
+    """The likeliest token of each row (B,), the first of equals."""
+    return logits_BV.argmax(dim=-1)
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Tokens (B,) distributed as softmax(logits), by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
+
+    One number a row decides, so that a row's tokens do not depend on what else is in the batch.
+    """
+    cumulative_BV = logits_BV.softmax(dim=-1).double().cumsum(dim=-1)
+    # The last sum may round to other than 1; below it there is always a token with some probability.
+    target_B1 = uniform_B[:, None].clamp_max(1 - 2**-40) * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+
+
+class Uniforms:
+    """An endless sequence of uniform numbers in [0, 1) for each row, from that row's seed alone.
+
+    Drawn on the CPU, so that the same seed means the same numbers on every device.
+    """
+
+    def __init__(self, seeds: list[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._block_BN = torch.empty(len(seeds), 0, dtype=torch.float64)
+        self._next = 0
+
+    def draw(self) -> Tensor:
+        """The next number of each row (B,)."""
+        if self._next == self._block_BN.shape[1]:
+            rows = [torch.rand(BLOCK, generator=generator, dtype=torch.float64) for generator in self._generators]
+            self._block_BN, self._next = torch.stack(rows), 0
+        self._next += 1
+        return self._block_BN[:, self._next - 1]
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows only."""
+        self._generators = [self._generators[row] for row in rows]
+        self._block_BN = self._block_BN[rows]
