@@ -1,0 +1,222 @@
+"""tfcli inspect: what it says of each kind of thing, as JSON and for people, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfcli.cli.inspect import inspect
+from tfcli.config import ModelConfig, TokenizerOptions
+from tfcli.errors import UserError
+from tfcli.formats import describe, hf
+from tfcli.model import cost
+from tfcli.model.transformer import Transformer, initialize
+from tfcli.text.shards import ShardWriter
+from tfcli.text.sources import Chunk
+from tfcli.text.training import train
+
+CONFIG = ModelConfig(
+    vocab_size=300, context=32, depth=2, width=32, heads=2, kv_heads=1, head_width=16, ffn_width=64
+)  # fmt: skip
+TEXT = "The cat sat on the mat. The dog sat on the log.\n" * 40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "first"
+    tokenizer = train([Chunk(TEXT, True)], TokenizerOptions(vocab_size=280))
+    transformer = Transformer(CONFIG)
+    initialize(transformer, seed=0)
+    hf.save(directory, transformer, tokenizer)
+    return directory
+
+
+@pytest.fixture
+def run(model: Path, tmp_path: Path) -> Path:
+    """A run that stopped: no "finished" in run.json, old metrics."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    for file in model.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    (directory / "run.json").write_text(json.dumps({"command": "tfcli pretrain a.txt", "seed": 2024}))
+    records = [
+        {"step": 0, "seconds": 1.0, "tokens": 0, "val_loss": 5.0, "val_bits_per_byte": 3.0},
+        {"step": 10, "seconds": 2.0, "tokens": 320, "train_loss": 4.0, "lr": 1e-3, "tokens_per_second": 320.0},
+        {"step": 10, "seconds": 2.0, "tokens": 320, "val_loss": 4.1, "val_bits_per_byte": 2.0},
+        {"step": 20, "seconds": 3.0, "tokens": 640, "val_loss": 4.2, "val_bits_per_byte": 2.5},
+    ]
+    metrics = directory / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 30, "trai')
+    os.utime(metrics, (time.time() - 3600,) * 2)
+    (directory / "data.json").write_text(json.dumps({"sources": [{"name": "a.txt"}], "bytes": 1920, "tokens": 640}))
+    for step in ("000010", "000020", "junk.tmp"):
+        (directory / "checkpoints" / step).mkdir(parents=True)
+    return directory
+
+
+def described(capsys: pytest.CaptureFixture[str], *targets: object) -> list[dict[str, object]]:
+    inspect([str(target) for target in targets], as_json=True)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_model_says_shape_and_costs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = described(capsys, model)
+    assert said["kind"] == "model" and said["architecture"] == "decoder"
+    assert ModelConfig(**said["shape"]) == CONFIG  # type: ignore[arg-type]
+    parts = cost.parameters(CONFIG)
+    assert said["parameters"] == {
+        "total": parts.total,
+        "embedding": parts.embedding,
+        "attention": parts.attention,
+        "feed_forward": parts.feed_forward,
+        "norms": parts.norms,
+        "head": 0,
+    }
+    memory = said["memory"]
+    assert memory["weights_bf16_bytes"] * 2 == memory["weights_fp32_bytes"] == 4 * parts.total  # type: ignore[index,operator]
+    assert memory["kv_cache_per_1000_tokens_bf16_bytes"] == 1000 * 2 * 2 * 16 * 2  # type: ignore[index]
+    assert said["stored"]["numbers"] == parts.total and said["stored"]["dtype"] == "F32"  # type: ignore[index]
+    assert said["tokenizer"]["vocab_size"] == 280  # type: ignore[index]
+
+
+def test_run_says_how_far_it_came(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = described(capsys, run)
+    assert said["kind"] == "run" and said["status"] == "stopped"
+    assert said["command"] == "tfcli pretrain a.txt" and said["seed"] == 2024
+    assert said["steps"] == 20 and said["best_val_bits_per_byte"] == 2.0
+    assert said["last_training"]["train_loss"] == 4.0  # type: ignore[index]
+    assert said["checkpoints"] == ["000010", "000020"]
+    assert said["data"] == {"bytes": 1920, "tokens": 640, "sources": ["a.txt"]}
+    assert "parameters" in said
+
+
+def test_run_that_writes_is_running_and_one_with_an_end_is_finished(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.utime(run / "metrics.jsonl")
+    assert described(capsys, run)[0]["status"] == "running"
+    (run / "run.json").write_text(json.dumps({"finished": "2024-01-01T00:00:00Z"}))
+    assert described(capsys, run)[0]["status"] == "finished"
+
+
+def test_run_without_a_model_yet_is_still_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.json").unlink()
+    assert "shape" not in described(capsys, run)[0]
+
+
+def test_damaged_run_says_which_file(run: Path) -> None:
+    (run / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json cannot be read"):
+        inspect([str(run)])
+
+
+def test_tokenizer_says_its_pieces(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = described(capsys, model / "tokenizer.model")
+    assert said["kind"] == "tokenizer" and said["type"] == "bpe" and said["vocab_size"] == 280
+    assert said["byte_fallback"] and said["lossless"]
+    assert said["special"] == {"<unk>": 0, "<|endoftext|>": 1, "<pad>": 2} and said["end_of_text_id"] == 1
+    lengths = [len(piece) for piece in said["longest_pieces"]]  # type: ignore[attr-defined]
+    assert lengths == sorted(lengths, reverse=True) and len(str(said["hash"])) == 64
+
+
+def test_shard_says_its_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "train.bin"
+    with ShardWriter(path, tokenizer_hash="ab" * 32, vocab_size=300) as writer:
+        writer.write(np.arange(10))
+        writer.count(documents=2, bytes=35)
+    (said,) = described(capsys, path)
+    assert said["kind"] == "shard" and said["tokens"] == 10 and said["documents"] == 2 and said["text_bytes"] == 35
+    assert said["bytes_per_token"] == 3.5 and said["dtype"] == "uint16" and said["tokenizer_hash"] == "ab" * 32
+
+
+def test_weights_file_says_its_header(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (said,) = described(capsys, model / "model.safetensors")
+    assert said["kind"] == "weights" and said["numbers"] == cost.parameters(CONFIG).total
+
+
+def test_corpus_says_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("héllo\nworld", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "春眠不覚暁"}\n{"text": "x"}\n', encoding="utf-8")
+    (said,) = described(capsys, tmp_path)
+    assert said["kind"] == "corpus" and said["files"] == 2 and said["formats"] == {"text": 1, "jsonl": 1}
+    assert said["documents"] == 3 and said["lines"] == 4 and said["characters"] == 17 and said["text_bytes"] == 28
+    assert said["whole_text_read"] and said["preview"] == "héllo\nworld"
+    assert said["scripts"] == pytest.approx({"Latin": 11 / 17, "Han": 5 / 17, "Common": 1 / 17})
+
+
+def test_large_corpus_is_read_in_part_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describe, "SCAN_BYTES", 1_000_000)
+    (tmp_path / "a.txt").write_text("all work and no play\n" * 200_000)
+    (said,) = described(capsys, tmp_path)
+    assert said["whole_text_read"] is False
+    assert 1_000_000 <= said["text_bytes"] < said["file_bytes"] == 4_200_000  # type: ignore[operator]
+
+
+def test_empty_file_is_a_corpus_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").touch()
+    (said,) = described(capsys, tmp_path / "empty.txt")
+    assert said["text_bytes"] == 0 and said["scripts"] == {}
+    inspect([str(tmp_path / "empty.txt")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("image.png", b"\x89PNG\r\n", "PNG"),
+        ("what.bin", bytes(range(256)), "binary"),
+        ("old.model", b"{}", "JSON, expected a SentencePiece model"),
+        ("cut.safetensors", b"\x01", "cut short"),
+        ("cut.shard", b"TFSHARD\0", "not a token shard"),
+    ],
+)
+def test_what_is_nothing_of_this_is_refused_in_words(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        inspect([str(tmp_path / name)])
+
+
+def test_nothing_there_names_the_nearest(model: Path) -> None:
+    with pytest.raises(UserError, match="no such file") as error:
+        inspect([str(model.parent / "frist")])
+    assert error.value.hint is not None and "first" in error.value.hint
+
+
+def test_for_people_lines_are_aligned_and_plain(model: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect([str(model), str(run)])
+    out = capsys.readouterr().out
+    assert "\033" not in out and out.startswith(f"{model}: model\n") and f"\n\n{run}: run\n" in out
+    assert f"({cost.parameters(CONFIG).total:,})" in out and "2024" in out
+    shape = out.split("\n\n")[1].splitlines()
+    starts = {re.match(r"  \S+( \S+)*  +", line).end() for line in shape[1:]}  # type: ignore[union-attr]
+    assert shape[0] == "shape" and len(starts) == 1  # every value of the part begins in one column
+
+
+def test_without_a_target_it_is_the_model_that_generate_uses(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TFCLI_MODEL", str(model))
+    inspect(None, as_json=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["target"] == str(model) and str(model) in captured.err
+    monkeypatch.delenv("TFCLI_MODEL")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no model was named"):
+        inspect(None)
+
+
+def test_needs_no_torch(model: Path) -> None:
+    code = (
+        "import sys; from tfcli.formats.describe import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
