@@ -12,7 +12,7 @@ import numpy as np
 from tfcli.config import TokenizerOptions
 from tfcli.errors import UserError, unknown
 from tfcli.text.sources import Chunk
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.tokenizer import SPACE, Tokenizer
 
 DEFAULT_VOCAB_SIZE = 8192
 EOS = "<|endoftext|>"
@@ -57,7 +57,7 @@ def train(
         "model_type": options.type,
         "vocab_size": size,
         "character_coverage": 1.0 if rare else options.character_coverage,
-        "user_defined_symbols": list(options.user_symbols),
+        "user_defined_symbols": [symbol.replace(" ", SPACE) for symbol in options.user_symbols],
         "num_threads": threads or 1,
         # Text is never changed:
         "byte_fallback": True,
@@ -113,8 +113,10 @@ def _passed(options: TokenizerOptions) -> dict[str, Any]:
         if name not in names:
             raise unknown("SentencePiece option", name, names)
     for symbol in options.user_symbols:
-        if not symbol or symbol in (EOS, "<unk>", "<pad>"):
-            raise UserError(f"{symbol!r} cannot be a user symbol", hint="it is empty, or a special piece already")
+        if not symbol or symbol in (EOS, "<unk>", "<pad>") or SPACE in symbol:
+            raise UserError(
+                f"{symbol!r} cannot be a user symbol", hint="it is empty, a special piece already, or has U+2581 in it"
+            )
     if len(set(options.user_symbols)) < len(options.user_symbols):
         raise UserError("a user symbol is given twice")
     if not 0.98 <= options.character_coverage <= 1:
