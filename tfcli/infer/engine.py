@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -233,8 +234,9 @@ class Engine:
         count = sampling.num_samples
         rows = [_Row(self.tokenizer, prompt, sampling.stop) for prompt in prompts for _ in range(count)]
         eos_id = self.tokenizer.eos_id
+        mixed = [_mixed(seed, ids[row // count]) for row, seed in enumerate(seeds)]
         for steps in decode(
-            self.model, ids, sampling, seeds=seeds, eos_id=eos_id, ended=lambda row, id: rows[row].push(id)
+            self.model, ids, sampling, seeds=mixed, eos_id=eos_id, ended=lambda row, id: rows[row].push(id)
         ):
             for step in steps:
                 row = rows[step.row]
@@ -286,6 +288,11 @@ class _Row:
 
 def _seed(sampling: Sampling) -> int:
     return sampling.seed if sampling.seed is not None else secrets.randbits(31)
+
+
+def _mixed(seed: int, ids: list[int]) -> int:
+    """The seed of a row's generator: of the seed and the prompt, so that prompts do not share their random numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {ids}".encode()).digest()[:7], "big")
 
 
 def _over(

@@ -1,0 +1,161 @@
+"""tfcli evaluate: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tfcli.config import DataOptions, resolve
+from tfcli.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from tfcli.text.tokenizer import Tokenizer
+
+SECONDS_BETWEEN_LINES = 10.0
+BATCH = 1 << 22
+"""Characters that are encoded at once, about."""
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory.")],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, or - for stdin.")
+    ],
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride", help="Tokens from window to window; the context is fastest.", show_default="half a context"
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Score only the first N documents.", show_default="all")
+    ] = None,
+    text_key: Annotated[
+        str | None,
+        typer.Option("--text-key", help="Field with the text.", show_default="text, content or the only one"),
+    ] = None,
+    errors: Annotated[
+        str | None,
+        typer.Option("--errors", help="Invalid UTF-8: strict or replace.", show_default=DataOptions().errors),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores")] = None,
+) -> None:
+    """Score a text: loss (nats per token), perplexity and bits per byte of its UTF-8 form.
+
+    Every token is scored once, with at least context - stride tokens before it where there are that many. Documents
+    are joined by the end-of-text token, which is scored and counts as a token but not as a byte.
+
+    Example: tfcli evaluate runs/first held-out.txt
+    """
+    import tempfile
+
+    if stride is not None and stride < 1:
+        raise UserError(f"--stride is {stride}", hint="it must be at least 1")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}", hint="it must be at least 1")
+    options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
+    from tfcli.infer.engine import load
+    from tfcli.infer.score import evaluate as score
+
+    engine = load(model, device=device, precision=precision, threads=threads)
+    if stride is not None and stride > engine.model.config.context:
+        raise UserError(
+            f"--stride is {stride}, the model's context {engine.model.config.context}",
+            hint="a longer stride would leave tokens out",
+        )
+    print(f"device: {engine.runtime.describe()}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
+        ids, text_bytes = _encode(data, options, engine.tokenizer, limit=limit, threads=threads, folder=Path(folder))
+        scores = score(
+            engine.model,
+            ids,
+            text_bytes=text_bytes,
+            first=engine.tokenizer.eos_id,
+            runtime=engine.runtime,
+            stride=stride,
+            on_progress=_Progress(),
+        )
+        del ids
+    fields = dataclasses.asdict(scores)
+    if as_json:
+        print(json.dumps(fields))
+        return
+    for name, value in fields.items():
+        print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
+
+
+def _encode(
+    data: list[str], options: DataOptions, tokenizer: Tokenizer, *, limit: int | None, threads: int | None, folder: Path
+) -> tuple[npt.NDArray[np.int32], int]:
+    """The ids of all documents, in a memory-mapped file in ``folder``, and the bytes of their text."""
+    import numpy as np
+
+    from tfcli.text.sources import find, read, utf8_length
+
+    sources = find(data, spool=folder, on_note=lambda line: print(line, file=sys.stderr))
+    path = folder / "ids"
+    text_bytes = documents = 0
+    begins = True
+    eos = np.array([tokenizer.eos_id], np.int32)
+    waiting: list[tuple[str, bool]] = []
+
+    def write() -> None:
+        nonlocal documents
+        texts, starts = [text for text, _ in waiting], [start for _, start in waiting]
+        encoded = tokenizer.encode_arrays(texts, continuing=[not start for start in starts], threads=threads)
+        for ids, start in zip(encoded, starts, strict=True):
+            if start and documents:
+                file.write(eos.tobytes())
+            documents += start
+            file.write(np.ascontiguousarray(ids, np.int32).tobytes())
+        waiting.clear()
+
+    with path.open("wb") as file:
+        ended = held = 0
+        for chunk in read(sources, options):
+            waiting.append((chunk.text, begins))
+            text_bytes += utf8_length(chunk.text)
+            held += len(chunk.text) + 64
+            begins = chunk.end
+            ended += chunk.end
+            if ended == limit:
+                break
+            if held > BATCH:
+                write()
+                held = 0
+        write()
+    if not text_bytes:
+        raise UserError(f"there is no text in {', '.join(data)}", hint="the score of nothing is not defined")
+    return np.memmap(path, np.int32, mode="r"), text_bytes
+
+
+class _Progress:
+    """A line on stderr every ten seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = done / (now - self._start)
+        left = (total - done) / rate
+        print(f"{done} of {total} tokens, {rate:.0f} tokens/s, {left:.0f} s left", file=sys.stderr)
