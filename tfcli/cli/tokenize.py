@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -226,8 +227,6 @@ def _tokenizer(path: Path | None) -> Tokenizer:
 
 
 def _threads(given: int | None) -> int:
-    import os
-
     if given:
         return given
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -247,9 +246,13 @@ def _input(name: str) -> Iterator[BinaryIO]:
 
 
 def _write(results: Iterable[bytes]) -> None:
-    for result in results:
-        sys.stdout.buffer.write(result)
-        sys.stdout.buffer.flush()
+    try:
+        for result in results:
+            sys.stdout.buffer.write(result)
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the reader has what it wants, as in `| head -1`; typer would make it exit code 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
 
 
 def _out(line: str) -> None:

@@ -227,9 +227,9 @@ def prepare(
             size = vocab_size_for(cut)
         key = _key(text, held, cut, tokenizer, size)
         folder = cache / key
-        found = _found(folder, note)
-        if found:
-            return found
+        left = found(folder, note)
+        if left:
+            return left
         if isinstance(tokenizer, TokenizerOptions):
             assert sample is not None
             tokenizer = training.train(
@@ -277,7 +277,7 @@ def _key(text: Scan, held: Scan | None, cut: int, tokenizer: Tokenizer | Tokeniz
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _found(folder: Path, note: Note) -> Corpus | None:
+def found(folder: Path, note: Note) -> Corpus | None:
     """The corpus that an earlier time left in ``folder``, None where it is not there whole."""
     if not folder.is_dir():
         return None

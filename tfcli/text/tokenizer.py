@@ -26,7 +26,7 @@ FILE_NAME = "tokenizer.model"
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
 SPACE_BYTES = tuple(SPACE.encode())
-GROUP = 4096
+GROUP = 512
 """Characters that are encoded at once, about: long enough for speed, short enough for the processor's cache."""
 LONG = 1 << 16
 """A line longer than this is cut before a word."""
