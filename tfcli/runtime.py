@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -163,3 +164,15 @@ def _native_bf16(device: torch.device) -> bool:
             return False
         return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
     return False
+
+
+def process_started() -> float:
+    """When this process began, as ``time.time()`` counts; now, where the system does not tell."""
+    try:
+        with open("/proc/self/stat") as file:  # noqa: PTH123
+            ticks = float(file.read().rpartition(")")[2].split()[19])  # proc(5): field 22, starttime
+        with open("/proc/uptime") as file:  # noqa: PTH123
+            uptime = float(file.read().split()[0])
+        return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return time.time()

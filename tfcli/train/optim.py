@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Push the singular values of each matrix (N, rows, columns) towards 1, in bf16, by a quintic Newton-Schulz.
 
-    X <- a X + (b A + c A^2) X with A = X X^T and the coefficients of Jordan et al. 2024; values end in about 0.5 to 1.5.
+    X <- a X + (b A + c A^2) X with A = X X^T, coefficients of Jordan et al. 2024; values end in about 0.5 to 1.5.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()

@@ -1,0 +1,173 @@
+"""How a run looks: a live screen on a terminal, plain lines everywhere else. Always on stderr."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from tfcli.train.events import Event, Progress
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class PlainView:
+    """One line at most every ten seconds or one percent, and every evaluation."""
+
+    def __init__(self) -> None:
+        self._last = (-math.inf, -1.0)
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        """Print what is due."""
+        from tfcli.train.events import Evaluated, Note, Preparing, Progress, Sampled
+
+        match event:
+            case Note():
+                _line(event.text)
+            case Preparing() if self._due(event.done / max(1, event.total)):
+                _line(f"{event.stage}: {event.done / 1e6:,.1f} of {event.total / 1e6:,.1f} MB")
+            case Progress() if self._due(event.step / event.steps if event.steps else 0.0):
+                _line(_progress(event))
+            case Evaluated():
+                mark = " (best)" if event.best else ""
+                _line(f"step {event.step}: {event.bits_per_byte:.4f} bits per byte held out{mark}")
+            case Sampled():
+                _line(f"sample: {' '.join(event.text.split())[:160]}")
+
+    def _due(self, share: float) -> bool:
+        now = time.monotonic()
+        due = now - self._last[0] >= SECONDS_BETWEEN_LINES
+        if due:
+            self._last = (now, share)
+        return due
+
+
+class LiveView:
+    """Progress, loss curve, speed, time left, memory, held-out score and the latest sample, redrawn in place."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._stage = ""
+        self._losses: deque[float] = deque(maxlen=2000)
+        self._scores: list[tuple[int, float]] = []
+        self._sample = ""
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveView:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(
+            console=Console(stderr=True, highlight=False), refresh_per_second=4, get_renderable=self._render
+        )
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._live is not None
+        self._stage = "" if self._progress else self._stage
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event; the screen follows by itself."""
+        from tfcli.train.events import Evaluated, Note, Preparing, Progress, Sampled
+
+        assert self._live is not None
+        match event:
+            case Note():
+                self._live.console.print(event.text, markup=False)
+            case Preparing():
+                share = event.done / max(1, event.total)
+                self._stage = f"{event.stage} {event.done / 1e6:,.1f} of {event.total / 1e6:,.1f} MB ({share:.0%})"
+            case Progress():
+                self._progress = event
+                self._stage = ""
+                self._losses.append(event.train_loss)
+            case Evaluated():
+                self._scores.append((event.step, event.bits_per_byte))
+            case Sampled():
+                self._sample = event.text
+
+    def _render(self) -> RenderableType:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._progress is None:
+            return Text(self._stage or "starting", style="dim")
+        p = self._progress
+        assert self._live is not None
+        width = min(100, self._live.console.width)
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim")
+        grid.add_column()
+        grid.add_row("progress", ProgressBar(total=p.steps or 1, completed=p.step if p.steps else 0, width=width - 24))
+        grid.add_row("step", f"{p.step:,} of {p.steps:,}" if p.steps else f"{p.step:,} (measuring the speed)")
+        left = "" if p.seconds_left is None else f", {clock(p.seconds_left)} left"
+        grid.add_row("time", f"{clock(p.seconds)}{left}")
+        grid.add_row("speed", f"{p.tokens_per_second:,.0f} tokens/s, peak memory {p.memory / 1e6:,.0f} MB")
+        curve = f"{p.train_loss:.3f}  {spark(self._losses, width - 34)}"
+        grid.add_row("train loss", curve)
+        if self._scores:
+            best_step, best = min(self._scores, key=lambda pair: pair[1])
+            grid.add_row("held out", f"{self._scores[-1][1]:.4f} bits per byte; best {best:.4f} at step {best_step:,}")
+        parts: list[RenderableType] = [grid]
+        if self._sample:
+            text = Text(self._sample.strip("\n"), style="italic", no_wrap=False)
+            parts.append(Panel(text, title="sample", title_align="left", width=width, height=9))
+        return Group(*parts)
+
+
+def view() -> PlainView | LiveView:
+    """The live screen where stderr is a terminal, else plain lines."""
+    return LiveView() if sys.stderr.isatty() else PlainView()
+
+
+def spark(values: deque[float] | list[float], width: int) -> str:
+    """A curve of ``width`` characters or fewer, the oldest value first."""
+    if not values or width < 1:
+        return ""
+    items = list(values)
+    bins = [items[i * len(items) // width : max(i * len(items) // width + 1, (i + 1) * len(items) // width)]
+            for i in range(min(width, len(items)))] if len(items) > width else [[v] for v in items]  # fmt: skip
+    means = [sum(b) / len(b) for b in bins]
+    low, high = min(means), max(means)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:23:45 or 2:05."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def _progress(p: Progress) -> str:
+    of = f" of {p.steps:,}" if p.steps else ""
+    left = "" if p.seconds_left is None else f", {clock(p.seconds_left)} left"
+    return f"step {p.step:,}{of}: loss {p.train_loss:.3f}, {p.tokens_per_second:,.0f} tokens/s{left}"
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

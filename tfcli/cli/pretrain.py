@@ -1,0 +1,189 @@
+"""tfcli pretrain: text in, model directory out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfcli.config import DataOptions, PretrainConfig
+
+LENGTH, SIZE, DATA, RUN, MACHINE = "Length", "Size", "Text", "Run", "Machine"
+
+
+def pretrain(
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CORPUS...",
+            help="Files, directories, globs, - for stdin: txt, md, jsonl, csv, tsv, parquet, also compressed.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting, such as optim.muon_lr=0.01; repeatable.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="Of all that is random.", show_default=str(PretrainConfig().seed), rich_help_panel=RUN
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=RUN)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Wall-clock time, as 90s, 10m, 1h.", show_default="10m", rich_help_panel=LENGTH),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Training tokens.", rich_help_panel=LENGTH)] = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Passes over the text.", rich_help_panel=LENGTH)
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            "--depth",
+            help="Blocks; width, heads and rates follow.",
+            show_default="what fits the time",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", help="Tokens seen at once.", show_default="by depth", rich_help_panel=SIZE),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Sequences a step.", show_default="by depth", rich_help_panel=SIZE),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="A known point: tiny, small, nanogpt-cpu, 12m, gpt2-124m.", rich_help_panel=SIZE),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            help="A tokenizer.model or model directory.",
+            show_default="trained on the text",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            "--vocab-size", help="Pieces of a new tokenizer.", show_default="by size of text", rich_help_panel=DATA
+        ),
+    ] = None,
+    val: Annotated[str | None, typer.Option("--val", help="Hold out this file instead.", rich_help_panel=DATA)] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--val-fraction",
+            help="Held-out part, from the end.",
+            show_default="0.1, at most 500 kB",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    text_key: Annotated[
+        str | None,
+        typer.Option("--text-key", help="Field or column with the text.", show_default="found", rich_help_panel=DATA),
+    ] = None,
+    errors: Annotated[
+        str | None,
+        typer.Option(
+            "--errors",
+            help="Invalid UTF-8: strict or replace.",
+            show_default=DataOptions().errors,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="bf16 or fp32.", show_default="bf16 where native", rich_help_panel=MACHINE),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
+    ] = None,
+) -> None:
+    """Train a language model on text: tokenizer, training, evaluation, and a model directory that works everywhere.
+
+    Example: tfcli pretrain corpus.txt --budget 10m
+    """
+    from tfcli.runtime import process_started
+
+    started = process_started()
+    from tfcli.cli.live import view
+    from tfcli.train.pretrain import pretrain as run
+
+    settings: dict[str, Any] = {
+        "train.steps": steps,
+        "train.tokens": tokens,
+        "train.epochs": epochs,
+        "train.budget": budget,
+        "train.batch_size": batch_size,
+        "train.checkpoint_every": checkpoint_every,
+        "train.tensorboard": tensorboard or None,
+        "model.depth": depth,
+        "model.context": context,
+        "tokenizer.vocab_size": vocab_size,
+        "data.val": val,
+        "data.val_fraction": val_fraction,
+        "data.text_key": text_key,
+        "data.errors": errors,
+        "seed": seed,
+    }
+    with view() as listen:
+        result = run(
+            corpus or [],
+            out=out,
+            tokenizer=tokenizer,
+            settings=settings,
+            preset=preset,
+            config_file=config,
+            sets=sets or [],
+            resume=resume,
+            device=device,
+            precision=precision,
+            threads=threads,
+            listen=listen,
+            started=started,
+            command=["tfcli", *sys.argv[1:]],
+        )
+    if as_json:
+        record = {"model": str(result.directory), "steps": result.steps, "val_bits_per_byte": result.bits_per_byte}
+        print(json.dumps({**record, "seconds": round(time.time() - started, 3)}))
+    else:
+        score = "" if result.bits_per_byte is None else f" ({result.bits_per_byte:.4f} bits per byte held out)"
+        print(f'{result.directory}{score}: tfcli generate --model {result.directory} --prompt "..."')

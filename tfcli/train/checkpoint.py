@@ -1,0 +1,176 @@
+"""Checkpoints that appear whole or not at all, and the lock that keeps two runs out of one directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tfcli.errors import UserError
+
+FOLDER = "checkpoints"
+MARKER = "complete.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """Everything a run needs beside weights and optimizer to go on as if it had never stopped."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    steps: int | None = None
+    """Steps in all; None until the length is settled."""
+    tokens: int = 0
+    """Tokens trained on."""
+    seconds: float = 0.0
+    """Since the start of the process that began the run, stops left out."""
+    loss_sum: float = 0.0
+    """Loss since the last line of metrics."""
+    loss_count: int = 0
+    """Tokens since the last line of metrics."""
+    best: float | None = None
+    """Best validation metric so far."""
+    best_step: int = 0
+    """The step that reached it."""
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl at this step."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints, once settled."""
+    config_hash: str = ""
+    """Of the settings that the run was started with."""
+
+
+def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
+    """Write ``checkpoints/STEP``: aside, synced, renamed; the marker with sizes and checksums last.
+
+    A process killed at any moment leaves either no directory of that name, one without a marker, or a whole one.
+    """
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    final, aside = folder / f"{state.step:08d}", folder / f".{state.step:08d}.tmp"
+    for leftover in (aside, final):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    aside.mkdir()
+    try:
+        save_file({name: t.detach().contiguous() for name, t in model.items()}, aside / "model.safetensors")
+        save_file({name: t.detach().contiguous() for name, t in optimizer.items()}, aside / "optimizer.safetensors")
+        (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        sums = {path.name: _sync_and_sum(path) for path in sorted(aside.iterdir())}
+        _sync_folder(aside)
+        aside.rename(final)
+        _sync_folder(folder)
+        write_whole(final / MARKER, json.dumps(sums, indent=1))
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return final
+
+
+def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
+    """Read one checkpoint. Raises UserError, naming the file, where anything is missing, cut short or damaged."""
+    try:
+        sums = json.loads((path / MARKER).read_text())
+        for name, (size, checksum) in sums.items():
+            file = path / name
+            if not file.exists():
+                raise _broken(path, f"{name} is missing")
+            if file.stat().st_size != size:
+                raise _broken(path, f"{name} has {file.stat().st_size} bytes, expected {size}")
+            if _sum(file) != checksum:
+                raise _broken(path, f"{name} is damaged: its checksum is wrong")
+        state = TrainState(**json.loads((path / "state.json").read_text()))
+        return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    except (OSError, ValueError, TypeError) as error:
+        raise _broken(path, str(error)) from None
+
+
+def complete(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = (run / FOLDER).glob("[0-9]*")
+    return sorted(path for path in found if (path / MARKER).is_file())
+
+
+def prune(run: Path, *, keep: int, best_step: int) -> None:
+    """Delete all but the newest ``keep`` whole checkpoints and the best, and what killed processes left."""
+    whole = complete(run)
+    kept = {*whole[-max(1, keep) :], run / FOLDER / f"{best_step:08d}"}
+    for path in (run / FOLDER).iterdir():
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the directory: a second run on it, also in another process, is refused. A killed process lets go."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    file = (run / ".lock").open("w")
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {run}", hint="wait for it, stop it, or choose another --out"
+            ) from None
+        yield
+    finally:
+        file.close()
+
+
+def _broken(path: Path, why: str) -> UserError:
+    others = [other.name for other in complete(path.parent.parent) if other != path]
+    hint = (
+        f"delete {path} to go on from step {int(others[-1])}" if others else "no other checkpoint is left: start again"
+    )
+    return UserError(f"the checkpoint {path} cannot be read: {why}", hint=hint)
+
+
+def _sync_and_sum(path: Path) -> list[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return [path.stat().st_size, _sum(path)]
+
+
+def _sum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every system lets a directory be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,54 @@
+"""Which examples a step sees: a pure function of the seed and the step, so that resuming is one integer."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+def batch(step: int, *, seed: int, size: int, batch: int) -> tuple[Indices, Indices]:
+    """The examples of ``step`` (from 0): indices (batch,) below ``size``, and the epoch (batch,) each one belongs to.
+
+    Every epoch visits every example once in an order of its own; a batch may straddle two epochs.
+    """
+    position = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    epochs, places = np.divmod(position, size)
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        mine = epochs == epoch
+        indices[mine] = permute(places[mine], size=size, key=mix(seed, int(epoch)))
+    return indices, epochs
+
+
+def permute(places: Indices, *, size: int, key: int) -> Indices:
+    """Where a random permutation of ``range(size)`` puts ``places``, in constant memory.
+
+    A four-round Feistel network on the smallest even number of bits that holds ``size``; values that fall outside are
+    sent through again until they fall inside (Black and Rogaway 2002, cycle walking).
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    values = places.astype(np.uint64)
+    todo = np.ones(len(values), dtype=bool)
+    while todo.any():
+        left, right = values[todo] >> np.uint64(half), values[todo] & mask
+        for turn in range(4):
+            left, right = right, left ^ (_hash(right, mix(key, turn)) & mask)
+        values[todo] = (left << np.uint64(half)) | right
+        todo[todo] = values[todo] >= size
+    return values.astype(np.int64)
+
+
+def mix(seed: int, value: int) -> int:
+    """A new 64-bit key from a key and a number."""
+    return int(_hash(np.array([value], dtype=np.uint64), seed)[0])
+
+
+def _hash(values: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014) over ``values`` + key."""
+    x = values + np.uint64((key * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,209 @@
+"""From a corpus, a machine and what a person fixed: the size of the model and the length of its training.
+
+What is left open follows from one dial, the depth, and the depth from the time there is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from tfcli.config import ModelConfig, ModelOptions, PretrainConfig, seconds
+from tfcli.errors import UserError
+from tfcli.model.cost import parameters, training_flops
+from tfcli.model.layers import FeedForward, RMSNorm
+from tfcli.runtime import Runtime
+
+DEFAULT_BUDGET = "10m"
+MAX_EPOCHS = 40
+"""Passes over the text beyond which nothing is learnt from it (with dropout; Muennighoff et al. 2023, 6)."""
+TOKENS_PER_PARAMETER = 20
+"""Compute-optimal (Hoffmann et al. 2022, table 3)."""
+COMPILE_PAYS_AFTER = 1800.0
+"""Seconds of planned training beyond which compiling, about a minute on two cores, is repaid."""
+MICRO_TOKENS = 8192
+"""Tokens at once; a larger batch is accumulated."""
+PROBE_STEPS = 24
+"""Steps after which the length of a run with a time budget is settled from its measured speed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a run will do; ``steps`` is None while a time budget waits for the machine's measured speed."""
+
+    model: ModelConfig
+    steps: int | None
+    max_steps: int
+    """As long as the corpus supports."""
+    budget: float | None
+    """Seconds of wall-clock time from the start of the process, or None."""
+    batch_size: int
+    micro_batch: int
+    dropout: float
+    muon_lr: float
+    lr: float
+    compile: bool
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets of one optimizer step."""
+        return self.batch_size * self.model.context
+
+
+def vocab_size(text_bytes: int) -> int:
+    """Pieces for a corpus of that many bytes: 2048 for 1 MB, twice as many for every ten times as much, up to 32768."""
+    exponent = 11 + math.log10(max(text_bytes, 1) / 1e6)
+    return int(min(32768, max(512, 2 ** round(exponent))))
+
+
+def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
+    """The model of a depth: width 64 a block, heads of 64, a feed-forward of 8/3 of the width (Shazeer 2020, 2)."""
+    width = options.width or 64 * depth
+    heads = options.heads or max(1, width // 64)
+    if width % heads:
+        raise UserError(
+            f"a width of {width} cannot be divided into {heads} heads",
+            hint=f"choose a width that is a multiple of {heads}, or other heads",
+        )
+    return ModelConfig(
+        vocab_size=vocab_size,
+        context=options.context or (128 if depth <= 4 else 256 if depth <= 8 else 512),
+        depth=depth,
+        width=width,
+        heads=heads,
+        kv_heads=options.kv_heads or heads,
+        head_width=width // heads,
+        ffn_width=options.ffn_width or math.ceil(8 * width / 3 / 64) * 64,
+        tied=options.tied,
+    )
+
+
+def flops_per_second(runtime: Runtime) -> float:
+    """What the machine does on work of the kind: a feed-forward layer with its norm, there and back, on 1024 tokens."""
+    config = shape(ModelOptions(), depth=3, vocab_size=512)
+    layer = torch.nn.Sequential(RMSNorm(config.width, 1e-6), FeedForward(config)).to(runtime.device)
+    for p in layer.parameters():
+        torch.nn.init.constant_(p, 0.01)
+    x = torch.ones(8, 128, config.width, dtype=runtime.dtype, device=runtime.device, requires_grad=True)
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        layer(x).sum().backward()
+        runtime.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 6.0 * sum(p.numel() for p in layer.parameters()) * 1024 / best
+
+
+def make(config: PretrainConfig, *, vocab_size: int, train_tokens: int, runtime: Runtime) -> Plan:
+    """Decide what ``config`` leaves open. ``train_tokens`` is the length of the encoded training text.
+
+    Raises UserError for sizes that cannot be.
+    """
+    options, train = config.model, config.train
+    budget = _budget(config)
+    if options.depth is not None:
+        depth = options.depth
+    else:
+        depth = _depth(options, vocab_size, train_tokens, budget or seconds(DEFAULT_BUDGET), runtime)
+    model = shape(options, depth=depth, vocab_size=vocab_size)
+    if options.context is None and model.context > (train_tokens - 1) // 2:
+        shorter = ModelOptions(**{**_fields(options), "context": max(8, (train_tokens - 1) // 2)})
+        model = shape(shorter, depth=depth, vocab_size=vocab_size)
+    batch = train.batch_size or _batch_size(model, train_tokens)
+    micro = min(train.micro_batch or max(1, MICRO_TOKENS // model.context), batch)
+    _check(config, model, train_tokens, batch)
+    tokens_per_step = batch * model.context
+    epoch_steps = max(1, (train_tokens - 1) // tokens_per_step)
+    max_steps = max(1, MAX_EPOCHS * (train_tokens - 1) // tokens_per_step)
+    steps = train.steps
+    if train.tokens is not None:
+        steps = max(1, math.ceil(train.tokens / tokens_per_step))
+    elif train.epochs is not None:
+        steps = max(1, math.ceil(train.epochs * (train_tokens - 1) / tokens_per_step))
+    repeats = (steps or max_steps) / epoch_steps
+    slower = min(1.0, (192 / model.width) ** 0.5)
+    return Plan(
+        model=model,
+        steps=steps,
+        max_steps=max_steps,
+        budget=budget,
+        batch_size=batch,
+        micro_batch=micro,
+        dropout=train.dropout if train.dropout is not None else (0.1 if repeats > 4 else 0.0),
+        muon_lr=config.optim.muon_lr or 0.02,
+        lr=config.optim.lr or 0.012 * slower,
+        compile=train.compile == "on" or (train.compile == "auto" and (budget or 0) > COMPILE_PAYS_AFTER),
+    )
+
+
+def settle(plan: Plan, *, elapsed: float, step: int, step_seconds: float, evaluation_seconds: float) -> int:
+    """The number of steps that ends a budgeted run in time, from its measured speed; at most what the corpus supports.
+
+    About forty evaluations are to come, and a twentieth is kept for checkpoints, samples and the end.
+    """
+    assert plan.budget is not None
+    left = plan.budget - elapsed - 40 * evaluation_seconds
+    steps = step + int(0.95 * max(left, 0.0) / step_seconds)
+    return max(step + 1, min(steps, plan.max_steps))
+
+
+def _budget(config: PretrainConfig) -> float | None:
+    """Seconds, where time decides the length; raises UserError where two lengths are given."""
+    train = config.train
+    given = [name for name in ("steps", "tokens", "epochs", "budget") if getattr(train, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"two lengths are given: --{' and --'.join(given)}", hint="give one of them")
+    for name in given:
+        if name != "budget" and getattr(train, name) <= 0:
+            raise UserError(f"--{name} is {getattr(train, name)}", hint="it must be more than 0")
+    if given and given[0] != "budget":
+        return None
+    return seconds(train.budget or DEFAULT_BUDGET)
+
+
+def _depth(options: ModelOptions, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
+    """The deepest model that sees its share of tokens within the budget and the passes that the text supports."""
+    if options.width is not None:
+        return max(1, options.width // 64)
+    rate = flops_per_second(runtime)
+    best = 2
+    for depth in range(2, 25):
+        config = shape(options, depth=depth, vocab_size=vocab_size)
+        tokens = min(budget * rate / training_flops(config, config.context), MAX_EPOCHS * train_tokens)
+        if tokens < TOKENS_PER_PARAMETER / 3 * parameters(config).total:
+            break
+        best = depth
+    return best
+
+
+def _batch_size(model: ModelConfig, train_tokens: int) -> int:
+    """Sequences a step: 1024 tokens for the smallest model, growing with depth, never more than a tenth of the text."""
+    tokens = 1024 * 2 ** max(0, (model.depth - 3) // 2)
+    most = max(1, (train_tokens - 1) // model.context // 10)
+    return max(1, min(tokens // model.context, most))
+
+
+def _check(config: PretrainConfig, model: ModelConfig, train_tokens: int, batch: int) -> None:
+    if model.context + 1 > train_tokens:
+        raise UserError(
+            f"the training text has {train_tokens:,} tokens, too few for a context of {model.context}",
+            hint=f"use more text, or --context {max(1, (train_tokens - 1) // 2)}",
+        )
+    windows = (train_tokens - 1) // model.context
+    if batch < 1 or (config.train.micro_batch or 1) < 1:
+        raise UserError("the batch is smaller than one sequence", hint="--batch-size and train.micro_batch start at 1")
+    if batch > windows:
+        raise UserError(
+            f"a batch of {batch} sequences of {model.context} tokens is larger than the data ({windows} sequences)",
+            hint=f"use --batch-size {windows} at most, a shorter --context, or more text",
+        )
+    dropout = config.train.dropout
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UserError(f"train.dropout is {dropout}", hint="it must be at least 0 and below 1")
+
+
+def _fields(options: ModelOptions) -> dict[str, int | bool | None]:
+    return {name: getattr(options, name) for name in options.__slots__}
