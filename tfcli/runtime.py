@@ -159,7 +159,8 @@ def _native_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         try:
-            flags = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))  # noqa: SIM115, PTH123
+            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                flags = next(line for line in file if line.startswith(("flags", "Features")))
         except (OSError, StopIteration):
             return False
         return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
