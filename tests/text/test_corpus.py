@@ -237,3 +237,21 @@ def test_progress_covers_all_stages_and_ends_whole(tmp_path: Path) -> None:
     make(tmp_path, tmp_path / "a.txt", tokenizer=options, on_progress=lambda s, d, t: seen.update({s: (d, t)}))
     assert list(seen) == ["scan", "train", "encode"]
     assert all(done == total > 0 for done, total in seen.values())
+
+
+def test_text_that_changes_meanwhile_is_noticed(
+    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches shards that are not of the text that was checked."""
+    path = tmp_path / "a.txt"
+    path.write_text(prose(50))
+    key = corpora._key
+
+    def meddle(*arguments: Any) -> str:
+        path.write_text(prose(60))
+        return key(*arguments)
+
+    monkeypatch.setattr(corpora, "_key", meddle)
+    with pytest.raises(RunError, match="changed while it was read"):
+        make(tmp_path, path, tokenizer=bpe)
+    assert not list((tmp_path / "c").rglob("*.bin"))

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 from pathlib import Path
 
@@ -159,6 +160,18 @@ def test_stdin_is_spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(2):
         assert [chunk.text for chunk in read(found, DataOptions())] == ["from é pipe\r\n"]
     assert found[0].name == "stdin"
+
+
+def test_a_pipe_is_spooled(tmp_path: Path) -> None:
+    """Catches <(zcat corpus.gz), which gives its text once, read as empty the second time."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as file:
+        file.write(b"once only")
+    found = find([f"/dev/fd/{reading}"], spool=tmp_path)
+    os.close(reading)
+    assert found[0].spooled
+    for _ in range(2):
+        assert [chunk.text for chunk in read(found, DataOptions())] == ["once only"]
 
 
 def test_names_that_stand_for_nothing(tmp_path: Path) -> None:

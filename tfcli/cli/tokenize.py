@@ -310,6 +310,8 @@ def _render(result: Stats, vocab_size: int) -> None:
     _out(f"unknown rate         {result.unknown_tokens / tokens:.4%}")
     _out(f"pieces used          {result.pieces_used:,} of {vocab_size:,}")
     _out(f"longest pieces       {' '.join(result.longest)}")
+    if not result.scripts:
+        return
     head = ("script", "bytes", "tokens", "bytes per token", "byte fallback")
     rows = [
         (name, f"{size:,}", f"{count:,}", f"{size / count:.3f}", f"{fallback / count:.4%}")

@@ -243,7 +243,7 @@ def prepare(
         return _make(folder, text, held, cut, options, tokenizer, threads, on_progress)
     finally:
         for source in sources:
-            if source.name == "stdin":
+            if source.spooled:
                 source.path.unlink(missing_ok=True)
 
 
@@ -308,7 +308,6 @@ def _make(
 ) -> Corpus:
     """Encode the text into ``folder``: shards, tokenizer, and last the receipt."""
     total = text.bytes + (held.bytes if held else 0)
-    about = {"tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size}
     with (
         ShardWriter(folder / "train.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as train,
         ShardWriter(folder / "val.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as val,
@@ -317,38 +316,10 @@ def _make(
         tokens = encoder.run(read(text.sources, options), train, val, cut)
         if held:
             val_tokens = encoder.run(read(held.sources, options), val, val, held.bytes)
+        if train.bytes + val.bytes != total:
+            raise RunError("the text changed while it was read", hint="run it again when nothing writes to the text")
     scans = [(text, tokens)] + ([(held, val_tokens)] if held else [])
-    rows = [
-        {"name": count.name, "bytes": count.bytes, "documents": count.documents, "tokens": numbers.get(index, 0)}
-        for one, numbers in scans
-        for index, count in enumerate(one.counts.sources)
-    ]
-    counted = [count for one, _ in scans for count in one.counts.sources]
-    receipt: dict[str, Any] = {
-        "sources": rows,
-        "bytes": train.bytes + val.bytes,
-        "documents": sum(count.documents for count in counted),
-        "tokens": train.tokens + val.tokens,
-        "train": {"bytes": train.bytes, "documents": train.documents, "tokens": train.tokens},
-        "val": {
-            "bytes": val.bytes,
-            "documents": val.documents,
-            "tokens": val.tokens,
-            "share": val.bytes / max(1, train.bytes + val.bytes),
-            "from": "files" if held else "the end of the text",
-        },
-        "dropped": {
-            "empty_documents": sum(count.empty for count in counted),
-            "byte_order_marks": sum(count.boms for count in counted),
-        },
-        "cut": 0,
-        "replaced": sum(count.replaced for count in counted),
-        "byte_fallback_rate": encoder.byte_tokens / max(1, train.tokens + val.tokens),
-        "unknown_rate": encoder.unknown_tokens / max(1, train.tokens + val.tokens),
-        "exact_duplicates": sum(one.duplicates for one, _ in scans),
-        "content_hash": text.content_hash,
-        **about,
-    }
+    receipt = _receipt(scans, train, val, encoder, tokenizer)
     try:
         tokenizer.save(folder / "tokenizer.model")
         aside = folder / "data.json.tmp"
@@ -362,3 +333,46 @@ def _make(
         receipt=receipt,
         tokenizer=tokenizer,
     )
+
+
+def _receipt(
+    scans: Sequence[tuple[Scan, dict[int, int]]],
+    train: ShardWriter,
+    val: ShardWriter,
+    encoder: encoding.Encoder,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """The content of data.json; ``scans`` come with the tokens of each of their sources."""
+    rows = [
+        {"name": count.name, "bytes": count.bytes, "documents": count.documents, "tokens": numbers.get(index, 0)}
+        for one, numbers in scans
+        for index, count in enumerate(one.counts.sources)
+    ]
+    counted = [count for one, _ in scans for count in one.counts.sources]
+    tokens = max(1, train.tokens + val.tokens)
+    return {
+        "sources": rows,
+        "bytes": train.bytes + val.bytes,
+        "documents": sum(count.documents for count in counted),
+        "tokens": train.tokens + val.tokens,
+        "train": {"bytes": train.bytes, "documents": train.documents, "tokens": train.tokens},
+        "val": {
+            "bytes": val.bytes,
+            "documents": val.documents,
+            "tokens": val.tokens,
+            "share": val.bytes / max(1, train.bytes + val.bytes),
+            "from": "files" if len(scans) > 1 else "the end of the text",
+        },
+        "dropped": {
+            "empty_documents": sum(count.empty for count in counted),
+            "byte_order_marks": sum(count.boms for count in counted),
+        },
+        "cut": 0,
+        "replaced": sum(count.replaced for count in counted),
+        "byte_fallback_rate": encoder.byte_tokens / tokens,
+        "unknown_rate": encoder.unknown_tokens / tokens,
+        "exact_duplicates": sum(one.duplicates for one, _ in scans),
+        "content_hash": scans[0][0].content_hash,
+        "tokenizer_hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+    }

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
 
 from tfcli.errors import UserError
 
@@ -93,19 +93,19 @@ def _corrupt(name: str, compression: str, error: object) -> UserError:
     )
 
 
-def _open(path: Path, compression: str):  # type: ignore[no-untyped-def]
+def _open(path: Path, compression: str) -> IO[bytes]:
     if compression == ".gz":
         import gzip
 
-        return gzip.open(path, "rb")
+        return cast(IO[bytes], gzip.open(path, "rb"))
     if compression == ".bz2":
         import bz2
 
-        return bz2.open(path, "rb")
+        return cast(IO[bytes], bz2.open(path, "rb"))
     if compression == ".xz":
         import lzma
 
-        return lzma.open(path, "rb")
+        return cast(IO[bytes], lzma.open(path, "rb"))
     return path.open("rb")
 
 

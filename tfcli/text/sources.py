@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from tfcli.config import DataOptions
-from tfcli.errors import UserError, nearest
+from tfcli.errors import RunError, UserError, nearest
 from tfcli.text import files
 from tfcli.text.files import Count, Counts
 
@@ -40,6 +40,8 @@ class Source:
     path: Path
     kind: Kind
     name: str
+    spooled: bool = False
+    """A copy of a stream; whoever asked for it removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,9 @@ def find(
 ) -> list[Source]:
     """The sources that files, directories (recursive, sorted, hidden files skipped), globs and "-" (stdin) stand for.
 
-    stdin is copied to a file in the directory ``spool``, as text is read more than once. Files in a directory that are
-    not text are skipped, and ``on_note`` is told. Raises UserError for a name that stands for nothing.
+    stdin and pipes are copied to a file in the directory ``spool``, as text is read more than once. Files in a
+    directory that are not text are skipped, and ``on_note`` is told.
+    Raises UserError for a name that stands for nothing.
     """
     if not specs:
         raise UserError("no text was given", hint="name a file, a directory, a glob, or - for stdin")
@@ -68,11 +71,14 @@ def find(
     for spec in specs:
         path = Path(spec)
         if spec == "-":
-            found.append(_spooled(spool))
+            found.append(_stdin(spool))
         elif path.is_dir():
             found += _directory(path, on_note)
-        elif path.exists():
+        elif path.is_file():
             found.append(_source(path))
+        elif path.exists():  # a pipe, as in <(zcat corpus.gz)
+            with path.open("rb") as file:
+                found.append(_spooled(file, spec, spool))
         elif glob.has_magic(spec):
             matches = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
             if not matches:
@@ -122,15 +128,23 @@ def _head(source: Source) -> bytes:
         return b""  # not readable: the reader says why
 
 
-def _spooled(spool: Path | None) -> Source:
+def _stdin(spool: Path | None) -> Source:
+    if sys.stdin.isatty():
+        raise UserError("stdin is a terminal, not a text", hint="pipe a text in, or name a file")
+    return _spooled(sys.stdin.buffer, "stdin", spool)
+
+
+def _spooled(stream: BinaryIO, name: str, spool: Path | None) -> Source:
+    """A copy of what can be read only once; ``Source.spooled`` says that it is one."""
     import shutil
     import tempfile
 
-    if sys.stdin.isatty():
-        raise UserError("stdin is a terminal, not a text", hint="pipe a text in, or name a file")
-    with tempfile.NamedTemporaryFile("wb", dir=spool, prefix="stdin-", suffix=".txt", delete=False) as file:
-        shutil.copyfileobj(sys.stdin.buffer, file, files.BLOCK)
-    return Source(path=Path(file.name), kind="text", name="stdin")
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=spool, prefix="stdin-", suffix=".txt", delete=False) as file:
+            shutil.copyfileobj(stream, file, files.BLOCK)
+    except OSError as error:
+        raise RunError(f"{name} cannot be copied to {spool or tempfile.gettempdir()}: {error.strerror}") from None
+    return Source(path=Path(file.name), kind="text", name=name, spooled=True)
 
 
 def read(sources: Sequence[Source], options: DataOptions, counts: Counts | None = None) -> Iterator[Chunk]:
