@@ -1,0 +1,93 @@
+"""The decoder: causality, padding, initial values and the names of its parameters."""
+
+import pytest
+import torch
+from tiny_models import config, model
+
+from tfcli.formats import names
+from tfcli.model.cache import KVCache
+from tfcli.model.transformer import Transformer, initialize
+
+
+@torch.no_grad()
+def test_a_later_token_changes_nothing_before_it() -> None:
+    """Exact: a single leaked bit would let training look at the answer."""
+    core = model()
+    ids = torch.randint(3, 400, (2, 16), generator=torch.Generator().manual_seed(1))
+    before = core(ids)
+    for position in (3, 15):
+        changed = ids.clone()
+        changed[:, position] = (changed[:, position] + 1) % 400
+        after = core(changed)
+        assert torch.equal(after[:, :position], before[:, :position])
+        assert not torch.equal(after[:, position], before[:, position])
+
+
+@torch.no_grad()
+def test_left_padding_changes_nothing() -> None:
+    """Would catch padding that is attended to, or positions counted from the padding."""
+    core = model()
+    row = torch.randint(3, 400, (9,), generator=torch.Generator().manual_seed(2))
+    alone = core(row[None])[0]
+    for filler in (0, 77):
+        padded = torch.cat([torch.full((5,), filler), row])[None]
+        cache = KVCache(
+            core.config, batch=1, capacity=32, dtype=torch.float32, device=core.device, pad_B=torch.tensor([5])
+        )
+        torch.testing.assert_close(core(padded, cache=cache)[0, 5:], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_initial_values_follow_the_table() -> None:
+    """Would catch a parameter left uninitialised, or a family with another spread than the table says."""
+    core = Transformer(config(width=64, heads=4, head_width=16, ffn_width=256, tied=False))
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.fill_(float("nan"))
+    initialize(core, 0)
+    state = core.state_dict()
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert state["embed.weight"].std().item() == pytest.approx(0.02, rel=0.03)
+    assert state["embed.weight"].mean().item() == pytest.approx(0.0, abs=0.001)
+    for name, value in state.items():
+        if value.dim() == 1:
+            assert (value == 1).all(), name
+        elif name.endswith((".o.weight", ".down.weight")) or name == "head.weight":
+            assert (value == 0).all(), name
+        elif name != "embed.weight":
+            assert value.std().item() == pytest.approx(value.shape[1] ** -0.5, rel=0.05), name
+            assert value.abs().max().item() <= (3 / value.shape[1]) ** 0.5
+
+
+def test_the_seed_decides_the_initial_values() -> None:
+    """Would catch initial values drawn from the global generator."""
+    first, second, third = (Transformer(config()) for _ in range(3))
+    for core, seed in ((first, 1), (second, 1), (third, 2)):
+        torch.manual_seed(seed * 100 + 7)
+        initialize(core, seed)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.embed.weight, third.embed.weight)
+
+
+@torch.no_grad()
+def test_a_fresh_untied_model_predicts_uniformly() -> None:
+    """The first loss is ln V: would catch a head that is not zero."""
+    core = Transformer(config(tied=False))
+    initialize(core, 0)
+    logits = core.logits(core(torch.tensor([[5, 6, 7]])))
+    assert logits.abs().max() == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_of_parameters_are_the_table(tied: bool) -> None:
+    """Would catch a renamed parameter, which makes every saved model unreadable."""
+    core = Transformer(config(tied=tied))
+    expected = set(names.qwen3(core.config).values()) | {"head.weight"}
+    assert set(core.state_dict()) == expected
+    assert (core.head.weight is core.embed.weight) == tied
+
+
+@torch.no_grad()
+def test_few_rows_and_many_rows_take_the_same_product() -> None:
+    """Decoding multiplies fused layers one by one, training in one: would catch a difference."""
+    core, ids = model(context=300), torch.randint(3, 400, (1, 300), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(core(ids)[:, :200], core(ids[:, :200]), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,57 @@
+"""Small models and tokenizers that tests build for themselves."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tfcli.config import ModelConfig, TokenizerOptions
+from tfcli.formats import hf
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+from tfcli.text.sources import Chunk
+from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.training import train
+
+TEXT = (
+    "Once upon a time there was a king who had three daughters, and the youngest was so lovely that the sun itself\n"
+    "wondered whenever it shone in her face.  Hard by the castle lay a dark forest;\tand under an old lime tree was a\n"
+    'well. 从前有一个国王，他有三个女儿。"Who is there?" she said. -- Ein König, été, naïve, 12345 67890 \u2603\n'
+) * 12
+
+
+@functools.cache
+def tokenizer(type: str = "bpe", vocab_size: int = 400, user_symbols: tuple[str, ...] = ()) -> Tokenizer:
+    """Trained on ``TEXT``."""
+    options = TokenizerOptions(type=type, vocab_size=vocab_size, user_symbols=user_symbols)  # type: ignore[arg-type]
+    return train([Chunk(TEXT, True)], options)
+
+
+def config(**changes: Any) -> ModelConfig:
+    """Two small blocks with grouped queries."""
+    fields = {"vocab_size": 400, "context": 32, "depth": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 8}
+    return ModelConfig(**{**fields, "ffn_width": 48, **changes})
+
+
+def model(seed: int = 0, scale: float = 0.3, **changes: Any) -> Transformer:
+    """A model whose every weight is random and not zero, norms included."""
+    made = Transformer(config(**changes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0.0, scale, generator=generator)
+            if parameter.dim() == 1:
+                parameter.add_(1.0)
+    return made
+
+
+def save(directory: Path, seed: int = 0, **changes: Any) -> Path:
+    """A saved model directory with the BPE tokenizer."""
+    hf.save(directory, model(seed, **changes), tokenizer())
+    return directory
+
+
+def cpu(precision: str = "fp32") -> Runtime:
+    """The runtime of all these tests."""
+    return Runtime.detect(device="cpu", precision=precision)
