@@ -1,0 +1,222 @@
+"""The house plan, held to by its imports: every one points down, and what should cost nothing costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tfcli
+
+PACKAGE = Path(tfcli.__file__).parent
+FLOORS = {
+    "errors": 1,
+    "config": 1,
+    "runtime": 2,
+    "text": 2,
+    "model": 2,
+    "formats": 3,
+    "probe": 3,
+    "infer": 4,
+    "tasks": 5,
+    "train": 6,
+    "compress": 7,
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+"""Room: floor. A module imports from lower floors, or from its own room without a circle.
+
+config stands on errors, the rooms of floor 2 on the file runtime.py: files of one floor beside each other.
+"""
+FACE = "tfcli"
+"""tfcli/__init__.py is the library's face: it imports on first use, from wherever."""
+SAME_FLOOR = {("config", "errors"), ("model", "runtime")}
+
+
+def modules() -> dict[str, Path]:
+    """{dotted name: file} of the whole package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """(module, line, whether only for types) of every import in a file, those inside functions as well."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, id(node) in for_types
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module), node.lineno, id(node) in for_types
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def inner() -> list[tuple[str, str, int]]:
+    """(importer, imported, line) of every import from the package to the package, its face apart."""
+    return [
+        (name, target, line)
+        for name, path in MODULES.items()
+        if name != FACE
+        for target, line, _ in imports(path)
+        if target.split(".")[0] == "tfcli" and target != FACE
+    ]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in MODULES if name != FACE} <= FLOORS.keys()
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, target, line in inner()
+        if room(name) != room(target)
+        and (room(name), room(target)) not in SAME_FLOOR
+        and FLOORS[room(target)] >= FLOORS[room(name)]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circles() -> None:
+    # Imports for types count too: a circle that only the type checker sees is still one in the reader's head.
+    edges: dict[str, set[str]] = {name: set() for name in MODULES}
+    for name, target, _ in inner():
+        if name != target:
+            edges[name].add(target)
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for target in sorted(edges[name]):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_only_the_command_line_knows_typer_and_rich() -> None:
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, path in MODULES.items()
+        for target, line, _ in imports(path)
+        if target.split(".")[0] in ("typer", "rich", "click")
+        and (name == FACE or room(name) != "cli" or "click" in target)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_text_never_imports_torch_even_for_types() -> None:
+    wrong = [
+        f"{name}:{line}"
+        for name, path in MODULES.items()
+        if name.startswith(("tfcli.text", "tfcli.config", "tfcli.errors", "tfcli.model.cost"))
+        for target, line, _ in imports(path)
+        if target.split(".")[0] == "torch"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_import_at_the_top_only_what_help_needs() -> None:
+    allowed = {"typer", "tfcli.config", "tfcli.errors"}
+    wrong = []
+    for name, path in MODULES.items():
+        if not name.startswith("tfcli.cli."):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = {node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
+        for target, line, _ in imports(path):
+            known = (
+                target in allowed or target.split(".")[0] in sys.stdlib_module_names or target.startswith("tfcli.cli")
+            )
+            if line in top and not known:
+                wrong.append(f"{name}:{line} imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_text_runs_without_torch() -> None:
+    names = [name for name in MODULES if name.startswith("tfcli.text")]
+    assert run_python(f"import sys, {', '.join(names)}; print('torch' in sys.modules)") == "False\n"
+
+
+def test_importing_the_library_costs_nothing() -> None:
+    heavy = "{'torch', 'numpy', 'sentencepiece', 'typer', 'rich', 'datasets', 'transformers'}"
+    assert run_python(f"import sys, tfcli; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+
+
+HELP = """
+import contextlib, io, sys
+from tfcli.cli.main import build, main
+import typer.main
+commands = [[]]
+def walk(command, path):
+    for name, inner in getattr(command, "commands", {}).items():
+        commands.append([*path, name])
+        walk(inner, [*path, name])
+walk(typer.main.get_command(build()), [])
+assert len(commands) > 6, commands
+for path in commands:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main([*path, "--help"])
+    assert code == 0, (path, code)
+    assert "Usage" in out.getvalue(), path
+    heavy = {"torch", "numpy", "sentencepiece", "datasets", "transformers"} & set(sys.modules)
+    assert not heavy, (path, heavy)
+print(len(commands))
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert int(run_python(HELP)) > 6
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_module_says_what_it_is(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    docstring = ast.get_docstring(tree)
+    assert not tree.body or (docstring and docstring.splitlines()[0].endswith((".", ":"))), name
+
+
+def test_no_module_runs_work_at_import() -> None:
+    # Of statements at the top only these: imports, definitions, assignments, docstrings, and the main guard.
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    wrong = []
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            guard = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+            registers = name.startswith("tfcli.cli.") and isinstance(node, ast.Expr)  # app.command(...)(function)
+            if not (isinstance(node, allowed) or text or guard or registers):
+                wrong.append(f"{name}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
