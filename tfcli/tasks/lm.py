@@ -58,6 +58,11 @@ class LanguageModeling:
         """Targets of one window."""
         return self.context
 
+    @property
+    def evaluation_tokens(self) -> int:
+        """Twice the held-out text: its windows overlap by half."""
+        return 2 * self.val.tokens
+
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Tensor:
         """Windows (B, context + 1) as int64; every epoch begins at an offset of its own, by the golden ratio."""
         room = min(self.context, self.train.tokens - 1 - self.size * self.context + 1)

@@ -23,6 +23,10 @@ class Task(Protocol):
     def tokens_per_example(self) -> int:
         """Supervised tokens of one example, to count what was trained on."""
 
+    @property
+    def evaluation_tokens(self) -> int:
+        """Tokens that one evaluation runs through the model."""
+
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Tensor:
         """The examples at ``indices``, each as its epoch sees it, as one CPU tensor with a row for each."""
 

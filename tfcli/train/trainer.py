@@ -15,15 +15,13 @@ from tfcli.errors import Interrupted, RunError
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.task import Task
-from tfcli.train import checkpoint, order
+from tfcli.train import checkpoint, order, plan
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Evaluated, Listener, Note, Progress, Sampled, Saved
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers, clip, schedule
-from tfcli.train.plan import PROBE_STEPS, Plan, settle
 
 LOG_EVERY = 10
-FIRST_EVALUATION = 64
 
 
 @dataclass(kw_only=True)
@@ -33,7 +31,7 @@ class Trainer:
     run: Path
     model: Transformer
     task: Task
-    plan: Plan
+    plan: plan.Plan
     config: PretrainConfig
     runtime: Runtime
     state: TrainState
@@ -85,15 +83,15 @@ class Trainer:
 
     def _step(self) -> None:
         """One update from ``batch_size`` examples, a micro-batch at a time."""
-        state, plan, task = self.state, self.plan, self.task
-        indices, epochs = order.batch(state.step, seed=self.config.seed, size=task.size, batch=plan.batch_size)
+        state, task = self.state, self.task
+        indices, epochs = order.batch(state.step, seed=self.config.seed, size=task.size, batch=self.plan.batch_size)
         rows = task.rows(indices, epochs).to(self.runtime.device)
         # Text that is seen for the first time cannot be learnt by heart: dropout waits for the second epoch.
-        dropout = plan.dropout if epochs[0] > 0 else 0.0
+        dropout = self.plan.dropout if epochs[0] > 0 else 0.0
         torch.manual_seed(order.mix(self.config.seed, state.step) % 2**63)
-        count = plan.batch_size * task.tokens_per_example
+        count = self.plan.batch_size * task.tokens_per_example
         loss_sum = torch.zeros((), device=self.runtime.device)
-        for micro in rows.split(plan.micro_batch):
+        for micro in rows.split(self.plan.micro_batch):
             loss, _ = task.loss(self.model, micro, dtype=self.runtime.dtype, dropout=dropout)
             (loss / count).backward()
             loss_sum += loss.detach()
@@ -115,42 +113,37 @@ class Trainer:
 
     def _settle(self) -> None:
         """Fix the number of steps of a budgeted run from its speed, and how often to save."""
-        state, plan = self.state, self.plan
-        if state.step == PROBE_STEPS // 3:
+        state = self.state
+        if state.step == plan.PROBE_STEPS // 3:
             self._timed = (self.clock(), state.step)
-        if state.steps is None and plan.steps is not None:
-            state.steps = plan.steps
+        if state.steps is None and self.plan.steps is not None:
+            state.steps = self.plan.steps
         step_seconds = (self.clock() - self._timed[0]) / max(1, state.step - self._timed[1])
-        if state.steps is None and state.step >= PROBE_STEPS:
-            tokens = self.task.tokens_per_example * self.task.size
-            evaluation = step_seconds * 0.1 * tokens / plan.tokens_per_step / 3
-            state.steps = settle(
-                plan, elapsed=state.seconds, step=state.step, step_seconds=step_seconds, evaluation_seconds=evaluation
+        if state.steps is None and state.step >= plan.PROBE_STEPS:
+            # A token scored costs a forward pass, a third of a token trained on.
+            evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
+            state.steps = plan.settle(
+                self.plan,
+                elapsed=state.seconds,
+                step=state.step,
+                step_seconds=step_seconds,
+                evaluation_seconds=evaluation,
             )
             self.on_settled(state.steps)
         if state.checkpoint_every is None:
             if self.config.train.checkpoint_every is not None:
                 state.checkpoint_every = max(1, self.config.train.checkpoint_every)
-            elif state.step >= PROBE_STEPS:
+            elif state.step >= plan.PROBE_STEPS:
                 state.checkpoint_every = max(1, round(60 / max(step_seconds, 1e-6)))
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
     def _evaluation(self) -> int | None:
-        """Which evaluation, from 0, is due at this step; None for no one.
-
-        Unless fixed they are at 64 x 1.25^k steps, until the gaps reach a twentieth of the run.
-        """
-        step, every = self.state.step, self.config.train.eval_every
-        if every is not None:
-            return step // every - 1 if step % every == 0 else None
-        largest = max(FIRST_EVALUATION, (self.state.steps or 2**40) // 20)
-        at, number = float(min(FIRST_EVALUATION, largest)), 0
-        while round(at) < step:
-            at = min(at * 1.25, at + largest)
-            number += 1
-        return number if round(at) == step else None
+        """Which evaluation, from 0, is due at this step; None for no one."""
+        due = plan.evaluation_steps(self.state.steps, self.config.train.eval_every)
+        number, at = next((number, at) for number, at in enumerate(due) if at >= self.state.step)
+        return number if at == self.state.step else None
 
     def _look(self, last: bool) -> None:
         """Metrics of training, evaluation and a sample, where they are due."""
