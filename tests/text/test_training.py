@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from text_samples import prose
 
@@ -21,6 +23,14 @@ def fit(text: str, *, notes: list[str] | None = None, default_size: int | None =
 def test_the_size_asked_for_is_the_size_and_training_is_deterministic() -> None:
     one, two = fit(prose(500), vocab_size=350), fit(prose(500), default_size=350)
     assert one.vocab_size == 350
+    assert one.hash == two.hash
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_threads_do_not_change_the_tokenizer(kind: Literal["bpe", "unigram"]) -> None:
+    """Catches a model, and so a cache key, that depends on the machine."""
+    options = TokenizerOptions(type=kind, vocab_size=330)
+    one, two = (train([Chunk(prose(800), True)], options, threads=threads) for threads in (1, 2))
     assert one.hash == two.hash
 
 

@@ -17,6 +17,8 @@ from tfcli.text.tokenizer import SPACE, Tokenizer
 DEFAULT_VOCAB_SIZE = 8192
 EOS = "<|endoftext|>"
 NUM_BYTES = 256
+UNIGRAM_THREADS = 4
+"""Unigram training adds up float32 counts thread by thread: a fixed number gives the same pieces on every machine."""
 LONGEST = 4096
 """Characters in a training sentence: SentencePiece's BPE cannot take a word of more than 65535."""
 OUR_OPTIONS = {
@@ -58,7 +60,7 @@ def train(
         "vocab_size": size,
         "character_coverage": 1.0 if rare else options.character_coverage,
         "user_defined_symbols": [symbol.replace(" ", SPACE) for symbol in options.user_symbols],
-        "num_threads": threads or 1,
+        "num_threads": UNIGRAM_THREADS if options.type == "unigram" else threads or 1,
         # Text is never changed:
         "byte_fallback": True,
         "normalization_rule_name": "identity",
@@ -83,7 +85,7 @@ def train(
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"SentencePiece cannot train this: {_plain(error)}") from None
-    tokenizer = Tokenizer(model.getvalue())
+    tokenizer = Tokenizer(_without_threads(model.getvalue()))
     if tokenizer.vocab_size < size and not passed.get("hard_vocab_limit"):
         if options.vocab_size is not None:
             raise UserError(
@@ -93,6 +95,15 @@ def train(
         if on_note:
             on_note(f"the vocabulary has {tokenizer.vocab_size} pieces, not {size}: the text has no more")
     return tokenizer
+
+
+def _without_threads(model: bytes) -> bytes:
+    """The model without the number of threads that made it, so that its hash depends on the text and options alone."""
+    from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+    proto = model_pb2.ModelProto.FromString(model)
+    proto.trainer_spec.ClearField("num_threads")
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def option_names() -> list[str]:
