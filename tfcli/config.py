@@ -1,8 +1,8 @@
 """Every setting of tfcli: dataclasses, presets, and the one way they are put together.
 
-Settings come in layers, each over the one before: default < preset < --config file (TOML) < --set and flags. ``resolve``
-returns the settings and, for each, the layer it came from. ``None`` means "not fixed: the plan decides", and
-the plan writes what it decided into ``run.json``. Standard library only, so that ``--help`` stays instant.
+Settings come in layers, each over the one before: default < preset < --config file (TOML) < --set < flags.
+``resolve`` returns the settings and, for each, the layer it came from. ``None`` means "not fixed: the plan decides",
+and the plan writes what it decided into ``run.json``. Standard library only, so that ``--help`` stays instant.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def resolve(
     configuration and {dotted key: "default" | "preset NAME" | "FILE" | "--set" | "flag"}. Raises UserError for an
     unknown key (with the nearest name) or a value of the wrong type.
     """
-    sources = {key: "default" for key in known_keys(cls)}
+    sources = dict.fromkeys(known_keys(cls), "default")
     values: dict[str, Any] = {}
 
     def put(key: str, value: Any, source: str) -> None:
@@ -270,7 +270,11 @@ def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration class, in order."""
     keys: list[str] = []
     for name, kind in _hints(cls).items():
-        keys += known_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
+        keys += (
+            known_keys(typing.cast(type[Any], kind), f"{prefix}{name}.")
+            if dataclasses.is_dataclass(kind)
+            else [prefix + name]
+        )
     return keys
 
 
@@ -297,7 +301,9 @@ def seconds(text: str) -> float:
     import re
 
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    total = sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    total = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
     if total <= 0:
         raise UserError(f"{text!r} is not a duration", hint="write 90s, 10m or 1h30m")
     return total
@@ -343,6 +349,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", hint="--config takes a TOML file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", hint="--config takes a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}", hint="for example: [train] newline steps = 500") from None
 
@@ -371,12 +379,23 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise UserError(f"{key} is {value!r}", hint="it must be a list")
         return tuple(_coerce(key, item, args[0]) for item in items)
-    if isinstance(value, Mapping):
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key} is {value!r}", hint=f"it must be a table of settings, as in {key}.name = value")
+        for name, item in value.items():
+            if not isinstance(item, str | int | float):
+                raise UserError(f"{key}.{name} is {item!r}", hint="it must be a number, a text, true or false")
         return dict(value)
     try:
         if kind is bool:
-            return value if isinstance(value, bool) else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            return (
+                value
+                if isinstance(value, bool)
+                else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            )
         if kind is int:
             if isinstance(value, bool) or int(float(value)) != float(value):
                 raise ValueError
@@ -389,7 +408,9 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"{key} is {value!r}", hint=f"it must be {expected}") from None
     if not isinstance(value, kind):
-        raise UserError(f"{key} is {value!r}", hint=f"it must be a {kind.__name__}")
+        raise UserError(
+            f"{key} is {value!r}", hint="it must be a text" if kind is str else f"it must be a {kind.__name__}"
+        )
     return value
 
 

@@ -186,7 +186,7 @@ def train(subject: Subject, runtime: Runtime) -> Case:
     def work() -> None:
         for micro in torch.split(tokens, plan.micro_batch):
             loss, _ = lm.loss(model, micro, dtype=runtime.dtype, dropout=0.0)
-            (loss / plan.tokens_per_step).backward()  # type: ignore[no-untyped-call]
+            (loss / plan.tokens_per_step).backward()
         clip(optimizers.named.values(), options.clip)
         optimizers.step(1.0)
 
