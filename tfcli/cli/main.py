@@ -28,14 +28,12 @@ def build() -> typer.Typer:
 
     @app.callback()
     def top(
-        version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+        ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
-        if version:
-            from tfcli import __version__
-
-            typer.echo(f"tfcli {__version__}")
-            raise typer.Exit
+        pass
 
     app.add_typer(tokenize.app, name="tokenize")
     app.command("pretrain")(pretrain.pretrain)
@@ -44,6 +42,14 @@ def build() -> typer.Typer:
     app.command("inspect")(inspect.inspect)
     app.command("bench")(bench.bench)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from tfcli import __version__
+
+        typer.echo(f"tfcli {__version__}")
+        raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = build()(args=arguments, prog_name="tfcli", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # typer's answer to Ctrl-C
+            print("interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # typer's answer to a closed pipe is exit code 1
+            return _explain(leaving.__context__)
+        raise
     except Exception as error:
         if debug and not _is_usage(error):
             raise
