@@ -81,7 +81,7 @@ def test_any_string(kind: str, text: str) -> None:
 
 @pytest.mark.parametrize("alphabet", ["a", "ab", "aab"])
 def test_pieces_that_overlap_themselves(alphabet: str) -> None:
-    """aba is ab + a and a + ba: SentencePiece joins the leftmost of the two, a merge list has to rank them."""
+    """aba is ab + a and a + ba: SentencePiece takes the leftmost of the two, a merge list ranks them."""
     import json
     import random
 

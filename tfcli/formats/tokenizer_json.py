@@ -29,7 +29,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": _added_tokens(proto),
         "normalizer": _normalizer(proto.normalizer_spec),
-        "pre_tokenizer": _apart(proto) if kind == UNIGRAM else None,
+        "pre_tokenizer": _apart(proto) if kind == UNIGRAM and proto.trainer_spec.byte_fallback else None,
         "post_processor": None,
         "decoder": _decoder(proto.normalizer_spec),
         "model": _bpe(proto, tokenizer.unk_id) if kind == BPE else _unigram(proto, tokenizer.unk_id),
@@ -90,7 +90,8 @@ def _bpe(proto: Any, unk_id: int) -> dict[str, Any]:
     # SentencePiece joins the pair whose piece has the highest score, the leftmost first.
     for piece in sorted((p for p in pieces if p.piece in ordinary), key=lambda p: -p.score):
         text = piece.piece
-        merges += [(text[:at], text[at:]) for at in _splits(text) if text[:at] in ordinary and text[at:] in ordinary]
+        cuts = ((text[:at], text[at:]) for at in range(1, len(text)))
+        merges += [pair for pair in cuts if pair[0] in ordinary and pair[1] in ordinary]
     return {
         "type": "BPE",
         "dropout": None,
@@ -103,22 +104,6 @@ def _bpe(proto: Any, unk_id: int) -> dict[str, Any]:
         "vocab": vocab,
         "merges": [list(pair) for pair in merges],
     }
-
-
-def _splits(text: str) -> list[int]:
-    """Where a piece can be cut in two, in the order in which the pairs must be tried.
-
-    For SentencePiece all pairs that make one piece are equal and the leftmost wins; a merge list has to rank them. Two
-    such pairs compete for one symbol y only in x y z with x y = y z = text, so y begins and ends the text, and x y,
-    cut at len(x) = len(text) - len(y), has to come first.
-    """
-    size = len(text)
-    order: list[int] = []
-    for short in range(1, size // 2 + 1):
-        long = size - short
-        short_first = text[:long] == text[-long:] and text[:short] != text[-short:]
-        order += [short, long] if short_first else [long, short]
-    return list(dict.fromkeys(order))
 
 
 def _unigram(proto: Any, unk_id: int) -> dict[str, Any]:

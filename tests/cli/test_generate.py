@@ -1,0 +1,210 @@
+"""tfcli generate, as a shell sees it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import save
+
+RUN = [sys.executable, "-c", "import sys; from tfcli.cli.main import main; sys.exit(main())"]
+Result = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def call(directory: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """(exit code, stdout, stderr) of ``tfcli generate --model tiny ARGUMENTS``, with ``stdin`` piped in."""
+    import io
+
+    from tfcli.cli.main import main
+
+    def run(*arguments: str, stdin: bytes = b"", model: bool = True) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        named = ["--model", str(directory), "--device", "cpu"] if model else []
+        code = main(["generate", *named, *arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_stdout_is_the_new_text_alone(call) -> None:  # type: ignore[no-untyped-def]
+    """Would catch the prompt, a banner or a progress bar in what a pipe reads."""
+    code, out, err = call("--prompt", "the king", "--max-tokens", "8", "--seed", "1", "--precision", "fp32")
+    assert code == 0
+    _, line, _ = call("--prompt", "the king", "--max-tokens", "8", "--seed", "1", "--json", "--precision", "fp32")
+    result = json.loads(line)
+    assert out.removesuffix("\n") == result["text"].removesuffix("\n")
+    assert "device: cpu" in err
+    assert "8 tokens in" in err
+    assert "\x1b" not in out + err
+
+
+def test_json_has_every_field(call) -> None:  # type: ignore[no-untyped-def]
+    """Would catch a field that is renamed: programs rely on them."""
+    _, out, _ = call("--prompt", "the", "--max-tokens", "3", "--json", "--num-samples", "2", "--ignore-eos")
+    first, second = map(json.loads, out.splitlines())
+    assert list(first) == ["prompt", "text", "ids", "logprobs", "finish_reason", "seed", "prompt_tokens"]
+    assert first["prompt"] == second["prompt"] == "the"
+    assert second["seed"] == first["seed"] + 1
+    assert len(first["ids"]) == len(first["logprobs"]) == 3
+    assert first["finish_reason"] == "length"
+
+
+def test_stdin_is_one_prompt_less_its_last_line_break(call) -> None:  # type: ignore[no-untyped-def]
+    """`echo text | tfcli generate` means the text that echo was given; breaks within stay."""
+    _, out, _ = call("--json", "--max-tokens", "2", stdin=b"one\ntwo\n\n")
+    assert json.loads(out)["prompt"] == "one\ntwo\n"
+    _, out, _ = call("--json", "--max-tokens", "2", stdin=b"")
+    assert json.loads(out)["prompt"] == ""
+
+
+def test_file_keeps_order_and_empty_lines(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """One result a line of input: would catch sorted or skipped ones, and CRLF in prompts."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa longer prompt\r\nb\n\n从前\n".encode())
+    code, out, _ = call("--file", str(path), "--json", "--max-tokens", "2")
+    assert code == 0
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["a longer prompt", "b", "", "从前"]
+    _, out, _ = call("--file", "-", "--json", "--max-tokens", "2", stdin=b"x\ny")
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["x", "y"]
+    _, out, _ = call("--file", "-", "--max-tokens", "2", "--stop", "\n", stdin=b"x\ny")
+    assert out.splitlines()[1] == "---"
+
+
+def test_jsonl_prompts_may_have_line_breaks(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Other fields are let be; blank lines are no prompts."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": 1, "prompt": "a\\nb"}\n\n{"prompt": ""}\n')
+    _, out, _ = call("--file", str(path), "--json", "--max-tokens", "2")
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["a\nb", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"prompt": "a"}\n{"prompt"', "p.jsonl:2 is not JSON"),
+        (b'{"prompt": "a"}\n["a"]\n', 'p.jsonl:2 has no "prompt"'),
+        (b'{"text": "a"}\n', 'p.jsonl:1 has no "prompt"'),
+        (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "p.jsonl:2 is not UTF-8 at byte 12"),
+    ],
+)
+def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, said: str) -> None:  # type: ignore[no-untyped-def]
+    """In a file of ten thousand prompts the line number is what one needs."""
+    (tmp_path / "p.jsonl").write_bytes(content)
+    code, out, err = call("--file", str(tmp_path / "p.jsonl"), "--json", "--max-tokens", "2")
+    assert code == 2
+    assert out == ""
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--greedy", "--temperature", "1"], "--greedy and --temperature exclude each other"),
+        (["--greedy", "--top-k", "3"], "--greedy and --top-k exclude each other"),
+        (["--prompt", "a", "--file", "b"], "--prompt and --file exclude each other"),
+        (["--temperature", "-1"], "--temperature is -1.0"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--top-p", "0"], "--top-p is 0.0"),
+        (["--top-p", "1.1"], "--top-p is 1.1"),
+        (["--max-tokens", "0"], "--max-tokens is 0"),
+        (["--num-samples", "0"], "--num-samples is 0"),
+        (["--stop", ""], "--stop is empty"),
+        (["--overflow", "slid"], "did you mean 'slide'?"),
+        (["--set", "temprature=1"], "did you mean 'temperature'?"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--file", "absent.txt"], "no such file: absent.txt"),
+        (["--prompt", "the king " * 100], "the model's context is 32"),
+        (["--prompt", "\udcff"], "lone surrogate"),
+        (["--config", "absent.toml"], "no such file: absent.toml"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_message(call, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+    """Exit 2, nothing on stdout, no traceback."""
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_models_that_are_not_there(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Would catch a search elsewhere, or a traceback."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TFCLI_MODEL", raising=False)
+    code, _, err = call("--prompt", "a", model=False)
+    assert code == 2
+    assert "no model was named, and no run under runs/ has finished" in err
+    code, _, err = call("--prompt", "a", "--model", "nothing", model=False)
+    assert code == 2
+    assert "no such model: nothing" in err
+
+
+def test_the_last_run_is_used_and_named(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """stderr says which model it is, as nobody named it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TFCLI_MODEL", raising=False)
+    run = save(Path("runs/first"))
+    (run / "run.json").write_text('{"finished": "2026-01-01T00:00:00Z"}')
+    code, _, err = call("--prompt", "a", "--max-tokens", "2", "--device", "cpu", model=False)
+    assert code == 0
+    assert f"model: {run}" in err
+
+
+def test_settings_come_from_file_set_and_flags(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Later wins: file, --set, flag."""
+    (tmp_path / "s.toml").write_text('max_tokens = 3\ntemperature = 0.0\nstop = ["zzz"]\n')
+    arguments = ["--config", str(tmp_path / "s.toml"), "--prompt", "a", "--json", "--ignore-eos"]
+    lengths = [
+        len(json.loads(call(*arguments, *more)[1])["ids"])
+        for more in ([], ["--set", "max_tokens=4"], ["--set", "max_tokens=4", "--max-tokens", "5"])
+    ]
+    assert lengths == [3, 4, 5]
+
+
+def test_greedy_is_temperature_zero_and_slide_goes_on(call) -> None:  # type: ignore[no-untyped-def]
+    """More tokens than the context holds; without slide the text ends there and stderr says why."""
+    base = ["--prompt", "a", "--max-tokens", "50", "--ignore-eos", "--json"]
+    whole = json.loads(call(*base, "--greedy", "--overflow", "slide")[1])
+    same = json.loads(call(*base, "--temperature", "0", "--overflow", "slide")[1])
+    assert whole["ids"] == same["ids"]
+    assert len(whole["ids"]) == 50
+    cut = json.loads(call(*base, "--greedy")[1])
+    assert cut["finish_reason"] == "context"
+    assert whole["ids"][: len(cut["ids"])] == cut["ids"]
+    assert "--overflow slide" in call(*base[:-1], "--greedy")[2]
+
+
+def test_a_closed_pipe_ends_quietly_and_streams(directory: Path) -> None:
+    """`tfcli generate | head -c 5`: what is there is read at once, and no traceback follows."""
+    command = [*RUN, "generate", "--model", str(directory), "--prompt", "a", "--max-tokens", "100000", "--ignore-eos",
+               "--overflow", "slide", "--device", "cpu"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout
+        assert process.stderr
+        assert len(process.stdout.read(5)) == 5
+        process.stdout.close()
+        err = process.stderr.read().decode()
+        assert process.wait(30) == 0
+    assert "Traceback" not in err
+    assert "error" not in err
+
+
+def test_help_does_not_import_torch() -> None:
+    """--help answers at once."""
+    program = (
+        "import sys; from tfcli.cli.main import main; main(['generate', '--help']); main(['evaluate', '--help']);"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ})
+    assert result.returncode == 0, result.stderr
+    assert "Example: tfcli generate" in result.stdout

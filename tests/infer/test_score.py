@@ -1,0 +1,71 @@
+"""Scores: every token once, and transformers agrees."""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import cpu, model, save
+
+from tfcli.infer.score import evaluate
+
+
+def token_ids(length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 400, length)
+
+
+@torch.no_grad()
+def by_hand(length: int, stride: int) -> float:
+    """The mean loss with one forward for each window, scoring what the one before did not reach."""
+    core, ids = model(), [1, *token_ids(length).tolist()]
+    total, done = 0.0, 0
+    ends = [min(32, length)]
+    while ends[-1] < length:
+        ends.append(min(length, ends[-1] + stride))
+    for end in ends:
+        window = torch.tensor([ids[max(0, end - 32) : end]])
+        targets = torch.tensor(ids[max(0, end - 32) + 1 : end + 1])
+        losses = torch.nn.functional.cross_entropy(core.logits(core(window))[0], targets, reduction="none")
+        total += losses[-(end - done) :].sum().item()
+        done = end
+    return total / length
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 200, 1000])
+@pytest.mark.parametrize("stride", [None, 1, 7, 32])
+def test_every_token_is_scored_once(length: int, stride: int | None) -> None:
+    """Would catch a window's first token left out, a last partial window dropped, and tokens counted twice."""
+    if stride == 1 and length > 200:
+        return
+    scores = evaluate(model(), token_ids(length), text_bytes=3 * length, first=1, runtime=cpu(), stride=stride)
+    assert scores.tokens == length
+    assert scores.loss == pytest.approx(by_hand(length, stride or 16), abs=1e-5)
+    assert scores.perplexity == pytest.approx(math.exp(scores.loss))
+    assert scores.bits_per_byte == pytest.approx(scores.loss / math.log(2) / 3)
+
+
+@torch.no_grad()
+def test_perplexity_equals_transformers(tmp_path: Path) -> None:
+    """Plain windows that do not overlap, each with the token before it as its first input."""
+    import transformers
+
+    save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = token_ids(32 * 5)
+    inputs = torch.tensor([1, *ids[:-1]]).view(5, 32)
+    logits = theirs(inputs).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(ids)).exp().item()
+    scores = evaluate(model(), ids, text_bytes=1, first=1, runtime=cpu(), stride=32)
+    assert scores.perplexity == pytest.approx(expected, rel=1e-4)
+
+
+def test_progress_ends_at_the_end() -> None:
+    """Would catch a rate over another unit than tokens."""
+    said: list[tuple[int, int]] = []
+    evaluate(model(), token_ids(500), text_bytes=1, first=1, runtime=cpu(), on_progress=lambda *at: said.append(at))
+    assert said[-1] == (500, 500)
+    assert said == sorted(said)
