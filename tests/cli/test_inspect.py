@@ -22,6 +22,7 @@ from tfcli.model.transformer import Transformer, initialize
 from tfcli.text.shards import ShardWriter
 from tfcli.text.sources import Chunk
 from tfcli.text.training import train
+from tfcli.train import checkpoint
 
 CONFIG = ModelConfig(
     vocab_size=300, context=32, depth=2, width=32, heads=2, kv_heads=1, head_width=16, ffn_width=64
@@ -57,8 +58,10 @@ def run(model: Path, tmp_path: Path) -> Path:
     metrics.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 30, "trai')
     os.utime(metrics, (time.time() - 3600,) * 2)
     (directory / "data.json").write_text(json.dumps({"sources": [{"name": "a.txt"}], "bytes": 1920, "tokens": 640}))
-    for step in ("000010", "000020", "junk.tmp"):
+    for step in ("00000010", "00000020", "00000030", "junk.tmp"):
         (directory / "checkpoints" / step).mkdir(parents=True)
+        if step != "00000030":  # which was not finished
+            (directory / "checkpoints" / step / describe.MARKER).touch()
     return directory
 
 
@@ -93,18 +96,33 @@ def test_run_says_how_far_it_came(run: Path, capsys: pytest.CaptureFixture[str])
     assert said["command"] == "tfcli pretrain a.txt" and said["seed"] == 2024
     assert said["steps"] == 20 and said["best_val_bits_per_byte"] == 2.0
     assert said["last_training"]["train_loss"] == 4.0  # type: ignore[index]
-    assert said["checkpoints"] == ["000010", "000020"]
+    assert said["checkpoints"] == ["00000010", "00000020"]
     assert said["data"] == {"bytes": 1920, "tokens": 640, "sources": ["a.txt"]}
     assert "parameters" in said
 
 
-def test_run_that_writes_is_running_and_one_with_an_end_is_finished(
+def test_run_whose_lock_is_held_is_running_and_one_with_an_end_is_finished(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.utime(run / "metrics.jsonl")
-    assert described(capsys, run)[0]["status"] == "running"
+    with checkpoint.locked(run):
+        assert described(capsys, run)[0]["status"] == "running"
+    assert described(capsys, run)[0]["status"] == "stopped"
     (run / "run.json").write_text(json.dumps({"finished": "2024-01-01T00:00:00Z"}))
     assert described(capsys, run)[0]["status"] == "finished"
+
+
+def test_without_locks_a_run_that_wrote_lately_is_running(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert described(capsys, run)[0]["status"] == "running"
+    for path in run.iterdir():
+        os.utime(path, (time.time() - 3600,) * 2)
+    assert described(capsys, run)[0]["status"] == "stopped"
+
+
+def test_marker_is_the_checkpoints() -> None:
+    assert checkpoint.MARKER == describe.MARKER
 
 
 def test_run_without_a_model_yet_is_still_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

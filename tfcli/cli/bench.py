@@ -45,11 +45,12 @@ def bench(
     threads: Annotated[int | None, typer.Option("--threads", show_default="all cores", help="CPU threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a suite.")] = False,
 ) -> None:
-    """Measure this machine with one model: medians with 95 % intervals, FLOP/s, bandwidth and memory.
+    """Measure speed and memory, with intervals.
 
-    Each suite is warmed up until two calls in a row are no faster than the fastest before them, then timed --repeats
-    times. "Of peak" is the share of what a large matrix product and a large read reach here and now; a model that fits
-    into the processor's cache can exceed the latter. Training is measured without torch.compile.
+    Each suite (tokenize, decode, prefill, train) is warmed up until two calls in a row are no faster than the fastest
+    before them, then timed --repeats times; figures are medians with 95 % intervals. "Of peak" is the share of what a
+    large matrix product and a large read reach here and now; a model that fits into the processor's cache can exceed
+    the latter. Training is measured without torch.compile.
 
     Example: tfcli bench --depth 4 --suite train,decode
     """
@@ -61,9 +62,9 @@ def bench(
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
     _note(f"device: {runtime.describe()}")
     subject = _subject(model, preset, depth, file, batch_size, runtime)
-    timed = suites.run(names, subject, runtime, repeats=repeats, on_start=lambda name: _note(f"{name} ..."))
-    results = list(timed)
-    for result in results:
+    results = []
+    for result in suites.run(names, subject, runtime, repeats=repeats, on_start=lambda name: _note(f"{name} ...")):
+        results.append(result)
         if result.timing.noisy:
             _note(f"warning: {report.noise(result)}")
     # Last, for a large product and a large tensor would be the peak of the process's memory.

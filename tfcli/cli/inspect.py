@@ -25,9 +25,10 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a target.")] = False,
 ) -> None:
-    """Say what something is and what it costs: parameters, FLOPs, memory, vocabulary, text.
+    """Say what something is and what it costs.
 
-    Nothing is loaded or run: costs follow from the configuration.
+    A model: shape, parameters, FLOPs, memory, tokenizer. A run: also its progress, data and checkpoints. A tokenizer, a
+    token shard, text. Nothing is loaded or run: costs follow from the configuration.
 
     Example: tfcli inspect runs/first
     """

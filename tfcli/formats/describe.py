@@ -31,7 +31,9 @@ SCAN_SECONDS = 5.0
 PREVIEW = 200
 """Characters shown of a corpus."""
 RUNNING_SECONDS = 120.0
-"""A run that is not finished and wrote metrics this lately counts as running."""
+"""Where no lock tells, a run that is not finished and wrote something this lately counts as running."""
+MARKER = "complete.json"
+"""The file that a checkpoint is whole with (``tfcli.train.checkpoint``)."""
 TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}  # TrainerSpec.ModelType
 
 
@@ -220,10 +222,7 @@ def run(directory: Path) -> Description:
         },
         "last_training": training,
         "last_evaluation": evaluation,
-        "checkpoints": sorted(
-            (entry.name for entry in (directory / "checkpoints").glob("*") if entry.is_dir() and entry.name.isdigit()),
-            key=int,
-        ),
+        "checkpoints": sorted(entry.parent.name for entry in (directory / "checkpoints").glob(f"[0-9]*/{MARKER}")),
     }
     if (directory / "data.json").is_file():
         data = _json_object(directory / "data.json")
@@ -233,13 +232,22 @@ def run(directory: Path) -> Description:
 
 
 def _status(directory: Path, about: Description) -> str:
+    """finished, or running while a process holds the run's lock, else stopped: ``pretrain --resume`` goes on."""
     if about.get("finished"):
         return "finished"
     try:
-        silent = time.time() - (directory / "metrics.jsonl").stat().st_mtime
+        import fcntl
+
+        with (directory / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except ImportError:  # no such locks on this system: a run that wrote lately is one that runs
+        newest = max(path.stat().st_mtime for path in directory.iterdir())
+        return "running" if time.time() - newest < RUNNING_SECONDS else "stopped"
     except OSError:
-        silent = time.time() - (directory / "run.json").stat().st_mtime
-    return "running" if silent < RUNNING_SECONDS else "stopped"
+        pass
+    return "stopped"
 
 
 def _records(path: Path) -> Iterator[Description]:
