@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from tfcli.config import OptimOptions
 
@@ -16,45 +16,73 @@ from tfcli.config import OptimOptions
 MUON, ADAMW = "muon", "adamw"
 
 
-class Muon(torch.optim.Optimizer):
+class Muon:
     """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), matrices of one shape together.
 
     The update of ``torch.optim.Muon``, which is the twin it is tested against. A small model has dozens of small
     matrices, and torch's own takes fifteen products for each one; here all of a shape share them as batched products.
+    (Neither optimizer is a ``torch.optim.Optimizer``: making one imports torch's compiler, over a second.)
     """
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.1
-    ) -> None:
-        shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+    def __init__(self, params: Iterable[nn.Parameter], *, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for p in params:
-            shapes[tuple(p.shape)].append(p)
-        groups = [{"params": group} for group in shapes.values()]
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+            self._shapes[tuple(p.shape)].append(p)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, lr: float) -> None:
         """One update from the gradients; a parameter without one is left alone."""
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+        for (rows, columns), group in self._shapes.items():
+            params: list[Tensor] = [p for p in group if p.grad is not None]
             if not params:
                 continue
-            momentum, lr = group["momentum"], group["lr"]
-            buffers = [self._buffer(p) for p in params]
-            grads = [p.grad for p in params]
-            torch._foreach_lerp_(buffers, grads, 1 - momentum)
-            nesterov = torch.stack(torch._foreach_lerp(grads, buffers, momentum))  # type: ignore[arg-type]
+            for p in params:
+                if p not in self.state:
+                    self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+            grads = [p.grad for p in params if p.grad is not None]
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+            nesterov = torch.stack(torch._foreach_lerp(grads, buffers, self.momentum))
             updates = orthogonalize(nesterov).to(params[0].dtype).unbind()
-            rows, columns = params[0].shape
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_mul_(params, 1 - lr * self.weight_decay)
             torch._foreach_add_(params, updates, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
 
-    def _buffer(self, p: nn.Parameter) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
+
+class AdamW:
+    """torch's AdamW (Loshchilov and Hutter 2019), by its function, without decay: for embeddings, head and norms."""
+
+    def __init__(self, params: Iterable[nn.Parameter], *, beta1: float, beta2: float, eps: float = 1e-10) -> None:
+        self.params = list(params)
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update from the gradients; a parameter without one is left alone."""
+        params = [p for p in self.params if p.grad is not None]
+        for p in params:
+            if p not in self.state:
+                moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.state[p] = {**moments, "step": torch.zeros((), device=p.device)}
+        states = [self.state[p] for p in params]
+        adamw(
+            list[Tensor](params),
+            [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -85,22 +113,19 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, options: OptimOptions, *, muon_lr: float, lr: float) -> None:
         self.named = dict(model.named_parameters())
-        matrices = [p for name, p in self.named.items() if rule(name, p) == MUON]
-        rest = [p for name, p in self.named.items() if rule(name, p) == ADAMW]
         self.lr = lr
         self.muon_lr = muon_lr
-        self._muon = Muon(matrices, lr=muon_lr, momentum=options.momentum, weight_decay=options.weight_decay)
-        self._adamw = torch.optim.AdamW(
-            rest, lr=lr, betas=(options.beta1, options.beta2), eps=1e-10, weight_decay=0.0, fused=True
-        )
+        matrices = [p for name, p in self.named.items() if rule(name, p) == MUON]
+        rest = [p for name, p in self.named.items() if rule(name, p) == ADAMW]
+        self._muon = Muon(matrices, momentum=options.momentum, weight_decay=options.weight_decay)
+        self._adamw = AdamW(rest, beta1=options.beta1, beta2=options.beta2)
 
     def step(self, factor: float) -> None:
         """Update every parameter at ``factor`` times its peak rate and clear the gradients."""
-        for optimizer, peak in ((self._muon, self.muon_lr), (self._adamw, self.lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self._muon.step(self.muon_lr * factor)
+        self._adamw.step(self.lr * factor)
+        for p in self.named.values():
+            p.grad = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every state tensor as ("parameter.state", tensor), in the order of the parameters."""
@@ -112,10 +137,10 @@ class Optimizers:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what ``tensors`` gave."""
         for name, p in self.named.items():
-            owner: torch.optim.Optimizer = self._muon if rule(name, p) == MUON else self._adamw
+            owner = self._muon if rule(name, p) == MUON else self._adamw
             prefix = name + "."
             owner.state[p] = {
-                key.removeprefix(prefix): value.to(p.device if value.ndim else "cpu")
+                key.removeprefix(prefix): value.to(p.device)
                 for key, value in tensors.items()
                 if key.startswith(prefix) and "." not in key.removeprefix(prefix)
             }
