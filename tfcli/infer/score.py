@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
+
+
+ROWS_TOKENS = 2048
+"""Tokens at once: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,14 +50,13 @@ def evaluate(
     """
     context = model.config.context
     stride = min(stride or max(1, context // 2), context)
-    rows = max(1, 8192 // context)
+    rows = max(1, ROWS_TOKENS // context)
     nats = torch.zeros((), dtype=torch.float64)
     done = 0
     for windows, fresh in _windows(ids, first=first, context=context, stride=stride, rows=rows):
         tokens_BT = torch.from_numpy(windows).to(runtime.device)
         hidden_BTD = model(tokens_BT[:, :-1], dtype=runtime.dtype)[:, -fresh:]
-        logits_NV = model.logits(hidden_BTD).flatten(0, 1)
-        nats += F.cross_entropy(logits_NV.float(), tokens_BT[:, -fresh:].flatten(), reduction="sum").double().cpu()
+        nats += model.loss(hidden_BTD, tokens_BT[:, -fresh:]).double().cpu()
         done += fresh * len(windows)
         if on_progress:
             on_progress(done, len(ids))

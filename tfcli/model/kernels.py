@@ -174,7 +174,7 @@ class _CausalAttention(torch.autograd.Function):
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T)`` against the targets."""
-    if _by_hand(hidden_ND) and torch.is_grad_enabled():
+    if _by_hand(hidden_ND):
         return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
     return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
 
@@ -194,12 +194,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         p_NV = torch.softmax(F.linear(hidden_ND, weight), dim=-1, dtype=torch.float32)
         rows = torch.arange(len(targets_N), device=targets_N.device)
         at_target_N = p_NV[rows, targets_N]
+        loss = at_target_N.log().sum().neg_()
+        if not torch.isfinite(loss):  # a target so unlikely that its probability is below fp32's smallest, or a true NaN
+            loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
+        if not any(ctx.needs_input_grad):
+            return loss
         d_logits_NV = p_NV.to(hidden_ND.dtype)
         d_logits_NV[rows, targets_N] = (at_target_N - 1.0).to(hidden_ND.dtype)
         ctx.save_for_backward(hidden_ND, weight, d_logits_NV)
         ctx.weight_dtype = weight_VD.dtype
-        tiny = torch.finfo(torch.float32).tiny  # a loss of 87 nats; the gradient is right beyond it
-        return at_target_N.clamp_min_(tiny).log_().sum().neg_()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
