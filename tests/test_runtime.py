@@ -124,6 +124,7 @@ def test_it_is_a_value() -> None:
 
 
 def test_peak_memory_sees_an_allocation() -> None:
+    ballast = b"x" * 400_000_000  # the parent's memory is not the child's
     code = """
 import torch
 from tfcli.runtime import Runtime
@@ -135,6 +136,7 @@ print(r.peak_memory() - before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     if runtime.peak_resident():  # 0 on systems that do not tell
         assert 150e6 < int(done.stdout) < 300e6
+    assert len(ballast) == 400_000_000
 
 
 def test_cpu_threads_needs_no_torch() -> None:
