@@ -3,27 +3,79 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
-from tfcli.errors import TfcliError
+from tfcli.cli.help import Context, GroupedCommand
+from tfcli.errors import TfcliError, unknown
+
+HELP = ["-h", "--help"]
+
+
+COMMANDS = {
+    "tokenize": "Train a SentencePiece tokenizer, and use it in pipelines.",
+    "pretrain": "Train a language model on text: text in, model directory out.",
+    "generate": "Continue text: stdout gets the new text and nothing else.",
+    "evaluate": "Score a text: loss, perplexity and bits per byte.",
+    "inspect": "Say what a model, run, tokenizer or text is, and what it costs.",
+    "bench": "Measure speed and memory, with intervals.",
+}
+"""Every command with its line in the overview; the module of the same name is imported when it is asked for."""
+
+
+class Commands(TyperGroup):
+    """The commands, each imported only when it is run: ``tfcli --help`` costs little more than Python itself."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        """Their names, in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> TyperCommand | TyperGroup | None:
+        """Import one; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"tfcli.cli.{cmd_name}")
+        if hasattr(module, "app"):
+            return _as_command(module.app)
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(cmd_name, cls=GroupedCommand)(getattr(module, cmd_name))
+        return _as_command(app)
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> Any:
+        """As usual, but an unknown name comes with the nearest known one."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Context, formatter: Any) -> None:
+        """The overview, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _as_command(app: typer.Typer) -> Any:
+    command = typer.main.get_command(app)
+    command.context_settings = {"help_option_names": HELP}
+    return command
 
 
 def build() -> typer.Typer:
-    """The whole application, one sub-module a command."""
-    from tfcli.cli import bench, evaluate, generate, inspect, pretrain, tokenize
-
+    """The whole application."""
     app = typer.Typer(
         name="tfcli",
+        cls=Commands,
         help="From a text file to a small, fast language model on the machine you have.",
         epilog="Start with: tfcli pretrain corpus.txt",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": HELP},
     )
 
     @app.callback()
@@ -35,12 +87,6 @@ def build() -> typer.Typer:
     ) -> None:
         pass
 
-    app.add_typer(tokenize.app, name="tokenize")
-    app.command("pretrain")(pretrain.pretrain)
-    app.command("generate")(generate.generate)
-    app.command("evaluate")(evaluate.evaluate)
-    app.command("inspect")(inspect.inspect)
-    app.command("bench")(bench.bench)
     return app
 
 

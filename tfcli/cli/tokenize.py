@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from tfcli.cli.help import GroupedCommand
 from tfcli.config import DataOptions, TokenizerOptions, resolve
 from tfcli.errors import RunError, UserError
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 
-app = typer.Typer(no_args_is_help=True, help="Train a SentencePiece tokenizer, and use it in pipelines.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Train a SentencePiece tokenizer, and use it in pipelines.",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +64,7 @@ CorpusArgument = Annotated[
 FileArgument = Annotated[str, typer.Argument(metavar="[FILE]", show_default="stdin", help="A file, or - for stdin.")]
 
 
-@app.command(epilog="Example: tfcli tokenize train corpus.txt --vocab-size 4096")
+@app.command(cls=GroupedCommand, epilog="Example: tfcli tokenize train corpus.txt --vocab-size 4096")
 def train(
     corpus: CorpusArgument,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("tokenizer.model"),
@@ -136,7 +142,9 @@ def train(
         _out(f"{path}: {tokenizer.vocab_size} pieces, {ratio:.3f} bytes per token, from {text.bytes:,} bytes of text")
 
 
-@app.command(epilog="Example: tfcli tokenize encode corpus.txt --tokenizer tokenizer.model | head -3")
+@app.command(
+    cls=GroupedCommand, epilog="Example: tfcli tokenize encode corpus.txt --tokenizer tokenizer.model | head -3"
+)
 def encode(
     file: FileArgument = "-",
     tokenizer: TokenizerOption = None,
@@ -166,7 +174,7 @@ def encode(
         _write(results)
 
 
-@app.command(epilog="Example: echo Hello | tfcli tokenize encode | tfcli tokenize decode")
+@app.command(cls=GroupedCommand, epilog="Example: echo Hello | tfcli tokenize encode | tfcli tokenize decode")
 def decode(
     file: FileArgument = "-",
     tokenizer: TokenizerOption = None,
@@ -181,7 +189,7 @@ def decode(
         _write(decode_lines(line_batches(stream), loaded, pieces=pieces, as_json=as_json))
 
 
-@app.command(epilog="Example: tfcli tokenize stats corpus.txt --tokenizer tokenizer.model")
+@app.command(cls=GroupedCommand, epilog="Example: tfcli tokenize stats corpus.txt --tokenizer tokenizer.model")
 def stats(
     corpus: CorpusArgument,
     tokenizer: TokenizerOption = None,

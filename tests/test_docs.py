@@ -1,0 +1,98 @@
+"""The README cannot lie: its commands run, its Python runs, its help is the real help.
+
+To write the help blocks anew: TFCLI_UPDATE_DOCS=1 python -m pytest tests/test_docs.py
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- help -->\n", "<!-- end of help -->\n"
+COMMANDS = ["", "tokenize train", "tokenize encode", "tokenize decode", "tokenize stats"]
+COMMANDS += ["pretrain", "generate", "evaluate", "inspect", "bench"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "100", "NO_COLOR": "1"}
+    environment.pop("TFCLI_MODEL", None)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def shorter(command: str) -> str:
+    """The same command on less time and text; everything else is as it stands in the README."""
+    return command.replace("--budget 90s", "--budget 8s").replace("sample_data/english.txt", "sample_data/part.txt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "sample_data").mkdir()
+    for path in (ROOT / "sample_data").iterdir():
+        (folder / "sample_data" / path.name).symlink_to(path)
+    part = (ROOT / "sample_data" / "english.txt").read_text(encoding="utf-8")[:200_000]
+    (folder / "sample_data" / "part.txt").write_text(part, encoding="utf-8")
+    yield folder
+
+
+def test_the_first_command_trains_and_writes(folder: Path) -> None:
+    """A stranger's first minute: the part of the command behind the installation."""
+    train, test = blocks("bash")
+    install, _, work = train.partition('-e ".[dev]" && ')
+    assert test.startswith(install), "both commands install alike"
+    result = shell(shorter(work.replace(".venv/bin/", "")), folder)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) >= 2, "where the model is, then what it wrote"
+
+
+def test_ci_runs_the_readme_command() -> None:
+    """CI must test what the README promises, word for word."""
+    assert blocks("bash")[1].strip() in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_console_command_runs(folder: Path) -> None:
+    """In order, as they stand, each with exit code 0."""
+    for block in blocks("console"):
+        for line in block.splitlines():
+            assert line.startswith("$ ")
+            result = shell(shorter(line[2:]), folder)
+            assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+            assert "Traceback" not in result.stderr
+
+
+def test_every_python_block_runs(folder: Path) -> None:
+    """In order, in one process each, against what the console commands left."""
+    for block in blocks("python"):
+        result = shell(f"python -c {shlex.quote(shorter(block))}", folder)
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
+
+
+def test_the_help_in_the_readme_is_the_real_help() -> None:
+    """A flag that changes without the README, or the other way round."""
+    parts = []
+    for command in COMMANDS:
+        result = shell(f"tfcli {command} --help", ROOT)
+        assert result.returncode == 0
+        title = f"tfcli {command}".strip()
+        parts.append(f"<details><summary><code>{title}</code></summary>\n\n```text\n{result.stdout}```\n\n</details>\n")
+    real = BEGIN + "\n".join(parts) + END
+    text = README.read_text(encoding="utf-8")
+    start, end = text.index(BEGIN), text.index(END) + len(END)
+    if os.environ.get("TFCLI_UPDATE_DOCS"):
+        README.write_text(text[:start] + real + text[end:], encoding="utf-8")
+        return
+    assert text[start:end] == real, "run TFCLI_UPDATE_DOCS=1 python -m pytest tests/test_docs.py"

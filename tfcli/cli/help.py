@@ -1,0 +1,41 @@
+"""How a command's help is laid out: options in named groups, defaults without noise."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeAlias
+
+from typer.core import TyperCommand
+
+Context: TypeAlias = Any
+"""The parser's context; typer carries its own parser and does not name its types."""
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose options stand under the headings that ``rich_help_panel`` gives them, as plain text."""
+
+    def format_options(self, ctx: Context, formatter: Any) -> None:
+        """Arguments first, then each group in the order of its first option."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            heading = getattr(parameter, "rich_help_panel", None)
+            heading = heading or ("Arguments" if parameter.param_type_name == "argument" else "Options")
+            names, text = record
+            if heading == "Arguments":
+                names = names.partition(" <")[0]
+            groups.setdefault(heading, []).append((re.sub(r" <([\w ]+(\[\w+\])?)>$", _metavar, names), _tidy(text)))
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def _metavar(match: re.Match[str]) -> str:
+    return {"int": " N", "float": " X", "path": " PATH", "str": " TEXT", "list[str]": " TEXT", "int range": " N", "float range": " X"}.get(match[1], match[0])
+
+
+def _tidy(text: str) -> str:
+    """``[default: (all cores); x>=1]`` as ``[default: all cores]``."""
+    return re.sub(r"\[default: \((.*)\)(; [^\]]*)?\]", r"[default: \1]", text)
