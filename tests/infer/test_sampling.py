@@ -37,6 +37,18 @@ def test_top_p_by_hand() -> None:
     assert kept(s.top_p(given, 1e-9)) == [1]
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 4.0])
+@pytest.mark.parametrize("mass", [0.2, 0.9, 0.999])
+def test_top_p_of_a_large_vocabulary(scale: float, mass: float) -> None:
+    """Would catch the head of the vocabulary taken for the whole of it: flat distributions need all of it."""
+    given = logits(3, 3000, 2) * scale
+    none = torch.empty(3, 0, dtype=torch.long)
+    ours, theirs = s.top_p(given, mass) > -INF, transformers.TopPLogitsWarper(mass)(none, given) > -INF
+    assert (ours != theirs).sum() <= 3  # one token a row, where rounding of the sum decides
+    probabilities = given.double().softmax(-1)
+    assert ((probabilities * ours).sum(-1) > mass - 1e-5).all()
+
+
 def test_top_k_and_min_p_by_hand() -> None:
     """min-p 0.3 of 0.5 is 0.15; ties at the k-th place stay."""
     given = of([0.1, 0.5, 0.05, 0.3, 0.05])

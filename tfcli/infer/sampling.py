@@ -14,6 +14,8 @@ from tfcli.errors import UserError
 
 BLOCK = 256
 """Uniform numbers that a row draws at once."""
+HEAD = 256
+"""Likeliest tokens among which top-p looks first."""
 
 
 def check(sampling: Sampling) -> None:
@@ -56,13 +58,19 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits_BV: Tensor, mass: float) -> Tensor:
-    """The likeliest tokens until their probabilities sum to ``mass``, at least one (Holtzman et al. 2020, 3.1)."""
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    probabilities_BV = sorted_BV.softmax(dim=-1)
-    before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
-    dropped_BV = before_BV >= mass
-    dropped_BV[:, 0] = False
-    return logits_BV.masked_fill(torch.zeros_like(dropped_BV).scatter_(1, order_BV, dropped_BV), float("-inf"))
+    """The likeliest tokens until their probabilities sum to ``mass``, and those as likely as the last of them
+    (Holtzman et al. 2020, 3.1)."""
+    total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
+    size = logits_BV.shape[-1]
+    # Sorting the whole vocabulary takes longer than a small model does: its head is nearly always enough.
+    head = min(HEAD, size) if logits_BV.device.type == "cpu" else size
+    sorted_BN = logits_BV.topk(head, dim=-1).values
+    reached_BN = (sorted_BN - total_B1).exp().cumsum(dim=-1)
+    if head < size and bool((reached_BN[:, -1] < mass).any()):
+        sorted_BN = logits_BV.sort(dim=-1, descending=True).values
+        reached_BN = (sorted_BN - total_B1).exp().cumsum(dim=-1)
+    last_B1 = (reached_BN < mass).sum(dim=-1, keepdim=True).clamp_max(sorted_BN.shape[-1] - 1)
+    return logits_BV.masked_fill(logits_BV < sorted_BN.gather(1, last_B1), float("-inf"))
 
 
 def min_p(logits_BV: Tensor, ratio: float) -> Tensor:
