@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError, nearest
 from tfcli.formats import names
-from tfcli.text.tokenizer import FILE_NAME as TOKENIZER
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.tokenizer import FILE_NAME, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", FILE_NAME
 ARCHITECTURE, MODEL_TYPE = "Qwen3ForCausalLM", "qwen3"
 READS = ("qwen3",)
 ASIDE = ".saving"
