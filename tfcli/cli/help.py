@@ -33,7 +33,8 @@ class GroupedCommand(TyperCommand):
 
 
 def _metavar(match: re.Match[str]) -> str:
-    return {"int": " N", "float": " X", "path": " PATH", "str": " TEXT", "list[str]": " TEXT", "int range": " N", "float range": " X"}.get(match[1], match[0])
+    kinds = {"int": " N", "float": " X", "path": " PATH", "str": " TEXT", "list[str]": " TEXT"}
+    return kinds.get(match[1].removesuffix(" range"), match[0])
 
 
 def _tidy(text: str) -> str:

@@ -14,7 +14,6 @@ import torch
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 
-
 ROWS_TOKENS = 2048
 """Tokens at once: few enough for a processor's cache."""
 

@@ -26,9 +26,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_width, config.norm_eps)
         self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
-    def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D). ``mask`` (B or 1, 1, T, S) is True where attended; None is causal."""
         B, T, _ = x_BTD.shape
         H, G, K = self.heads, self.kv_heads, self.head_width

@@ -20,7 +20,7 @@ def _by_hand(x: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension of ``x`` (..., width); ``weight`` has the last one or two dimensions of ``x``."""
     if _by_hand(x):
-        return _RMSNorm.apply(x, weight, eps)
+        return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return rms_norm_reference(x, weight, eps)
 
 
@@ -57,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
 def norm_rope(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """QK-norm, then rotary positions, of heads side by side; ``cos`` and ``sin`` broadcast to (B, T, 1, K/2)."""
     if _by_hand(x_BTHK):
-        return _NormRope.apply(x_BTHK, weight_HK, cos, sin, eps)
+        return _NormRope.apply(x_BTHK, weight_HK, cos, sin, eps)  # type: ignore[no-untyped-call]
     return norm_rope_reference(x_BTHK, weight_HK, cos, sin, eps)
 
 
@@ -102,7 +102,7 @@ class _NormRope(torch.autograd.Function):
 def swiglu(x: Tensor) -> Tensor:
     """Gate and up projections side by side (..., 2F) -> silu(gate) * up (..., F)."""
     if _by_hand(x) and torch.is_grad_enabled():
-        return _SwiGLU.apply(x)
+        return _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
     return swiglu_reference(x)
 
 
@@ -141,11 +141,11 @@ def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: floa
     torch's fused CPU kernel has a slow backward: at T = 128 this takes a fifth of its time. It holds T x T weights of
     every head, so the caller keeps T short.
     """
-    return _CausalAttention.apply(q_BHTK, k_BHTK, v_BHTK, scale)
+    return _CausalAttention.apply(q_BHTK, k_BHTK, v_BHTK, scale)  # type: ignore[no-untyped-call]
 
 
 class _CausalAttention(torch.autograd.Function):
-    """P = softmax(q k^T c), o = P v:  dv = P^T do,  dS = P (dP - sum(dP P)) with dP = do v^T,  dq = c dS k,  dk = c dS^T q.
+    """P = softmax(c q k^T), o = P v:  dv = P^T do,  dS = P (dP - sum(dP P)), dP = do v^T,  dq = c dS k,  dk = c dS^T q.
 
     Vaswani et al. 2017, eq. 1, and its derivative.
     """
@@ -175,7 +175,7 @@ class _CausalAttention(torch.autograd.Function):
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T)`` against the targets."""
     if _by_hand(hidden_ND):
-        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-untyped-call]
     return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
 
 
@@ -195,7 +195,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = torch.arange(len(targets_N), device=targets_N.device)
         at_target_N = p_NV[rows, targets_N]
         loss = at_target_N.log().sum().neg_()
-        if not torch.isfinite(loss):  # a target so unlikely that its probability is below fp32's smallest, or a true NaN
+        if not torch.isfinite(loss):  # a target less likely than fp32's smallest number, or a true NaN
             loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
         if not any(ctx.needs_input_grad):
             return loss
