@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +21,7 @@ from tfcli.errors import UserError
 
 FOLDER = "checkpoints"
 MARKER = "complete.json"
+LOCK = ".lock"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,8 +48,6 @@ class TrainState:
     """Length of metrics.jsonl at this step."""
     checkpoint_every: int | None = None
     """Steps between checkpoints, once settled."""
-    config_hash: str = ""
-    """Of the settings that the run was started with."""
 
 
 def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
@@ -89,7 +91,7 @@ def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
                 raise _broken(path, f"{name} is damaged: its checksum is wrong")
         state = TrainState(**json.loads((path / "state.json").read_text()))
         return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise _broken(path, str(error)) from None
 
 
@@ -108,6 +110,11 @@ def prune(run: Path, *, keep: int, best_step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def clear(run: Path) -> None:
+    """Delete all checkpoints."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that readers see the old or the new one, never a part."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -123,23 +130,64 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the directory: a second run on it, also in another process, is refused. A killed process lets go."""
+    """Hold the directory, made if need be: a second run on it, also in another process, is refused.
+
+    A killed process lets go. A directory in which nothing was written is removed again at the end.
+    """
+    file = _take(run)
+    try:
+        yield
+    finally:
+        if {path.name for path in run.iterdir()} <= {LOCK}:
+            (run / LOCK).unlink(missing_ok=True)
+            run.rmdir()
+        if file is not None:
+            file.close()
+
+
+def held(run: Path) -> bool:
+    """Whether a process holds the directory now."""
     try:
         import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    file = (run / ".lock").open("w")
-    try:
+
+        with (run / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
+def _take(run: Path) -> IO[str] | None:
+    """The open, locked file of a run; None where the system has no such locks."""
+    while True:
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+
+            file = (run / LOCK).open("w")
+        except ImportError:
+            return None
+        except FileNotFoundError:  # who held it just removed the directory
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), (run / LOCK).stat()):
+                return file
         except BlockingIOError:
+            file.close()
             raise UserError(
                 f"another process is training in {run}", hint="wait for it, stop it, or choose another --out"
             ) from None
-        yield
-    finally:
-        file.close()
+        except FileNotFoundError:
+            pass
+        file.close()  # a lock on a file that was removed meanwhile keeps nobody out
+
+
+def resume_command(run: Path) -> str:
+    """What a person types to go on with a run."""
+    return f"tfcli pretrain --resume --out {shlex.quote(str(run))}"
 
 
 def _broken(path: Path, why: str) -> UserError:

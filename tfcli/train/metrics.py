@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
-NAME = "metrics.jsonl"
+from tfcli.errors import UserError
+
+NAME, BOARD = "metrics.jsonl", "tensorboard"
 
 
 class Metrics:
-    """Appends lines to ``metrics.jsonl``; with ``tensorboard`` also writes its events under ``tensorboard/``."""
+    """Appends lines to ``metrics.jsonl``; with ``tensorboard`` also writes its events under ``tensorboard/``.
 
-    def __init__(self, run: Path, *, keep_bytes: int = 0, tensorboard: bool = False) -> None:
+    What a run wrote after its first ``keep_bytes``, and events after ``step``, are those of steps taken again: dropped.
+    """
+
+    def __init__(self, run: Path, *, keep_bytes: int = 0, step: int = 0, tensorboard: bool = False) -> None:
+        self._board = _writer()(str(run / BOARD), purge_step=step + 1) if tensorboard else None
         self._file: IO[bytes] = (run / NAME).open("ab")
-        self._file.truncate(keep_bytes)
+        self._file.truncate(min(keep_bytes, self._file.seek(0, os.SEEK_END)))
         self._file.seek(0, os.SEEK_END)
-        self._board = _board(run / "tensorboard") if tensorboard else None
 
     @property
     def bytes(self) -> int:
@@ -44,16 +50,25 @@ class Metrics:
             self._board.close()
 
 
-def _board(folder: Path) -> Any:
-    from tfcli.errors import UserError
+def check_tensorboard() -> None:
+    """Raise UserError where the package tensorboard is not installed."""
+    _writer()
 
+
+def _writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
             "--tensorboard needs the package tensorboard", hint='install it with: pip install "tfcli[tensorboard]"'
         ) from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter
+
+
+def clear(run: Path) -> None:
+    """Delete the metrics of a run and its TensorBoard events."""
+    (run / NAME).unlink(missing_ok=True)
+    shutil.rmtree(run / BOARD, ignore_errors=True)
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -5,11 +5,10 @@ What is left open follows from one dial, the depth, and the depth from the time 
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -66,6 +65,12 @@ def vocab_size(text_bytes: int) -> int:
 
 def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
     """The model of a depth: width 64 a block, heads of 64, a feed-forward of 8/3 of the width (Shazeer 2020, 2)."""
+    for name in ("context", "width", "heads", "kv_heads", "ffn_width"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"model.{name} is {value}", hint="it must be at least 1; leave it out to let it follow")
+    if depth < 1:
+        raise UserError(f"model.depth is {depth}", hint="it must be at least 1; leave it out to let it follow")
     width = options.width or 64 * depth
     heads = options.heads or max(1, width // 64)
     if width % heads:
@@ -102,24 +107,34 @@ def flops_per_second(runtime: Runtime) -> float:
     return 6.0 * sum(p.numel() for p in layer.parameters()) * 1024 / best
 
 
-def make(config: PretrainConfig, *, vocab_size: int, train_tokens: int, runtime: Runtime) -> Plan:
+def make(
+    config: PretrainConfig,
+    *,
+    vocab_size: int,
+    train_tokens: int,
+    runtime: Runtime,
+    on_note: Callable[[str], None] | None = None,
+) -> Plan:
     """Decide what ``config`` leaves open. ``train_tokens`` is the length of the encoded training text.
 
-    Raises UserError for sizes that cannot be.
+    ``on_note`` is told what is smaller than usual because the text is. Raises UserError for sizes that cannot be.
     """
-    options, train = config.model, config.train
+    options, train, optim = config.model, config.train, config.optim
+    check(config)
     budget = _budget(config)
     if options.depth is not None:
         depth = options.depth
     else:
         depth = _depth(options, vocab_size, train_tokens, budget or seconds(DEFAULT_BUDGET), runtime)
     model = shape(options, depth=depth, vocab_size=vocab_size)
-    if options.context is None and model.context > (train_tokens - 1) // 2:
-        shorter = ModelOptions(**{**_fields(options), "context": max(8, (train_tokens - 1) // 2)})
-        model = shape(shorter, depth=depth, vocab_size=vocab_size)
+    most = max(8, (train_tokens - 1) // 2)
+    if options.context is None and model.context > most:
+        if on_note:
+            on_note(f"context {most} instead of {model.context}: the training text has only {train_tokens:,} tokens")
+        model = replace(model, context=most)
     batch = train.batch_size or _batch_size(model, train_tokens)
     micro = min(train.micro_batch or max(1, MICRO_TOKENS // model.context), batch)
-    _check(config, model, train_tokens, batch)
+    _check_data(model, train_tokens, batch)
     tokens_per_step = batch * model.context
     epoch_steps = max(1, (train_tokens - 1) // tokens_per_step)
     max_steps = max(1, MAX_EPOCHS * (train_tokens - 1) // tokens_per_step)
@@ -138,19 +153,17 @@ def make(config: PretrainConfig, *, vocab_size: int, train_tokens: int, runtime:
         batch_size=batch,
         micro_batch=micro,
         dropout=train.dropout if train.dropout is not None else (0.1 if repeats > 4 else 0.0),
-        muon_lr=config.optim.muon_lr or 0.02,
-        lr=config.optim.lr or 0.012 * slower,
+        muon_lr=optim.muon_lr if optim.muon_lr is not None else 0.02,
+        lr=optim.lr if optim.lr is not None else 0.012 * slower,
         compile=train.compile == "on" or (train.compile == "auto" and (budget or 0) > COMPILE_PAYS_AFTER),
     )
 
 
-def evaluation_steps(steps: int | None, every: int | None) -> Iterator[int]:
-    """The steps, from the first on, at which the held-out text is scored; the last step always is, beside these.
+def evaluation_steps(steps: int | None) -> Iterator[int]:
+    """The steps at which the held-out text is scored unless fixed: 64 x 1.25^k, gaps a fifteenth of the run at most.
 
-    Unless fixed they are 64 x 1.25^k, with gaps of a fifteenth of the run at most: learning is fast at first.
+    Learning is fast at first. The last step is scored beside these.
     """
-    if every is not None:
-        yield from itertools.count(every, every)
     largest = max(FIRST_EVALUATION, (steps or 2**40) // 15)
     at = float(FIRST_EVALUATION)
     while True:
@@ -158,16 +171,29 @@ def evaluation_steps(steps: int | None, every: int | None) -> Iterator[int]:
         at = min(at * 1.25, at + largest)
 
 
-def settle(plan: Plan, *, elapsed: float, step: int, step_seconds: float, evaluation_seconds: float) -> int:
+def evaluation(step: int, *, steps: int | None, every: int | None) -> int | None:
+    """Which evaluation, from 0, is due at ``step``, with ``every`` so many steps or by the ladder; None for no one."""
+    if every is not None:
+        return step // every - 1 if step and step % every == 0 else None
+    number, at = next((number, at) for number, at in enumerate(evaluation_steps(steps)) if at >= step)
+    return number if at == step else None
+
+
+def settle(
+    plan: Plan, *, elapsed: float, step: int, step_seconds: float, evaluation_seconds: float, every: int | None = None
+) -> int:
     """The number of steps that ends a budgeted run in time, from its measured speed; at most what the corpus supports.
 
-    Evaluations are paid for, and a twentieth is kept for checkpoints, samples and the end.
+    Evaluations, the last one and one ``every`` so many steps or by the ladder, are paid for, and a twentieth is kept
+    for checkpoints, samples and the end.
     """
     assert plan.budget is not None
     left = 0.95 * (plan.budget - elapsed) - evaluation_seconds
+    if every is not None:
+        return max(step + 1, min(step + int(left / (step_seconds + evaluation_seconds / every)), plan.max_steps))
     steps = step
     for _ in range(4):  # more steps, more evaluations: settles quickly
-        evaluations = next(number for number, at in enumerate(evaluation_steps(steps, None)) if at >= steps)
+        evaluations = next(number for number, at in enumerate(evaluation_steps(steps)) if at >= steps)
         steps = step + max(1, int((left - evaluations * evaluation_seconds) / step_seconds))
     return max(step + 1, min(steps, plan.max_steps))
 
@@ -178,9 +204,6 @@ def _budget(config: PretrainConfig) -> float | None:
     given = [name for name in ("steps", "tokens", "epochs", "budget") if getattr(train, name) is not None]
     if len(given) > 1:
         raise UserError(f"two lengths are given: --{' and --'.join(given)}", hint="give one of them")
-    for name in given:
-        if name != "budget" and getattr(train, name) <= 0:
-            raise UserError(f"--{name} is {getattr(train, name)}", hint="it must be more than 0")
     if given and given[0] != "budget":
         return None
     return seconds(train.budget or DEFAULT_BUDGET)
@@ -208,24 +231,41 @@ def _batch_size(model: ModelConfig, train_tokens: int) -> int:
     return max(1, min(tokens // model.context, most))
 
 
-def _check(config: PretrainConfig, model: ModelConfig, train_tokens: int, batch: int) -> None:
+def check(config: PretrainConfig) -> None:
+    """Refuse what cannot be for any text: raises UserError for a number that means nothing, or two lengths."""
+    train, optim = config.train, config.optim
+    at_least_1 = ("steps", "tokens", "batch_size", "micro_batch", "eval_every", "sample_every", "checkpoint_every")
+    for name in (*at_least_1, "keep"):
+        value = getattr(train, name)
+        if value is not None and value < 1:
+            raise UserError(f"train.{name} is {value}", hint="it must be at least 1")
+    above_0 = {"train.epochs": train.epochs, "optim.clip": optim.clip}
+    at_least_0 = {"optim.muon_lr": optim.muon_lr, "optim.lr": optim.lr, "optim.weight_decay": optim.weight_decay}
+    for name, value in {**above_0, **at_least_0, "optim.warmup": optim.warmup}.items():
+        if value is not None and not (0 < value < math.inf or (value == 0 and name not in above_0)):
+            raise UserError(f"{name} is {value}", hint=f"it must be {'more than' if name in above_0 else 'at least'} 0")
+    shares = {"optim.beta1": optim.beta1, "optim.beta2": optim.beta2, "optim.momentum": optim.momentum}
+    for name, value in {**shares, "train.dropout": train.dropout}.items():
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{name} is {value}", hint="it must be at least 0 and below 1")
+    if not 0 <= optim.decay <= 1:
+        raise UserError(f"optim.decay is {optim.decay}", hint="it is a share of the run, from 0 to 1")
+    if not -(2**63) <= config.seed < 2**63:
+        raise UserError(f"seed is {config.seed}", hint="it must fit into 64 bits")
+    _budget(config)
+    shape(config.model, depth=config.model.depth if config.model.depth is not None else 1, vocab_size=1)
+
+
+def _check_data(model: ModelConfig, train_tokens: int, batch: int) -> None:
+    """Refuse a context or a batch that is larger than the text."""
     if model.context + 1 > train_tokens:
         raise UserError(
             f"the training text has {train_tokens:,} tokens, too few for a context of {model.context}",
-            hint=f"use more text, or --context {max(1, (train_tokens - 1) // 2)}",
+            hint=f"use more text, or --context {(train_tokens - 1) // 2}" if train_tokens > 16 else "use more text",
         )
     windows = (train_tokens - 1) // model.context
-    if batch < 1 or (config.train.micro_batch or 1) < 1:
-        raise UserError("the batch is smaller than one sequence", hint="--batch-size and train.micro_batch start at 1")
     if batch > windows:
         raise UserError(
             f"a batch of {batch} sequences of {model.context} tokens is larger than the data ({windows} sequences)",
             hint=f"use --batch-size {windows} at most, a shorter --context, or more text",
         )
-    dropout = config.train.dropout
-    if dropout is not None and not 0 <= dropout < 1:
-        raise UserError(f"train.dropout is {dropout}", hint="it must be at least 0 and below 1")
-
-
-def _fields(options: ModelOptions) -> dict[str, int | bool | None]:
-    return {name: getattr(options, name) for name in options.__slots__}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -15,13 +17,16 @@ from tfcli.errors import Interrupted, RunError
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.task import Task
-from tfcli.train import checkpoint, order, plan
+from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Evaluated, Listener, Note, Progress, Sampled, Saved
+from tfcli.train.events import Evaluated, Listener, Progress, Sampled, Saved
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers, clip, schedule
 
 LOG_EVERY = 10
+"""Steps between lines of metrics."""
+TELL_EVERY = 0.5
+"""Seconds between reports of progress, at least; every line of metrics is one too."""
 
 
 @dataclass(kw_only=True)
@@ -46,11 +51,12 @@ class Trainer:
     """Told the number of steps once a budgeted run has measured its speed."""
 
     def __post_init__(self) -> None:
+        now = self.clock()
         self._best_weights: dict[str, Tensor] | None = None
-        self._timed = (self.clock(), self.state.step)
-        self._evaluation_seconds = 0.0
-        self._logged = (self.clock(), self.state.tokens)
-        self._offset = self.state.seconds - self.clock() if self.state.step else 0.0
+        self._timed = (now, self.state.step)
+        self._logged = (now, self.state.tokens)
+        self._told = now
+        self._offset = self.state.seconds - now if self.state.step else 0.0
 
     def train(self) -> None:
         """Train to the end, or until stopped: then save and raise Interrupted.
@@ -77,34 +83,48 @@ class Trainer:
                 self._leave_usable()
                 raise Interrupted(
                     f"stopped after step {step}; everything is saved in {self.run}",
-                    hint=f"go on with: tfcli pretrain --resume --out {self.run}",
+                    hint=f"go on with: {checkpoint.resume_command(self.run)}",
                 )
             self._step()
+            if self.clock() - self._told >= TELL_EVERY:
+                self._tell()
 
     def _step(self) -> None:
-        """One update from ``batch_size`` examples, a micro-batch at a time."""
-        state, task = self.state, self.task
-        indices, epochs = order.batch(state.step, seed=self.config.seed, size=task.size, batch=self.plan.batch_size)
-        rows = task.rows(indices, epochs).to(self.runtime.device)
+        """One update from ``batch_size`` examples."""
+        state = self.state
+        indices, epochs = order.batch(
+            state.step, seed=self.config.seed, size=self.task.size, batch=self.plan.batch_size
+        )
+        rows = self.task.rows(indices, epochs).to(self.runtime.device)
         # Text that is seen for the first time cannot be learnt by heart: dropout waits for the second epoch.
         dropout = self.plan.dropout if epochs[0] > 0 else 0.0
-        torch.manual_seed(order.mix(self.config.seed, state.step) % 2**63)
-        count = self.plan.batch_size * task.tokens_per_example
-        loss_sum = torch.zeros((), device=self.runtime.device)
-        for micro in rows.split(self.plan.micro_batch):
-            loss, _ = task.loss(self.model, micro, dtype=self.runtime.dtype, dropout=dropout)
-            (loss / count).backward()
-            loss_sum += loss.detach()
+        loss_sum, count = self.gradients(rows, dropout=dropout)
         norm = clip(self.optimizers.named.values(), self.config.optim.clip)
         loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self._diverged(rows, loss_value, norm_value)
+            where = divergence.find(self.model, lambda: self.gradients(rows, dropout=dropout))
+            bad = f"the loss is {loss_value}" if not math.isfinite(loss_value) else f"the gradient is {norm_value}"
+            self._diverged(f"step {state.step + 1}: {bad}; first in {where}")
         self.optimizers.step(self._factor())
         state.step += 1
         state.tokens += count
         state.loss_sum += loss_value
         state.loss_count += count
         state.seconds = self.clock() + self._offset
+
+    def gradients(self, rows: Tensor, *, dropout: float) -> tuple[Tensor, int]:
+        """Leave in every parameter the gradient of the mean loss of ``rows``; returns the summed loss and the count.
+
+        A micro-batch at a time; the count of the whole batch is known before, so each one is divided by it at once.
+        """
+        torch.manual_seed(order.mix(self.config.seed, self.state.step) % 2**63)
+        count = len(rows) * self.task.tokens_per_example
+        loss_sum = torch.zeros((), device=self.runtime.device)
+        for micro in rows.split(self.plan.micro_batch):
+            loss, _ = self.task.loss(self.model, micro, dtype=self.runtime.dtype, dropout=dropout)
+            (loss / count).backward()
+            loss_sum += loss.detach()
+        return loss_sum, count
 
     def _factor(self) -> float:
         """Of the learning rates; until the length is settled the rate is still rising or constant."""
@@ -128,46 +148,62 @@ class Trainer:
                 step=state.step,
                 step_seconds=step_seconds,
                 evaluation_seconds=evaluation,
+                every=self.config.train.eval_every,
             )
             self.on_settled(state.steps)
         if state.checkpoint_every is None:
             if self.config.train.checkpoint_every is not None:
-                state.checkpoint_every = max(1, self.config.train.checkpoint_every)
+                state.checkpoint_every = self.config.train.checkpoint_every
             elif state.step >= plan.PROBE_STEPS:
                 state.checkpoint_every = max(1, round(60 / max(step_seconds, 1e-6)))
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _evaluation(self) -> int | None:
-        """Which evaluation, from 0, is due at this step; None for no one."""
-        due = plan.evaluation_steps(self.state.steps, self.config.train.eval_every)
-        number, at = next((number, at) for number, at in enumerate(due) if at >= self.state.step)
-        return number if at == self.state.step else None
-
     def _look(self, last: bool) -> None:
         """Metrics of training, evaluation and a sample, where they are due."""
-        state = self.state
+        state, train = self.state, self.config.train
         if state.step % LOG_EVERY == 0 or last:
             self._log()
-        number = self._evaluation()
+        number = plan.evaluation(state.step, steps=state.steps, every=train.eval_every)
         if number is not None or last:
             self._evaluate()
-        every = self.config.train.sample_every
-        if last or (self._due(every) if every else number is not None and number % 4 == 3):
-            text = self.task.sample(self.model, seed=order.mix(self.config.seed, state.step))
+        if last or (self._due(train.sample_every) if train.sample_every else number is not None and number % 4 == 3):
+            with self._beside():
+                text = self.task.sample(self.model, seed=order.mix(self.config.seed, state.step))
             self.listen(Sampled(step=state.step, text=text))
 
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work that is not training and does not count in its speed."""
+        started = self.clock()
+        yield
+        self._logged = (self._logged[0] + self.clock() - started, self._logged[1])
+
+    def _speed(self) -> float:
+        """Tokens a second since the last line of metrics."""
+        return (self.state.tokens - self._logged[1]) / max(1e-9, self.clock() - self._logged[0])
+
     def _log(self) -> None:
+        """A line of metrics."""
         state = self.state
-        now, tokens = self.clock(), state.tokens
-        speed = (tokens - self._logged[1]) / max(1e-9, now - self._logged[0])
-        self._logged = (now, tokens)
-        loss = state.loss_sum / max(1, state.loss_count)
+        self._tell()
+        record = {
+            "step": state.step,
+            "seconds": round(state.seconds, 3),
+            "tokens": state.tokens,
+            "train_loss": state.loss_sum / max(1, state.loss_count),
+            "lr": self.optimizers.muon_lr * self._factor(),
+            "tokens_per_second": round(self._speed(), 1),
+        }
+        self.metrics.write(record)
+        self._logged = (self.clock(), state.tokens)
         state.loss_sum, state.loss_count = 0.0, 0
-        lr = self.optimizers.muon_lr * self._factor()
-        record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": tokens, "train_loss": loss}
-        self.metrics.write({**record, "lr": lr, "tokens_per_second": round(speed, 1)})
+
+    def _tell(self) -> None:
+        """Progress since the last line of metrics."""
+        state, speed = self.state, self._speed()
+        self._told = self.clock()
         left = None if state.steps is None else (state.steps - state.step) * self.plan.tokens_per_step / max(1.0, speed)
         self.listen(
             Progress(
@@ -175,22 +211,25 @@ class Trainer:
                 steps=state.steps,
                 seconds=state.seconds,
                 seconds_left=left,
-                train_loss=loss,
-                lr=lr,
+                train_loss=state.loss_sum / max(1, state.loss_count),
+                lr=self.optimizers.muon_lr * self._factor(),
                 tokens_per_second=speed,
                 memory=self.runtime.peak_memory(),
             )
         )
 
     def _evaluate(self) -> None:
-        state, started = self.state, self.clock()
-        scores = self.task.evaluate(self.model)
+        state = self.state
+        with self._beside():
+            scores = self.task.evaluate(self.model)
         state.seconds = self.clock() + self._offset
-        self._logged = (self._logged[0] + self.clock() - started, self._logged[1])
+        score = next(iter(scores.values()))
+        if not math.isfinite(score):
+            where = divergence.weights(self.model) or "the held-out text"
+            self._diverged(f"after step {state.step} the held-out loss is {score}; first in {where}")
         record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens}
         self.metrics.write({**record, **scores})
-        score = next(iter(scores.values()))
-        best = math.isfinite(score) and (state.best is None or score < state.best)
+        best = state.best is None or score < state.best
         if best:
             state.best, state.best_step = score, state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
@@ -204,13 +243,14 @@ class Trainer:
     def _save(self) -> None:
         """The best model into the run directory, then a checkpoint, then clear old ones."""
         state = self.state
-        if self._best_weights is not None:
-            self.save_model(self._best_weights)
-            self._best_weights = None
-        self.metrics.sync()
-        state.metrics_bytes = self.metrics.bytes
-        checkpoint.save(self.run, state, self._weights(), dict(self.optimizers.tensors()))
-        checkpoint.prune(self.run, keep=self.config.train.keep, best_step=state.best_step)
+        with self._beside():
+            if self._best_weights is not None:
+                self.save_model(self._best_weights)
+                self._best_weights = None
+            self.metrics.sync()
+            state.metrics_bytes = self.metrics.bytes
+            checkpoint.save(self.run, state, self._weights(), dict(self.optimizers.tensors()))
+            checkpoint.prune(self.run, keep=self.config.train.keep, best_step=state.best_step)
         self.listen(Saved(step=state.step))
 
     def _leave_usable(self) -> None:
@@ -218,47 +258,13 @@ class Trainer:
         if self.state.best is None and self.state.step:
             self.save_model(self._weights())
 
-    def _diverged(self, rows: Tensor, loss: float, norm: float) -> None:
-        """Stop before the update: name the step and the first module that went bad, keep what was good."""
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        where = _first_bad(
-            self.model, lambda: self.task.loss(self.model, rows[:1], dtype=self.runtime.dtype, dropout=0)
-        )
+    def _diverged(self, what: str) -> NoReturn:
+        """Stop before the update and keep what was good."""
         whole = checkpoint.complete(self.run)
-        kept = f"step {int(whole[-1].name)}" if whole else "none yet"
         if self._best_weights is not None:
             self.save_model(self._best_weights)
-        self.listen(Note(text=f"diverged at step {self.state.step + 1}"))
+        kept = f"step {int(whole[-1].name)}" if whole else "none yet"
         raise RunError(
-            f"step {self.state.step + 1}: {what}; first in {where} (last good checkpoint: {kept})",
-            hint="try a lower --set optim.muon_lr and optim.lr, or --precision fp32",
+            f"{what} (last good checkpoint: {kept})",
+            hint="start again with lower rates, as --set optim.muon_lr=0.005 --set optim.lr=0.001, or --precision fp32",
         )
-
-
-@torch.no_grad()
-def _first_bad(model: Transformer, forward: Callable[[], object]) -> str:
-    """The first module, in the order of the forward pass, whose output is not finite; else the first bad gradient."""
-    found: list[str] = []
-
-    def hook(name: str) -> Callable[..., None]:
-        def check(module: torch.nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(name)
-
-        return check
-
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"the weights of {name}"
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
-    try:
-        forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return f"the output of {found[0]}"
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            return f"the gradient of {name}"
-    return "the loss"

@@ -1,0 +1,251 @@
+"""The record of a run, run.json: where a run may go, what it was started with, and what resuming it may change."""
+
+from __future__ import annotations
+
+import errno
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+import tfcli
+from tfcli.config import ModelConfig, PretrainConfig, from_dict, to_dict
+from tfcli.errors import RunError, TfcliError, UserError
+from tfcli.formats import hf
+from tfcli.runtime import Runtime
+from tfcli.text.corpus import Corpus
+from tfcli.train import checkpoint, metrics
+from tfcli.train.checkpoint import write_whole
+from tfcli.train.plan import Plan
+
+RUN_FILE, DATA_FILE = "run.json", "data.json"
+RUNS = Path("runs")
+Record = dict[str, Any]
+KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokenizer_hash": str, "checksums": dict}
+"""What a record must have to be resumed, and of which kind."""
+
+
+def make(
+    specs: Sequence[str],
+    config: PretrainConfig,
+    sources: dict[str, str],
+    planned: Plan,
+    corpus: Corpus,
+    runtime: Runtime,
+    command: Sequence[str],
+    shards: str,
+) -> Record:
+    """The content of run.json when a run begins; ``shards`` is the way from the run's parent to its encoded text."""
+    return {
+        "command": list(command),
+        "corpus": [absolute(spec) for spec in specs],
+        "started": now(),
+        "finished": None,
+        "config": to_dict(config),
+        "sources": sources,
+        "plan": asdict(planned),
+        "machine": {
+            "device": str(runtime.device),
+            "precision": runtime.precision,
+            "threads": runtime.threads,
+            "processor": platform.processor() or platform.machine(),
+            "system": platform.platform(),
+        },
+        "versions": {"tfcli": tfcli.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "git_commit": _git_commit(),
+        "seed": config.seed,
+        "data_hash": corpus.receipt["content_hash"],
+        "tokenizer_hash": corpus.tokenizer.hash,
+        "shards": shards,
+        "checksums": checksums(corpus),
+    }
+
+
+def checksums(corpus: Corpus) -> dict[str, int]:
+    """Of the ids that the run trains on and is scored on."""
+    return {"train": corpus.train.checksum, "val": corpus.val.checksum}
+
+
+def write(directory: Path, name: str, content: Record) -> None:
+    """Write run.json or data.json."""
+    write_whole(directory / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read(directory: Path) -> Record:
+    """The record of a run. Raises UserError where it is damaged."""
+    path = directory / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _damaged(path, f"cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise _damaged(path, "is not a JSON object")
+    missing = [key for key, kind in KINDS.items() if not isinstance(record.get(key), kind)]
+    if missing:
+        raise _damaged(path, f"lacks {', '.join(missing)}")
+    return record
+
+
+def plan_of(record: Record, directory: Path) -> Plan:
+    """The plan that the run was started with."""
+    try:
+        fields = dict(record["plan"])
+        return Plan(**{**fields, "model": ModelConfig(**fields["model"])})
+    except (TypeError, KeyError, ValueError, TfcliError) as error:
+        raise _damaged(directory / RUN_FILE, f"has a plan that cannot be read: {error}") from None
+
+
+def unchanged(record: Record, config: PretrainConfig, sources: dict[str, str], directory: Path) -> PretrainConfig:
+    """The run's own settings. Raises UserError, with the difference, where a given one is not the run's."""
+    try:
+        before = from_dict(PretrainConfig, record["config"])
+    except (TypeError, AttributeError, TfcliError) as error:
+        raise _damaged(directory / RUN_FILE, f"has settings that cannot be read: {error}") from None
+    old, new = _flat(to_dict(before)), _flat(to_dict(config))
+    changed = [key for key, source in sources.items() if source != "default" and old.get(key) != new.get(key)]
+    if changed:
+        lines = "; ".join(f"{key}: the run has {_said(old.get(key))}, given {_said(new.get(key))}" for key in changed)
+        raise UserError(
+            f"{directory} cannot be resumed with other settings: {lines}",
+            hint="leave them out to continue as it was, or start a new run with another --out",
+        )
+    return before
+
+
+def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
+    """Where a new run goes: ``out``, else the first of runs/NAME, runs/NAME-2, ... that is free.
+
+    Raises UserError for a directory that holds anything but what a run killed at its very beginning left.
+    """
+    if out is not None:
+        directory = Path(out)
+        if not str(out) or (directory.exists() and not directory.is_dir()):
+            raise UserError(f"--out {str(out)!r} is not a directory", hint="it must be a new or an empty directory")
+        if not is_free(directory):
+            if (directory / RUN_FILE).exists():
+                again = checkpoint.resume_command(directory)
+                raise UserError(f"{directory} holds another run", hint=f"continue it: {again}; or choose another --out")
+            raise UserError(f"{directory} is not empty", hint="choose another --out")
+        return directory
+    name = Path(specs[0]).name.split(".")[0].strip("*") if specs[0] != "-" else "stdin"
+    base = RUNS / (name or "run")
+    candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10_000))
+    return next(path for path in candidates if is_free(path) and not checkpoint.held(path))
+
+
+def is_free(directory: Path) -> bool:
+    """Whether a new run may have the directory: it is not there, empty, or left by a run that had nothing to lose.
+
+    Such a run was killed before its first checkpoint and before its model was first written.
+    """
+    if not directory.exists():
+        return True
+    if not directory.is_dir():
+        return False
+    if (directory / RUN_FILE).exists():
+        return not (directory / hf.WEIGHTS).exists() and not checkpoint.complete(directory)
+    return all(_is_ours(path.name) for path in directory.iterdir())
+
+
+def clear(directory: Path) -> None:
+    """Remove what such a run left of itself."""
+    checkpoint.clear(directory)
+    metrics.clear(directory)
+    for path in directory.iterdir():
+        if path.name in (DATA_FILE, hf.TOKENIZER) or (_is_ours(path.name) and path.name != checkpoint.LOCK):
+            path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    return name == checkpoint.LOCK or (name.startswith(f".{RUN_FILE}.") and name.endswith(".tmp"))
+
+
+def resumable(out: str | Path | None, specs: Sequence[str]) -> Path:
+    """The run to continue: ``out``, else that under runs/ which was started last, of the same text where it is given.
+
+    Finished ones count only where no other is left.
+    """
+    if out is not None:
+        directory = Path(out)
+        if not (directory / RUN_FILE).is_file():
+            raise UserError(
+                f"no run to resume in {directory}", hint=f"a run has a {RUN_FILE}; leave --resume out to start one"
+            )
+        return directory
+    wanted = [absolute(spec) for spec in specs]
+    found: list[tuple[bool, str, Path]] = []
+    for path in RUNS.glob(f"*/{RUN_FILE}"):
+        with suppress(UserError):  # a damaged one is not the one that is meant, unless it is named with --out
+            record = read(path.parent)
+            if not wanted or record["corpus"] == wanted:
+                found.append((not record.get("finished"), str(record.get("started")), path.parent))
+    if not found:
+        raise UserError("no run to resume under runs/", hint="name it with --out DIR")
+    return max(found)[2]
+
+
+@contextmanager
+def full_disk(directory: Path) -> Iterator[None]:
+    """Turn a write that found the disk full into a RunError that says what is safe and how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in codes and not any(f"os error {code}" in str(error) for code in codes):
+            raise
+        whole = checkpoint.complete(directory)
+        saved = f"; step {int(whole[-1].name):,} is saved" if whole else ""
+        again = f"then go on with: {checkpoint.resume_command(directory)}"
+        raise RunError(
+            f"the disk is full: {directory} cannot be written{saved}",
+            hint=f"free some space, {again if (directory / RUN_FILE).exists() else 'or choose another --out'}",
+        ) from None
+
+
+def absolute(spec: str) -> str:
+    """A source as it is found again from another directory."""
+    return spec if spec == "-" else str(Path(spec).absolute())
+
+
+def now() -> str:
+    """The time as ISO 8601, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}", hint="it is damaged or not tfcli's; start a new run with another --out")
+
+
+def _said(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and key != "trainer":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, read without running git; None where there is none or it is packed."""
+    with suppress(OSError, ValueError):
+        for parent in [Path.cwd(), *Path.cwd().parents]:
+            head = parent / ".git" / "HEAD"
+            if head.is_file():
+                text = head.read_text().strip()
+                ref = parent / ".git" / text.removeprefix("ref: ")
+                if text.startswith("ref: "):
+                    return ref.read_text().strip() if ref.is_file() else None
+                return text
+    return None
