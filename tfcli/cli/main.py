@@ -103,9 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    # Read by OpenMP when torch is loaded: threads that wait by spinning make everything else on the machine crawl,
-    # and crawl themselves when anything else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if _others_run():
+        # Read by OpenMP when torch is loaded. Threads that wait by spinning are the fastest on a machine of their own,
+        # and crawl (thirty times slower was measured) when they have to share it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = build()(args=arguments, prog_name="tfcli", standalone_mode=False)
         sys.stdout.flush()
@@ -123,6 +124,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _others_run() -> bool:
+    """Whether other processes keep half of the processors busy right now."""
+    try:
+        with open("/proc/loadavg") as file:  # noqa: PTH123
+            running = int(file.read().split()[3].partition("/")[0]) - 1  # this process runs too
+    except (OSError, ValueError, IndexError):
+        return False
+    return running >= max(1, (os.cpu_count() or 1) // 2)
 
 
 def _is_usage(error: Exception) -> bool:

@@ -130,7 +130,7 @@ class _SwiGLU(torch.autograd.Function):
         d_gate, d_up = dx.chunk(2, dim=-1)
         silu = gate * s
         torch.mul(grads[0], silu, out=d_up)
-        slope = silu.neg().addcmul_(silu, s).neg_().add_(s)  # s + a s (1 - s)
+        slope = torch.addcmul(s, silu, 1 - s)  # s + a s (1 - s)
         torch.mul(grads[0], up, out=d_gate).mul_(slope)
         return dx
 

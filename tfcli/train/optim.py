@@ -41,13 +41,13 @@ class Muon:
             for p in params:
                 if p not in self.state:
                     self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
-            grads = [p.grad for p in params if p.grad is not None]
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
-            nesterov = torch.stack(torch._foreach_lerp(grads, buffers, self.momentum))
-            updates = orthogonalize(nesterov).to(params[0].dtype).unbind()
+            grads = torch.stack([p.grad for p in params if p.grad is not None])
+            momentum = torch.stack([self.state[p]["momentum_buffer"] for p in params])
+            momentum.lerp_(grads, 1 - self.momentum)
+            torch._foreach_copy_([self.state[p]["momentum_buffer"] for p in params], momentum.unbind())
+            updates = orthogonalize(grads.lerp_(momentum, self.momentum)).to(params[0].dtype)
             torch._foreach_mul_(params, 1 - lr * self.weight_decay)
-            torch._foreach_add_(params, updates, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+            torch._foreach_add_(params, updates.unbind(), alpha=-lr * math.sqrt(max(1.0, rows / columns)))
 
 
 class AdamW:
