@@ -8,10 +8,9 @@ import shlex
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -134,15 +133,13 @@ def locked(run: Path) -> Iterator[None]:
 
     A killed process lets go. A directory in which nothing was written is removed again at the end.
     """
-    file = _take(run)
-    try:
-        yield
-    finally:
-        if {path.name for path in run.iterdir()} <= {LOCK}:
-            (run / LOCK).unlink(missing_ok=True)
-            run.rmdir()
-        if file is not None:
-            file.close()
+    with _take(run):
+        try:
+            yield
+        finally:
+            if {path.name for path in run.iterdir()} <= {LOCK}:
+                (run / LOCK).unlink(missing_ok=True)
+                run.rmdir()
 
 
 def held(run: Path) -> bool:
@@ -159,8 +156,8 @@ def held(run: Path) -> bool:
     return False
 
 
-def _take(run: Path) -> IO[str] | None:
-    """The open, locked file of a run; None where the system has no such locks."""
+def _take(run: Path) -> AbstractContextManager[object]:
+    """The open, locked file of a run; where the system has no such locks, nothing."""
     while True:
         run.mkdir(parents=True, exist_ok=True)
         try:
@@ -168,7 +165,7 @@ def _take(run: Path) -> IO[str] | None:
 
             file = (run / LOCK).open("w")
         except ImportError:
-            return None
+            return nullcontext()
         except FileNotFoundError:  # who held it just removed the directory
             continue
         try:

@@ -65,12 +65,6 @@ def vocab_size(text_bytes: int) -> int:
 
 def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
     """The model of a depth: width 64 a block, heads of 64, a feed-forward of 8/3 of the width (Shazeer 2020, 2)."""
-    for name in ("context", "width", "heads", "kv_heads", "ffn_width"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"model.{name} is {value}", hint="it must be at least 1; leave it out to let it follow")
-    if depth < 1:
-        raise UserError(f"model.depth is {depth}", hint="it must be at least 1; leave it out to let it follow")
     width = options.width or 64 * depth
     heads = options.heads or max(1, width // 64)
     if width % heads:
@@ -253,7 +247,17 @@ def check(config: PretrainConfig) -> None:
     if not -(2**63) <= config.seed < 2**63:
         raise UserError(f"seed is {config.seed}", hint="it must fit into 64 bits")
     _budget(config)
-    shape(config.model, depth=config.model.depth if config.model.depth is not None else 1, vocab_size=1)
+    options = config.model
+    _check_sizes(options)
+    if options.depth is not None or options.width is not None:
+        shape(options, depth=options.depth or 1, vocab_size=1)
+
+
+def _check_sizes(options: ModelOptions) -> None:
+    for name in ("depth", "context", "width", "heads", "kv_heads", "ffn_width"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"model.{name} is {value}", hint="it must be at least 1; leave it out to let it follow")
 
 
 def _check_data(model: ModelConfig, train_tokens: int, batch: int) -> None:
