@@ -19,7 +19,7 @@ from tfcli.model.layers import FeedForward, RMSNorm
 from tfcli.runtime import Runtime
 
 DEFAULT_BUDGET = "10m"
-MAX_EPOCHS = 40
+MAX_EPOCHS = 8
 """Passes over the text beyond which nothing is learnt from it (with dropout; Muennighoff et al. 2023, 6)."""
 TOKENS_PER_PARAMETER = 5
 """Least tokens for each parameter of the blocks. Compute-optimal is 20 (Hoffmann et al. 2022, table 3), but the optimum
@@ -58,8 +58,8 @@ class Plan:
 
 
 def vocab_size(text_bytes: int) -> int:
-    """Pieces for a corpus of that many bytes: 2048 for 1 MB, twice as many for every ten times as much, up to 32768."""
-    exponent = 11 + math.log10(max(text_bytes, 1) / 1e6)
+    """Pieces for a corpus of that many bytes: 4096 for 1 MB, twice as many for every ten times as much, up to 32768."""
+    exponent = 12 + math.log10(max(text_bytes, 1) / 1e6)
     return int(min(32768, max(512, 2 ** round(exponent))))
 
 
@@ -123,7 +123,7 @@ def make(
     model = shape(options, depth=depth, vocab_size=vocab_size)
     most = max(8, (train_tokens - 1) // 2)
     if options.context is None and model.context > most:
-        if on_note:
+        if on_note and most < train_tokens:
             on_note(f"context {most} instead of {model.context}: the training text has only {train_tokens:,} tokens")
         model = replace(model, context=most)
     batch = train.batch_size or _batch_size(model, train_tokens)
@@ -148,7 +148,7 @@ def make(
         micro_batch=micro,
         dropout=train.dropout if train.dropout is not None else (0.1 if repeats > 4 else 0.0),
         muon_lr=optim.muon_lr if optim.muon_lr is not None else 0.02,
-        lr=optim.lr if optim.lr is not None else 0.012 * slower,
+        lr=optim.lr if optim.lr is not None else 0.02 * slower,
         compile=train.compile == "on" or (train.compile == "auto" and (budget or 0) > COMPILE_PAYS_AFTER),
     )
 

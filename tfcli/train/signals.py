@@ -21,9 +21,9 @@ class Stop:
 
     def handle(self, number: int, frame: object) -> None:
         """The handler of both signals."""
-        if self.asked or not self.gentle:
+        again, self.asked = self.asked, True
+        if again or not self.gentle:
             raise KeyboardInterrupt
-        self.asked = True
 
 
 @contextmanager
@@ -37,6 +37,10 @@ def stop_signals() -> Iterator[Stop]:
         return
     try:
         yield stop
+    except Exception:
+        if stop.asked and not stop.gentle:
+            raise KeyboardInterrupt from None  # a library in between took it for a failure of its own
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
