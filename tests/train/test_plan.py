@@ -122,7 +122,8 @@ def test_lengths() -> None:
     assert make(1001, **size, train__epochs=2.55).steps == 26
     assert make(1001, **size, train__budget="10s").steps is None
     assert make(1001, **size).budget == 600
-    assert make(1001, **size).max_steps == 400
+    assert make(1001, **size).max_steps == 80
+    assert make(1001, **size, train__budget="10s").max_steps == 400
 
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("0.5m", 30)])

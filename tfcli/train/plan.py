@@ -19,8 +19,11 @@ from tfcli.model.layers import FeedForward, RMSNorm
 from tfcli.runtime import Runtime
 
 DEFAULT_BUDGET = "10m"
-MAX_EPOCHS = 8
-"""Passes over the text beyond which nothing is learnt from it (with dropout; Muennighoff et al. 2023, 6)."""
+DEFAULT_EPOCHS, MAX_EPOCHS = 8, 40
+"""Passes over the text at most: of a run whose length is not given, and of one with a budget. Beyond the first a small
+text is learnt by heart faster than it teaches, beyond the second nothing is left (Muennighoff et al. 2023, 6)."""
+PARAMETERS_PER_TOKEN = 5
+"""Most parameters of the blocks for each token of the text; more learn it by heart at once."""
 TOKENS_PER_PARAMETER = 5
 """Least tokens for each parameter of the blocks. Compute-optimal is 20 (Hoffmann et al. 2022, table 3), but the optimum
 is flat, and a model that is somewhat too large for its first run is the better one to continue."""
@@ -131,7 +134,8 @@ def make(
     _check_data(model, train_tokens, batch)
     tokens_per_step = batch * model.context
     epoch_steps = max(1, (train_tokens - 1) // tokens_per_step)
-    max_steps = max(1, MAX_EPOCHS * (train_tokens - 1) // tokens_per_step)
+    passes = MAX_EPOCHS if train.budget is not None else DEFAULT_EPOCHS
+    max_steps = max(1, passes * (train_tokens - 1) // tokens_per_step)
     steps = train.steps
     if train.tokens is not None:
         steps = max(1, math.ceil(train.tokens / tokens_per_step))
@@ -146,7 +150,7 @@ def make(
         budget=budget,
         batch_size=batch,
         micro_batch=micro,
-        dropout=train.dropout if train.dropout is not None else (0.1 if repeats > 4 else 0.0),
+        dropout=train.dropout if train.dropout is not None else (0.2 if repeats > 12 else 0.1 if repeats > 4 else 0.0),
         muon_lr=optim.muon_lr if optim.muon_lr is not None else 0.02,
         lr=optim.lr if optim.lr is not None else 0.02 * slower,
         compile=train.compile == "on" or (train.compile == "auto" and (budget or 0) > COMPILE_PAYS_AFTER),
@@ -204,15 +208,15 @@ def _budget(config: PretrainConfig) -> float | None:
 
 
 def _depth(options: ModelOptions, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
-    """The deepest model that sees its share of tokens within the budget and the passes that the text supports."""
+    """The deepest model that sees its share of tokens within the budget, and that the text is enough for."""
     if options.width is not None:
         return max(1, options.width // 64)
     rate = flops_per_second(runtime)
     best = 2
     for depth in range(2, 25):
         config = shape(options, depth=depth, vocab_size=vocab_size)
-        tokens = min(budget * rate / training_flops(config, config.context), MAX_EPOCHS * train_tokens)
-        if tokens < TOKENS_PER_PARAMETER * parameters(config).matrices:
+        tokens, matrices = budget * rate / training_flops(config, config.context), parameters(config).matrices
+        if tokens < TOKENS_PER_PARAMETER * matrices or matrices > PARAMETERS_PER_TOKEN * train_tokens:
             break
         best = depth
     return best
