@@ -144,8 +144,8 @@ def training_memory(
         optimizer=4 * (parts.matrices + 2 * (parts.total - parts.matrices)),
         gradients=4 * parts.total,
         activations=(held + fused + cast) * b,
-        # cpu: logits, those in fp32 and probabilities; else log-probabilities and two gradients as the backward begins.
-        logits=tokens * V * ((8 if b == 4 else 8 + b) if device == "cpu" else 12),
+        # cpu: logits and probabilities; else log-probabilities and two gradients in fp32 as the backward pass begins.
+        logits=tokens * V * (2 * b if device == "cpu" else 12),
         workspace=12 * _largest_group(config),
         accumulated=accumulated,
     )
