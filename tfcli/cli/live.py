@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
+import unicodedata
 from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.live import Live
 
     from tfcli.train.events import Event, Progress
@@ -20,10 +21,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class PlainView:
-    """One line at most every ten seconds or one percent, and every evaluation."""
+    """A line of progress at most every ten seconds, and every note, evaluation and sample."""
 
     def __init__(self) -> None:
-        self._last = (-math.inf, -1.0)
+        self._last = -math.inf
 
     def __enter__(self) -> PlainView:
         return self
@@ -40,28 +41,33 @@ class PlainView:
         match event:
             case Note():
                 _line(event.text)
-            case Preparing() if self._due(event.done / max(1, event.total)):
+            case Preparing() if self._due():
                 _line(f"{event.stage}: {event.done / 1e6:,.1f} of {event.total / 1e6:,.1f} MB")
-            case Progress() if self._due(event.step / event.steps if event.steps else 0.0):
+            case Progress() if self._due():
                 _line(_progress(event))
             case Evaluated():
                 mark = " (best)" if event.best else ""
-                _line(f"step {event.step}: {event.bits_per_byte:.4f} bits per byte held out{mark}")
+                _line(f"step {event.step:,}: {event.bits_per_byte:.4f} bits per byte held out{mark}")
             case Sampled():
-                _line(f"sample: {' '.join(event.text.split())[:160]}")
+                _line(f"sample: {' '.join(harmless(event.text).split())[:160]}")
 
-    def _due(self, share: float) -> bool:
+    def _due(self) -> bool:
         now = time.monotonic()
-        due = now - self._last[0] >= SECONDS_BETWEEN_LINES
+        due = now - self._last >= SECONDS_BETWEEN_LINES
         if due:
-            self._last = (now, share)
+            self._last = now
         return due
 
 
 class LiveView:
-    """Progress, loss curve, speed, time left, memory, held-out score and the latest sample, redrawn in place."""
+    """Progress, loss curve, speed, time left, memory, held-out score and the latest sample, redrawn in place.
 
-    def __init__(self) -> None:
+    The last picture stays on the screen. ``console`` is for tests.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        self._ended = False
         self._progress: Progress | None = None
         self._stage = ""
         self._losses: deque[float] = deque(maxlen=2000)
@@ -73,9 +79,8 @@ class LiveView:
         from rich.console import Console
         from rich.live import Live
 
-        self._live = Live(
-            console=Console(stderr=True, highlight=False), refresh_per_second=4, get_renderable=self._render
-        )
+        console = self._console or Console(stderr=True, highlight=False)
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
         self._live.start()
         return self
 
@@ -83,7 +88,7 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._live is not None
-        self._stage = "" if self._progress else self._stage
+        self._ended = True
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
@@ -93,7 +98,7 @@ class LiveView:
         assert self._live is not None
         match event:
             case Note():
-                self._live.console.print(event.text, markup=False)
+                self._live.console.print(harmless(event.text), markup=False)
             case Preparing():
                 share = event.done / max(1, event.total)
                 self._stage = f"{event.stage} {event.done / 1e6:,.1f} of {event.total / 1e6:,.1f} MB ({share:.0%})"
@@ -104,7 +109,7 @@ class LiveView:
             case Evaluated():
                 self._scores.append((event.step, event.bits_per_byte))
             case Sampled():
-                self._sample = event.text
+                self._sample = harmless(event.text)
 
     def _render(self) -> RenderableType:
         from rich.console import Group
@@ -114,27 +119,29 @@ class LiveView:
         from rich.text import Text
 
         if self._progress is None:
-            return Text(self._stage or "starting", style="dim")
+            return Group() if self._ended else Text(self._stage or "starting", style="dim")
         p = self._progress
         assert self._live is not None
         width = min(100, self._live.console.width)
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="dim")
-        grid.add_column()
-        grid.add_row("progress", ProgressBar(total=p.steps or 1, completed=p.step if p.steps else 0, width=width - 24))
+        grid.add_column(style="dim", no_wrap=True, min_width=10)
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=p.steps or 1, completed=p.step if p.steps else 0, width=max(1, width - 13))
+        grid.add_row("progress", bar)
         grid.add_row("step", f"{p.step:,} of {p.steps:,}" if p.steps else f"{p.step:,} (measuring the speed)")
-        left = "" if p.seconds_left is None else f", {clock(p.seconds_left)} left"
+        left = f", {clock(p.seconds_left)} left" if p.seconds_left and not self._ended else ""
         grid.add_row("time", f"{clock(p.seconds)}{left}")
         grid.add_row("speed", f"{p.tokens_per_second:,.0f} tokens/s, peak memory {p.memory / 1e6:,.0f} MB")
-        curve = f"{p.train_loss:.3f}  {spark(self._losses, width - 34)}"
-        grid.add_row("train loss", curve)
+        loss = f"{p.train_loss:.3f}  "
+        grid.add_row("train loss", loss + spark(self._losses, width - 13 - len(loss)))
         if self._scores:
             best_step, best = min(self._scores, key=lambda pair: pair[1])
             grid.add_row("held out", f"{self._scores[-1][1]:.4f} bits per byte; best {best:.4f} at step {best_step:,}")
         parts: list[RenderableType] = [grid]
-        if self._sample:
-            text = Text(self._sample.strip("\n"), style="italic", no_wrap=False)
-            parts.append(Panel(text, title="sample", title_align="left", width=width, height=9))
+        room = min(7, self._live.console.height - grid.row_count - 4)
+        if self._sample and room > 0:
+            text = Text(self._sample.strip("\n"), style="italic")
+            parts.append(Panel(text, title="sample", title_align="left", width=width, height=room + 2))
         return Group(*parts)
 
 
@@ -154,6 +161,11 @@ def spark(values: deque[float] | list[float], width: int) -> str:
     low, high = min(means), max(means)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
+def harmless(text: str) -> str:
+    """Text without control characters: what a model makes up must not move the cursor or change colours."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
 
 
 def clock(seconds: float) -> str:

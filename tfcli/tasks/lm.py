@@ -65,7 +65,7 @@ class LanguageModeling:
 
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Tensor:
         """Windows (B, context + 1) as int64; every epoch begins at an offset of its own, by the golden ratio."""
-        room = min(self.context, self.train.tokens - 1 - self.size * self.context + 1)
+        room = self.train.tokens - self.size * self.context  # so that the text's last token has its turn
         offsets = (epochs * 0.6180339887498949 % 1.0 * room).astype(np.int64)
         starts = offsets + indices * self.context
         ids = self.train.ids
