@@ -146,7 +146,7 @@ def training_memory(
         activations=(held + fused + cast) * b,
         # cpu: logits and probabilities; else log-probabilities and two gradients in fp32 as the backward pass begins.
         logits=tokens * V * (2 * b if device == "cpu" else 12),
-        workspace=12 * _largest_group(config),
+        workspace=16 * _largest_group(config),
         accumulated=accumulated,
     )
 
@@ -164,9 +164,9 @@ def _kept_per_token(config: ModelConfig, length: int, device: str) -> int:
 
 
 def _largest_group(config: ModelConfig) -> int:
-    """Parameters in Muon's largest group, the matrices of one shape.
+    """Parameters in Muon's largest group, the matrices of one shape, transposed or not.
 
-    Of each it holds the fp32 momentum step, the orthogonalised one in bf16 twice, and the fp32 update: 12 bytes.
+    Of each it holds the gradient and the momentum side by side in fp32, the step in bf16 twice, and in fp32: 16 bytes.
     """
     D, HK, GK = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
     sizes: dict[tuple[int, int], int] = {}
@@ -179,7 +179,8 @@ def _largest_group(config: ModelConfig) -> int:
         (config.ffn_width, D),
         (D, config.ffn_width),
     ):
-        sizes[shape] = sizes.get(shape, 0) + config.depth * shape[0] * shape[1]
+        key = (min(shape), max(shape))
+        sizes[key] = sizes.get(key, 0) + config.depth * shape[0] * shape[1]
     return max(sizes.values())
 
 

@@ -29,25 +29,31 @@ class Muon:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for p in params:
-            self._shapes[tuple(p.shape)].append(p)
+            self._shapes[tuple(sorted(p.shape))].append(p)  # a tall matrix is taken transposed
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the gradients; a parameter without one is left alone."""
-        for (rows, columns), group in self._shapes.items():
+        for group in self._shapes.values():
             params: list[Tensor] = [p for p in group if p.grad is not None]
             if not params:
                 continue
             for p in params:
                 if p not in self.state:
                     self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
-            grads = torch.stack([p.grad for p in params if p.grad is not None])
-            momentum = torch.stack([self.state[p]["momentum_buffer"] for p in params])
-            momentum.lerp_(grads, 1 - self.momentum)
-            torch._foreach_copy_([self.state[p]["momentum_buffer"] for p in params], momentum.unbind())
-            updates = orthogonalize(grads.lerp_(momentum, self.momentum)).to(params[0].dtype)
+            grads = torch.stack([_wide(p.grad) for p in params if p.grad is not None])
+            buffers = [_wide(self.state[p]["momentum_buffer"]) for p in params]
+            momentum = torch.stack(buffers).lerp_(grads, 1 - self.momentum)
+            torch._foreach_copy_(buffers, momentum.unbind())
+            updates = orthogonalize(grads.lerp_(momentum, self.momentum)).to(params[0].dtype).unbind()
             torch._foreach_mul_(params, 1 - lr * self.weight_decay)
-            torch._foreach_add_(params, updates.unbind(), alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+            for p, update in zip(params, updates, strict=True):
+                _wide(p).add_(update, alpha=-lr * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """The matrix, or its transpose where it has more rows than columns."""
+    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 class AdamW:
@@ -86,15 +92,14 @@ class AdamW:
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Push the singular values of each matrix (N, rows, columns) towards 1, in bf16, by a quintic Newton-Schulz.
+    """Push the singular values of each matrix (N, rows, columns) towards 1 by Newton-Schulz in bf16.
 
     X <- a X + (b A + c A^2) X with A = X X^T, coefficients of Jordan et al. 2024; values end in about 0.5 to 1.5.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.mT
+    x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)

@@ -31,7 +31,7 @@ COMPILE_PAYS_AFTER = 1800.0
 """Seconds of planned training beyond which compiling, about a minute on two cores, is repaid."""
 MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
-FIRST_EVALUATION = 64
+FIRST_EVALUATION = 72
 """Steps before the first look at the held-out text."""
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is settled from its measured speed."""
@@ -158,7 +158,7 @@ def make(
 
 
 def evaluation_steps(steps: int | None) -> Iterator[int]:
-    """The steps at which the held-out text is scored unless fixed: 64 x 1.25^k, gaps a fifteenth of the run at most.
+    """The steps at which the held-out text is scored unless fixed: 72 x 1.25^k, gaps a fifteenth of the run at most.
 
     Learning is fast at first. The last step is scored beside these.
     """
