@@ -180,6 +180,6 @@ def process_started() -> float:
             ticks = float(file.read().rpartition(")")[2].split()[19])  # proc(5): field 22, starttime
         with open("/proc/uptime") as file:  # noqa: PTH123
             uptime = float(file.read().split()[0])
-        return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
+        return time.time() - max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.time()

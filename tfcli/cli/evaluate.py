@@ -33,7 +33,7 @@ def evaluate(
     stride: Annotated[
         int | None,
         typer.Option(
-            "--stride", help="Tokens from window to window; the context is fastest.", show_default="half a context"
+            "--stride", help="Tokens from window to window; the context is fastest.", show_default="3/4 of the context"
         ),
     ] = None,
     limit: Annotated[

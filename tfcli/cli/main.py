@@ -13,7 +13,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from tfcli.cli.help import Context, GroupedCommand
-from tfcli.errors import TfcliError, unknown
+from tfcli.errors import Interrupted, TfcliError, unknown
 
 HELP = ["-h", "--help"]
 
@@ -148,7 +148,7 @@ def _explain(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, TfcliError):
-        print(f"error: {error.message}", file=sys.stderr)
+        print(error.message if isinstance(error, Interrupted) else f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         return error.exit_code

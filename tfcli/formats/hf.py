@@ -68,6 +68,7 @@ def save(
     }
     with _aside(directory) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / WEIGHTS).chmod(0o644)  # safetensors makes it private
         tokenizer.save(aside / TOKENIZER)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8", newline="\n")

@@ -42,13 +42,13 @@ def evaluate(
 ) -> Scores:
     """Score the whole of ``ids`` (N,), each token once, with ``first`` (the end-of-text id) before the first.
 
-    Windows as long as the model's context start every ``stride`` tokens (default: half a context); of each but the
-    first only the tokens that the window before did not reach are scored, so that they have at least
+    Windows as long as the model's context start every ``stride`` tokens (default: three quarters of a context); of each
+    but the first only the tokens that the window before did not reach are scored, so that they have at least
     context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be
     memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all).
     """
     context = model.config.context
-    stride = min(stride or max(1, context // 2), context)
+    stride = min(stride or max(1, 3 * context // 4), context)
     rows = max(1, ROWS_TOKENS // context)
     nats = torch.zeros((), dtype=torch.float64)
     done = 0

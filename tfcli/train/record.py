@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-import tfcli
 from tfcli.config import ModelConfig, PretrainConfig, from_dict, to_dict
 from tfcli.errors import RunError, TfcliError, UserError
 from tfcli.formats import hf
@@ -58,7 +58,7 @@ def make(
             "processor": platform.processor() or platform.machine(),
             "system": platform.platform(),
         },
-        "versions": {"tfcli": tfcli.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
         "git_commit": _git_commit(),
         "seed": config.seed,
         "data_hash": corpus.receipt["content_hash"],
