@@ -49,7 +49,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Raising:
         (UserError("what was given"), 2, "error: what was given\n"),
         (RunError("it failed"), 1, "error: it failed\n"),
         (TfcliError("it failed"), 1, "error: it failed\n"),
-        (Interrupted("stopped after step 3"), 130, "error: stopped after step 3\n"),
+        (Interrupted("stopped after step 3"), 130, "stopped after step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "error: no space left on the disk for a/b\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: no space left on the disk\n"),

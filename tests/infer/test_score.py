@@ -41,7 +41,7 @@ def test_every_token_is_scored_once(length: int, stride: int | None) -> None:
         return
     scores = evaluate(model(), token_ids(length), text_bytes=3 * length, first=1, runtime=cpu(), stride=stride)
     assert scores.tokens == length
-    assert scores.loss == pytest.approx(by_hand(length, stride or 16), abs=1e-5)
+    assert scores.loss == pytest.approx(by_hand(length, stride or 24), abs=1e-5)
     assert scores.perplexity == pytest.approx(math.exp(scores.loss))
     assert scores.bits_per_byte == pytest.approx(scores.loss / math.log(2) / 3)
 
