@@ -181,3 +181,10 @@ def test_presets_can_be_planned() -> None:
         settings, _ = resolve(PretrainConfig, preset=name)
         made = plan.make(settings, vocab_size=1000, train_tokens=10**7, runtime=tiny_models.cpu())
         assert made.model.depth == settings.model.depth
+
+
+def test_vocabulary_follows_the_text_and_what_the_model_can_carry() -> None:
+    """Catches a head that costs more than the blocks: a gigabyte's 32768 pieces in a ten-minute model."""
+    assert [plan.vocab_size(size, config()) for size in (10_000, 10**6, 10**7, 10**9)] == [1024, 4096, 8192, 8192]
+    assert plan.vocab_size(10**9, config(train__budget="2h")) == 32768
+    assert plan.vocab_size(10**9, config(model__depth=12)) == 32768

@@ -60,10 +60,15 @@ class Plan:
         return self.batch_size * self.model.context
 
 
-def vocab_size(text_bytes: int) -> int:
-    """Pieces for a corpus of that many bytes: 4096 for 1 MB, twice as many for every ten times as much, up to 32768."""
+def vocab_size(text_bytes: int, config: PretrainConfig) -> int:
+    """Pieces for a corpus of that many bytes: 4096 for 1 MB, twice as many for every ten times as much.
+
+    At most 8192, or 32768 for a model of more than 8 blocks or a run of more than an hour: the head of a small model
+    would cost more than all of its blocks.
+    """
     exponent = 12 + math.log10(max(text_bytes, 1) / 1e6)
-    return int(min(32768, max(512, 2 ** round(exponent))))
+    large = (config.model.depth or 0) > 8 or (_budget(config) or 0.0) > 3600
+    return int(min(32768 if large else 8192, max(512, 2 ** round(exponent))))
 
 
 def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:

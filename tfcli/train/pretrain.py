@@ -229,7 +229,7 @@ class _Run:
             tokenizer=tokenizer,
             cache=self.directory.parent / SHARDS,
             threads=self.runtime.threads,
-            vocab_size_for=plan.vocab_size,
+            vocab_size_for=lambda size: plan.vocab_size(size, self.config),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
             on_note=note,
