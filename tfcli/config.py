@@ -153,7 +153,7 @@ class TrainOptions:
     checkpoint_every: int | None = None
     """Steps between checkpoints; left out: about once a minute."""
     keep: int = 2
-    """Newest checkpoints kept, beside the best."""
+    """Newest checkpoints kept; the best model is in the run directory itself."""
     tensorboard: bool = False
     """Also write TensorBoard events."""
 

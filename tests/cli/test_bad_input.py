@@ -42,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
     assert "Traceback" not in err
     assert "defect" not in err
     lines = err.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith(("error:", "Error", "interrupted")))
+    at = next(i for i, line in enumerate(lines) if line.startswith(("error:", "Error", "interrupted", "stopped")))
     assert len(lines) - at <= 2, err
     return "\n".join(lines[at:])
 

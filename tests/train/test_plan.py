@@ -188,3 +188,21 @@ def test_vocabulary_follows_the_text_and_what_the_model_can_carry() -> None:
     assert [plan.vocab_size(size, config()) for size in (10_000, 10**6, 10**7, 10**9)] == [1024, 4096, 8192, 8192]
     assert plan.vocab_size(10**9, config(train__budget="2h")) == 32768
     assert plan.vocab_size(10**9, config(model__depth=12)) == 32768
+
+
+def test_a_length_replaces_that_of_a_lower_layer() -> None:
+    """Catches --epochs refused beside a preset's steps, and two lengths of one layer let through."""
+    for sets in ({"train.epochs": 1.0}, {"train.budget": "9s"}):
+        resolved, sources = resolve(PretrainConfig, preset="tiny", flags=sets)
+        one = plan.one_length(resolved, sources)
+        plan.check(one)
+        assert one.train.steps is None
+    both, sources = resolve(PretrainConfig, flags={"train.steps": 3, "train.epochs": 1.0})
+    with pytest.raises(UserError, match="two lengths"):
+        plan.check(plan.one_length(both, sources))
+
+
+def test_automatic_depth_fits_the_heads_that_are_given() -> None:
+    """Catches a size that the plan chose itself and then refuses."""
+    assert make(10**6, model__heads=3, train__budget="1s").model.heads == 3
+    assert make(10**6, model__kv_heads=2, train__budget="1s").model.kv_heads == 2

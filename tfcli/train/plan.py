@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from tfcli.model.layers import FeedForward, RMSNorm
 from tfcli.runtime import Runtime
 
 DEFAULT_BUDGET = "10m"
+LENGTHS = ("steps", "tokens", "epochs", "budget")
 DEFAULT_EPOCHS, MAX_EPOCHS = 8, 40
 """Passes over the text at most: of a run whose length is not given, and of one with a budget. Beyond the first a small
 text is learnt by heart faster than it teaches, beyond the second nothing is left (Muennighoff et al. 2023, 6)."""
@@ -27,8 +29,8 @@ PARAMETERS_PER_TOKEN = 5
 TOKENS_PER_PARAMETER = 5
 """Least tokens for each parameter of the blocks. Compute-optimal is 20 (Hoffmann et al. 2022, table 3), but the optimum
 is flat, and a model that is somewhat too large for its first run is the better one to continue."""
-COMPILE_PAYS_AFTER = 1800.0
-"""Seconds of planned training beyond which compiling, about a minute on two cores, is repaid."""
+COMPILE_PAYS_AFTER = 600.0
+"""Seconds of planned training on a GPU beyond which compiling is repaid. On CPU the kernels by hand are faster."""
 MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
 FIRST_EVALUATION = 72
@@ -158,7 +160,7 @@ def make(
         dropout=train.dropout if train.dropout is not None else (0.2 if repeats > 12 else 0.1 if repeats > 4 else 0.0),
         muon_lr=optim.muon_lr if optim.muon_lr is not None else 0.02,
         lr=optim.lr if optim.lr is not None else 0.02 * slower,
-        compile=train.compile == "on" or (train.compile == "auto" and (budget or 0) > COMPILE_PAYS_AFTER),
+        compile=train.compile == "on" or (train.compile == "auto" and _compiling_pays(runtime, budget)),
     )
 
 
@@ -204,7 +206,7 @@ def settle(
 def _budget(config: PretrainConfig) -> float | None:
     """Seconds, where time decides the length; raises UserError where two lengths are given."""
     train = config.train
-    given = [name for name in ("steps", "tokens", "epochs", "budget") if getattr(train, name) is not None]
+    given = [name for name in LENGTHS if getattr(train, name) is not None]
     if len(given) > 1:
         raise UserError(f"two lengths are given: --{' and --'.join(given)}", hint="give one of them")
     if given and given[0] != "budget":
@@ -212,19 +214,40 @@ def _budget(config: PretrainConfig) -> float | None:
     return seconds(train.budget or DEFAULT_BUDGET)
 
 
+def one_length(config: PretrainConfig, sources: Mapping[str, str]) -> PretrainConfig:
+    """``config`` with only the lengths of the highest layer that gives one: a flag replaces a preset's steps."""
+    given = {name: sources[f"train.{name}"] for name in LENGTHS if getattr(config.train, name) is not None}
+    layers = [_layer(source) for source in given.values()]
+    lower: dict[str, Any] = {name: None for name, source in given.items() if _layer(source) < max(layers)}
+    return replace(config, train=replace(config.train, **lower))
+
+
+def _layer(source: str) -> int:
+    """Rank of where a setting came from: default, preset, file, then --set and flags."""
+    return 0 if source == "default" else 1 if source.startswith("preset ") else 3 if source in ("--set", "flag") else 2
+
+
+def _compiling_pays(runtime: Runtime, budget: float | None) -> bool:
+    return runtime.device.type == "cuda" and (budget or 0.0) > COMPILE_PAYS_AFTER
+
+
 def _depth(options: ModelOptions, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
     """The deepest model that sees its share of tokens within the budget, and that the text is enough for."""
     if options.width is not None:
         return max(1, options.width // 64)
     rate = flops_per_second(runtime)
-    best = 2
+    best = 0
     for depth in range(2, 25):
-        config = shape(options, depth=depth, vocab_size=vocab_size)
+        try:
+            config = shape(options, depth=depth, vocab_size=vocab_size)
+        except UserError:  # heads that a person chose do not fit this width
+            continue
+        best = best or depth
         tokens, matrices = budget * rate / training_flops(config, config.context), parameters(config).matrices
         if tokens < TOKENS_PER_PARAMETER * matrices or matrices > PARAMETERS_PER_TOKEN * train_tokens:
             break
         best = depth
-    return best
+    return best or 2
 
 
 def _batch_size(model: ModelConfig, train_tokens: int) -> int:
@@ -258,6 +281,8 @@ def check(config: PretrainConfig) -> None:
     _budget(config)
     options = config.model
     _check_sizes(options)
+    if config.tokenizer.vocab_size is not None and config.tokenizer.vocab_size < 1:
+        raise UserError(f"tokenizer.vocab_size is {config.tokenizer.vocab_size}", hint="it must be at least 1")
     if options.depth is not None or options.width is not None:
         shape(options, depth=options.depth or 1, vocab_size=1)
 

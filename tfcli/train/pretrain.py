@@ -75,6 +75,8 @@ def pretrain(
         sets=sets,
         flags=settings,
     )
+    config = plan.one_length(config, sources)
+    _no_idle_settings(sources, tokenizer)
     tell: Listener = listen or (lambda event: None)
     with stop_signals() as stop:
         if resume:
@@ -121,13 +123,23 @@ def _resumed(
     runtime = Runtime.detect(
         device=device or machine.get("device"),
         precision=precision or machine.get("precision"),
-        threads=threads or machine.get("threads"),
+        threads=machine.get("threads") if threads is None else threads,
     )
     here = {"device": str(runtime.device), "precision": runtime.precision, "threads": runtime.threads}
     other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
     if other:
         tell(Note(text=f"the run was started with {', '.join(other)}: the end may differ in the last digits"))
-    return _Run(directory, before["corpus"], config, sources, runtime, tell, before)
+    return _Run(directory, before["corpus"], config, before.get("sources") or sources, runtime, tell, before)
+
+
+def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
+    """Raise UserError for a setting that another one makes idle."""
+    given = [key for key, source in sources.items() if source not in ("default",) and not source.startswith("preset ")]
+    idle = [key for key in given if key.startswith("tokenizer.")]
+    if tokenizer is not None and idle:
+        raise UserError(f"--tokenizer is given, so {idle[0]} does nothing", hint="give one of the two")
+    if "data.val" in given and "data.val_fraction" in given:
+        raise UserError("--val and --val-fraction are both given", hint="give one of the two")
 
 
 @dataclass

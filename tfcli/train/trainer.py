@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +19,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Evaluated, Listener, Progress, Sampled, Saved
+from tfcli.train.events import Evaluated, Listener, Note, Progress, Sampled, Saved
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers, clip, schedule
 
@@ -64,8 +64,7 @@ class Trainer:
         Order of a step: settle, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
         """
         if self.plan.compile:
-            for block in self.model.blocks:
-                block.compile()  # in place: parameter names stay as they are
+            self._compile()
         saved = self.state.step
         while True:
             step = self.state.step
@@ -175,9 +174,10 @@ class Trainer:
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
-        """Work that is not training and does not count in its speed."""
+        """Work that is not training: it does not count in its speed, and is not what the blocks were compiled for."""
         started = self.clock()
-        yield
+        with torch.compiler.set_stance("force_eager") if self.plan.compile else nullcontext():
+            yield
         self._logged = (self._logged[0] + self.clock() - started, self._logged[1])
 
     def _speed(self) -> float:
@@ -217,6 +217,23 @@ class Trainer:
                 memory=self.runtime.peak_memory(),
             )
         )
+
+    def _compile(self) -> None:
+        """Compile the blocks in place (parameter names stay as they are) and try them; go on without where it fails."""
+        for block in self.model.blocks:
+            block.compile()
+        indices, epochs = order.batch(0, seed=0, size=self.task.size, batch=self.plan.micro_batch)
+        rows = self.task.rows(indices, epochs).to(self.runtime.device)
+        try:
+            loss, _ = self.task.loss(self.model, rows, dtype=self.runtime.dtype, dropout=0.0)
+            loss.backward()
+        except Exception as error:  # whatever the compiler says: a missing C++ compiler, an unsupported processor
+            torch.compiler.set_stance("force_eager")
+            self.listen(
+                Note(text=f"training without torch.compile, which failed: {str(error).strip().splitlines()[0]}")
+            )
+        for parameter in self.optimizers.named.values():
+            parameter.grad = None
 
     def _evaluate(self) -> None:
         state = self.state
