@@ -1,15 +1,21 @@
 """Filters against cases worked out by hand and against transformers' own processors."""
 
+import inspect
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tfcli.config import Sampling
 from tfcli.errors import UserError
+from tfcli.infer import decode, score
 from tfcli.infer import sampling as s
 
 OFF = Sampling(temperature=1.0, top_p=1.0)
@@ -121,6 +127,31 @@ def test_draws_at_the_edges_are_possible_tokens() -> None:
     given = torch.tensor([[-INF, 0.0, -INF, 0.0, -INF]]).expand(2, 5)
     edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert s.draw(given, edges).tolist() == [1, 3]
+
+
+class NoFloat64(TorchDispatchMode):
+    """Raises for a float64 tensor on a device that has none, as MPS does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type == "mps" and tensor.dtype == torch.float64:
+                raise TypeError(f"{func} makes float64 on MPS")
+        return made
+
+
+def test_mps_is_not_asked_for_float64() -> None:
+    """It has none: every draw there ended in a TypeError. Fake tensors have a device without the machine."""
+    with FakeTensorMode(), NoFloat64():
+        given = torch.empty(3, 50, device="mps")
+        drawn = s.draw(given, torch.empty(3, dtype=torch.float64))
+        assert drawn.device.type == "mps" and drawn.shape == (3,)
+        with pytest.raises(TypeError, match="float64 on MPS"):
+            given.double()
+    assert s.exact_device(torch.device("mps")) == torch.device("cpu")
+    assert s.exact_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    for module in (decode, score):
+        assert not re.search(r"(?<!\.cpu\(\))\.double\(\)", inspect.getsource(module))
 
 
 def test_uniforms_belong_to_their_row() -> None:

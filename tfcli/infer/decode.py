@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tfcli.config import Sampling
 from tfcli.errors import UserError
-from tfcli.infer.sampling import Uniforms, draw, filtered, greedy
+from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 
@@ -97,6 +97,8 @@ class _Batch:
     ) -> None:
         self._model = model
         self._sampling = sampling
+        # On MPS the logits go to the CPU as soon as they are there, for float64 and for one wait a step only.
+        self._place = exact_device(model.device)
         context, samples = model.config.context, sampling.num_samples
         self.rows = list(range(len(prompts) * samples))
         windows = [list(prompt[-context:]) for prompt in prompts]
@@ -105,7 +107,7 @@ class _Batch:
             seen_BV = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
             for index, prompt in enumerate(prompts):
                 seen_BV[index, list(prompt)] = True
-            self._seen_BV = seen_BV.repeat_interleave(samples, dim=0).to(model.device)
+            self._seen_BV = seen_BV.repeat_interleave(samples, dim=0).to(self._place)
         self._uniforms = None if sampling.temperature == 0.0 else Uniforms(list(seeds))
         self._pads: list[int] = []
         self._chosen: list[int] = []
@@ -138,17 +140,17 @@ class _Batch:
     @torch.inference_mode()
     def choose(self) -> tuple[list[int], list[float]]:
         """The next id of every row and its log-probability; the only wait for the device in a step."""
-        logits_BV = self._logits_BV.float()
+        logits_BV = self._logits_BV.float().to(self._place)
         kept_BV = filtered(logits_BV, self._seen_BV, self._sampling)
         if self._uniforms is None:
             self._next_B = greedy(kept_BV)
         else:
-            self._next_B = draw(kept_BV, self._uniforms.draw().to(logits_BV.device, non_blocking=True))
+            self._next_B = draw(kept_BV, self._uniforms.draw())
         chosen_B = logits_BV.gather(1, self._next_B[:, None])[:, 0]
         logprob_B = chosen_B - logits_BV.logsumexp(dim=-1)
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, self._next_B[:, None], True)
-        both = torch.stack([self._next_B.double(), logprob_B.double()]).tolist()
+        both = torch.stack([self._next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24
         self._chosen = [int(id) for id in both[0]]
         return self._chosen, both[1]
 
@@ -168,11 +170,11 @@ class _Batch:
             return
         if self._uniforms is not None:
             self._uniforms.select(indices)
-        which = torch.tensor(indices, device=self._model.device)
+        which = torch.tensor(indices, device=self._place)
         self._next_B = self._next_B[which]
         if self._seen_BV is not None:
             self._seen_BV = self._seen_BV[which]
-        self._select(which)
+        self._select(which.to(self._model.device))
 
     @torch.inference_mode()
     def _select(self, which: Tensor) -> None:
@@ -193,7 +195,7 @@ class _Batch:
             return
         if self._cache.pad_B is not None and not any(self._pads):
             self._cache.pad_B = None  # the padded rows are done: no mask is needed any more
-        hidden_B1D = self._model(self._next_B[:, None], cache=self._cache)
+        hidden_B1D = self._model(self._next_B.to(self._model.device)[:, None], cache=self._cache)
         self._logits_BV = self._model.logits(hidden_B1D[:, -1])
 
 
@@ -219,7 +221,7 @@ def decode_reference(
         if sampling.temperature == 0.0:
             id = int(greedy(kept_1V))
         else:
-            id = int(draw(kept_1V, uniforms.draw().to(model.device)))
+            id = int(draw(kept_1V, uniforms.draw()))
         if id == eos_id and not sampling.ignore_eos:
             break
         made.append((id, float(logits_1V.log_softmax(dim=-1)[0, id])))

@@ -102,15 +102,23 @@ def greedy(logits_BV: Tensor) -> Tensor:
     return logits_BV.argmax(dim=-1)
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 is to be had for what lies on ``device``: there, or on the CPU for MPS, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Tokens (B,) distributed as softmax(logits), by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
 
-    One number a row decides, so that a row's tokens do not depend on what else is in the batch.
+    One number a row decides, so that a row's tokens do not depend on what else is in the batch. ``uniform_B`` is
+    float64 and may be on the CPU wherever the logits are.
     """
-    cumulative_BV = logits_BV.softmax(dim=-1).double().cumsum(dim=-1)
+    exact = exact_device(logits_BV.device)
+    cumulative_BV = logits_BV.softmax(dim=-1).to(exact).double().cumsum(dim=-1)
     # The last sum may round to other than 1; below it there is always a token with some probability.
+    uniform_B = uniform_B.to(exact, non_blocking=True)
     target_B1 = uniform_B[:, None].clamp_max(1 - 2**-40) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].to(logits_BV.device)
 
 
 class Uniforms:

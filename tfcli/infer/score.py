@@ -55,7 +55,7 @@ def evaluate(
     for windows, fresh in _windows(ids, first=first, context=context, stride=stride, rows=rows):
         tokens_BT = torch.from_numpy(windows).to(runtime.device)
         hidden_BTD = model(tokens_BT[:, :-1], dtype=runtime.dtype)[:, -fresh:]
-        nats += model.loss(hidden_BTD, tokens_BT[:, -fresh:]).double().cpu()
+        nats += model.loss(hidden_BTD, tokens_BT[:, -fresh:]).cpu().double()  # in this order: MPS has no float64
         done += fresh * len(windows)
         if on_progress:
             on_progress(done, len(ids))
