@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import random
 from pathlib import Path
@@ -224,3 +226,22 @@ def test_a_lossy_model_is_used_as_it_is() -> None:
     assert not tokenizer.lossless
     assert tokenizer.encode(text) == oracle.encode(text)
     assert tokenizer.unk_id in tokenizer.encode("漢")
+
+
+def test_a_failing_save_changes_nothing(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a model that is cut short, or lost, by a full disk."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"the old one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            bpe.save(path)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+    bpe.save(path)
+    assert Tokenizer.load(path).hash == bpe.hash
+    assert list(tmp_path.iterdir()) == [path]

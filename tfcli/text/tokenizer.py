@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcli.errors import UserError
+from tfcli.text import files
 
 IntArray = npt.NDArray[np.int32]
 
@@ -107,8 +108,8 @@ class Tokenizer:
         return functools.partial(Tokenizer, self.model_bytes, name=self.name), ()
 
     def save(self, path: str | Path) -> None:
-        """Write the model file, byte for byte what was loaded or trained."""
-        Path(path).write_bytes(self.model_bytes)
+        """Write the model file, byte for byte what was loaded or trained; where that fails, nothing is changed."""
+        files.write(Path(path), self.model_bytes)
 
     def proto(self) -> Any:
         """The model as SentencePiece's own ``ModelProto`` message; UserError if the bytes are not one."""
