@@ -143,6 +143,18 @@ def test_the_program_exits_with_the_code(tmp_path: Path) -> None:
     assert done.returncode != 0 and "Traceback" in done.stderr
 
 
+def test_stdout_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    """Would catch a UnicodeEncodeError called "a defect of tfcli", as under Windows pipes and LC_ALL=C."""
+    path = tmp_path / "\U0001f389.txt"
+    path.write_text("\U0001f389 text\n" * 20, encoding="utf-8")
+    ascii = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for more in ((), ("--json",)):
+        done = run("inspect", str(path), *more, env=ascii, encoding="utf-8")
+        assert done.returncode == 0 and done.stderr == "" and "\U0001f389" in done.stdout
+    done = run("inspect", str(tmp_path / "\u4ece.txt"), env=ascii, encoding="utf-8")
+    assert done.returncode == 2 and done.stderr.startswith("error: no such file") and "\\u4ece" in done.stderr
+
+
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     for number in range(300):
         (tmp_path / f"{number}.txt").write_text("text\n" * 200)

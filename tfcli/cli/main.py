@@ -100,6 +100,7 @@ def _version(asked: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 usage or bad input, 130 interrupted."""
+    _speak_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -124,6 +125,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _speak_utf8() -> None:
+    """Let stdout be UTF-8 whatever the locale, and neither stream fail at a character that it cannot write."""
+    for stream, how in ((sys.stdout, {"encoding": "utf-8"}), (sys.stderr, {})):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace", **how)  # line ends stay as they were
 
 
 def _others_run() -> bool:
