@@ -5,7 +5,7 @@ import torch
 from tiny_models import model
 
 from tfcli.config import Sampling
-from tfcli.errors import UserError
+from tfcli.errors import RunError, UserError
 from tfcli.infer.decode import Step, decode, decode_reference
 from tfcli.model.transformer import Transformer
 
@@ -34,6 +34,17 @@ def run(core: Transformer, given: list[list[int]], sampling: Sampling, seeds: li
 
 def ids(rows: list[list[Step]]) -> list[list[int | None]]:
     return [[step.id for step in row] for row in rows]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@SETTINGS
+def test_damaged_weights_are_said(sampling: Sampling, bad: float) -> None:
+    """Would catch "index out of bounds", and text made of nothing."""
+    core = model()
+    with torch.no_grad():
+        core.norm.weight[3] = bad
+    with pytest.raises(RunError, match="not finite"):
+        run(core, prompts(5, 9), sampling)
 
 
 @SETTINGS

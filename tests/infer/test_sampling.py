@@ -99,7 +99,8 @@ def test_the_whole_chain_equals_transformers() -> None:
     ):
         expected = step(context, expected)
     all_on = Sampling(repetition_penalty=1.3, temperature=0.7, top_k=20, top_p=0.9, min_p=0.05)
-    torch.testing.assert_close(s.filtered(given, seen, all_on), expected)
+    ours = s.filtered(given, seen, all_on)  # the same but for one number a row
+    torch.testing.assert_close(ours.log_softmax(dim=-1), expected.log_softmax(dim=-1))
     assert torch.equal(s.filtered(given, None, OFF), given)
 
 
@@ -107,6 +108,22 @@ def test_greedy_takes_the_first_of_equals_and_ignores_filters() -> None:
     """Temperature 0 is not a division by a small number."""
     given = torch.tensor([[1.0, 3.0, 3.0]])
     assert s.greedy(s.filtered(given, None, Sampling(temperature=0.0))).tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e-38, 1e-40, 1e-300])
+def test_the_smallest_temperatures_are_greedy(value: float) -> None:
+    """Would catch logits / 1e-40 = inf, and 0 / 0: both ended in an index out of bounds."""
+    given = logits(4, 50) + torch.tensor([[0.0], [50.0], [-50.0], [1e6]])
+    kept = s.filtered(given, None, Sampling(temperature=value))
+    assert not kept.isnan().any() and not (kept == INF).any()
+    drawn_B1 = s.draw(kept, s.Uniforms([1, 2, 3, 4]).draw())[:, None]
+    assert torch.equal(given.gather(1, drawn_B1), given.amax(1, keepdim=True))
+
+
+def test_a_tiny_penalty_does_not_overflow() -> None:
+    """A draw from logits with inf is no draw."""
+    kept = s.filtered(logits(), torch.ones(4, 50, dtype=torch.bool), Sampling(repetition_penalty=1e-45, top_p=1.0))
+    assert kept.softmax(dim=-1).isfinite().all()
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -6,6 +6,7 @@ that are finished leave the batch. Without a cache, one by one, the same ids com
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tfcli.config import Sampling
-from tfcli.errors import UserError
+from tfcli.errors import RunError, UserError
 from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
@@ -60,7 +61,8 @@ def decode(
     Row ``i * num_samples + j`` is sample j of prompt i; ``seeds`` has one seed a row. ``ended(row, id)`` may finish a
     row with "stop_string". Rows finish with "stop" at ``eos_id`` unless it is ignored, "length" at ``max_tokens``, and
     "context" when the window is full. With ``overflow="slide"`` a full window is cut to the last half of the context,
-    which is read anew, so that positions never exceed what the model was trained on.
+    which is read anew, so that positions never exceed what the model was trained on. Raises RunError for logits that
+    are not finite.
     """
     for prompt in prompts:
         check_prompt(prompt, model.config.context, sampling)
@@ -151,6 +153,11 @@ class _Batch:
         if self._seen_BV is not None:
             self._seen_BV.scatter_(1, self._next_B[:, None], True)
         both = torch.stack([self._next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24
+        if not all(map(math.isfinite, both[1])):  # as for every token then
+            raise RunError(
+                "the model's output is not finite: its weights are damaged, or the precision overflowed",
+                hint="try --precision fp32; if that does not help, copy or train the model again",
+            )
         self._chosen = [int(id) for id in both[0]]
         return self._chosen, both[1]
 

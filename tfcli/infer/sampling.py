@@ -41,12 +41,17 @@ def repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Te
     """Logits of tokens already seen divided by ``penalty`` where positive, multiplied where negative
     (Keskar et al. 2019, 4.1); ``seen_BV`` is True for every token of the whole context."""
     scaled_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(seen_BV, scaled_BV, logits_BV)
+    largest = torch.finfo(torch.float32).max
+    return torch.where(seen_BV, scaled_BV.clamp(-largest, largest), logits_BV)
 
 
 def temperature(logits_BV: Tensor, value: float) -> Tensor:
-    """``logits / value``: below 1 sharper, above 1 flatter."""
-    return logits_BV / value
+    """``logits / value`` less a number a row, which changes no probability: below 1 sharper, above 1 flatter.
+
+    The likeliest token has 0 and the others less, so that no value overflows, however small.
+    """
+    smallest = torch.finfo(torch.float32).tiny  # below it the division is one by zero, or slow
+    return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(value, smallest)
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -111,14 +116,15 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Tokens (B,) distributed as softmax(logits), by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
 
     One number a row decides, so that a row's tokens do not depend on what else is in the batch. ``uniform_B`` is
-    float64 and may be on the CPU wherever the logits are.
+    float64 and may be on the CPU wherever the logits are. Where these are not finite, the token means nothing.
     """
     exact = exact_device(logits_BV.device)
     cumulative_BV = logits_BV.softmax(dim=-1).to(exact).double().cumsum(dim=-1)
     # The last sum may round to other than 1; below it there is always a token with some probability.
     uniform_B = uniform_B.to(exact, non_blocking=True)
     target_B1 = uniform_B[:, None].clamp_max(1 - 2**-40) * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].to(logits_BV.device)
+    drawn_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+    return drawn_B.clamp_max(logits_BV.shape[-1] - 1).to(logits_BV.device)
 
 
 class Uniforms:
