@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,13 @@ def test_text_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_text("")
     with pytest.raises(UserError, match="no text"):
         read_text(path)
+
+
+def test_text_of_a_pipe_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    reading, writing = os.pipe()
+    os.write(writing, b"words")
+    os.close(writing)
+    assert read_text(Path(f"/dev/fd/{reading}")) == "words"
+    os.close(reading)
+    assert list(tmp_path.iterdir()) == []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from text_samples import prose
 from tfcli.config import DataOptions, TokenizerOptions
 from tfcli.errors import RunError, UserError
 from tfcli.text import corpus as corpora
+from tfcli.text import files
 from tfcli.text.corpus import Corpus, Sample, prepare, split_point
 from tfcli.text.shards import HEADER_BYTES, Shard, ShardWriter
 from tfcli.text.tokenizer import Tokenizer
@@ -255,3 +259,82 @@ def test_text_that_changes_meanwhile_is_noticed(
     with pytest.raises(RunError, match="changed while it was read"):
         make(tmp_path, path, tokenizer=bpe)
     assert not list((tmp_path / "c").rglob("*.bin"))
+
+
+def pipe(text: str) -> str:
+    """The name of a pipe with ``text`` in it, as the shell makes it for <(...)."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    return f"/dev/fd/{reading}"
+
+
+def left(tmp_path: Path) -> list[str]:
+    """What is in the cache beside folders of shards."""
+    return [path.name for path in (tmp_path / "c").iterdir() if not (path / "data.json").exists()]
+
+
+def test_copies_of_piped_text_are_removed(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches somebody's text left on the disk for ever."""
+    made = make(tmp_path, Path(pipe(prose(50))), tokenizer=bpe, val=pipe(prose(9, seed=1)))
+    assert (text_of(made.train, bpe), text_of(made.val, bpe)) == (prose(50), prose(9, seed=1))
+    assert left(tmp_path) == []
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some text")))
+    with pytest.raises(UserError, match="no such file"):
+        make(tmp_path, Path("-"), tmp_path / "missing.txt", tokenizer=bpe)
+    assert left(tmp_path) == []
+
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                assert len(left(tmp_path)) == 1
+                raise KeyboardInterrupt
+            return super().read(4)
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted(b"some text")))
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, Path("-"), tokenizer=bpe)
+    assert left(tmp_path) == []
+
+
+def test_the_same_text_under_another_name_is_found_again(
+    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a corpus encoded once for every way to write its path, and a receipt with another run's names."""
+    for name, seed in (("a.txt", 1), ("b.txt", 2), ("v.txt", 3)):
+        (tmp_path / name).write_text(prose(40, seed=seed))
+    monkeypatch.chdir(tmp_path)
+    one = make(tmp_path, Path("a.txt"), Path("b.txt"), tokenizer=bpe, val="v.txt")
+    two = make(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", tokenizer=bpe, val=str(tmp_path / "v.txt"))
+    assert one.train.path == two.train.path
+    assert [row["name"] for row in one.receipt["sources"]] == ["a.txt", "b.txt", "v.txt"]
+    assert [row.pop("name") for row in two.receipt["sources"]] == [
+        str(tmp_path / n) for n in ("a.txt", "b.txt", "v.txt")
+    ]
+    assert [{**row, "name": ""} for row in one.receipt["sources"]] == [
+        {**row, "name": ""} for row in two.receipt["sources"]
+    ]
+    swapped = make(tmp_path, Path("b.txt"), Path("a.txt"), tokenizer=bpe, val="v.txt")
+    assert swapped.train.path != one.train.path
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path: Path, bpe: Tokenizer) -> None:
+    """Catches leftovers of a killed run that stay for ever, and the files of a live run removed."""
+    (tmp_path / "a.txt").write_text(prose(50))
+    folder = make(tmp_path, tmp_path / "a.txt", tokenizer=bpe).train.path.parent
+    mine = files.aside(folder / "train.bin")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    dead = mine.with_name(mine.name.replace(f".{os.getpid()}.", f".{process.pid}."))
+    elsewhere = folder / f".train.bin.another-machine.{process.pid}.tmp"
+    spool = tmp_path / "c" / f"tfcli-x{files.mark()}".replace(f".{os.getpid()}.", f".{process.pid}.")
+    spool.mkdir()
+    for path in (mine, dead, elsewhere, spool / "stdin.txt", folder / "notes.tmp"):
+        path.write_text("half")
+    (folder / "data.json").unlink()
+    make(tmp_path, tmp_path / "a.txt", tokenizer=bpe)
+    assert not dead.exists()
+    assert not spool.exists()
+    assert elsewhere.exists()
+    assert (folder / "notes.tmp").exists()

@@ -19,12 +19,15 @@ from tfcli.text import sources
 from tfcli.text.files import Counts, lines
 from tfcli.text.sources import find, read
 
+NOWHERE = Path("nothing is copied")
+
 
 def documents(*specs: str | Path, counts: Counts | None = None, **options: str) -> list[str]:
     """All documents, whole."""
     found: list[str] = []
     rest = ""
-    for chunk in read(find([str(spec) for spec in specs]), DataOptions(**options), counts):  # type: ignore[arg-type]
+    sources = find([str(spec) for spec in specs], spool=NOWHERE)
+    for chunk in read(sources, DataOptions(**options), counts):  # type: ignore[arg-type]
         rest += chunk.text
         if chunk.end:
             found.append(rest)
@@ -51,7 +54,7 @@ def test_a_long_document_comes_in_chunks(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tfcli.text.files.BLOCK", 7)
     text = "".join(f"ligne {n} é漢👩\n" * (n % 3) + "\n" * (n % 4) for n in range(200)) + "q" * 500
     path = put(tmp_path / "a.txt", text)
-    chunks = list(read(find([str(path)]), DataOptions()))
+    chunks = list(read(find([str(path)], spool=tmp_path), DataOptions()))
     assert "".join(chunk.text for chunk in chunks) == text
     assert [chunk.end for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert len(chunks) > 20
@@ -147,7 +150,10 @@ def test_directories_and_globs(tmp_path: Path) -> None:
     put(tmp_path / ".hidden" / "x.txt", "no")
     put(tmp_path / "pic.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
     notes: list[str] = []
-    assert [source.path.name for source in find([str(tmp_path)], on_note=notes.append)] == ["c.md", "b.txt"]
+    assert [source.path.name for source in find([str(tmp_path)], spool=tmp_path, on_note=notes.append)] == [
+        "c.md",
+        "b.txt",
+    ]
     assert notes == [f"skipped 1 in {tmp_path} that are not text: pic.png"]
     assert documents(str(tmp_path / "*.txt"), str(tmp_path / "a")) == ["B", "C"]
 
@@ -169,7 +175,7 @@ def test_a_pipe_is_spooled(tmp_path: Path) -> None:
         file.write(b"once only")
     found = find([f"/dev/fd/{reading}"], spool=tmp_path)
     os.close(reading)
-    assert found[0].spooled
+    assert found[0].path.parent == tmp_path
     for _ in range(2):
         assert [chunk.text for chunk in read(found, DataOptions())] == ["once only"]
 
@@ -177,15 +183,15 @@ def test_a_pipe_is_spooled(tmp_path: Path) -> None:
 def test_names_that_stand_for_nothing(tmp_path: Path) -> None:
     put(tmp_path / "corpus.txt", "x")
     with pytest.raises(UserError, match="no such file") as caught:
-        find([str(tmp_path / "corpsu.txt")])
+        find([str(tmp_path / "corpsu.txt")], spool=tmp_path)
     assert "corpus.txt" in (caught.value.hint or "")
     with pytest.raises(UserError, match="no file matches"):
-        find([str(tmp_path / "*.nothing")])
+        find([str(tmp_path / "*.nothing")], spool=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no text in the directory"):
-        find([str(tmp_path / "empty")])
+        find([str(tmp_path / "empty")], spool=tmp_path)
     with pytest.raises(UserError, match="no text was given"):
-        find([])
+        find([], spool=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tfcli.config import DataOptions, ModelConfig, ModelOptions, PretrainConfig, TrainOptions
 from tfcli.errors import UserError
 from tfcli.formats import hf
-from tfcli.text.sources import Chunk, find, read
+from tfcli.text.sources import Chunk, find, read, spooling
 from tfcli.text.tokenizer import Tokenizer
 from tfcli.text.training import train as train_tokenizer
 
@@ -99,11 +99,12 @@ def read_text(path: Path) -> str:
     """The first ``TEXT_BYTES`` of a text file. Raises UserError for what is not text."""
     parts: list[str] = []
     made = 0
-    for chunk in read(find([str(path)]), DataOptions()):
-        parts.append(chunk.text[: TEXT_BYTES - made])
-        made += len(parts[-1])
-        if made >= TEXT_BYTES:
-            break
+    with spooling() as spool:
+        for chunk in read(find([str(path)], spool=spool), DataOptions()):
+            parts.append(chunk.text[: TEXT_BYTES - made])
+            made += len(parts[-1])
+            if made >= TEXT_BYTES:
+                break
     if not made:
         raise UserError(f"{path} has no text in it")
     return "".join(parts)

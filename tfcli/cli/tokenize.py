@@ -101,7 +101,7 @@ def train(
 ) -> None:
     """Train a tokenizer on text."""
     from tfcli.text import corpus as corpora
-    from tfcli.text.sources import find
+    from tfcli.text.sources import find, spooling
     from tfcli.text.training import train as train_tokenizer
 
     flags = {
@@ -117,7 +117,7 @@ def train(
     if path.exists() and not force:
         raise UserError(f"{path} is there already", hint="write over it with --force, or name another file with --out")
     sample = corpora.Sample(config.tokenizer.sample_bytes)
-    with _spool() as spool, _progress() as report:
+    with spooling() as spool, _progress() as report:
         text = corpora.scan(find(corpus, spool=spool, on_note=_note), config.data, sample=sample, on_progress=report)
         tokenizer = train_tokenizer(
             sample.chunks(text.bytes),
@@ -199,12 +199,12 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Say how well a tokenizer fits a text: bytes per token, byte fallback, unknown pieces, and each script's share."""
-    from tfcli.text.sources import find, read
+    from tfcli.text.sources import find, read, spooling
     from tfcli.text.stats import stats as measure
 
     config, _ = resolve(TokenizeConfig, flags={"data.errors": errors, "data.text_key": text_key})
     loaded = _tokenizer(tokenizer)
-    with _spool() as spool:
+    with spooling() as spool:
         sources = find(corpus, spool=spool, on_note=_note)
         result = measure(read(sources, config.data), loaded, threads=_threads(threads))
     if not result.bytes:
@@ -269,14 +269,6 @@ def _out(line: str) -> None:
 
 def _note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _spool() -> Iterator[Path]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="tfcli-") as directory:
-        yield Path(directory)
 
 
 class _Report:

@@ -167,35 +167,36 @@ def shard(path: Path) -> Description:
 
 def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) -> Description:
     """Files, text, scripts and the beginning of a corpus; beyond 64 MB or five seconds only a part is read."""
-    found = sources.find(specs, on_note=on_note)
-    script_of, names = stats.script_table()
-    in_script = np.zeros(len(names), np.int64)
-    read = documents = lines = characters = 0
-    preview, deadline, complete = "", time.monotonic() + SCAN_SECONDS, True
-    for chunk in sources.read(found, DataOptions(errors="replace")):
-        codes = np.frombuffer(chunk.text.encode("utf-32-le"), np.uint32)
-        in_script += np.bincount(script_of[codes], minlength=len(names))
-        preview = preview or chunk.text[:PREVIEW]
-        read += sources.utf8_length(chunk.text)
-        documents += chunk.end
-        lines += chunk.text.count("\n") + (chunk.end and not chunk.text.endswith("\n"))
-        characters += len(codes)
-        if read >= SCAN_BYTES or time.monotonic() > deadline:
-            complete = False
-            break
-    ranked = sorted(zip(in_script.tolist(), names, strict=True), reverse=True)
-    return {
-        "files": len(found),
-        "formats": dict(Counter(source.kind for source in found)),
-        "file_bytes": sum(source.path.stat().st_size for source in found),
-        "whole_text_read": complete,
-        "text_bytes": read,
-        "documents": documents,
-        "lines": lines,
-        "characters": characters,
-        "scripts": {name: count / characters for count, name in ranked if count},
-        "preview": preview,
-    }
+    with sources.spooling() as spool:
+        found = sources.find(specs, spool=spool, on_note=on_note)
+        script_of, names = stats.script_table()
+        in_script = np.zeros(len(names), np.int64)
+        read = documents = lines = characters = 0
+        preview, deadline, complete = "", time.monotonic() + SCAN_SECONDS, True
+        for chunk in sources.read(found, DataOptions(errors="replace")):
+            codes = np.frombuffer(chunk.text.encode("utf-32-le"), np.uint32)
+            in_script += np.bincount(script_of[codes], minlength=len(names))
+            preview = preview or chunk.text[:PREVIEW]
+            read += sources.utf8_length(chunk.text)
+            documents += chunk.end
+            lines += chunk.text.count("\n") + (chunk.end and not chunk.text.endswith("\n"))
+            characters += len(codes)
+            if read >= SCAN_BYTES or time.monotonic() > deadline:
+                complete = False
+                break
+        ranked = sorted(zip(in_script.tolist(), names, strict=True), reverse=True)
+        return {
+            "files": len(found),
+            "formats": dict(Counter(source.kind for source in found)),
+            "file_bytes": sum(source.path.stat().st_size for source in found),
+            "whole_text_read": complete,
+            "text_bytes": read,
+            "documents": documents,
+            "lines": lines,
+            "characters": characters,
+            "scripts": {name: count / characters for count, name in ranked if count},
+            "preview": preview,
+        }
 
 
 def run(directory: Path) -> Description:

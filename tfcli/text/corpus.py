@@ -11,7 +11,7 @@ import json
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import numpy as np
 
 from tfcli.config import DataOptions, TokenizerOptions, to_dict
 from tfcli.errors import RunError, UserError
-from tfcli.text import encoding, training
+from tfcli.text import encoding, files, training
 from tfcli.text.files import Counts
 from tfcli.text.shards import VERSION, Shard, ShardWriter
-from tfcli.text.sources import Chunk, Source, find, read
+from tfcli.text.sources import Chunk, Source, find, read, spooling
 from tfcli.text.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -212,11 +212,12 @@ def prepare(
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"the directory {cache} cannot be made: {error.strerror}") from None
-    sources = find(specs, spool=cache, on_note=note)
-    try:
+    files.sweep(cache)
+    with spooling(cache) as spool:
+        sources = find(specs, spool=spool, on_note=note)
         sample = Sample(tokenizer.sample_bytes) if isinstance(tokenizer, TokenizerOptions) else None
         text = scan(sources, options, sample=sample, on_progress=on_progress)
-        held = scan(find([options.val], on_note=note), options) if options.val is not None else None
+        held = scan(find([options.val], spool=spool, on_note=note), options) if options.val is not None else None
         capped = not explicit_val_fraction
         cut = text.bytes if held else split_point(text.sizes, options.val_fraction, capped=capped)
         if not cut:
@@ -229,7 +230,7 @@ def prepare(
         folder = cache / key
         left = found(folder, note)
         if left:
-            return left
+            return _as_read(left, text, held)
         if isinstance(tokenizer, TokenizerOptions):
             assert sample is not None
             tokenizer = training.train(
@@ -241,10 +242,6 @@ def prepare(
                 on_note=note,
             )
         return _make(folder, text, held, cut, options, tokenizer, threads, on_progress)
-    finally:
-        for source in sources:
-            if source.spooled:
-                source.path.unlink(missing_ok=True)
 
 
 def _stage(on_progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
@@ -269,12 +266,19 @@ def _held_out(text: Scan, held: Scan | None, cut: int) -> str:
 
 
 def _key(text: Scan, held: Scan | None, cut: int, tokenizer: Tokenizer | TokenizerOptions, size: int | None) -> str:
-    """What decides the ids and the receipt, as a name for their directory."""
+    """What decides the ids and the receipt but for the names of files, as a name for their directory."""
     how = tokenizer.hash if isinstance(tokenizer, Tokenizer) else {**to_dict(tokenizer), "vocab_size": size}
     scans = [text, held] if held else [text]
-    read_from = [[one.content_hash, [vars(count) for count in one.counts.sources]] for one in scans]
+    read_from = [[one.content_hash, [vars(replace(count, name="")) for count in one.counts.sources]] for one in scans]
     parts = [VERSION, read_from, cut, how]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _as_read(corpus: Corpus, text: Scan, held: Scan | None) -> Corpus:
+    """A corpus that was found, with the files in its receipt called as they are now."""
+    names = [count.name for one in (text, held) if one for count in one.counts.sources]
+    rows = [{**row, "name": name} for row, name in zip(corpus.receipt["sources"], names, strict=True)]
+    return replace(corpus, receipt={**corpus.receipt, "sources": rows})
 
 
 def found(folder: Path, note: Note) -> Corpus | None:
@@ -288,8 +292,8 @@ def found(folder: Path, note: Note) -> Corpus | None:
         train.verify()
         val.verify()
         receipt = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        if not isinstance(receipt, dict):
-            raise ValueError("not an object")
+        if not isinstance(receipt, dict) or not isinstance(receipt.get("sources"), list):
+            raise ValueError(f"{folder / 'data.json'} is not a receipt")
     except (UserError, OSError, ValueError) as error:
         note(f"encoding the text again: {error}")
         return None
@@ -308,6 +312,7 @@ def _make(
 ) -> Corpus:
     """Encode the text into ``folder``: shards, tokenizer, and last the receipt."""
     total = text.bytes + (held.bytes if held else 0)
+    files.sweep(folder)
     with (
         ShardWriter(folder / "train.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as train,
         ShardWriter(folder / "val.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as val,
@@ -322,9 +327,7 @@ def _make(
     receipt = _receipt(scans, train, val, encoder, tokenizer)
     try:
         tokenizer.save(folder / "tokenizer.model")
-        aside = folder / "data.json.tmp"
-        aside.write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(folder / "data.json")
+        files.write(folder / "data.json", (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}", hint="make room there") from None
     return Corpus(

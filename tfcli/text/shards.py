@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcli.errors import RunError, UserError
+from tfcli.text import files
 
 MAGIC = b"TFSHARD\0"
 VERSION = 1
@@ -108,7 +109,7 @@ class ShardWriter:
     def __init__(self, path: str | Path, *, tokenizer_hash: str, vocab_size: int) -> None:
         self.path = Path(path)
         self.tokens = self.documents = self.bytes = 0
-        self._aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        self._aside = files.aside(self.path)
         self._digest = bytes.fromhex(tokenizer_hash)
         self._vocab_size = vocab_size
         self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

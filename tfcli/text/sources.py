@@ -9,6 +9,7 @@ import glob
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -40,8 +41,6 @@ class Source:
     path: Path
     kind: Kind
     name: str
-    spooled: bool = False
-    """A copy of a stream; whoever asked for it removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +55,28 @@ class Chunk:
     source: int = 0
 
 
-def find(
-    specs: Sequence[str], *, spool: Path | None = None, on_note: Callable[[str], None] | None = None
-) -> list[Source]:
+@contextmanager
+def spooling(inside: Path | None = None) -> Iterator[Path]:
+    """A directory for copies of what can be read only once, gone when the block ends, also by Ctrl-C.
+
+    It is made in ``inside``, or where the system keeps temporary files. Raises RunError where it cannot be made.
+    """
+    import tempfile
+
+    try:
+        made = tempfile.TemporaryDirectory(dir=inside, prefix="tfcli-", suffix=files.mark(), ignore_cleanup_errors=True)
+    except OSError as error:
+        where = inside or "the directory for temporary files"
+        raise RunError(f"no directory can be made in {where}: {error.strerror}") from None
+    with made as directory:
+        yield Path(directory)
+
+
+def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | None = None) -> list[Source]:
     """The sources that files, directories (recursive, sorted, hidden files skipped), globs and "-" (stdin) stand for.
 
-    stdin and pipes are copied to a file in the directory ``spool``, as text is read more than once. Files in a
-    directory that are not text are skipped, and ``on_note`` is told.
+    stdin and pipes are copied to a file in the directory ``spool`` (see ``spooling``), as text is read more than once.
+    Files in a directory that are not text are skipped, and ``on_note`` is told.
     Raises UserError for a name that stands for nothing.
     """
     if not specs:
@@ -128,14 +142,14 @@ def _head(source: Source) -> bytes:
         return b""  # not readable: the reader says why
 
 
-def _stdin(spool: Path | None) -> Source:
+def _stdin(spool: Path) -> Source:
     if sys.stdin.isatty():
         raise UserError("stdin is a terminal, not a text", hint="pipe a text in, or name a file")
     return _spooled(sys.stdin.buffer, "stdin", spool)
 
 
-def _spooled(stream: BinaryIO, name: str, spool: Path | None) -> Source:
-    """A copy of what can be read only once; ``Source.spooled`` says that it is one."""
+def _spooled(stream: BinaryIO, name: str, spool: Path) -> Source:
+    """A copy of what can be read only once."""
     import shutil
     import tempfile
 
@@ -143,8 +157,8 @@ def _spooled(stream: BinaryIO, name: str, spool: Path | None) -> Source:
         with tempfile.NamedTemporaryFile("wb", dir=spool, prefix="stdin-", suffix=".txt", delete=False) as file:
             shutil.copyfileobj(stream, file, files.BLOCK)
     except OSError as error:
-        raise RunError(f"{name} cannot be copied to {spool or tempfile.gettempdir()}: {error.strerror}") from None
-    return Source(path=Path(file.name), kind="text", name=name, spooled=True)
+        raise RunError(f"{name} cannot be copied to {spool}: {error.strerror}") from None
+    return Source(path=Path(file.name), kind="text", name=name)
 
 
 def read(sources: Sequence[Source], options: DataOptions, counts: Counts | None = None) -> Iterator[Chunk]:
