@@ -294,3 +294,34 @@ def test_config_round_trip_of_a_plain_tokenizer(directory: Path) -> None:
     assert (data["eos_token_id"], data["pad_token_id"]) == (pieces.eos_id, pieces.pad_id)
     assert data["max_position_embeddings"] == config().context
     assert data["rope_theta"] == data["rope_parameters"]["rope_theta"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o027, 0o640)])
+def test_the_umask_decides_who_may_read(tmp_path: Path, umask: int, mode: int) -> None:
+    """Would catch weights that others may read where nothing else is, and weights that they may not."""
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(FILES, mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fcntl")
+def test_files_are_synced_through_writable_handles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to sync a file that is open for reading only."""
+    import fcntl
+    import stat
+
+    synced: list[int] = []
+
+    def check(number: int) -> None:
+        synced.append(number)
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            assert fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+    monkeypatch.setattr(os, "fsync", check)
+    save(tmp_path / "model")
+    assert len(synced) > len(FILES)

@@ -68,10 +68,10 @@ def save(
     }
     with _aside(directory) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / WEIGHTS).chmod(0o644)  # safetensors makes it private
         tokenizer.save(aside / TOKENIZER)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8", newline="\n")
+        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask decides
 
 
 @contextlib.contextmanager
@@ -104,7 +104,11 @@ def _aside(directory: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
+    if path.is_file():
+        with path.open("r+b") as file:  # Windows syncs only what may be written
+            os.fsync(file.fileno())
+        return
+    if os.name == "nt":
         return  # Windows has no handle on a directory
     descriptor = os.open(path, os.O_RDONLY)
     try:
