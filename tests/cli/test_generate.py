@@ -208,3 +208,36 @@ def test_help_does_not_import_torch() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ})
     assert result.returncode == 0, result.stderr
     assert "Example: tfcli generate" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--num-samples", "0"), ("--max-tokens", "0"), ("--top-p", "0"), ("--top-p", "nan"), ("--min-p", "2"),
+        ("--temperature", "nan"), ("--temperature", "-1"), ("--top-k", "-1"), ("--repetition-penalty", "0"),
+        ("--seed", "-1"), ("--stop", ""),
+    ],
+)  # fmt: skip
+def test_impossible_values_are_refused_by_name(call, given: tuple[str, str]) -> None:  # type: ignore[no-untyped-def]
+    """Would catch a value that is checked, but not on the way from the command line, and 0 taken for left out."""
+    code, out, err = call("--prompt", "the", *given)
+    assert (code, out) == (2, "") and err.startswith(f"error: {given[0]} is ") and "Traceback" not in err
+
+
+def test_the_smallest_temperature_is_a_temperature(call) -> None:  # type: ignore[no-untyped-def]
+    """Would catch logits that overflow into "index out of bounds"."""
+    given = ("--prompt", "the king", "--max-tokens", "8", "--precision", "fp32", "--ignore-eos", "--json", "--seed")
+    code, cold, _ = call(*given, "1", "--temperature", "1e-40")
+    _, greedy, _ = call(*given, "1", "--greedy")
+    assert code == 0 and cold == greedy
+
+
+def test_the_help_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Twenty options in one list are not read."""
+    from tfcli.cli.main import main
+
+    assert main(["generate", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Model and prompt:", "Sampling:", "Output:", "Machine:", "Options:"]
+    assert [line.split()[0] for line in lines[lines.index("Options:") + 1 :]] == ["-h,"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tfcli.text.tokenizer import Tokenizer
 
+TEXT, SCORE, MACHINE = "Text", "Score", "Machine"
 SECONDS_BETWEEN_LINES = 10.0
 BATCH = 1 << 22
 """Characters that are encoded at once, about."""
@@ -33,28 +34,46 @@ def evaluate(
     stride: Annotated[
         int | None,
         typer.Option(
-            "--stride", help="Tokens from window to window; the context is fastest.", show_default="3/4 of the context"
+            "--stride",
+            help="Tokens from window to window; the context is fastest.",
+            show_default="3/4 of the context",
+            rich_help_panel=SCORE,
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Score only the first N documents.", show_default="all")
+        int | None,
+        typer.Option("--limit", help="Score only the first N documents.", show_default="all", rich_help_panel=TEXT),
     ] = None,
     text_key: Annotated[
         str | None,
-        typer.Option("--text-key", help="Field with the text.", show_default="text, content or the only one"),
+        typer.Option(
+            "--text-key",
+            help="Field with the text.",
+            show_default="text, content or the only one",
+            rich_help_panel=TEXT,
+        ),
     ] = None,
     errors: Annotated[
         str | None,
-        typer.Option("--errors", help="Invalid UTF-8: strict or replace.", show_default=DataOptions().errors),
+        typer.Option(
+            "--errors",
+            help="Invalid UTF-8: strict or replace.",
+            show_default=DataOptions().errors,
+            rich_help_panel=TEXT,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=SCORE)] = False,
     device: Annotated[
-        str | None, typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is")
+        str | None,
+        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native")
+        str | None,
+        typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native", rich_help_panel=MACHINE),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
+    ] = None,
 ) -> None:
     """Score a text: loss (nats per token), perplexity and bits per byte of its UTF-8 form.
 

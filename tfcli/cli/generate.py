@@ -25,59 +25,116 @@ MODEL, SAMPLING, OUTPUT, MACHINE = "Model and prompt", "Sampling", "Output", "Ma
 
 def generate(
     model: Annotated[
-        str | None, typer.Option("--model", help="Model directory.", show_default="$TFCLI_MODEL, else the last run")
+        str | None,
+        typer.Option(
+            "--model", help="Model directory.", show_default="$TFCLI_MODEL, else the last run", rich_help_panel=MODEL
+        ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="The text to continue, as it is.", show_default="stdin")
+        str | None,
+        typer.Option("--prompt", help="The text to continue, as it is.", show_default="stdin", rich_help_panel=MODEL),
     ] = None,
     file: Annotated[
-        str | None, typer.Option("--file", help='One prompt a line, or .jsonl with "prompt"; - for stdin.')
+        str | None,
+        typer.Option("--file", help='One prompt a line, or .jsonl with "prompt"; - for stdin.', rich_help_panel=MODEL),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="New tokens at most.", show_default="256, or what fits")
+        int | None,
+        typer.Option(
+            "--max-tokens", help="New tokens at most.", show_default="256, or what fits", rich_help_panel=SAMPLING
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", help="Lower is sharper; 0 is greedy.", show_default=str(DEFAULT.temperature)),
+        typer.Option(
+            "--temperature",
+            help="Lower is sharper; 0 is greedy.",
+            show_default=str(DEFAULT.temperature),
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Only the k likeliest tokens; 0 is off.", show_default="0")
+        int | None,
+        typer.Option(
+            "--top-k", help="Only the k likeliest tokens; 0 is off.", show_default="0", rich_help_panel=SAMPLING
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="Only the likeliest tokens up to this mass.", show_default=str(DEFAULT.top_p)),
+        typer.Option(
+            "--top-p",
+            help="Only the likeliest tokens up to this mass.",
+            show_default=str(DEFAULT.top_p),
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option("--min-p", help="Only tokens this likely relative to the likeliest.", show_default="0.0"),
+        typer.Option(
+            "--min-p",
+            help="Only tokens this likely relative to the likeliest.",
+            show_default="0.0",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option("--repetition-penalty", help="Above 1: avoid tokens of the context.", show_default="1.0"),
+        typer.Option(
+            "--repetition-penalty",
+            help="Above 1: avoid tokens of the context.",
+            show_default="1.0",
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text to stop at, not shown; repeatable.")] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always the likeliest token.", rich_help_panel=SAMPLING)
+    ] = False,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", help="Text to stop at, not shown; repeatable.", rich_help_panel=SAMPLING),
+    ] = None,
     num_samples: Annotated[
-        int | None, typer.Option("--num-samples", help="Continuations of each prompt.", show_default="1")
+        int | None,
+        typer.Option("--num-samples", help="Continuations of each prompt.", show_default="1", rich_help_panel=SAMPLING),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Same seed, same text.", show_default="drawn, see --json")
+        int | None,
+        typer.Option(
+            "--seed", help="Same seed, same text.", show_default="drawn, see --json", rich_help_panel=SAMPLING
+        ),
     ] = None,
     overflow: Annotated[
         str | None,
-        typer.Option("--overflow", help="Full context: error, or slide the window.", show_default=DEFAULT.overflow),
+        typer.Option(
+            "--overflow",
+            help="Full context: error, or slide the window.",
+            show_default=DEFAULT.overflow,
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a result, with ids and logprobs.")] = False,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.", rich_help_panel=SAMPLING)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a result, with ids and logprobs.", rich_help_panel=OUTPUT)
+    ] = False,
     device: Annotated[
-        str | None, typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is")
+        str | None,
+        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native")
+        str | None,
+        typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native", rich_help_panel=MACHINE),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file with sampling settings.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of a sampling setting.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with sampling settings.", rich_help_panel=SAMPLING)
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of a sampling setting.", rich_help_panel=SAMPLING)
+    ] = None,
 ) -> None:
     """Continue text: stdout gets the new text and nothing else.
 
