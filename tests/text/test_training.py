@@ -108,3 +108,10 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 def test_no_text_is_refused() -> None:
     with pytest.raises(UserError, match="no text"):
         fit(" \n ")
+
+
+@pytest.mark.parametrize("settings", [{"vocab_size": 0}, {"vocab_size": -3}, {"default_size": 0}])
+def test_no_vocabulary_at_all_is_refused(settings: dict[str, int]) -> None:
+    """Catches 0 taken for "the default"."""
+    with pytest.raises(UserError, match=r"a vocabulary of (0|-3) pieces"):
+        fit(prose(50), **settings)  # type: ignore[arg-type]

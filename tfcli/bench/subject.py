@@ -80,7 +80,7 @@ def from_config(config: PretrainConfig, name: str, runtime: Runtime, *, text: st
     from tfcli.train.plan import make
 
     text = text or synthetic_text(TEXT_BYTES)
-    size = config.tokenizer.vocab_size or VOCAB_SIZE
+    size = VOCAB_SIZE if config.tokenizer.vocab_size is None else config.tokenizer.vocab_size
     options = replace(config.tokenizer, vocab_size=None)
     tokenizer = train_tokenizer([Chunk(text[:TRAINING_BYTES], True)], options, threads=runtime.threads, vocab_size=size)
     plan = make(config, vocab_size=size, train_tokens=PLENTY, runtime=runtime)

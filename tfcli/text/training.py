@@ -51,7 +51,10 @@ def train(
     sample = [chunk.text for chunk in texts]
     if not any(text.strip() for text in sample):
         raise UserError("no text to train a tokenizer on", hint="the sample is empty")
-    size = options.vocab_size or vocab_size or DEFAULT_VOCAB_SIZE
+    size = vocab_size if options.vocab_size is None else options.vocab_size
+    size = DEFAULT_VOCAB_SIZE if size is None else size
+    if size < 1:
+        raise UserError(f"a vocabulary of {size} pieces cannot be made", hint="it has at least 1, in practice hundreds")
     rare, note = _without_piece(sample, size, options)
     if note and on_note:
         on_note(note)
