@@ -225,3 +225,28 @@ def test_a_line_typed_is_answered_at_once(model: Path) -> None:
             assert answer.count(b"\n") == 1
         process.stdin.close()
         assert process.wait(timeout=30) == 0
+
+
+def test_json_that_is_nested_too_deeply_is_a_broken_line(model: Path) -> None:
+    """Catches a traceback from Python's JSON reader."""
+    deep = b'{"a":' * 100_000
+    caught = invoke("encode", "--tokenizer", model, "--json", given=b'{"text": "a"}\n' + deep + b"\n", fails=True)
+    assert caught.exception.message.startswith("line 2 ")
+    caught = invoke("decode", "--tokenizer", model, given=b"5\n6\n" + deep + b"\n", fails=True)
+    assert caught.exception.message.startswith("line 3 ")
+
+
+@pytest.mark.parametrize("ids", ["[1.9]", "[5, true]", "[1.0]", '["5"]', "[null]", '"5"', '{"5": 5}', "5"])
+def test_only_whole_numbers_are_ids(model: Path, ids: str) -> None:
+    """Catches 1.9 and true read as 1."""
+    caught = invoke("decode", "--tokenizer", model, given=f'{{"ids": [5]}}\n{{"ids": {ids}}}\n'.encode(), fails=True)
+    assert caught.exception.message.startswith("line 2 is not a line of ids")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "stats -"])
+def test_closed_stdin_is_said(model: Path, command: str) -> None:
+    arguments = [sys.executable, "-c", PROGRAM, *command.split(), "--tokenizer", str(model)]
+    result = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *arguments], capture_output=True, timeout=60, check=False)
+    assert result.returncode == 2, result.stderr
+    assert b"stdin is closed" in result.stderr
+    assert b"Traceback" not in result.stderr

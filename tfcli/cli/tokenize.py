@@ -235,15 +235,17 @@ def _tokenizer(path: Path | None) -> Tokenizer:
 
 
 def _threads(given: int | None) -> int:
-    if given:
-        return given
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    from tfcli.runtime import cpu_threads
+
+    return given or cpu_threads()
 
 
 @contextmanager
 def _input(name: str) -> Iterator[BinaryIO]:
+    from tfcli.text.sources import stdin
+
     if name == "-":
-        yield sys.stdin.buffer
+        yield stdin()
         return
     try:
         stream = Path(name).open("rb")  # noqa: SIM115

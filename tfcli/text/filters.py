@@ -43,7 +43,7 @@ def encode_lines(
     """For each batch of lines, its lines of ids (or pieces) separated by spaces, or as {"ids": [...]} objects.
 
     With ``as_json`` a line that is an object with a string "text" stands for that string, which may have line breaks.
-    Raises UserError, with the line number, for invalid UTF-8.
+    Raises UserError, with the line number, for invalid UTF-8 and for JSON that is nested too deeply.
     """
     names = display_pieces(tokenizer) if pieces else [str(id) for id in range(tokenizer.vocab_size)]
     key = "pieces" if pieces else "ids"
@@ -73,7 +73,9 @@ def _text(line: bytes, number: int, errors: Literal["strict", "replace"], as_jso
     if as_json and text.startswith("{"):
         try:
             row = json.loads(text)
-        except json.JSONDecodeError:
+        except RecursionError:
+            raise UserError(f"line {number} is JSON that is nested too deeply to be read") from None
+        except ValueError:  # not JSON, or a number of more digits than Python takes
             return text
         if isinstance(row, dict) and isinstance(row.get("text"), str):
             return str(row["text"])
@@ -115,11 +117,10 @@ def _ids(line: bytes, number: int, of_word: Callable[[str], int], tokenizer: Tok
         text = line.decode()
         if text.startswith("{"):
             row = json.loads(text)
-            words = row["ids"] if "ids" in row else row["pieces"]
-            ids = [word if isinstance(word, int) else of_word(word) for word in words]
+            ids = _whole_numbers(row["ids"]) if "ids" in row else [of_word(word) for word in row["pieces"]]
         else:
             ids = [of_word(word) for word in text.strip("\r\n ").split(" ") if word]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         shown = line[:40].decode("utf-8", "replace") + ("..." if len(line) > 40 else "")
         raise UserError(
             f"line {number} is not a line of ids: {shown}",
@@ -132,3 +133,10 @@ def _ids(line: bytes, number: int, of_word: Callable[[str], int], tokenizer: Tok
                 hint=f"its ids are 0 to {tokenizer.vocab_size - 1}",
             )
     return ids
+
+
+def _whole_numbers(values: object) -> list[int]:
+    """``values`` if they are a list of whole numbers, which true and 1.0 are not; else ValueError."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError("not whole numbers")
+    return values

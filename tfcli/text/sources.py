@@ -142,10 +142,18 @@ def _head(source: Source) -> bytes:
         return b""  # not readable: the reader says why
 
 
+def stdin() -> BinaryIO:
+    """The bytes of stdin; UserError where the process was started without one."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed", hint="pipe a text in, or name a file")
+    return sys.stdin.buffer
+
+
 def _stdin(spool: Path) -> Source:
-    if sys.stdin.isatty():
+    stream = stdin()
+    if stream.isatty():
         raise UserError("stdin is a terminal, not a text", hint="pipe a text in, or name a file")
-    return _spooled(sys.stdin.buffer, "stdin", spool)
+    return _spooled(stream, "stdin", spool)
 
 
 def _spooled(stream: BinaryIO, name: str, spool: Path) -> Source:
@@ -290,7 +298,7 @@ def _jsonl(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
         where = f"{source.name}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON: {error}", hint=EXPECTED_JSON) from None
         if not isinstance(row, dict):
             raise UserError(
