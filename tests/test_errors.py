@@ -14,7 +14,7 @@ def test_each_kind_has_its_exit_code(kind: type[TfcliError], code: int) -> None:
         code,
         "what happened",
         "what to do",
-        "what happened",
+        "what happened (what to do)",
     )
     assert kind("alone").hint is None
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from tfcli.train.pretrain import pretrain
 
 
+def __dir__() -> list[str]:
+    """What there is, imported or not yet."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use (PEP 562)."""
     if name == "load":

@@ -206,3 +206,13 @@ def test_automatic_depth_fits_the_heads_that_are_given() -> None:
     """Catches a size that the plan chose itself and then refuses."""
     assert make(10**6, model__heads=3, train__budget="1s").model.heads == 3
     assert make(10**6, model__kv_heads=2, train__budget="1s").model.kv_heads == 2
+
+
+def test_the_rates_fall_when_the_schedule_says_so() -> None:
+    """Catches a length that is looked at again after it has begun to matter."""
+    from tfcli.train.optim import schedule
+
+    for steps, decay in ((100, 0.7), (333, 0.5), (50, 1.0)):
+        at = plan.decay_start(steps, decay)
+        assert schedule(at, steps, warmup=0, decay=decay) == pytest.approx(1.0, abs=0.01)
+        assert schedule(at + 2, steps, warmup=0, decay=decay) < 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import unicodedata
@@ -24,7 +23,7 @@ class PlainView:
     """A line of progress at most every ten seconds, and every note, evaluation and sample."""
 
     def __init__(self) -> None:
-        self._last = -math.inf
+        self._last = time.monotonic()
 
     def __enter__(self) -> PlainView:
         return self

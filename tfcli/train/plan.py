@@ -184,6 +184,11 @@ def evaluation(step: int, *, steps: int | None, every: int | None) -> int | None
     return number if at == step else None
 
 
+def decay_start(steps: int, decay: float) -> int:
+    """The step at which the rates of a run of ``steps`` begin to fall."""
+    return round(steps * (1 - decay))
+
+
 def settle(
     plan: Plan, *, elapsed: float, step: int, step_seconds: float, evaluation_seconds: float, every: int | None = None
 ) -> int:

@@ -83,7 +83,7 @@ def pretrain(
             run = _resumed(out, specs, config, sources, device, precision, threads, tell)
         else:
             if not specs:
-                raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt")
+                raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
             plan.check(config)
             runtime = Runtime.detect(device=device, precision=precision, threads=threads)
             run = _Run(record.new_directory(out, specs), specs, config, sources, runtime, tell)

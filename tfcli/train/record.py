@@ -224,7 +224,7 @@ def _damaged(path: Path, what: str) -> UserError:
 
 
 def _said(value: object) -> str:
-    return "none" if value is None else str(value)
+    return "its own choice" if value is None else str(value)
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -131,25 +131,34 @@ class Trainer:
         return schedule(self.state.step, self.state.steps or 2**40, warmup=optim.warmup, decay=optim.decay)
 
     def _settle(self) -> None:
-        """Fix the number of steps of a budgeted run from its speed, and how often to save."""
+        """Fix the number of steps of a budgeted run from its speed, and how often to save.
+
+        The number is looked at again where the rates are about to fall: a machine that was busy at first, or became so,
+        neither wastes the budget nor overruns it, and until there the course of the run did not depend on it.
+        """
         state = self.state
         if state.step == plan.PROBE_STEPS // 3:
             self._timed = (self.clock(), state.step)
         if state.steps is None and self.plan.steps is not None:
             state.steps = self.plan.steps
         step_seconds = (self.clock() - self._timed[0]) / max(1, state.step - self._timed[1])
-        if state.steps is None and state.step >= plan.PROBE_STEPS:
+        first = state.steps is None and state.step >= plan.PROBE_STEPS
+        again = state.steps is not None and state.step == plan.decay_start(state.steps, self.config.optim.decay)
+        if first or (again and self.plan.steps is None and state.step - self._timed[1] >= plan.PROBE_STEPS):
             # A token scored costs a forward pass, a third of a token trained on.
             evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
+            before = state.steps or 0
             state.steps = plan.settle(
                 self.plan,
-                elapsed=state.seconds,
+                elapsed=self.clock() + self._offset,
                 step=state.step,
                 step_seconds=step_seconds,
                 evaluation_seconds=evaluation,
                 every=self.config.train.eval_every,
             )
-            self.on_settled(state.steps)
+            self._timed = (self.clock(), state.step)
+            if abs(state.steps - before) > before // 50:
+                self.on_settled(state.steps)
         if state.checkpoint_every is None:
             if self.config.train.checkpoint_every is not None:
                 state.checkpoint_every = self.config.train.checkpoint_every
@@ -178,7 +187,9 @@ class Trainer:
         started = self.clock()
         with torch.compiler.set_stance("force_eager") if self.plan.compile else nullcontext():
             yield
-        self._logged = (self._logged[0] + self.clock() - started, self._logged[1])
+        spent = self.clock() - started
+        self._logged = (self._logged[0] + spent, self._logged[1])
+        self._timed = (self._timed[0] + spent, self._timed[1])
 
     def _speed(self) -> float:
         """Tokens a second since the last line of metrics."""
