@@ -151,7 +151,7 @@ def stdin() -> BinaryIO:
 
 def _stdin(spool: Path) -> Source:
     stream = stdin()
-    if stream.isatty():
+    if sys.stdin.isatty():
         raise UserError("stdin is a terminal, not a text", hint="pipe a text in, or name a file")
     return _spooled(stream, "stdin", spool)
 
