@@ -8,7 +8,7 @@ import pytest
 from tiny_models import save
 
 import tfcli
-from tfcli.errors import UserError
+from tfcli.errors import RunError, UserError
 
 
 def test_importing_costs_nothing() -> None:
@@ -32,3 +32,12 @@ def test_errors_are_the_shell_s(tmp_path: Path) -> None:
         tfcli.load(tmp_path / "absent")
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         tfcli.laod  # noqa: B018
+
+
+def test_damaged_weights_have_no_score(tmp_path: Path) -> None:
+    """A loss of nan passed on as a result, which JSON cannot even hold."""
+    engine = tfcli.load(save(tmp_path), device="cpu")
+    engine.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(RunError, match="loss of the text is nan"):
+        engine.score("the king")
+    assert set(dir(tfcli)) >= {"load", "pretrain"}

@@ -111,7 +111,7 @@ def evaluate(
             on_progress=_Progress(),
         )
         del ids
-    fields = dataclasses.asdict(scores)
+    fields = dataclasses.asdict(scores.checked())
     if as_json:
         print(json.dumps(fields))
         return

@@ -170,7 +170,8 @@ class Engine:
         if not len(ids):
             raise UserError("there is no text to score")
         size, first = len(text.encode()), self.tokenizer.eos_id
-        return evaluate(self.model, ids, text_bytes=size, first=first, runtime=self.runtime, stride=stride)
+        scores = evaluate(self.model, ids, text_bytes=size, first=first, runtime=self.runtime, stride=stride)
+        return scores.checked()
 
     def _encode(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt) or [self.tokenizer.eos_id]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tfcli.errors import RunError
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 
@@ -27,6 +28,15 @@ class Scores:
     bits_per_byte: float
     tokens: int
     bytes: int
+
+    def checked(self) -> Scores:
+        """These scores. Raises RunError where the loss is not a number: no score is better than a wrong one."""
+        if not math.isfinite(self.loss):
+            raise RunError(
+                f"the loss of the text is {self.loss}",
+                hint="the weights are damaged, or the precision is too small for them: try --precision fp32",
+            )
+        return self
 
 
 @torch.no_grad()
