@@ -143,7 +143,7 @@ def test_dropout_only_where_the_text_repeats() -> None:
 def test_the_ladder() -> None:
     """Catches evaluations that are rare at first, or so dense at the end that a long run mostly evaluates."""
     steps = list(itertools.takewhile(lambda at: at <= 3000, plan.evaluation_steps(3000)))
-    assert steps[:5] == [72, 90, 112, 141, 176]
+    assert steps[:5] == [70, 88, 109, 137, 171]
     gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert max(gaps) <= 201
     assert 15 <= len(steps) <= 30
@@ -153,7 +153,7 @@ def test_the_ladder() -> None:
 
 def test_which_evaluation() -> None:
     """Catches an evaluation at step 0, and an endless search for a step that never comes."""
-    assert [plan.evaluation(step, steps=None, every=None) for step in (0, 71, 72, 73, 90)] == [None, None, 0, None, 1]
+    assert [plan.evaluation(step, steps=None, every=None) for step in (0, 69, 70, 71, 88)] == [None, None, 0, None, 1]
     assert [plan.evaluation(step, steps=9, every=3) for step in (0, 1, 3, 6, 7)] == [None, None, 0, 1, None]
 
 

@@ -33,7 +33,7 @@ COMPILE_PAYS_AFTER = 600.0
 """Seconds of planned training on a GPU beyond which compiling is repaid. On CPU the kernels by hand are faster."""
 MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
-FIRST_EVALUATION = 72
+FIRST_EVALUATION = 70
 """Steps before the first look at the held-out text."""
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is settled from its measured speed."""
@@ -165,7 +165,7 @@ def make(
 
 
 def evaluation_steps(steps: int | None) -> Iterator[int]:
-    """The steps at which the held-out text is scored unless fixed: 72 x 1.25^k, gaps a fifteenth of the run at most.
+    """The steps at which the held-out text is scored unless fixed: 70 x 1.25^k, gaps a fifteenth of the run at most.
 
     Learning is fast at first. The last step is scored beside these.
     """
