@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tfcli.errors import UserError
+from tfcli.text import files
 
 FOLDER = "checkpoints"
 MARKER = "complete.json"
@@ -116,15 +117,7 @@ def clear(run: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that readers see the old or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    files.write(path, text.encode("utf-8"))
 
 
 @contextmanager
