@@ -189,7 +189,7 @@ def _broken(path: Path, why: str) -> UserError:
 
 
 def _sync_and_sum(path: Path) -> list[int]:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
