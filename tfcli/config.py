@@ -21,6 +21,67 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to a context longer than the one trained on; ``none`` leaves them."""
+
+    kind: Literal["none", "linear", "llama3", "yarn"] = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    """Context before stretching (llama3, yarn)."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths longer than original_context / this are divided by ``factor``."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths shorter than original_context / this stay."""
+    beta_fast: float = 32.0
+    """yarn: rotations in the original context above which a frequency stays (Peng et al. 2023, 3.2)."""
+    beta_slow: float = 1.0
+    """yarn: rotations below which it is divided by ``factor``."""
+    attention_factor: float = 1.0
+    """yarn: what cos and sin are multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wiring:
+    """How the parts of a model are put together: what distinguishes one family from another, as data.
+
+    The defaults are tfcli's own decoder (Qwen3): causal, RMSNorm before each part, QK-norm, rotary positions, SwiGLU,
+    no biases.
+    """
+
+    causal: bool = True
+    """Each position sees those before it (a decoder); else all (an encoder)."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
+    norm_bias: bool = False
+    norm_place: Literal["pre", "post", "sandwich"] = "pre"
+    """Before each part; after the sum (Vaswani et al. 2017); or before and after each part (Gemma 2)."""
+    qk_norm: bool = True
+    """RMSNorm of queries and keys, per head (Henry et al. 2020)."""
+    positions: Literal["rope", "learned"] = "rope"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    gated: bool = True
+    """``act(gate) * up`` (Shazeer 2020) or ``act(up)``."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    embed_norm: bool = False
+    """A norm right after the embedding (BERT)."""
+    embed_scale: float = 1.0
+    """What embeddings are multiplied by (Gemma: sqrt(width))."""
+    token_types: int = 0
+    """Segment embeddings (BERT: 2)."""
+    attention_scale: float | None = None
+    """What q k^T is multiplied by; left out: head_width^-1/2."""
+    local_window: int = 0
+    """Positions that a local layer sees, itself among them; an encoder's sees half to each side. 0: no local layers."""
+    local_every: int = 0
+    """Every this-many-th layer sees all, the others are local; 0: all are local."""
+    local_theta: float = 10_000.0
+    """rope_theta of local layers, which are not stretched by ``rope_scaling``."""
+    rope_scaling: RopeScaling = RopeScaling()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The shape of one model; every field is needed to build it. Dimensions as in ``tfcli/model/__init__.py``."""
 
@@ -35,6 +96,12 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = True
+    wiring: Wiring = Wiring()
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees only a window of positions."""
+        window, every = self.wiring.local_window, self.wiring.local_every
+        return window > 0 and (every == 0 or (layer + 1) % every != 0)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "depth", "width", "heads", "kv_heads", "head_width", "ffn_width"):
@@ -46,7 +113,7 @@ class ModelConfig:
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}",
                 hint="each key/value head serves the same number of query heads",
             )
-        if self.head_width % 2:
+        if self.head_width % 2 and self.wiring.positions == "rope":
             raise UserError(f"model.head_width is {self.head_width}", hint="rotary positions need an even head width")
 
 

@@ -24,17 +24,18 @@ def test_a_later_token_changes_nothing_before_it() -> None:
 
 
 @torch.no_grad()
-def test_left_padding_changes_nothing() -> None:
-    """Would catch padding that is attended to, or positions counted from the padding."""
-    core = model()
-    row = torch.randint(3, 400, (9,), generator=torch.Generator().manual_seed(2))
-    alone = core(row[None])[0]
-    for filler in (0, 77):
-        padded = torch.cat([torch.full((5,), filler), row])[None]
-        cache = KVCache(
-            core.config, batch=1, capacity=32, dtype=torch.float32, device=core.device, pad_B=torch.tensor([5])
-        )
-        torch.testing.assert_close(core(padded, cache=cache)[0, 5:], alone, atol=1e-5, rtol=1e-5)
+def test_rows_of_different_length_read_together_are_those_alone() -> None:
+    """Would catch padding that is attended to, or positions that do not go on behind a row's own end."""
+    core, lengths = model(), [9, 4, 1]
+    ids = torch.randint(3, 400, (3, 12), generator=torch.Generator().manual_seed(2))
+    cache = KVCache(core.config, batch=3, capacity=32, dtype=torch.float32, device=core.device)
+    core(ids[:, :9], cache=cache)
+    cache.set_lengths(lengths)
+    after = core(ids[:, 9:10], cache=cache)
+    more = core(ids[:, 10:], cache=cache)
+    for row, length in enumerate(lengths):
+        alone = core(torch.cat([ids[row, :length], ids[row, 9:]])[None])[0, length:]
+        torch.testing.assert_close(torch.cat([after, more], dim=1)[row], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_initial_values_follow_the_table() -> None:

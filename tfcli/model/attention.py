@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped keys and values, QK-norm and rotary positions."""
+"""Multi-head attention with grouped keys and values, QK-norm, rotary positions and local windows."""
 
 from __future__ import annotations
 
@@ -8,40 +8,69 @@ from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
 from tfcli.model.cache import KVCache
-from tfcli.model.kernels import causal_attention, norm_rope
-from tfcli.model.layers import Linear, RMSNorm, fused_linear
+from tfcli.model.kernels import causal_attention, norm_rope, rotate
+from tfcli.model.layers import Linear, RMSNorm, fused_linear, fusible
+
+Rope = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Causal self-attention (Vaswani et al. 2017, 3.2), grouped (Ainslie et al. 2023), QK-norm (Henry et al. 2020)."""
+    """Self-attention (Vaswani et al. 2017, 3.2), grouped (Ainslie et al. 2023), QK-norm (Henry et al. 2020)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        wiring, D, K = config.wiring, config.width, config.head_width
         self.layer = layer
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
-        self.q = Linear(config.width, config.heads * config.head_width)
-        self.k = Linear(config.width, config.kv_heads * config.head_width)
-        self.v = Linear(config.width, config.kv_heads * config.head_width)
-        self.o = Linear(config.heads * config.head_width, config.width)
-        self.q_norm = RMSNorm(config.head_width, config.norm_eps)
-        self.k_norm = RMSNorm(config.head_width, config.norm_eps)
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
+        self.causal, self.scale = wiring.causal, wiring.attention_scale
+        self.window = wiring.local_window if config.is_local(layer) else 0
+        self.q = Linear(D, config.heads * K, wiring.qkv_bias)
+        self.k = Linear(D, config.kv_heads * K, wiring.qkv_bias)
+        self.v = Linear(D, config.kv_heads * K, wiring.qkv_bias)
+        self.o = Linear(config.heads * K, D, wiring.out_bias)
+        self.qk_norm = wiring.qk_norm
+        if self.qk_norm:
+            self.q_norm = RMSNorm(K, config.norm_eps)
+            self.k_norm = RMSNorm(K, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D). ``mask`` (B or 1, 1, T, S) is True where attended; None is causal."""
+    def forward(self, x_BTD: Tensor, rope: Rope | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D). ``mask`` (B or 1, 1, T or 1, S) is as for ``attend``."""
         B, T, _ = x_BTD.shape
-        H, G, K = self.heads, self.kv_heads, self.head_width
-        qkv = fused_linear(x_BTD, self.q, self.k, self.v).view(B, T, H + 2 * G, K)
-        qk, v_BTGK = qkv.split([H + G, G], dim=2)
-        # Queries and keys are normalised and rotated alike: once over both.
-        scale = torch.cat([self.q_norm.weight.expand(H, K), self.k_norm.weight.expand(G, K)])
-        qk = norm_rope(qk, scale, *rope, self.q_norm.eps)
-        q_BHTK, k_BGTK = (x.transpose(1, 2) for x in qk.split([H, G], dim=2))
-        v_BGTK = v_BTGK.transpose(1, 2)
+        q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, rope)
+        q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(self.layer, k_BGTK, v_BGTK)
-        out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask=mask)
-        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, H * K))
+            if self.window and T == 1 and mask is None:  # one query: what it does not see is left out
+                k_BGTK, v_BGTK = k_BGTK[:, :, -self.window :], v_BGTK[:, :, -self.window :]
+        out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask=mask, causal=self.causal, scale=self.scale)
+        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
         return out
+
+    def _project(self, x_BTD: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, K), keys and values (B, T, G, K), normalised and rotated."""
+        B, T, _ = x_BTD.shape
+        H, G, K = self.heads, self.kv_heads, self.head_width
+        if fusible(self.q, self.k, self.v):
+            qkv = fused_linear(x_BTD, self.q, self.k, self.v).view(B, T, H + 2 * G, K)
+            if self.qk_norm and rope is not None:
+                # Queries and keys are normalised and rotated alike: once over both.
+                qk, v = qkv.split([H + G, G], dim=2)
+                scale = torch.cat([self.q_norm.weight.expand(H, K), self.k_norm.weight.expand(G, K)])
+                q, k = norm_rope(qk, scale, *rope, self.q_norm.eps).split([H, G], dim=2)
+                return q, k, v
+            q, k, v = qkv.split([H, G, G], dim=2)
+        else:
+            q = self.q(x_BTD).view(B, T, H, K)
+            k = self.k(x_BTD).view(B, T, G, K)
+            v = self.v(x_BTD).view(B, T, G, K)
+        if self.qk_norm and rope is not None:
+            q = norm_rope(q, self.q_norm.weight.expand(H, K), *rope, self.q_norm.eps)
+            k = norm_rope(k, self.k_norm.weight.expand(G, K), *rope, self.k_norm.eps)
+        elif self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        elif rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        return q, k, v
 
 
 def attend(
@@ -55,23 +84,25 @@ def attend(
 ) -> Tensor:
     """``softmax(q k^T scale + mask) v`` (Vaswani et al. 2017, eq. 1) -> (B, H, T, K), by the fastest kernel.
 
-    ``mask`` (broadcast to B, 1, T, S) is True where attended. Without one, ``causal`` lets query t see the keys up to
+    ``mask`` (broadcast to B, 1, T, S) is added to the scores, or where it is boolean, True where attended (``additive``
+    makes the first of the second, once for all layers). Without one, ``causal`` lets query t see the keys up to
     S - T + t. ``scale`` defaults to K^-1/2.
     """
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1], k_BGSK.shape[2]
-    if T == 1 and mask is None:
-        # One query sees all keys. Folding a group's query heads into the query axis keeps the fused kernel on its
-        # fast path, which torch's enable_gqa leaves on CPU.
+    if T == 1:
+        # One query sees all keys, or all of its row's. Folding a group's query heads into the query axis keeps the
+        # fused kernel on its fast path, which torch's enable_gqa leaves on CPU.
         q_BGnK = q_BHTK.reshape(B, G, H // G, K)
-        return F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, scale=scale).reshape(B, H, 1, K)
+        out = F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, attn_mask=mask, scale=scale)
+        return out.reshape(B, H, 1, K)
     if G != H:
         k_BGSK = k_BGSK.repeat_interleave(H // G, dim=1)
         v_BGSK = v_BGSK.repeat_interleave(H // G, dim=1)
     if torch.is_grad_enabled() and _short(q_BHTK) and mask is None and causal and S == T:
         return causal_attention(q_BHTK, k_BGSK, v_BGSK, K**-0.5 if scale is None else scale)
     if mask is None and causal and S != T:
-        mask = causal_mask(T, S, q_BHTK.device)
+        mask = additive(causal_mask(T, S, q_BHTK.device), q_BHTK.dtype)
     return F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal and mask is None, scale=scale
     )
@@ -100,3 +131,19 @@ def attend_reference(
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
     """(1, 1, T, S), True where query t, the (S - T + t)th position, may look."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)[None, None]
+
+
+def band_mask(T: int, window: int, causal: bool, device: torch.device) -> Tensor:
+    """(1, 1, T, T), True where a query may look: the ``window`` positions up to itself, or half of it to each side."""
+    ahead = torch.arange(T, device=device)
+    distance = ahead[:, None] - ahead  # of the key, backwards
+    seen = (distance >= 0) & (distance < window) if causal else distance.abs() <= window // 2
+    return seen[None, None]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as what is added to the scores: 0 where attended, else minus infinity.
+
+    torch's CPU kernel makes this of a boolean one itself, in every layer anew.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,66 +11,165 @@ from tfcli.config import ModelConfig
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, filled up to ``length`` positions.
+    """Keys and values of every layer for a number of rows, each filled from position 0 up to its own length.
 
-    Rows may be left-padded: ``pad_B`` counts the positions at the start of each row that hold nothing and are never
-    attended to (None: no row is padded). Buffers grow by doubling up to ``capacity`` positions.
+    Rows are ragged to the right: what lies beyond a row's length is never attended to, and is overwritten as the row
+    grows. So prompts of different length are read together padded at their end, a finished row is dropped by moving
+    the last one into its place, and a new one enters behind the others. ``rows(first, count)`` is the same cache seen
+    as only some of its rows. Buffers (rows, G, S, K) grow by doubling up to ``capacity`` positions.
     """
 
-    def __init__(self, config: ModelConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device,
-                 pad_B: Tensor | None = None) -> None:  # fmt: skip
-        self.capacity = capacity
-        self.length = 0
-        self.pad_B = pad_B
-        size = min(capacity, 64)
-        shape = (batch, config.kv_heads, size, config.head_width)
-        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.depth)]
-        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.depth)]
+    def __init__(
+        self, config: ModelConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._store = _Store(config, batch, capacity, dtype, device)
+        self.first, self.batch = 0, batch
 
     @property
-    def batch(self) -> int:
-        """Number of rows."""
-        return self._keys[0].shape[0]
+    def capacity(self) -> int:
+        """Positions that a row can hold."""
+        return self._store.capacity
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions that each row holds."""
+        return self._store.lengths[self.first : self.first + self.batch]
+
+    @property
+    def length(self) -> int:
+        """Positions that the longest row holds."""
+        return max(self.lengths)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows are equally long."""
+        lengths = self.lengths
+        return lengths.count(lengths[0]) == len(lengths)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the buffers."""
-        return sum(t.numel() * t.element_size() for t in self._keys + self._values)
+        """Bytes held by the buffers of all rows."""
+        return sum(t.numel() * t.element_size() for t in self._store.keys + self._store.values)
+
+    def rows(self, first: int, count: int) -> KVCache:
+        """The same cache, seen as ``count`` of these rows from ``first`` on."""
+        if first < 0 or count < 1 or first + count > self.batch:
+            raise ValueError(f"rows {first} to {first + count} of a cache of {self.batch}")
+        view = KVCache.__new__(KVCache)
+        view._store = self._store
+        view.first, view.batch = self.first + first, count
+        return view
+
+    def keys(self, layer: int) -> Tensor:
+        """The buffer of a layer's keys for these rows, (B, G, S, K), filled or not."""
+        return self._store.keys[layer][self.first : self.first + self.batch]
+
+    def values(self, layer: int) -> Tensor:
+        """The buffer of a layer's values for these rows, (B, G, S, K), filled or not."""
+        return self._store.values[layer][self.first : self.first + self.batch]
+
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` positions in every row. Raises ValueError past the capacity."""
+        store = self._store
+        if length > store.capacity:
+            raise ValueError(f"{length} positions do not fit a cache of {store.capacity}")
+        if length > store.keys[0].shape[2]:
+            filled = max(store.lengths)
+            for buffers in (store.keys, store.values):
+                for layer, buffer in enumerate(buffers):
+                    buffers[layer] = _grown(buffer, filled, length, store.capacity)
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new positions of one layer; returns all of its keys and values, (B, G, S, K) each.
+        """Store T new positions of one layer behind each row; returns keys and values up to the longest, (B, G, S, K).
 
-        ``length`` moves only with ``advance``, once every layer has appended. Raises ValueError past the capacity.
+        Lengths move only with ``advance``, once every layer has appended. Raises ValueError past the capacity.
         """
-        end = self.length + k_BGTK.shape[2]
-        if end > self.capacity:
-            raise ValueError(f"{end} positions do not fit a cache of {self.capacity}")
-        if end > self._keys[layer].shape[2]:
-            self._keys[layer] = _grown(self._keys[layer], self.length, end, self.capacity)
-            self._values[layer] = _grown(self._values[layer], self.length, end, self.capacity)
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, :, self.length : end] = k_BGTK
-        values[:, :, self.length : end] = v_BGTK
+        T, lengths = k_BGTK.shape[2], self.lengths
+        end = max(lengths) + T
+        self.reserve(end)
+        keys, values = self.keys(layer), self.values(layer)
+        if self.uniform:
+            keys[:, :, lengths[0] : end] = k_BGTK
+            values[:, :, lengths[0] : end] = v_BGTK
+        else:
+            row_B1 = torch.arange(self.batch, device=keys.device)[:, None]
+            position_BT = self.positions(T)
+            keys[row_B1, :, position_BT] = k_BGTK.transpose(1, 2).to(keys.dtype)
+            values[row_B1, :, position_BT] = v_BGTK.transpose(1, 2).to(values.dtype)
         return keys[:, :, :end], values[:, :, :end]
 
+    def positions(self, T: int) -> Tensor:
+        """Positions of the next T tokens: (T,) where all rows are equally long, else (B, T)."""
+        device = self._store.keys[0].device
+        steps = torch.arange(T, device=device)
+        if self.uniform:
+            return steps + self.lengths[0]
+        return torch.tensor(self.lengths, device=device)[:, None] + steps
+
+    def mask(self, T: int, window: int = 0) -> Tensor | None:
+        """(B or 1, 1, T, S), True where the next T tokens may look; None where plain causality says it all.
+
+        ``window`` limits each to that many positions, itself among them; 0 is no limit.
+        """
+        if self.uniform and not (window and self.length + T > window):
+            return None
+        query = self.positions(T)
+        query = query[None, None, :, None] if query.dim() == 1 else query[:, None, :, None]
+        key = torch.arange(self.length + T, device=query.device)
+        seen = key <= query
+        return seen & (key > query - window) if window else seen
+
     def advance(self, positions: int) -> None:
-        """Count ``positions`` more as filled."""
-        self.length += positions
+        """Count ``positions`` more as filled in every row."""
+        self.set_lengths([length + positions for length in self.lengths])
+
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Say how many positions of each row count: after reading rows padded at their end, or to forget some."""
+        if len(lengths) != self.batch:
+            raise ValueError(f"{len(lengths)} lengths for {self.batch} rows")
+        self._store.lengths[self.first : self.first + self.batch] = lengths
 
     def trim(self, positions: int) -> None:
-        """Forget the last ``positions``."""
-        self.length = max(0, self.length - positions)
+        """Forget the last ``positions`` of every row."""
+        self.set_lengths([max(0, length - positions) for length in self.lengths])
 
-    def select(self, rows: Tensor) -> None:
-        """Keep, reorder or repeat rows: row i becomes what row ``rows[i]`` was (beams, samples, finished rows)."""
-        self._keys = [t.index_select(0, rows) for t in self._keys]
-        self._values = [t.index_select(0, rows) for t in self._values]
-        if self.pad_B is not None:
-            self.pad_B = self.pad_B.index_select(0, rows)
+    def move(self, source: int, target: int) -> None:
+        """Copy what row ``source`` holds into row ``target``."""
+        if source == target:
+            return
+        length = self.lengths[source]
+        for buffers in (self._store.keys, self._store.values):
+            for buffer in buffers:
+                buffer[self.first + target, :, :length] = buffer[self.first + source, :, :length]
+        self._store.lengths[self.first + target] = length
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Reorder or repeat rows in place: row i becomes what row ``rows[i]`` was, for the first len(rows) (beams)."""
+        before = self.lengths
+        filled = max((before[row] for row in rows), default=0)
+        index = torch.tensor([self.first + row for row in rows], device=self._store.keys[0].device)
+        for buffers in (self._store.keys, self._store.values):
+            for buffer in buffers:
+                buffer[self.first : self.first + len(rows), :, :filled] = buffer[:, :, :filled].index_select(0, index)
+        self._store.lengths[self.first : self.first + len(rows)] = [before[row] for row in rows]
+
+
+class _Store:
+    """The buffers that all views of a cache share."""
+
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.capacity = capacity
+        self.lengths = [0] * batch
+        shape = (batch, config.kv_heads, min(capacity, 64), config.head_width)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.depth)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.depth)]
 
 
 def _grown(buffer: Tensor, filled: int, needed: int, capacity: int) -> Tensor:
     size = min(capacity, max(needed, 2 * buffer.shape[2]))
-    grown = buffer.new_empty((*buffer.shape[:2], size, buffer.shape[3]))
+    # Zeros, for 0 x NaN is NaN: a masked position has no weight, but what lies there must be a number.
+    grown = buffer.new_zeros((*buffer.shape[:2], size, buffer.shape[3]))
     grown[:, :, :filled] = buffer[:, :, :filled]
     return grown

@@ -63,7 +63,19 @@ def norm_rope(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: 
 
 def norm_rope_reference(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """RMSNorm per head (Henry et al. 2020), then rotate the pairs (x_i, x_{i + K/2}) (Su et al. 2021, eq. 34)."""
-    a, b = rms_norm_reference(x_BTHK, weight_HK, eps).chunk(2, dim=-1)
+    return rotate_reference(rms_norm_reference(x_BTHK, weight_HK, eps), cos, sin)
+
+
+def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions alone, as in ``norm_rope``, in three passes over memory; autograd has its gradient."""
+    return (x_BTHK * torch.cat([cos, cos], dim=-1)).addcmul_(
+        x_BTHK.roll(x_BTHK.shape[-1] // 2, -1), torch.cat([-sin, sin], dim=-1)
+    )
+
+
+def rotate_reference(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + K/2}) (Su et al. 2021, eq. 34)."""
+    a, b = x_BTHK.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 

@@ -1,41 +1,48 @@
-"""Linear, RMSNorm, rotary angles and the gated feed-forward layer."""
+"""Linear layers, norms, rotary angles and the feed-forward layer."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.config import ModelConfig
+from tfcli.config import ModelConfig, RopeScaling
 from tfcli.model.kernels import rms_norm, swiglu
 
-FEW_ROWS = 256
-"""Rows up to which copying several weights together costs more than multiplying by them one by one."""
+NO_SCALING = RopeScaling()
 
 
 class Linear(nn.Module):
-    """``y = x W^T`` without bias; the stored weight may be wider than the activations.
+    """``y = x W^T + b``; the stored weight may be wider than the activations.
 
     Master weights stay in fp32 and the product runs in the dtype of ``x``: mixed precision without autocast.
     """
 
-    def __init__(self, fan_in: int, fan_out: int) -> None:
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, fan_in: int, fan_out: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
+        self.register_parameter("bias", nn.Parameter(torch.empty(fan_out)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., fan_in) -> (..., fan_out) in the dtype of ``x``."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+def fusible(*layers: nn.Module) -> bool:
+    """Whether training takes these layers as one product: plain ones. Inference would copy their weights for it."""
+    return torch.is_grad_enabled() and all(type(layer) is Linear for layer in layers)
 
 
 def fused_linear(x: Tensor, *layers: Linear) -> Tensor:
-    """The outputs of several ``layers`` on one input, side by side in the last dimension.
-
-    One product for all of them, except where a decoding step would copy the weights to multiply them by a few rows.
-    """
-    if not torch.is_grad_enabled() and x.numel() <= FEW_ROWS * x.shape[-1]:
-        return torch.cat([layer(x) for layer in layers], dim=-1)
-    return F.linear(x, torch.cat([layer.weight for layer in layers]).to(x.dtype))
+    """The outputs of several ``layers`` on one input, side by side in the last dimension, by one product."""
+    weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return F.linear(x, weight, torch.cat(biases).to(x.dtype) if biases else None)
 
 
 class RMSNorm(nn.Module):
@@ -51,23 +58,103 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def rope_table(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (..., K/2) in fp32 of every position times every frequency theta^(-2i/K) (Su et al. 2021, 3.2.2)."""
-    exponent = torch.arange(0, head_width, 2, dtype=torch.int64, device=positions.device).float() / head_width
-    angle = positions[..., None].float() * (1.0 / theta**exponent)
-    return angle.cos(), angle.sin()
+class LayerNorm(nn.Module):
+    """``(x - mean) / sqrt(var + eps) w + b`` over the last dimension (Ba et al. 2016, eq. 4)."""
+
+    bias: Tensor | None
+
+    def __init__(self, width: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.register_parameter("bias", nn.Parameter(torch.empty(width)) if bias else None)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+def make_norm(config: ModelConfig, width: int) -> RMSNorm | LayerNorm:
+    """The norm that the wiring asks for."""
+    if config.wiring.norm == "layer":
+        return LayerNorm(width, config.norm_eps, config.wiring.norm_bias)
+    return RMSNorm(width, config.norm_eps)
+
+
+def rope_frequencies(
+    head_width: int, theta: float, scaling: RopeScaling = NO_SCALING, device: torch.device | None = None
+) -> Tensor:
+    """The K/2 rotary frequencies theta^(-2i/K), radians per position (Su et al. 2021, 3.2.2), as ``scaling`` has them.
+
+    linear divides all by the factor (Chen et al. 2023); llama3 those whose wavelength is long, none that are short, and
+    blends between (Llama 3.1's published code); yarn the same by the number of turns in the original context (Peng et
+    al. 2023, 3.2).
+    """
+    exponent = torch.arange(0, head_width, 2, dtype=torch.int64, device=device).float() / head_width
+    kept = 1.0 / theta**exponent
+    if scaling.kind == "none":
+        return kept
+    divided = kept / scaling.factor
+    if scaling.kind == "linear":
+        return divided
+    if scaling.kind == "llama3":
+        turns = scaling.original_context * kept / (2 * math.pi)  # context / wavelength
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        share = ((turns - low) / (high - low)).clamp(0, 1)
+    else:
+
+        def dimension(turns: float) -> float:
+            """Whose frequency turns so often in the original context."""
+            return head_width * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        first = max(math.floor(dimension(scaling.beta_fast)), 0)
+        last = min(math.ceil(dimension(scaling.beta_slow)), head_width - 1)
+        index = torch.arange(head_width // 2, device=device)
+        share = 1 - ((index - first) / max(last - first, 0.001)).clamp(0, 1)
+    return share * kept + (1 - share) * divided
+
+
+def rope_table(
+    positions: Tensor, head_width: int, theta: float, scaling: RopeScaling = NO_SCALING
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., K/2) in fp32 of every position times every frequency."""
+    angle = positions[..., None].float() * rope_frequencies(head_width, theta, scaling, positions.device)
+    cos, sin = angle.cos(), angle.sin()
+    if scaling.kind == "yarn":
+        return cos * scaling.attention_factor, sin * scaling.attention_factor
+    return cos, sin
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: ``W_down (silu(W_gate x) * W_up x)`` (Shazeer 2020, eq. 6)."""
+    """``W_down (act(W_gate x) * W_up x)`` (Shazeer 2020) or ``W_down act(W_up x)`` (Vaswani et al. 2017, eq. 2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = Linear(config.width, config.ffn_width)
-        self.up = Linear(config.width, config.ffn_width)
-        self.down = Linear(config.ffn_width, config.width)
+        D, F, bias = config.width, config.ffn_width, config.wiring.ffn_bias
+        self.activation = config.wiring.activation
+        self.gated = config.wiring.gated
+        if self.gated:
+            self.gate = Linear(D, F, bias)
+        self.up = Linear(D, F, bias)
+        self.down = Linear(F, D, bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        out: Tensor = self.down(swiglu(fused_linear(x_BTD, self.gate, self.up)))
+        if not self.gated:
+            inner = activate(self.up(x_BTD), self.activation)
+        elif self.activation == "silu" and fusible(self.gate, self.up):
+            inner = swiglu(fused_linear(x_BTD, self.gate, self.up))
+        else:
+            inner = activate(self.gate(x_BTD), self.activation) * self.up(x_BTD)
+        out: Tensor = self.down(inner)
         return out
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """silu (Elfwing et al. 2018), gelu (Hendrycks and Gimpel 2016), its tanh approximation, or relu."""
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

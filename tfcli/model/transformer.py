@@ -7,53 +7,79 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
-from tfcli.model.attention import Attention, causal_mask
+from tfcli.model.attention import Attention, Rope, additive, band_mask
 from tfcli.model.cache import KVCache
 from tfcli.model.kernels import linear_cross_entropy
-from tfcli.model.layers import FeedForward, Linear, RMSNorm, rope_table
+from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
 
 
 class Block(nn.Module):
-    """Pre-norm block: ``x + attention(norm(x))``, then ``x + feed_forward(norm(x))`` (Xiong et al. 2020)."""
+    """Attention, then feed-forward, each added to the residual stream, with norms where the wiring places them.
+
+    pre: ``x + f(norm(x))`` (Xiong et al. 2020); post: ``norm(x + f(x))`` (Vaswani et al. 2017); sandwich:
+    ``x + post_norm(f(norm(x)))`` (Ding et al. 2021).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.place = config.wiring.norm_place
+        self.attention_norm = make_norm(config, config.width)
         self.attention = Attention(config, layer)
-        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+        self.ffn_norm = make_norm(config, config.width)
         self.ffn = FeedForward(config)
+        if self.place == "sandwich":
+            self.attention_post_norm = make_norm(config, config.width)
+            self.ffn_post_norm = make_norm(config, config.width)
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, dropout: float
+        self, x_BTD: Tensor, rope: Rope | None, mask: Tensor | None, cache: KVCache | None, dropout: float
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        if self.place == "post":
+            y_BTD = self.attention(x_BTD, rope, mask, cache)
+            x_BTD = self.attention_norm(x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0))
+            y_BTD = self.ffn(x_BTD)
+            out_BTD: Tensor = self.ffn_norm(x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0))
+            return out_BTD
         y_BTD = self.attention(self.attention_norm(x_BTD), rope, mask, cache)
+        if self.place == "sandwich":
+            y_BTD = self.attention_post_norm(y_BTD)
         x_BTD = x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
         y_BTD = self.ffn(self.ffn_norm(x_BTD))
+        if self.place == "sandwich":
+            y_BTD = self.ffn_post_norm(y_BTD)
         return x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
 
 
 class Transformer(nn.Module):
-    """A decoder: token embedding, ``depth`` blocks, a final norm and an output head.
+    """A decoder or an encoder: token embedding, ``depth`` blocks, a final norm and an output head.
 
     One forward serves training and inference: the cache is a value passed in. Constructors only declare; ``initialize``
-    or loaded weights fill the parameters.
+    or loaded weights fill the parameters. What a wiring does not have (positions, types, embed_norm, the final norm of
+    post-norm blocks) is no attribute with parameters.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
+        wiring, D = config.wiring, config.width
+        self.embed = _embedding(config.vocab_size, D)
+        if wiring.positions == "learned":
+            self.positions = _embedding(config.context, D)
+        if wiring.token_types:
+            self.types = _embedding(wiring.token_types, D)
+        if wiring.embed_norm:
+            self.embed_norm = make_norm(config, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = Linear(config.width, config.vocab_size)
+        self.norm = nn.Identity() if wiring.norm_place == "post" else make_norm(config, D)
+        self.head = Linear(D, config.vocab_size)
         if config.tied:
             self.head.weight = self.embed.weight
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.embed.weight.device
+        return next(self.parameters()).device  # norms, at least: quantized layers have none
 
     def forward(
         self,
@@ -62,29 +88,71 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         dtype: torch.dtype | None = None,
         dropout: float = 0.0,
+        mask_BT: Tensor | None = None,
+        types_BT: Tensor | None = None,
     ) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: the weights').
 
-        With a cache the tokens follow what it holds, and it is advanced by T. Its ``pad_B`` marks left padding.
+        With a cache (decoders only) the tokens follow what each of its rows holds, and it is advanced by T. ``mask_BT``
+        is True where a token is real, in rows padded at their end; a decoder needs none, for no token sees what follows
+        it. ``types_BT`` are segment ids, 0 where left out. Raises ValueError for a cache in an encoder.
         """
-        T = tokens_BT.shape[1]
-        past = cache.length if cache is not None else 0
-        positions = torch.arange(past, past + T, device=tokens_BT.device)
-        mask = None
-        if cache is not None and cache.pad_B is not None:
-            positions = (positions - cache.pad_B[:, None]).clamp_min(0)
-            mask = padded_mask(T, past + T, cache.pad_B)
-        x_BTD = F.embedding(tokens_BT, self.embed.weight)
-        x_BTD = x_BTD.to(dtype or x_BTD.dtype)
-        cos, sin = rope_table(positions, self.config.head_width, self.config.rope_theta)
-        rope = (cos.to(x_BTD.dtype).unsqueeze(-2), sin.to(x_BTD.dtype).unsqueeze(-2))
-        x_BTD = F.dropout(x_BTD, dropout, training=dropout > 0)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rope, mask, cache, dropout)
+        wiring, T = self.config.wiring, tokens_BT.shape[1]
+        if cache is not None and not wiring.causal:
+            raise ValueError("an encoder sees its whole input at once: it has no cache")
+        positions = torch.arange(T, device=tokens_BT.device) if cache is None else cache.positions(T)
+        x_BTD = F.dropout(self._embedded(tokens_BT, positions, types_BT, dtype), dropout, training=dropout > 0)
+        kinds = [self.config.is_local(layer) for layer in range(self.config.depth)]
+        views = {local: self._view(local, positions, x_BTD, cache, mask_BT) for local in set(kinds)}
+        for local, block in zip(kinds, self.blocks, strict=True):
+            x_BTD = block(x_BTD, *views[local], cache, dropout)
         if cache is not None:
             cache.advance(T)
         hidden_BTD: Tensor = self.norm(x_BTD)
         return hidden_BTD
+
+    def _embedded(
+        self, tokens_BT: Tensor, positions: Tensor, types_BT: Tensor | None, dtype: torch.dtype | None
+    ) -> Tensor:
+        """What the first block reads (B, T, D)."""
+        wiring = self.config.wiring
+        x_BTD: Tensor = self.embed(tokens_BT)
+        x_BTD = x_BTD.to(dtype or x_BTD.dtype)
+        if wiring.embed_scale != 1.0:
+            # Rounded to the dtype, as Gemma was trained: in bf16 sqrt(640) is 25.25.
+            x_BTD = x_BTD * torch.tensor(wiring.embed_scale, dtype=x_BTD.dtype)
+        if wiring.token_types:
+            types_BTD = self.types(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)
+            x_BTD = x_BTD + types_BTD.to(x_BTD.dtype)
+        if wiring.positions == "learned":
+            x_BTD = x_BTD + self.positions(positions).to(x_BTD.dtype)
+        if wiring.embed_norm:
+            x_BTD = self.embed_norm(x_BTD)
+        return x_BTD
+
+    def _view(
+        self, local: bool, positions: Tensor, x_BTD: Tensor, cache: KVCache | None, mask_BT: Tensor | None
+    ) -> tuple[Rope | None, Tensor | None]:
+        """Rotary tables and the mask of all local layers, or of all others."""
+        config, wiring, T = self.config, self.config.wiring, x_BTD.shape[1]
+        rope, mask = None, None
+        if wiring.positions == "rope":
+            theta, scaling = (wiring.local_theta, NO_SCALING) if local else (config.rope_theta, wiring.rope_scaling)
+            cos, sin = rope_table(positions, config.head_width, theta, scaling)
+            rope = (cos.to(x_BTD.dtype).unsqueeze(-2), sin.to(x_BTD.dtype).unsqueeze(-2))
+        window = wiring.local_window if local else 0
+        if cache is not None:
+            # One query of each of equally long rows needs none: attention leaves out what is beyond the window.
+            mask = None if T == 1 and cache.uniform else cache.mask(T, window)
+        else:
+            reach = window if wiring.causal else window // 2 + 1
+            if window and reach < T:
+                mask = band_mask(T, window, wiring.causal, x_BTD.device)
+            if mask_BT is not None and not wiring.causal:
+                real = mask_BT[:, None, None, :].bool()
+                # A padded query near whose window nothing is real must still see something: itself.
+                mask = real if mask is None else mask & real | torch.eye(T, dtype=torch.bool, device=real.device)
+        return rope, None if mask is None else additive(mask, x_BTD.dtype)
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
@@ -96,15 +164,8 @@ class Transformer(nn.Module):
         return out
 
 
-def padded_mask(T: int, S: int, pad_B: Tensor) -> Tensor:
-    """(B, 1, T, S): causal, and blind to each row's first ``pad_B`` positions.
-
-    A padded query would see nothing, which softmax cannot express; it sees itself, and nobody reads it.
-    """
-    causal = causal_mask(T, S, pad_B.device)
-    real = torch.arange(S, device=pad_B.device) >= pad_B[:, None]
-    itself = torch.eye(S, dtype=torch.bool, device=pad_B.device)[S - T :]
-    return (causal & real[:, None, None, :]) | itself
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # leaves the numbers as they are
 
 
 @torch.no_grad()
@@ -113,20 +174,21 @@ def initialize(model: Transformer, seed: int) -> None:
 
     | parameter | value |
     |---|---|
-    | embedding (and tied head) | normal, std 0.02 |
+    | embeddings (and tied head) | normal, std 0.02 |
     | untied head | zero: the first prediction is uniform |
     | norms | 1 |
+    | biases | 0 |
     | attention o, ffn down | zero: every block starts as the identity (Zhang et al. 2019, Fixup) |
     | other matrices | uniform, std fan_in^-1/2 |
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         value = torch.empty(parameter.shape)
-        if name == "embed.weight":
+        if name in ("embed.weight", "positions.weight", "types.weight"):
             value.normal_(0.0, 0.02, generator=generator)
         elif name.endswith("norm.weight"):
             value.fill_(1.0)
-        elif name.endswith((".o.weight", ".down.weight")) or name == "head.weight":
+        elif name.endswith((".o.weight", ".down.weight", ".bias")) or name == "head.weight":
             value.zero_()
         else:
             bound = (3.0 / parameter.shape[1]) ** 0.5
