@@ -1,32 +1,34 @@
-"""Results as JSON, as rows, and compared."""
+"""Results as JSON, as rows and as tables."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from tfcli.bench import report
-from tfcli.bench.suites import Ceilings, Result
+from tfcli.bench.case import Comparison, Result
+from tfcli.bench.suites import Ceilings
 from tfcli.bench.timing import Timing
-from tfcli.errors import UserError
 from tfcli.runtime import Runtime
 
+TIMING = Timing(seconds=(0.01, 0.02, 0.04), warmups=3, steady=True)
 RESULT = Result(
     suite="decode",
     what="4 tokens",
     unit="tokens/s",
     amount=4.0,
-    timing=Timing(seconds=(0.01, 0.02, 0.04), warmups=3, steady=True),
+    timing=TIMING,
     flops_per_second=2e9,
     bytes_per_second=None,
     peak_memory=123_000_000,
 )
-
-
-def line(suite: str = "decode", *, low: float, high: float, **more: object) -> report.Json:
-    return {"suite": suite, "value": (low + high) / 2, "low": low, "high": high, "what": "x", **more}
+PEER = Comparison(
+    name="llama.cpp",
+    timing=Timing(seconds=(0.04, 0.04, 0.08), warmups=3, steady=True),
+    about={"versions": {"llama.x": "1.2"}, "weights": "Q4_1", "threads": 2, "same_tokens": 3, "of_tokens": 4},
+)
 
 
 def test_json_has_rates_and_their_interval() -> None:
@@ -35,6 +37,7 @@ def test_json_has_rates_and_their_interval() -> None:
     assert (said["value"], said["low"], said["high"]) == (200.0, 100.0, 400.0)
     assert said["median_s"] == 0.02 and said["repeats"] == 3 and said["spread"] == pytest.approx(1.5)
     assert said["flops_utilisation"] == 0.25 and said["bandwidth_utilisation"] is None
+    assert said["against"] == []
 
 
 def test_what_is_not_known_is_empty_not_zero() -> None:
@@ -44,47 +47,53 @@ def test_what_is_not_known_is_empty_not_zero() -> None:
     assert len(report.row(said)) == len(report.HEAD)
 
 
-def test_only_intervals_that_do_not_touch_make_a_difference() -> None:
-    old = [line(low=90.0, high=110.0)]
-    cases = [((111.0, 120.0), "faster"), ((100.0, 130.0), "same"), ((110.0, 120.0), "same"), ((70.0, 89.0), "slower")]
-    for (low, high), verdict in cases:
-        (said,) = report.compare(old, [line(low=low, high=high)])
-        assert said.verdict == verdict and said.ratio == pytest.approx((low + high) / 200)
-    assert report.compare(old, [line("train", low=1.0, high=2.0)]) == []
+def test_times_and_sizes_are_their_own_figures() -> None:
+    loading = report.to_json(replace(RESULT, unit="s", amount=None), None, {}, {})
+    assert (loading["value"], loading["low"], loading["high"], loading["median_s"]) == (0.02, 0.01, 0.04, 0.02)
+    size = report.to_json(replace(RESULT, unit="MB", amount=None), None, {}, {})
+    assert size["value"] == 0.02 and size["median_s"] is None
 
 
-def test_differences_are_named_once() -> None:
-    old = [line(low=1, high=2, machine={"threads": 1}), line("train", low=1, high=2, machine={"threads": 1})]
-    new = [line(low=1, high=2, machine={"threads": 2}), line("train", low=1, high=2, machine={"threads": 2})]
-    assert report.differences(old, new) == ["machine threads: 1 then, 2 now"]
-    assert report.differences(old, old) == []
-    assert report.differences([], new[:1]) == ["decode is only in the new results"]
+def test_another_side_has_its_interval_and_the_ratio_of_the_medians() -> None:
+    said = report.to_json(replace(RESULT, against=(PEER,)), None, {}, {})
+    (other,) = said["against"]
+    assert (other["value"], other["low"], other["high"], other["ratio"]) == (100.0, 50.0, 100.0, 2.0)
+    assert other["name"] == "llama.cpp" and other["weights"] == "Q4_1" and other["repeats"] == 3
+    (row,) = report.against_rows(said)
+    assert row == (
+        "decode", "200 tokens/s", "100 to 400", "llama.x 1.2, Q4_1, 2 threads", "100 tokens/s", "50 to 100", "2.00x",
+        "3 of 4 first tokens", "4 tokens",
+    )  # fmt: skip
+    assert len(row) == len(report.AGAINST)
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("", "holds no results"),
-        ("nonsense", ":1 is not a result"),
-        ('\n{"suite": "x"}', ":2 is not a result"),
-        ("[1]", ":1"),
-    ],
-)
-def test_a_file_without_results_is_refused(tmp_path: Path, content: str, says: str) -> None:
-    path = tmp_path / "old.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=says):
-        report.read(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        report.read(tmp_path / "none.json")
+def test_tables() -> None:
+    head, rows = ("a", "bb"), [("1", "x|y"), ("222", "")]
+    assert report.markdown(head, rows).splitlines() == ["| a | bb |", "| --- | --- |", "| 1 | x\\|y |", "| 222 |  |"]
+    assert report.plain(head, rows).splitlines() == ["a    bb", "1    x|y", "222"]
+
+
+def test_remarks_say_the_forecast_and_the_kernels() -> None:
+    details = {
+        "forecast_bytes": 3e8, "forecast_weights_bytes": 1e8, "forecast_cache_bytes": 0, "program_bytes": 2e8,
+        "resident_bytes": 3.1e8, "peak_bytes": 3.3e8, "first_token_seconds": 2.04,
+    }  # fmt: skip
+    lines = [
+        report.to_json(replace(RESULT, suite="memory", details=details), None, {}, {}),
+        report.to_json(replace(RESULT, suite="prefill", details={"attention": ["math", "x"]}), None, {}, {}),
+    ]
+    assert report.remarks(lines) == [
+        "memory: forecast 300 MB (100 MB of weights, 200 MB of Python and torch); at the end 310 MB; "
+        "first token 2.0 s after the process began",
+        "prefill: attention by torch's math and x",
+    ]
 
 
 def test_noise_says_why() -> None:
-    from dataclasses import replace
-
-    assert "interval is 150% of the median" in report.noise(RESULT)
-    unsteady = replace(RESULT, timing=Timing(seconds=(1.0,), warmups=20, steady=False))
-    assert "still getting faster after 20 warm-up calls" in report.noise(unsteady)
+    assert "interval is 150% of the median" in (report.noise("decode", TIMING) or "")
+    unsteady = Timing(seconds=(1.0,), warmups=20, steady=False)
+    assert "still getting faster after 20 warm-up calls" in (report.noise("decode", unsteady) or "")
+    assert report.noise("decode", Timing(seconds=(1.0, 1.01), warmups=3, steady=True)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,19 @@
-"""Results of a bench as rows for people, as JSON lines, and against those of an earlier time."""
+"""Results of a bench as rows for people and as JSON lines."""
 
 from __future__ import annotations
 
-import json
+import datetime
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from tfcli import __version__
+from tfcli.bench.case import Comparison, Result
 from tfcli.bench.subject import Subject
-from tfcli.bench.suites import Ceilings, Result
+from tfcli.bench.suites import Ceilings
+from tfcli.bench.timing import Timing
 from tfcli.config import to_dict
-from tfcli.errors import UserError
 from tfcli.model.cost import parameters
 
 if TYPE_CHECKING:
@@ -22,13 +23,7 @@ Json = dict[str, Any]
 HEAD = ("suite", "median", "95 % interval", "FLOP/s", "of peak", "bytes/s", "of peak", "peak memory", "what")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """One suite now against then: how many times as fast, and whether the two intervals are apart."""
-
-    suite: str
-    ratio: float
-    verdict: Literal["faster", "slower", "same"]
+AGAINST = ("suite", "tfcli", "95 % interval", "beside it", "its median", "95 % interval", "ratio", "the same", "what")
 
 
 def fingerprint(runtime: Runtime) -> Json:
@@ -67,7 +62,7 @@ def to_json(result: Result, peak: Ceilings | None, machine: Json, model: Json) -
         "unit": result.unit,
         "low": low,
         "high": high,
-        "median_s": result.timing.median,
+        "median_s": result.timing.median if result.amount is not None or result.unit == "s" else None,
         "repeats": len(result.timing.seconds),
         "warmups": result.timing.warmups,
         "steady": result.timing.steady,
@@ -78,9 +73,28 @@ def to_json(result: Result, peak: Ceilings | None, machine: Json, model: Json) -
         "bytes_per_second": result.bytes_per_second,
         "bandwidth_utilisation": _share(result.bytes_per_second, peak.bytes if peak else None),
         "peak_memory_bytes": result.peak_memory,
+        "details": dict(result.details),
+        "against": [_beside(result, other) for other in result.against],
         "ceilings": {"flops_per_second": peak.flops, "bytes_per_second": peak.bytes} if peak else None,
         "model": model,
         "machine": machine,
+        "date": datetime.date.today().isoformat(),
+        "version": __version__,
+    }
+
+
+def _beside(result: Result, other: Comparison) -> Json:
+    """Another side as plain values; ``ratio`` is how many times its figure ours is, in the suite's unit."""
+    value, low, high = result.figures(other.timing)
+    return {
+        "name": other.name,
+        "value": value,
+        "low": low,
+        "high": high,
+        "median_s": other.timing.median,
+        "repeats": len(other.timing.seconds),
+        "ratio": result.value / value,
+        **other.about,
     }
 
 
@@ -90,29 +104,59 @@ def about(subject: Subject) -> Json:
         "name": subject.name,
         "parameters": parameters(subject.config).total,
         **to_dict(subject.config),
-        "tokenizer_hash": subject.tokenizer.hash,
+        "tokenizer_hash": subject.engine.tokenizer.hash,
     }
 
 
-def heading(machine: Json, model: Json, peak: Ceilings | None) -> str:
-    """Lines above the table: machine, model, ceilings."""
-    lines = [
-        f"{machine['processor']}, {machine['device']}, torch {machine['torch']}",
+def heading(line: Json) -> list[str]:
+    """What stands above the table: machine, model, ceilings, when and by what."""
+    machine, model, peak = line["machine"], line["model"], line["ceilings"]
+    said = [
+        f"{line['date']}, tfcli {line['version']}: {machine['processor']}, {machine['device']}, "
+        f"torch {machine['torch']}",
         f"{model['name']}: {scaled(model['parameters'])} parameters, depth {model['depth']}, width {model['width']}, "
         f"context {model['context']}, vocabulary {model['vocab_size']}",
     ]
     if peak:
-        lines.append(f"peaks measured here: {scaled(peak.flops)} FLOP/s, {scaled(peak.bytes, 'B')}/s")
-    return "\n".join(lines) + "\n"
+        said.append(
+            f"peaks measured here: {scaled(peak['flops_per_second'])} FLOP/s, {scaled(peak['bytes_per_second'], 'B')}/s"
+        )
+    return said
 
 
-def noise(result: Result) -> str:
-    """Why a result is not to be trusted far, in words."""
-    timing = result.timing
+def remarks(lines: Sequence[Json]) -> list[str]:
+    """What stands below the table: what the details of a suite say."""
+    said: list[str] = []
+    for line in lines:
+        details = line["details"]
+        if details.get("attention"):
+            said.append(f"{line['suite']}: attention by torch's {' and '.join(details['attention'])}")
+        if "forecast_bytes" in details:
+            parts = [
+                f"{scaled(details[key], 'B')} of {what}"
+                for key, what in (
+                    ("forecast_weights_bytes", "weights"),
+                    ("forecast_cache_bytes", "keys and values"),
+                    ("program_bytes", "Python and torch"),
+                )
+                if details[key]
+            ]
+            said.append(
+                f"{line['suite']}: forecast {scaled(details['forecast_bytes'], 'B')} ({', '.join(parts)}); at the end "
+                f"{scaled(details['resident_bytes'], 'B')}; first token {details['first_token_seconds']:.1f} s after "
+                "the process began"
+            )
+    return said
+
+
+def noise(suite: str, timing: Timing) -> str | None:
+    """Why a figure is not to be trusted far, in words; None where it is."""
     if not timing.steady:
-        return f"{result.suite} was still getting faster after {timing.warmups} warm-up calls; its figures are too low"
+        return f"{suite} was still getting faster after {timing.warmups} warm-up calls; its figures are too low"
+    if not timing.noisy:
+        return None
     return (
-        f"{result.suite} is noisy: its interval is {timing.spread:.0%} of the median; "
+        f"{suite} is noisy: its interval is {timing.spread:.0%} of the median; "
         "close other programs, or use more --repeats"
     )
 
@@ -122,7 +166,7 @@ def row(line: Json) -> tuple[str, ...]:
     return (
         line["suite"],
         f"{figures(line['value'])} {line['unit']}",
-        f"{figures(line['low'])} to {figures(line['high'])}",
+        _interval(line),
         scaled(line["flops_per_second"]),
         _percent(line["flops_utilisation"]),
         scaled(line["bytes_per_second"], "B"),
@@ -132,65 +176,59 @@ def row(line: Json) -> tuple[str, ...]:
     )
 
 
-def read(path: Path) -> list[Json]:
-    """The lines that ``--json`` wrote. Raises UserError for anything else."""
-    lines: list[Json] = []
-    number = 0
-    try:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            number += 1
-            if text.strip():
-                line = json.loads(text)
-                float(line["value"]), float(line["low"]), float(line["high"]), str(line["suite"])
-                lines.append(line)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}:{number} is not a result", hint="save results with: tfcli bench --json > FILE"
-        ) from None
-    if not lines:
-        raise UserError(f"{path} holds no results", hint="save results with: tfcli bench --json > FILE")
-    return lines
+def against_rows(line: Json) -> list[tuple[str, ...]]:
+    """The cells under ``AGAINST``, a row for each side that one JSON line was timed beside."""
+    return [
+        (
+            line["suite"],
+            f"{figures(line['value'])} {line['unit']}",
+            _interval(line),
+            _named(other),
+            f"{figures(other['value'])} {line['unit']}",
+            _interval(other),
+            f"{other['ratio']:.2f}x",
+            _same(other),
+            line["what"],
+        )
+        for other in line["against"]
+    ]
 
 
-def compare(old: Sequence[Json], new: Sequence[Json]) -> list[Verdict]:
-    """A verdict for each suite that both have. Only intervals that do not touch make a difference.
-
-    That is a stricter rule than a test at 95 %: two medians whose intervals overlap may still differ.
-    """
-    before = {line["suite"]: line for line in old}
-    verdicts: list[Verdict] = []
-    for line in new:
-        then = before.get(line["suite"])
-        if then is None:
-            continue
-        verdict: Literal["faster", "slower", "same"] = "same"
-        if line["low"] > then["high"]:
-            verdict = "faster"
-        elif line["high"] < then["low"]:
-            verdict = "slower"
-        verdicts.append(Verdict(suite=line["suite"], ratio=line["value"] / then["value"], verdict=verdict))
-    return verdicts
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that README files and issues show."""
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
-def differences(old: Sequence[Json], new: Sequence[Json]) -> list[str]:
-    """What was not the same, in words: machine, model, setting of a suite."""
-    found: dict[str, None] = {}
-    before = {line["suite"]: line for line in old}
-    for line in new:
-        then = before.get(line["suite"])
-        if then is None:
-            found[f"{line['suite']} is only in the new results"] = None
-            continue
-        for part in ("machine", "model"):
-            was, now = then.get(part) or {}, line.get(part) or {}
-            for key in {**was, **now}:
-                if was.get(key) != now.get(key):
-                    found[f"{part} {key}: {was.get(key)} then, {now.get(key)} now"] = None
-        if then.get("what") != line["what"]:
-            found[f"{line['suite']}: {then.get('what')} then, {line['what']} now"] = None
-    return list(found)
+def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in (head, *rows)
+    )
+
+
+def _named(other: Json) -> str:
+    """Another side with its versions, weights and threads, where it has them."""
+    versions = [f"{name} {version}" for name, version in other.get("versions", {}).items()]
+    said = [", ".join(versions) or other["name"]]
+    if "weights" in other:
+        said.append(str(other["weights"]))
+    if "threads" in other:
+        said.append(f"{other['threads']} thread{'s' if other['threads'] != 1 else ''}")
+    return ", ".join(said)
+
+
+def _same(other: Json) -> str:
+    for key, what in (("tokens", "first tokens"), ("texts", "texts")):
+        if f"same_{key}" in other:
+            return f"{other[f'same_{key}']} of {other[f'of_{key}']} {what}"
+    return ""
+
+
+def _interval(figure: Json) -> str:
+    return f"{figures(figure['low'])} to {figures(figure['high'])}"
 
 
 def figures(value: float) -> str:

@@ -1,9 +1,9 @@
-"""What is benched: a model directory, or random weights of a known shape with a tokenizer trained on made-up text."""
+"""What is benched: a model that is there, or random weights of a known shape with a tokenizer for made-up words."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -13,13 +13,10 @@ from tfcli.config import DataOptions, ModelConfig, ModelOptions, PretrainConfig,
 from tfcli.errors import UserError
 from tfcli.formats import hf
 from tfcli.text.sources import Chunk, find, read, spooling
-from tfcli.text.tokenizer import Tokenizer
 from tfcli.text.training import train as train_tokenizer
 
 if TYPE_CHECKING:
-    import torch
-
-    from tfcli.model.transformer import Transformer
+    from tfcli.infer.engine import Engine
     from tfcli.runtime import Runtime
     from tfcli.train.plan import Plan
 
@@ -27,6 +24,8 @@ TEXT_BYTES = 4_000_000
 """Bytes of text that the tokenizer encodes in a call."""
 TRAINING_BYTES = 1_000_000
 """Bytes of text that a tokenizer made for the occasion is trained on."""
+TRAINED = 512
+"""Tokens of a row of a training step at most, where the model's context is longer."""
 VOCAB_SIZE = 4096
 WORDS = 20_000
 PLENTY = 10**12
@@ -35,48 +34,65 @@ PLENTY = 10**12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """What is measured: a tokenizer, a text for it, and a model that can be built anew in any dtype."""
+    """What is measured: a model that ``generate`` would load from ``path``, a text, and how it would be trained."""
 
     name: str
+    path: Path
+    engine: Engine
     plan: Plan
-    """How ``pretrain`` would train it, where there is plenty of text: shape, batch, micro-batch, learning rates."""
-    tokenizer: Tokenizer
+    """How ``pretrain`` would train the shape, where there is plenty of text: batch, micro-batch, learning rates."""
     text: str
-    build: Callable[[torch.dtype], Transformer]
-    """Makes the model with weights of this dtype, on the device."""
 
     @property
     def config(self) -> ModelConfig:
         """The model's shape."""
-        return self.plan.model
+        return self.engine.model.config
+
+    def load(self) -> Engine:
+        """The model once more, on the same device, in the same precision."""
+        return _load(self.path, self.engine.runtime)
+
+    def ids(self, prompt: str) -> list[int]:
+        """The ids that the engine reads for a prompt."""
+        return self.engine.tokenizer.encode(prompt) or [self.engine.tokenizer.eos_id]
+
+    def prompt(self, tokens: int, at: int = 0) -> str:
+        """Some of the text, from character ``at`` on, that is ``tokens`` tokens long, or as near below as it goes."""
+        encode, start = self.engine.tokenizer.encode, at % len(self.text)
+        text = self.text[start : start + 32 * tokens]
+        text *= 1 + 32 * tokens // len(text)
+        # A character more is a token more, or none, or one less: near enough to a sorted row for a bisection.
+        size = bisect_right(range(32 * tokens), tokens, key=lambda size: len(encode(text[:size]))) - 1
+        return text[:size]
 
 
-def from_directory(
-    directory: Path, runtime: Runtime, *, text: str | None = None, batch_size: int | None = None
-) -> Subject:
-    """The model in a directory. Raises UserError where there is none."""
+def from_model(path: Path, runtime: Runtime, *, text: str | None = None, batch_size: int | None = None) -> Subject:
+    """The model at ``path``, whatever ``generate`` reads. Raises UserError where there is none."""
     from tfcli.train.plan import make
 
-    config = hf.read_config(directory)
-    options = PretrainConfig(
-        model=ModelOptions(depth=config.depth, context=config.context), train=TrainOptions(batch_size=batch_size)
-    )
+    engine = _load(path, runtime)
+    config = engine.model.config
+    shape = ModelOptions(depth=config.depth, context=min(config.context, TRAINED))
+    options = PretrainConfig(model=shape, train=TrainOptions(batch_size=batch_size))
     plan = make(options, vocab_size=config.vocab_size, train_tokens=PLENTY, runtime=runtime)
     return Subject(
-        name=str(directory),
-        plan=replace(plan, model=config),
-        tokenizer=Tokenizer.load(directory),
+        name=str(path),
+        path=path,
+        engine=engine,
+        plan=replace(plan, model=replace(config, context=plan.model.context)),
         text=text or synthetic_text(TEXT_BYTES),
-        build=lambda dtype: hf.load_model(directory, runtime=runtime, dtype=dtype),
     )
 
 
-def from_config(config: PretrainConfig, name: str, runtime: Runtime, *, text: str | None = None) -> Subject:
-    """Random weights of the shape that ``config`` fixes; the work is that of a trained model.
+def from_config(
+    config: PretrainConfig, name: str, runtime: Runtime, *, folder: Path, text: str | None = None
+) -> Subject:
+    """Random weights of the shape that ``config`` fixes, written into ``folder``; the work is that of a trained model.
 
     The tokenizer is trained on the beginning of ``text`` (default: made-up words); a text too small for the vocabulary
     gives a smaller tokenizer, the model keeps the vocabulary asked for.
     """
+    from tfcli.model.transformer import Transformer, initialize
     from tfcli.train.plan import make
 
     text = text or synthetic_text(TEXT_BYTES)
@@ -84,15 +100,16 @@ def from_config(config: PretrainConfig, name: str, runtime: Runtime, *, text: st
     options = replace(config.tokenizer, vocab_size=None)
     tokenizer = train_tokenizer([Chunk(text[:TRAINING_BYTES], True)], options, threads=runtime.threads, vocab_size=size)
     plan = make(config, vocab_size=size, train_tokens=PLENTY, runtime=runtime)
+    model = Transformer(plan.model)
+    initialize(model, seed=0)
+    hf.save(folder, model.to(runtime.dtype), tokenizer)
+    return Subject(name=name, path=folder, engine=_load(folder, runtime), plan=plan, text=text)
 
-    def build(dtype: torch.dtype) -> Transformer:
-        from tfcli.model.transformer import Transformer, initialize
 
-        model = Transformer(plan.model)
-        initialize(model, seed=0)
-        return model.to(runtime.device, dtype)
+def _load(path: Path, runtime: Runtime) -> Engine:
+    from tfcli.infer.engine import load
 
-    return Subject(name=name, plan=plan, tokenizer=tokenizer, text=text, build=build)
+    return load(path, device=str(runtime.device), precision=runtime.precision, threads=runtime.threads)
 
 
 def read_text(path: Path) -> str:

@@ -1,19 +1,24 @@
-"""What is timed: tokenizer, prompt reading, decoding and the training step of one model on one machine.
+"""The suites: tokenizer, start, prompt reading, decoding, batches and the training step of one model on one machine.
 
-A suite is a function that prepares a ``Case``; what a case costs in FLOPs and bytes comes from ``tfcli.model.cost``, so
-that a measured time divides into a share of what the machine can do. Each suite builds its own copy of the model, in
-the precision that the command it stands for would use.
+A suite is a function that prepares a ``Case``. Those of generating go through ``Engine`` as ``tfcli generate`` does, so
+that what is measured is what a person gets. What a case costs in FLOPs and bytes comes from ``tfcli.model.cost``, so
+that a measured time divides into a share of what the machine can do.
 """
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tfcli.bench import fresh
+from tfcli.bench.case import Case, Reading, Result, Side, stopwatch, taken, timed
+from tfcli.bench.peers import Peer
 from tfcli.bench.subject import Subject
-from tfcli.bench.timing import Timing, measure
+from tfcli.bench.timing import measure
 from tfcli.config import ModelConfig, OptimOptions, Sampling
 from tfcli.errors import UserError, unknown
 from tfcli.model import cost
@@ -21,25 +26,15 @@ from tfcli.model import cost
 if TYPE_CHECKING:
     import torch
 
+    from tfcli.infer.engine import Generation
     from tfcli.runtime import Runtime
 
-DECODED = 128
-"""Tokens that the decode suite makes in a call, if the context has room for them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """Work ready to be timed, and what one call of it amounts to."""
-
-    work: Callable[[], object]
-    amount: float
-    """Units (see ``unit``) done by one call."""
-    unit: str
-    what: str
-    """The setting in words."""
-    flops: float | None = None
-    bytes: float | None = None
-    """Bytes that must move through memory, where that is the limit."""
+PROMPT, DECODED = 512, 128
+"""Tokens that are read before the first new one, and tokens that are made, if the context has room for them."""
+ROWS, ROW_PROMPT, ROW_DECODED = 64, 256, 32
+"""Prompts of the batch suite, tokens of the longest, new tokens of each."""
+PROCESSES = 3
+"""Processes that the memory suite starts at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,136 +45,170 @@ class Ceilings:
     bytes: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """One suite's figures; ``low`` and ``high`` bound the median rate with 95 % confidence."""
-
-    suite: str
-    what: str
-    unit: str
-    amount: float
-    timing: Timing
-    flops_per_second: float | None
-    bytes_per_second: float | None
-    peak_memory: int
-
-    @property
-    def value(self) -> float:
-        """Units a second at the median."""
-        return self.amount / self.timing.median
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Units a second that bound the median."""
-        fast, slow = self.timing.interval
-        return self.amount / slow, self.amount / fast
+Suite = Callable[[Subject, "Runtime"], Case | Reading]
 
 
-Suite = Callable[[Subject, "Runtime"], Case]
-
-
-def chosen(names: Sequence[str]) -> list[str]:
-    """The suites that ``names`` (each perhaps several, with commas) ask for, in our order; none asks for all.
+def chosen(names: Sequence[str], default: Sequence[str] = ("all",)) -> list[str]:
+    """The suites that ``names`` (each perhaps several, with commas) ask for, in our order; none asks for ``default``.
 
     Raises UserError for an unknown one, with the nearest name.
     """
-    asked = [name.strip() for item in names for name in item.split(",") if name.strip()]
+    asked = [name.strip() for item in names for name in item.split(",") if name.strip()] or list(default)
     for name in asked:
         if name not in SUITES and name != "all":
             raise unknown("suite", name, [*SUITES, "all"])
-    return [name for name in SUITES if not asked or name in asked or "all" in asked]
+    return [name for name in SUITES if name in asked or "all" in asked]
 
 
 def run(
-    names: Sequence[str], subject: Subject, runtime: Runtime, *, repeats: int, on_start: Callable[[str], None]
+    names: Sequence[str],
+    subject: Subject,
+    runtime: Runtime,
+    *,
+    repeats: int,
+    peers: Sequence[Peer] = (),
+    on_start: Callable[[str], None],
 ) -> Iterator[Result]:
-    """Time each suite in turn and yield its result as soon as it is there; ``on_start`` is told which comes next.
-
-    Peak memory is the device's during the suite, or where it has none of its own the process's so far.
-    """
+    """Time each suite in turn and yield its result as soon as it is there; ``on_start`` is told which comes next."""
     import torch
 
     for name in names:
         on_start(name)
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
-        case = SUITES[name](subject, runtime)
-        timing = measure(case.work, repeats=repeats, synchronize=runtime.synchronize)
-        yield Result(
-            suite=name,
-            what=case.what,
-            unit=case.unit,
-            amount=case.amount,
-            timing=timing,
-            flops_per_second=case.flops / timing.median if case.flops else None,
-            bytes_per_second=case.bytes / timing.median if case.bytes else None,
-            peak_memory=runtime.peak_memory(),
-        )
+        made = SUITES[name](subject, runtime)
+        if isinstance(made, Reading):
+            yield taken(name, made, repeats=repeats)
+        else:
+            yield timed(name, made, runtime, repeats=repeats, peers=peers)
 
 
 def tokenize(subject: Subject, runtime: Runtime) -> Case:
     """Text to ids, by all threads."""
-    lines = subject.text.splitlines(keepends=True)
+    lines, tokenizer = subject.text.splitlines(keepends=True), subject.engine.tokenizer
     size = len(subject.text.encode())
     return Case(
-        work=lambda: subject.tokenizer.encode_arrays(lines, threads=runtime.threads),
+        start=lambda: lambda: tokenizer.encode_arrays(lines, threads=runtime.threads),
         amount=size / 1e6,
         unit="MB/s",
         what=f"{size / 1e6:.1f} MB of text, {runtime.threads} threads",
     )
 
 
-def prefill(subject: Subject, runtime: Runtime) -> Case:
-    """Reading a prompt as long as the context into a cache, batch 1, with the last position's logits."""
-    import torch
+def load(subject: Subject, runtime: Runtime) -> Case:
+    """From the path to an engine that is ready, again and again in one process."""
+    return Case(start=lambda: subject.load, amount=None, unit="s", what="from the path to an engine")
 
-    from tfcli.model.cache import KVCache
 
-    config, model = subject.config, subject.build(runtime.dtype)
-    tokens = _random_ids(config, (1, config.context), runtime)
+def memory(subject: Subject, runtime: Runtime) -> Reading:
+    """The peak of a process of its own that loads the model and generates, beside what ``cost`` forecasts."""
+    config = subject.config
+    prompt, new = lengths(config)
+    text, precision = subject.prompt(prompt), _precision(runtime)
 
-    @torch.inference_mode()
-    def work() -> torch.Tensor:
-        cache = KVCache(config, batch=1, capacity=config.context, dtype=runtime.dtype, device=runtime.device)
-        return model.logits(model(tokens, cache=cache)[:, -1])
+    def read() -> tuple[float, Mapping[str, Any]]:
+        seen = fresh.started(subject.path, runtime, prompt=text, tokens=new)
+        weights = cost.weight_bytes(config, precision)
+        cache = (prompt + new) * cost.kv_bytes_per_token(config, precision)
+        forecast = weights + cache + seen["program_bytes"]
+        parts = {"forecast_bytes": forecast, "forecast_weights_bytes": weights, "forecast_cache_bytes": cache}
+        return seen["peak_bytes"] / 1e6, {**parts, **seen}
 
-    return Case(
-        work=work,
-        amount=config.context,
-        unit="tokens/s",
-        what=f"a prompt of {config.context} tokens",
-        flops=cost.prefill_flops(config, config.context),
-    )
+    return Reading(read=read, unit="MB", what=f"{prompt} + {new} tokens in a fresh process", repeats=PROCESSES)
 
 
 def decode(subject: Subject, runtime: Runtime) -> Case:
-    """New tokens after a prompt of one, batch 1, drawn as ``generate`` draws them."""
-    from tfcli.infer.decode import decode as decode_tokens
+    """New tokens after the first, as ``generate`` streams them: batch 1, greedy, text and all."""
+    config, engine = subject.config, subject.engine
+    prompt, new = lengths(config)
+    text, sampling = subject.prompt(prompt), _greedy(new)
+    made = engine.generate(text, sampling)
+    seen = range(made.prompt_tokens + 1, made.prompt_tokens + len(made.ids))
 
-    config, model = subject.config, subject.build(runtime.dtype)
-    count = min(DECODED, config.context - 1)
-    if count < 1:
-        raise UserError("a context of one token has no room to decode", hint="leave the decode suite out")
-    sampling = Sampling(max_tokens=count, ignore_eos=True)
+    def start() -> Callable[[], object]:
+        events = engine.stream(text, sampling)
+        next(events)  # reads the prompt and makes the first token
+        return lambda: deque(events, maxlen=0)
+
     return Case(
-        work=lambda: list(decode_tokens(model, [[0]], sampling, seeds=[0], eos_id=subject.tokenizer.eos_id)),
-        amount=count,
+        start=start,
+        amount=len(seen),
         unit="tokens/s",
-        what=f"{count} tokens, batch 1",
-        flops=sum(cost.decode_flops(config, length) for length in range(1, count + 1)),
-        bytes=sum(cost.decode_bytes(config, length, _precision(runtime)) for length in range(1, count + 1)),
+        what=f"{len(made.ids)} tokens after {made.prompt_tokens}, batch 1, greedy",
+        flops=sum(cost.decode_flops(config, length) for length in seen),
+        bytes=sum(cost.decode_bytes(config, length, _precision(runtime)) for length in seen),
+        ids=made.ids,
+    )
+
+
+def prefill(subject: Subject, runtime: Runtime) -> Case:
+    """Reading a prompt, until its first new token is there."""
+    from tfcli.bench.attention import watched
+
+    engine = subject.engine
+    text, sampling = subject.prompt(lengths(subject.config)[0]), _greedy(1)
+    made, attention = watched(lambda: engine.generate(text, sampling))
+    return Case(
+        start=lambda: lambda: list(engine.stream(text, sampling)),
+        amount=made.prompt_tokens,
+        unit="tokens/s",
+        what=f"a prompt of {made.prompt_tokens} tokens",
+        flops=cost.prefill_flops(subject.config, made.prompt_tokens),
+        ids=made.ids,
+        details={"attention": attention},
+    )
+
+
+def batch(subject: Subject, runtime: Runtime) -> Case:
+    """Prompts of mixed length in one call, beside the same ones one by one."""
+    config, engine = subject.config, subject.engine
+    new = max(1, min(ROW_DECODED, config.context // 2))
+    longest = max(1, min(ROW_PROMPT, config.context - new))
+    # From 8 tokens or fewer to the longest, evenly in the logarithm, for there are more short prompts than long ones.
+    shortest = min(8, longest)
+    sizes = [round(shortest * (longest / shortest) ** (row / (ROWS - 1))) for row in range(ROWS)]
+    random.Random(0).shuffle(sizes)
+    prompts = [subject.prompt(size, at=row * 1024) for row, size in enumerate(sizes)]
+    sampling, seconds = _greedy(new), stopwatch(runtime)
+
+    def together() -> list[Generation]:
+        return list(engine.generate_batch(prompts, sampling))
+
+    def apart() -> list[Generation]:
+        return [engine.generate(prompt, sampling) for prompt in prompts]
+
+    made = together()
+    same = sum(one.text == other.text for one, other in zip(made, apart(), strict=True))
+    about = {"same_texts": same, "of_texts": ROWS}
+    flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in made) + sum(
+        cost.decode_flops(config, result.prompt_tokens + more) for result in made for more in range(1, len(result.ids))
+    )
+    return Case(
+        start=lambda: together,
+        amount=sum(len(result.ids) for result in made),
+        unit="tokens/s",
+        what=f"{ROWS} prompts of {min(sizes)} to {max(sizes)} tokens, {new} new ones each",
+        flops=flops,
+        beside=(Side(name="one by one", once=lambda: seconds(apart), about=lambda: about),),
     )
 
 
 def train(subject: Subject, runtime: Runtime) -> Case:
-    """A whole optimizer step as ``Trainer`` takes it: micro-batches, clipping, Muon and AdamW; eager, on random ids."""
+    """A whole optimizer step as ``Trainer`` takes it: micro-batches, clipping, Muon and AdamW; eager, on random ids.
+
+    The weights are random too, in fp32 as those of a run: no step is slower for what they are.
+    """
     import torch
 
+    from tfcli.model.transformer import Transformer, initialize
     from tfcli.tasks import lm
     from tfcli.train.optim import Optimizers, clip
 
-    config, options, plan = subject.config, OptimOptions(), subject.plan
-    model = subject.build(torch.float32)
+    options, plan = OptimOptions(), subject.plan
+    config = plan.model
+    model = Transformer(config)
+    initialize(model, seed=0)
+    model.to(runtime.device)
     optimizers = Optimizers(model, options, muon_lr=plan.muon_lr, lr=plan.lr)
     tokens = _random_ids(config, (plan.batch_size, config.context + 1), runtime)
 
@@ -191,7 +220,7 @@ def train(subject: Subject, runtime: Runtime) -> Case:
         optimizers.step(1.0)
 
     return Case(
-        work=work,
+        start=lambda: work,
         amount=plan.tokens_per_step,
         unit="tokens/s",
         what=f"steps of {plan.batch_size} x {config.context} tokens",
@@ -201,8 +230,24 @@ def train(subject: Subject, runtime: Runtime) -> Case:
 
 # Small peaks first: where memory is the process's, a suite's peak holds that of those before it.
 SUITES: Mapping[str, Suite] = MappingProxyType(
-    {"tokenize": tokenize, "decode": decode, "prefill": prefill, "train": train}
+    {
+        "tokenize": tokenize,
+        "load": load,
+        "memory": memory,
+        "decode": decode,
+        "prefill": prefill,
+        "batch": batch,
+        "train": train,
+    }
 )
+
+
+def lengths(config: ModelConfig) -> tuple[int, int]:
+    """Tokens to read and tokens to make; a short context is shared out. Raises UserError for one without room."""
+    new = min(DECODED, config.context // 2)
+    if new < 2:
+        raise UserError(f"a context of {config.context} has no room to generate", hint="choose suites with --suite")
+    return min(PROMPT, config.context - new), new
 
 
 def ceilings(runtime: Runtime) -> Ceilings:
@@ -211,11 +256,16 @@ def ceilings(runtime: Runtime) -> Ceilings:
 
     cuda = runtime.device.type == "cuda"
     n, numbers = (8192, 1 << 29) if cuda else (2048, 1 << 26)
+    seconds = stopwatch(runtime)
     a = torch.ones(n, n, dtype=runtime.dtype, device=runtime.device)
-    product = measure(lambda: a @ a, repeats=5, synchronize=runtime.synchronize)
+    product = measure(lambda: seconds(lambda: a @ a), repeats=5)
     data = torch.ones(numbers, dtype=torch.float32, device=runtime.device)
-    reading = measure(lambda: data.sum(), repeats=5, synchronize=runtime.synchronize)
+    reading = measure(lambda: seconds(lambda: data.sum()), repeats=5)
     return Ceilings(flops=2 * n**3 / min(product.seconds), bytes=data.nbytes / min(reading.seconds))
+
+
+def _greedy(tokens: int) -> Sampling:
+    return Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
 
 
 def _random_ids(config: ModelConfig, shape: tuple[int, int], runtime: Runtime) -> torch.Tensor:
