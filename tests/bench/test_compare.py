@@ -42,6 +42,8 @@ def test_differences_are_named_once() -> None:
     new = [line(low=1, high=2, machine={"threads": 2}), line("train", low=1, high=2, machine={"threads": 2})]
     assert differences(old, new) == ["machine threads: 1 then, 2 now"]
     assert differences(old, old) == []
+    older = [line(low=1, high=2, machine={})]
+    assert differences(older, new[:1]) == [], "what an older version did not write is no difference"
     assert differences([], new[:1]) == ["decode is only in the new results"]
 
 

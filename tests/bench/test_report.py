@@ -61,7 +61,7 @@ def test_another_side_has_its_interval_and_the_ratio_of_the_medians() -> None:
     assert other["name"] == "llama.cpp" and other["weights"] == "Q4_1" and other["repeats"] == 3
     (row,) = report.against_rows(said)
     assert row == (
-        "decode", "200 tokens/s", "100 to 400", "llama.x 1.2, Q4_1, 2 threads", "100 tokens/s", "50 to 100", "2.00x",
+        "decode", "200 tokens/s (100 to 400)", "llama.x 1.2, Q4_1, 2 threads", "100 tokens/s (50 to 100)", "2.00x",
         "3 of 4 first tokens", "4 tokens",
     )  # fmt: skip
     assert len(row) == len(report.AGAINST)

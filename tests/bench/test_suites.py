@@ -158,6 +158,7 @@ def test_memory_is_that_of_a_process_of_its_own(subject: Subject, runtime: Runti
     assert result.unit == "MB" and result.value == seen["peak_bytes"] / 1e6 and result.peak_memory == seen["peak_bytes"]
     assert seen["peak_bytes"] >= seen["resident_bytes"] > seen["program_bytes"] > 1e7
     weights = cost.weight_bytes(subject.config, "fp32")
+    assert subject.weight_bytes == weights, "each tensor once, a tied one too"
     assert (
         seen["forecast_bytes"] == weights + 16 * cost.kv_bytes_per_token(subject.config, "fp32") + seen["program_bytes"]
     )

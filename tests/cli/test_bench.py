@@ -167,7 +167,7 @@ def test_against_times_a_peer_in_turn(app: typer.Typer, monkeypatch: pytest.Monk
     assert prefill["against"][0]["value"] == 32.0
     arguments = [*TINY, "--against", "transformers", "--markdown", "--fail-if"]
     done = CliRunner().invoke(app, [*arguments, "decode<1x"])
-    assert done.exit_code == 0 and "| transformers 9, fp32, 2 threads | 15.5 tokens/s |" in done.stdout
+    assert done.exit_code == 0 and "| transformers 9, fp32, 2 threads | 15.5 tokens/s (15.5 to 15.5) |" in done.stdout
     assert CliRunner().invoke(app, [*arguments, "decode<1000000x"]).exit_code == 1
 
 

@@ -105,9 +105,9 @@ def differences(old: Sequence[Json], new: Sequence[Json]) -> list[str]:
             continue
         for part in ("machine", "model"):
             was, now = then.get(part) or {}, line.get(part) or {}
-            for key in {**was, **now}:
-                if was.get(key) != now.get(key):
-                    found[f"{part} {key}: {was.get(key)} then, {now.get(key)} now"] = None
+            for key in was:  # what one of them did not write yet is no difference
+                if key in now and was[key] != now[key]:
+                    found[f"{part} {key}: {was[key]} then, {now[key]} now"] = None
         if then.get("what") != line["what"]:
             found[f"{line['suite']}: {then.get('what')} then, {line['what']} now"] = None
     return list(found)

@@ -23,7 +23,7 @@ Json = dict[str, Any]
 HEAD = ("suite", "median", "95 % interval", "FLOP/s", "of peak", "bytes/s", "of peak", "peak memory", "what")
 
 
-AGAINST = ("suite", "tfcli", "95 % interval", "beside it", "its median", "95 % interval", "ratio", "the same", "what")
+AGAINST = ("suite", "tfcli", "beside it", "its figure", "ratio", "the same", "what")
 
 
 def fingerprint(runtime: Runtime) -> Json:
@@ -99,10 +99,11 @@ def _beside(result: Result, other: Comparison) -> Json:
 
 
 def about(subject: Subject) -> Json:
-    """Which model: its name, shape and number of parameters."""
+    """Which model: its name, shape, number of parameters and their bytes."""
     return {
         "name": subject.name,
         "parameters": parameters(subject.config).total,
+        "weight_bytes": subject.weight_bytes,
         **to_dict(subject.config),
         "tokenizer_hash": subject.engine.tokenizer.hash,
     }
@@ -114,8 +115,8 @@ def heading(line: Json) -> list[str]:
     said = [
         f"{line['date']}, tfcli {line['version']}: {machine['processor']}, {machine['device']}, "
         f"torch {machine['torch']}",
-        f"{model['name']}: {scaled(model['parameters'])} parameters, depth {model['depth']}, width {model['width']}, "
-        f"context {model['context']}, vocabulary {model['vocab_size']}",
+        f"{model['name']}: {scaled(model['parameters'])} parameters in {scaled(model['weight_bytes'], 'B')}, "
+        f"depth {model['depth']}, width {model['width']}, context {model['context']}, vocabulary {model['vocab_size']}",
     ]
     if peak:
         said.append(
@@ -181,11 +182,9 @@ def against_rows(line: Json) -> list[tuple[str, ...]]:
     return [
         (
             line["suite"],
-            f"{figures(line['value'])} {line['unit']}",
-            _interval(line),
+            f"{figures(line['value'])} {line['unit']} ({_interval(line)})",
             _named(other),
-            f"{figures(other['value'])} {line['unit']}",
-            _interval(other),
+            f"{figures(other['value'])} {line['unit']} ({_interval(other)})",
             f"{other['ratio']:.2f}x",
             _same(other),
             line["what"],

@@ -48,6 +48,13 @@ class Subject:
         """The model's shape."""
         return self.engine.model.config
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the model's weights hold in whatever form they are, shared ones once."""
+        model = self.engine.model
+        storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
     def load(self) -> Engine:
         """The model once more, on the same device, in the same precision."""
         return _load(self.path, self.engine.runtime)

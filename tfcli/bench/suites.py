@@ -101,14 +101,14 @@ def load(subject: Subject, runtime: Runtime) -> Case:
 
 
 def memory(subject: Subject, runtime: Runtime) -> Reading:
-    """The peak of a process of its own that loads the model and generates, beside what ``cost`` forecasts."""
+    """The peak of a process of its own that loads the model and generates, beside the forecast of its parts."""
     config = subject.config
     prompt, new = lengths(config)
     text, precision = subject.prompt(prompt), _precision(runtime)
 
     def read() -> tuple[float, Mapping[str, Any]]:
         seen = fresh.started(subject.path, runtime, prompt=text, tokens=new)
-        weights = cost.weight_bytes(config, precision)
+        weights = subject.weight_bytes
         cache = (prompt + new) * cost.kv_bytes_per_token(config, precision)
         forecast = weights + cache + seen["program_bytes"]
         parts = {"forecast_bytes": forecast, "forecast_weights_bytes": weights, "forecast_cache_bytes": cache}
@@ -136,7 +136,7 @@ def decode(subject: Subject, runtime: Runtime) -> Case:
         unit="tokens/s",
         what=f"{len(made.ids)} tokens after {made.prompt_tokens}, batch 1, greedy",
         flops=sum(cost.decode_flops(config, length) for length in seen),
-        bytes=sum(cost.decode_bytes(config, length, _precision(runtime)) for length in seen),
+        bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in seen),
         ids=made.ids,
     )
 
@@ -262,6 +262,14 @@ def ceilings(runtime: Runtime) -> Ceilings:
     data = torch.ones(numbers, dtype=torch.float32, device=runtime.device)
     reading = measure(lambda: seconds(lambda: data.sum()), repeats=5)
     return Ceilings(flops=2 * n**3 / min(product.seconds), bytes=data.nbytes / min(reading.seconds))
+
+
+def _step_bytes(subject: Subject, length: int, precision: cost.Precision) -> float:
+    """``cost.decode_bytes``, with the weights in the form that they have, of however many bits."""
+    config = subject.config
+    cache = (length + 1) * cost.kv_bytes_per_token(config, precision)
+    weights = cost.decode_bytes(config, length, precision) - cache
+    return cache + weights * subject.weight_bytes / cost.weight_bytes(config, precision)
 
 
 def _greedy(tokens: int) -> Sampling:
