@@ -1,12 +1,15 @@
 """The token loop: cached equals uncached, a batch equals its rows one by one."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tiny_models import model
 
 from tfcli.config import Sampling
 from tfcli.errors import RunError, UserError
-from tfcli.infer.decode import Step, decode, decode_reference
+from tfcli.infer.decode import Decoder, Request, Step, decode, decode_reference
+from tfcli.model import native
 from tfcli.model.transformer import Transformer
 
 EOS = 1
@@ -30,6 +33,15 @@ def run(core: Transformer, given: list[list[int]], sampling: Sampling, seeds: li
         for step in steps:
             rows[step.row].append(step)
     return rows
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "eager"], autouse=True)
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with the compiled step and with PyTorch's operators."""
+    if request.param:
+        assert native.ready(), native.unavailable()
+    else:
+        monkeypatch.setattr(native, "supports", lambda core: False)
 
 
 def ids(rows: list[list[Step]]) -> list[list[int | None]]:
@@ -87,6 +99,48 @@ def test_bf16_batch_agrees_with_single_where_there_is_a_margin() -> None:
             assert step.id is not None
             assert top[0] - logits[step.id] <= 0.25
             window.append(step.id)
+
+
+@SETTINGS
+def test_rows_enter_as_others_leave(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continuous batching: three places for eleven prompts, more than fit at once; each as if it were alone."""
+    monkeypatch.setattr("tfcli.infer.decode.ROWS", 3)
+    core, given = model(), prompts(3, 12, 1, 7, 20, 5, 2, 9, 30, 4, 6)
+    stops = [2, 20, 5, 20, 1, 9, 20, 20, 20, 3, 20]
+    seen: dict[int, list[int | None]] = {}
+    taken = 0
+
+    def requests() -> Iterator[Request]:
+        nonlocal taken
+        for number, prompt in enumerate(given):
+            taken += 1
+            yield Request(prompt, [number])
+
+    monkeypatch.setattr("tfcli.infer.decode.LOOK_AHEAD", 2)
+    widest = 0
+    for steps in Decoder(core).run(
+        requests(), sampling, eos_ids=(EOS,), ended=lambda row, id: len(seen.get(row, [])) + 1 == stops[row]
+    ):
+        widest = max(widest, len(steps))
+        assert taken <= len(seen) + 3 + 2, "requests are taken as there is room, not before"
+        for step in steps:
+            seen.setdefault(step.row, []).append(step.id)
+    assert widest == 3
+    for number, prompt in enumerate(given):
+        (alone,) = ids(run(core, [prompt], sampling, [number]))
+        assert seen[number] == alone[: stops[number]]
+
+
+def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch 64 rows of a whole context each: as many rows as the bytes allow, and one at least."""
+    core = model()
+    row = 2 * 2 * 2 * 8 * 4  # bytes of a position: keys and values, layers, heads, width, fp32
+    widest: list[int] = []
+    for allowed in (4 * 25 * row, 1):
+        monkeypatch.setattr("tfcli.infer.decode.CACHE_BYTES", allowed)
+        requests = [Request(prompt, [0]) for prompt in prompts(5, 5, 5, 5, 5, 5)]
+        widest.append(max(map(len, Decoder(core).run(requests, GREEDY, eos_ids=()))))
+    assert widest == [4, 1]
 
 
 def test_samples_are_rows_of_their_own() -> None:

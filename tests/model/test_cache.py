@@ -5,13 +5,12 @@ import torch
 from tiny_models import config, model
 
 from tfcli.model.cache import KVCache
+from tfcli.model.transformer import Transformer
 
 
-def cache_for(batch: int = 1, capacity: int = 32, pad: list[int] | None = None, **changes: int) -> KVCache:
-    return KVCache(
-        config(**changes), batch=batch, capacity=capacity, dtype=torch.float32, device=torch.device("cpu"),
-        pad_B=None if pad is None else torch.tensor(pad),
-    )  # fmt: skip
+def cache_for(batch: int = 1, capacity: int = 32, **changes: int) -> KVCache:
+    cpu = torch.device("cpu")
+    return KVCache(config(**changes), batch=batch, capacity=capacity, dtype=torch.float32, device=cpu)
 
 
 def tokens(rows: int = 1, length: int = 20) -> torch.Tensor:
@@ -42,21 +41,65 @@ def test_trim_forgets() -> None:
     torch.testing.assert_close(again, core(ids)[:, 12:], atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_select_reorders_drops_and_repeats_rows() -> None:
-    """Would catch rows that keep another row's keys, or their padding."""
-    core = model()
-    ids = tokens(3, 10)
-    pad = [0, 2, 4]
-    cache = cache_for(3, pad=pad)
+def ragged(core: Transformer, ids: torch.Tensor, lengths: list[int]) -> KVCache:
+    """A cache whose rows hold the first ``lengths`` ids, read together padded at their end."""
+    cache = cache_for(len(lengths))
     core(ids, cache=cache)
-    order = [2, 0, 2]
-    cache.select(torch.tensor(order))
+    cache.set_lengths(lengths)
+    return cache
+
+
+@torch.no_grad()
+def test_ragged_rows_go_on_each_from_its_own_end() -> None:
+    """Would catch padding that is attended to, a position counted from the longest row, and stale keys."""
+    core, ids, more = model(), tokens(3, 10), tokens(3, 3)
+    cache = ragged(core, ids, [10, 4, 7])
+    out = core(more, cache=cache)
+    for row, length in enumerate([10, 4, 7]):
+        whole = torch.cat([ids[row, :length], more[row]])[None]
+        torch.testing.assert_close(out[row], core(whole)[0, -3:], atol=1e-5, rtol=1e-5)
+    assert cache.lengths == [13, 7, 10]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [[2, 0, 2], [1, 2], [1, 1, 1]], ids=str)
+def test_select_reorders_drops_and_repeats_rows(order: list[int]) -> None:
+    """Would catch rows that keep another row's keys, or a row read after it was written over."""
+    core, ids = model(), tokens(3, 10)
+    lengths = [10, 8, 6]
+    cache = ragged(core, ids, lengths)
+    cache.select(order)
+    step = tokens(len(order), 1)
+    out = core(step, cache=cache.rows(0, len(order)))
+    for row, was in enumerate(order):
+        whole = torch.cat([ids[was, : lengths[was]], step[row]])[None]
+        torch.testing.assert_close(out[row], core(whole)[0, -1:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_moves_and_another_enters_beside_it() -> None:
+    """Continuous batching: row 2 takes the place of row 0, and a new prompt takes the place of row 2."""
+    core, ids, new = model(), tokens(3, 10), tokens(1, 12)
+    cache = ragged(core, ids, [10, 3, 7])
+    cache.move(2, 0)
+    entering = cache.rows(2, 1)
+    entering.set_lengths([0])
+    core(new, cache=entering)
+    assert cache.lengths == [7, 3, 12]
     step = tokens(3, 1)
     out = core(step, cache=cache)
-    for row, was in enumerate(order):
-        whole = torch.cat([ids[was, pad[was] :], step[row]])[None]
+    for row, before in enumerate([ids[2, :7], ids[1, :3], new[0]]):
+        whole = torch.cat([before, step[row]])[None]
         torch.testing.assert_close(out[row], core(whole)[0, -1:], atol=1e-5, rtol=1e-5)
+
+
+def test_views_stay_within_the_cache() -> None:
+    """Would catch a view onto rows that are not there, which would read another's memory."""
+    for first, count in ((-1, 1), (0, 4), (3, 1), (0, 0)):
+        with pytest.raises(ValueError, match="rows"):
+            cache_for(3).rows(first, count)
+    with pytest.raises(ValueError, match="2 lengths for 3 rows"):
+        cache_for(3).set_lengths([1, 2])
 
 
 @torch.no_grad()

@@ -1,14 +1,17 @@
 """The token loop: prompts in, one id a row and step out. It knows ids, not text.
 
-The whole batch is prefilled at once, left-padded; then each step feeds one token a row over a key/value cache. Rows
-that are finished leave the batch. Without a cache, one by one, the same ids come out (``decode_reference``).
+Rows are batched continuously (Yu et al. 2022, Orca): every step feeds one token of each open row over a key/value
+cache; rows that are finished leave at once, and waiting prompts are read into their places. Without a cache, one by
+one, the same ids come out (``decode_reference``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import torch
@@ -17,12 +20,21 @@ from torch import Tensor
 from tfcli.config import Sampling
 from tfcli.errors import RunError, UserError
 from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
+from tfcli.model import native
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 
 Finish = Literal["stop", "stop_string", "length", "context"]
 MAX_TOKENS = 256
 """New tokens where ``Sampling.max_tokens`` is left out."""
+ROWS = 64
+"""Rows that are decoded together at most."""
+CACHE_BYTES = 512 << 20
+"""Bytes of keys and values that they may need together."""
+LOOK_AHEAD = 512
+"""Prompts that are known before their turn: for the size of the cache."""
+PREFILL_TOKENS = 2048
+"""Positions that are read at once, over all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,14 @@ class Step:
     id: int | None
     logprob: float
     finish: Finish | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt (at least one id), and the seed of each of its samples."""
+
+    ids: Sequence[int]
+    seeds: Sequence[int]
 
 
 def check_prompt(ids: Sequence[int], context: int, sampling: Sampling) -> None:
@@ -56,154 +76,268 @@ def decode(
     eos_id: int,
     ended: Callable[[int, int], bool] | None = None,
 ) -> Iterator[list[Step]]:
-    """Continue every prompt (at least one id each) ``sampling.num_samples`` times, a step of all open rows at a time.
+    """``Decoder.run`` for a few prompts at once: ``seeds`` has one seed a row, a prompt's samples side by side."""
+    samples = sampling.num_samples
+    requests = [Request(prompt, seeds[index * samples : (index + 1) * samples]) for index, prompt in enumerate(prompts)]
+    return Decoder(model).run(requests, sampling, eos_ids=(eos_id,), ended=ended)
 
-    Row ``i * num_samples + j`` is sample j of prompt i; ``seeds`` has one seed a row. ``ended(row, id)`` may finish a
-    row with "stop_string". Rows finish with "stop" at ``eos_id`` unless it is ignored, "length" at ``max_tokens``, and
-    "context" when the window is full. With ``overflow="slide"`` a full window is cut to the last half of the context,
-    which is read anew, so that positions never exceed what the model was trained on. Raises RunError for logits that
-    are not finite.
+
+class Decoder:
+    """A model made ready to decode: on the CPU with the compiled step of ``tfcli.model.native``, where that is there.
+
+    ``compiled=False`` takes PyTorch's operators all the same. The model's weights must stay as they are.
     """
-    for prompt in prompts:
-        check_prompt(prompt, model.config.context, sampling)
-    batch = _Batch(model, prompts, sampling, seeds)
-    limit = sampling.max_tokens or MAX_TOKENS
-    made = 0
-    while batch.rows:
-        made += 1
-        ids, logprobs = batch.choose()
-        steps: list[Step] = []
-        for index, (row, id, logprob) in enumerate(zip(batch.rows, ids, logprobs, strict=True)):
-            finish: Finish | None = None
-            if id == eos_id and not sampling.ignore_eos:
-                steps.append(Step(row, None, logprob, "stop"))
-                continue
-            if ended is not None and ended(row, id):
-                finish = "stop_string"
-            elif made >= limit:
-                finish = "length"
-            elif batch.full(index) and sampling.overflow == "error":
-                finish = "context"
-            steps.append(Step(row, id, logprob, finish))
-        yield steps
-        batch.keep([index for index, step in enumerate(steps) if step.finish is None])
-        if batch.rows:
-            batch.feed()
+
+    def __init__(self, model: Transformer, *, compiled: bool = True) -> None:
+        self.model = model
+        exact = model.dtype == torch.float32
+        self._stepper = native.Stepper(model, exact=exact) if compiled and native.supports(model) else None
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        sampling: Sampling,
+        *,
+        eos_ids: Collection[int],
+        ended: Callable[[int, int], bool] | None = None,
+    ) -> Iterator[list[Step]]:
+        """Continue every request, a step of all open rows at a time; requests are taken as there is room for them.
+
+        Row numbers count samples: a request's follow each other, and those of the request before. ``ended(row, id)``
+        may finish a row with "stop_string". Rows finish with "stop" at one of ``eos_ids`` unless that is ignored,
+        "length" at ``max_tokens``, and "context" when the window is full. With ``overflow="slide"`` a full window is
+        cut to the last half of the context, which is read anew, so that positions never exceed what the model was
+        trained on. Raises RunError for logits that are not finite.
+        """
+        batch = _Batch(self, _Waiting(requests, self.model, sampling), sampling)
+        limit = sampling.max_tokens or MAX_TOKENS
+        while batch.next():
+            steps: list[Step] = []
+            for row, logprob in zip(batch.rows, batch.choose(), strict=True):
+                row.made += 1
+                finish: Finish | None = None
+                if row.chosen in eos_ids and not sampling.ignore_eos:
+                    steps.append(Step(row.number, None, logprob, "stop"))
+                    continue
+                if ended is not None and ended(row.number, row.chosen):
+                    finish = "stop_string"
+                elif row.made >= limit:
+                    finish = "length"
+                elif len(row.window) >= self.model.config.context and sampling.overflow == "error":
+                    finish = "context"
+                steps.append(Step(row.number, row.chosen, logprob, finish))
+            yield steps
+            batch.keep([step.finish is None for step in steps])
+
+    @torch.inference_mode()
+    def prefill(self, windows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+        """Read windows into the rows of a cache, in parts, whatever they held: logits (B, V) after each, fp32."""
+        model, lengths = self.model, [len(window) for window in windows]
+        longest = max(lengths)
+        tokens_BT = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows], device=model.device)
+        cache.set_lengths([0] * len(windows))
+        size = max(1, PREFILL_TOKENS // len(windows))
+        last_BD: list[Tensor | None] = [None] * len(windows)
+        for start in range(0, longest, size):
+            hidden_BTD = model(tokens_BT[:, start : start + size], cache=cache)
+            for row, length in enumerate(lengths):
+                if start < length <= start + size:
+                    last_BD[row] = hidden_BTD[row, length - 1 - start]
+        cache.set_lengths(lengths)
+        return model.logits(torch.stack([hidden for hidden in last_BD if hidden is not None])).float()
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+        """Append one id to each row of a cache: logits (B, V) of what follows, fp32."""
+        if self._stepper is not None:
+            return self._stepper.step(ids, cache)
+        tokens_B1 = torch.tensor(ids, device=self.model.device)[:, None]
+        return self.model.logits(self.model(tokens_B1, cache=cache)[:, -1]).float()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled step does the decoding."""
+        return self._stepper is not None
+
+
+class _Row:
+    """An open row: its number, its window of ids, its random numbers, and what was chosen last."""
+
+    __slots__ = ("chosen", "made", "number", "uniforms", "window")
+
+    def __init__(self, number: int, window: list[int], uniforms: Uniforms | None) -> None:
+        self.number, self.window, self.uniforms = number, window, uniforms
+        self.chosen, self.made = -1, 0
+
+
+class _Waiting:
+    """Requests that are not open yet, with a look ahead at how much room they will need."""
+
+    def __init__(self, requests: Iterable[Request], model: Transformer, sampling: Sampling) -> None:
+        self._source = iter(requests)
+        self._queue: deque[Request] = deque()
+        self._context = model.config.context
+        self._sampling = sampling
+        config = model.config
+        width = torch.empty((), dtype=model.dtype).element_size()
+        self._row_bytes = 2 * config.depth * config.kv_heads * config.head_width * width
+        self._numbers = count()
+
+    def fill(self) -> bool:
+        """Look ahead; whether anything is waiting."""
+        while len(self._queue) < LOOK_AHEAD and (request := next(self._source, None)) is not None:
+            check_prompt(request.ids, self._context, self._sampling)
+            self._queue.append(request)
+        return bool(self._queue)
+
+    def need(self, request: Request) -> int:
+        """Positions that a row of this request may come to hold."""
+        new = self._sampling.max_tokens or MAX_TOKENS
+        return min(self._context, len(request.ids) + new)
+
+    def room(self) -> tuple[int, int]:
+        """(rows, positions) of a cache for those in sight, as many rows as CACHE_BYTES allow."""
+        longest = max(map(self.need, self._queue))
+        rows = max(1, min(ROWS, CACHE_BYTES // (longest * self._row_bytes)))
+        if len(self._queue) < LOOK_AHEAD:  # these are all
+            rows = min(rows, sum(len(request.seeds) for request in self._queue))
+        return max(len(self._queue[0].seeds), rows), longest
+
+    def take(self, rows: int, positions: int) -> list[tuple[Request, list[int]]]:
+        """The next requests, with the numbers of their rows, that fit into so many free rows of so many positions."""
+        taken: list[tuple[Request, list[int]]] = []
+        while self.fill() and len(self._queue[0].seeds) <= rows and self.need(self._queue[0]) <= positions:
+            request = self._queue.popleft()
+            taken.append((request, [next(self._numbers) for _ in request.seeds]))
+            rows -= len(request.seeds)
+        return taken
 
 
 class _Batch:
-    """The open rows: their windows, cache, random numbers and the logits of their next token."""
+    """The open rows, their cache and the logits of their next tokens; row i is row i of the cache."""
 
-    def __init__(
-        self, model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> None:
-        self._model = model
-        self._sampling = sampling
+    def __init__(self, decoder: Decoder, waiting: _Waiting, sampling: Sampling) -> None:
+        self._decoder, self._waiting, self._sampling = decoder, waiting, sampling
+        self._model = decoder.model
         # On MPS the logits go to the CPU as soon as they are there, for float64 and for one wait a step only.
-        self._place = exact_device(model.device)
-        context, samples = model.config.context, sampling.num_samples
-        self.rows = list(range(len(prompts) * samples))
-        windows = [list(prompt[-context:]) for prompt in prompts]
+        self._place = exact_device(self._model.device)
+        self.rows: list[_Row] = []
+        self._cache: KVCache | None = None
         self._seen_BV: Tensor | None = None
-        if sampling.repetition_penalty != 1.0:
-            seen_BV = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
-            for index, prompt in enumerate(prompts):
-                seen_BV[index, list(prompt)] = True
-            self._seen_BV = seen_BV.repeat_interleave(samples, dim=0).to(self._place)
-        self._uniforms = None if sampling.temperature == 0.0 else Uniforms(list(seeds))
-        self._pads: list[int] = []
-        self._chosen: list[int] = []
-        self._prefill(windows)
-        self._windows = [list(window) for window in windows for _ in range(samples)]
-        if samples > 1:
-            self._select(torch.arange(len(prompts), device=model.device).repeat_interleave(samples))
-            self._pads = [pad for pad in self._pads for _ in range(samples)]
+        self._logits_BV = torch.empty(0)
 
     @torch.inference_mode()
-    def _prefill(self, windows: list[list[int]]) -> None:
-        """Read the windows into a new cache."""
+    def next(self) -> bool:
+        """The logits of every row's next token: feed what was chosen, and read new prompts; False when all is done."""
+        parts = [self._feed()] if self.rows else []
+        cache = self._cache
+        if not self.rows:
+            cache = self._cache = self._new_cache() if self._waiting.fill() else None
+        if cache is None:
+            return False
+        free = cache.batch - len(self.rows)
+        # Reading a prompt alone costs as much as reading a few: wait until some rows are free.
+        if free and (not self.rows or free >= max(1, cache.batch // 8)):
+            parts += self._admit(self._waiting.take(free, cache.capacity), cache)
+        self._logits_BV = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return True
+
+    def _new_cache(self) -> KVCache:
+        rows, positions = self._waiting.room()
         model = self._model
-        longest = max(map(len, windows))
-        self._pads = [longest - len(window) for window in windows]
-        tokens_BT = torch.tensor(
-            [[0] * pad + window for pad, window in zip(self._pads, windows, strict=True)], device=model.device
-        )
-        self._cache = KVCache(
-            model.config,
-            batch=len(windows),
-            # A short row may go on for a whole context after the padding before it.
-            capacity=model.config.context + max(self._pads),
-            dtype=model.embed.weight.dtype,
-            device=model.device,
-            pad_B=torch.tensor(self._pads, device=model.device) if any(self._pads) else None,
-        )
-        self._logits_BV = model.logits(model(tokens_BT, cache=self._cache)[:, -1])
+        if self._sampling.repetition_penalty != 1.0:
+            self._seen_BV = torch.zeros(rows, model.config.vocab_size, dtype=torch.bool, device=self._place)
+        return KVCache(model.config, batch=rows, capacity=positions, dtype=model.dtype, device=model.device)
+
+    def _admit(self, taken: list[tuple[Request, list[int]]], cache: KVCache) -> list[Tensor]:
+        """Read requests into the rows behind the open ones, those of similar length together."""
+        context, parts = self._model.config.context, []
+        taken.sort(key=lambda pair: len(pair[0].ids))
+        while taken:
+            longest = min(len(taken[-1][0].ids), context)
+            # Rows of one call are padded to the longest: not more than twice what the shortest of them needs.
+            together = [pair for pair in taken if 2 * min(len(pair[0].ids), context) >= longest]
+            together = together[-max(1, PREFILL_TOKENS // longest) :]
+            del taken[-len(together) :]
+            parts.append(self._read(together, cache))
+        return parts
+
+    def _read(self, together: list[tuple[Request, list[int]]], cache: KVCache) -> Tensor:
+        context, first = self._model.config.context, len(self.rows)
+        windows = [list(request.ids[-context:]) for request, _ in together]
+        logits_BV = self._decoder.prefill(windows, cache.rows(first, len(windows)))
+        which = [index for index, (_, numbers) in enumerate(together) for _ in numbers]
+        if len(which) > len(windows):  # several samples of a prompt: it is read once
+            cache.rows(first, len(which)).select(which)
+            logits_BV = logits_BV[torch.tensor(which, device=logits_BV.device)]
+        for request, numbers in together:
+            for number, seed in zip(numbers, request.seeds, strict=True):
+                if self._seen_BV is not None:
+                    self._seen_BV[len(self.rows)] = False
+                    self._seen_BV[len(self.rows), list(request.ids)] = True
+                uniforms = None if self._sampling.temperature == 0.0 else Uniforms(seed)
+                self.rows.append(_Row(number, list(request.ids[-context:]), uniforms))
+        return logits_BV
 
     @torch.inference_mode()
-    def choose(self) -> tuple[list[int], list[float]]:
-        """The next id of every row and its log-probability; the only wait for the device in a step."""
-        logits_BV = self._logits_BV.float().to(self._place)
-        kept_BV = filtered(logits_BV, self._seen_BV, self._sampling)
-        if self._uniforms is None:
-            self._next_B = greedy(kept_BV)
+    def choose(self) -> list[float]:
+        """Choose the next id of every row; returns log-probabilities. The only wait for the device in a step."""
+        logits_BV = self._logits_BV.to(self._place)
+        seen_BV = None if self._seen_BV is None else self._seen_BV[: len(self.rows)]
+        if self._sampling.temperature == 0.0 and seen_BV is None and self._decoder.compiled:
+            ids, logprobs = native.pick(logits_BV)
         else:
-            self._next_B = draw(kept_BV, self._uniforms.draw())
-        chosen_B = logits_BV.gather(1, self._next_B[:, None])[:, 0]
-        logprob_B = chosen_B - logits_BV.logsumexp(dim=-1)
-        if self._seen_BV is not None:
-            self._seen_BV.scatter_(1, self._next_B[:, None], True)
-        both = torch.stack([self._next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24
-        if not all(map(math.isfinite, both[1])):  # as for every token then
+            kept_BV = filtered(logits_BV, seen_BV, self._sampling)
+            if self._sampling.temperature == 0.0:
+                next_B = greedy(kept_BV)
+            else:
+                uniforms = [row.uniforms.draw() for row in self.rows if row.uniforms is not None]
+                next_B = draw(kept_BV, torch.tensor(uniforms, dtype=torch.float64))
+            logprob_B = logits_BV.gather(1, next_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)
+            if seen_BV is not None:
+                seen_BV.scatter_(1, next_B[:, None], True)
+            both = torch.stack([next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24
+            ids, logprobs = [int(id) for id in both[0]], both[1]
+        if min(ids) < 0 or not all(map(math.isfinite, logprobs)):  # as for every token then
             raise RunError(
                 "the model's output is not finite: its weights are damaged, or the precision overflowed",
                 hint="try --precision fp32; if that does not help, copy or train the model again",
             )
-        self._chosen = [int(id) for id in both[0]]
-        return self._chosen, both[1]
-
-    def full(self, index: int) -> bool:
-        """Whether the window of the open row at ``index`` has no room for the token just chosen."""
-        return len(self._windows[index]) >= self._model.config.context
-
-    def keep(self, indices: list[int]) -> None:
-        """Drop all but these of the open rows."""
-        if len(indices) == len(self.rows):
-            return
-        self.rows = [self.rows[index] for index in indices]
-        self._windows = [self._windows[index] for index in indices]
-        self._chosen = [self._chosen[index] for index in indices]
-        self._pads = [self._pads[index] for index in indices]
-        if not indices:
-            return
-        if self._uniforms is not None:
-            self._uniforms.select(indices)
-        which = torch.tensor(indices, device=self._place)
-        self._next_B = self._next_B[which]
-        if self._seen_BV is not None:
-            self._seen_BV = self._seen_BV[which]
-        self._select(which.to(self._model.device))
+        for row, id in zip(self.rows, ids, strict=True):
+            row.chosen = id
+        return logprobs
 
     @torch.inference_mode()
-    def _select(self, which: Tensor) -> None:
-        self._cache.select(which)
-        self._logits_BV = self._logits_BV[which]
+    def keep(self, open: list[bool]) -> None:
+        """Drop the other rows: the last one moves into the place of each."""
+        for index in range(len(open) - 1, -1, -1):
+            if open[index]:
+                continue
+            last = len(self.rows) - 1
+            if index != last and self._cache is not None:
+                self._cache.move(last, index)
+                if self._seen_BV is not None:
+                    self._seen_BV[index] = self._seen_BV[last]
+                self.rows[index] = self.rows[last]
+            self.rows.pop()
 
-    @torch.inference_mode()
-    def feed(self) -> None:
-        """Append the chosen tokens and compute the logits of the next ones."""
+    def _feed(self) -> Tensor:
+        """Append the chosen ids and compute the logits of the next ones."""
+        assert self._cache is not None
         context = self._model.config.context
-        slides = any(len(window) >= context for window in self._windows)
-        for window, id in zip(self._windows, self._chosen, strict=True):
-            window.append(id)
-            if len(window) > context:
-                del window[: len(window) - max(1, context // 2)]
-        if slides:
-            self._prefill(self._windows)
-            return
-        if self._cache.pad_B is not None and not any(self._pads):
-            self._cache.pad_B = None  # the padded rows are done: no mask is needed any more
-        hidden_B1D = self._model(self._next_B.to(self._model.device)[:, None], cache=self._cache)
-        self._logits_BV = self._model.logits(hidden_B1D[:, -1])
+        slid: list[int] = []
+        for index, row in enumerate(self.rows):
+            row.window.append(row.chosen)
+            if len(row.window) > context:
+                del row.window[: len(row.window) - max(1, context // 2)]
+                slid.append(index)
+        cache = self._cache.rows(0, len(self.rows))
+        for index in slid:
+            cache.rows(index, 1).set_lengths([0])
+        logits_BV = self._decoder.step([row.chosen for row in self.rows], cache)
+        for index in slid:  # a window that was cut is read anew; the step's result for it is not one
+            logits_BV[index] = self._decoder.prefill([self.rows[index].window], cache.rows(index, 1))[0]
+        return logits_BV
 
 
 @torch.inference_mode()
@@ -214,7 +348,7 @@ def decode_reference(
     context = model.config.context
     check_prompt(prompt, context, sampling)
     seen, window = list(prompt), list(prompt[-context:])
-    uniforms = Uniforms([seed])
+    uniforms = Uniforms(seed)
     made: list[tuple[int, float]] = []
     while len(made) < (sampling.max_tokens or MAX_TOKENS):
         if len(window) > context:
@@ -228,7 +362,7 @@ def decode_reference(
         if sampling.temperature == 0.0:
             id = int(greedy(kept_1V))
         else:
-            id = int(draw(kept_1V, uniforms.draw()))
+            id = int(draw(kept_1V, torch.tensor([uniforms.draw()], dtype=torch.float64)))
         if id == eos_id and not sampling.ignore_eos:
             break
         made.append((id, float(logits_1V.log_softmax(dim=-1)[0, id])))

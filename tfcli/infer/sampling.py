@@ -13,7 +13,7 @@ from tfcli.config import Sampling
 from tfcli.errors import UserError
 
 BLOCK = 256
-"""Uniform numbers that a row draws at once."""
+"""Uniform numbers that are drawn at once."""
 HEAD = 256
 """Likeliest tokens among which top-p looks first."""
 
@@ -128,25 +128,17 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 class Uniforms:
-    """An endless sequence of uniform numbers in [0, 1) for each row, from that row's seed alone.
+    """An endless sequence of uniform numbers in [0, 1) for one row, from that row's seed alone.
 
     Drawn on the CPU, so that the same seed means the same numbers on every device.
     """
 
-    def __init__(self, seeds: list[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._block_BN = torch.empty(len(seeds), 0, dtype=torch.float64)
-        self._next = 0
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._block: list[float] = []
 
-    def draw(self) -> Tensor:
-        """The next number of each row (B,)."""
-        if self._next == self._block_BN.shape[1]:
-            rows = [torch.rand(BLOCK, generator=generator, dtype=torch.float64) for generator in self._generators]
-            self._block_BN, self._next = torch.stack(rows), 0
-        self._next += 1
-        return self._block_BN[:, self._next - 1]
-
-    def select(self, rows: list[int]) -> None:
-        """Keep these rows only."""
-        self._generators = [self._generators[row] for row in rows]
-        self._block_BN = self._block_BN[rows]
+    def draw(self) -> float:
+        """The next number."""
+        if not self._block:
+            self._block = torch.rand(BLOCK, generator=self._generator, dtype=torch.float64).tolist()[::-1]
+        return self._block.pop()

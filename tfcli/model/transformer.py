@@ -81,6 +81,11 @@ class Transformer(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device  # norms, at least: quantized layers have none
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, unless ``forward`` is told otherwise: the dtype of its norms."""
+        return self.blocks[0].attention_norm.weight.dtype
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -91,7 +96,7 @@ class Transformer(nn.Module):
         mask_BT: Tensor | None = None,
         types_BT: Tensor | None = None,
     ) -> Tensor:
-        """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: the weights').
+        """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: its own).
 
         With a cache (decoders only) the tokens follow what each of its rows holds, and it is advanced by T. ``mask_BT``
         is True where a token is real, in rows padded at their end; a decoder needs none, for no token sees what follows
@@ -117,7 +122,7 @@ class Transformer(nn.Module):
         """What the first block reads (B, T, D)."""
         wiring = self.config.wiring
         x_BTD: Tensor = self.embed(tokens_BT)
-        x_BTD = x_BTD.to(dtype or x_BTD.dtype)
+        x_BTD = x_BTD.to(dtype or self.dtype)
         if wiring.embed_scale != 1.0:
             # Rounded to the dtype, as Gemma was trained: in bf16 sqrt(640) is 25.25.
             x_BTD = x_BTD * torch.tensor(wiring.embed_scale, dtype=x_BTD.dtype)

@@ -1,0 +1,104 @@
+"""Quantized matrices: what the codes stand for, how near they are, and every way to multiply by them."""
+
+import pytest
+import torch
+
+from tfcli.errors import UserError
+from tfcli.model import native, quant
+
+WIDTHS = [32, 40, 64, 100, 576]
+
+
+def weight(columns: int, rows: int = 48, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_widening_equals_the_formula(bits: quant.Bits, columns: int) -> None:
+    """The kernel's reading of the codes is that of the written-out twin, row by row too."""
+    matrix = quant.quantize(weight(columns), bits)
+    expected = matrix.widened_reference()
+    assert expected.shape == (48, columns)
+    assert native.ready(), native.unavailable()
+    torch.testing.assert_close(matrix.widened(torch.float32), expected, atol=1e-7, rtol=1e-6)
+    assert torch.equal(matrix.widened(torch.bfloat16), matrix.widened(torch.float32).to(torch.bfloat16))
+    some = torch.tensor([47, 0, 3, 3])
+    assert torch.equal(matrix.widened(torch.float32, some), matrix.widened(torch.float32)[some])
+    ids = torch.tensor([[1, 2], [40, 0]])
+    assert torch.equal(quant.QuantEmbedding(matrix)(ids), matrix.widened(torch.float32)[ids])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
+def test_products_equal_those_of_the_numbers(bits: quant.Bits, columns: int, rows: int) -> None:
+    """Few rows go to the kernel, many to the widened matrix: fp32 to 1e-5, bf16 as near as bf16 numbers allow."""
+    matrix = quant.quantize(weight(columns), bits, bias=torch.arange(48.0))
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2))
+    expected = x @ matrix.widened_reference().T + torch.arange(48.0)
+    torch.testing.assert_close(matrix(x), expected, atol=1e-5, rtol=1e-5)
+    assert matrix(x[None]).shape == (1, rows, 48)
+    rounded = matrix(x.to(torch.bfloat16)).float()
+    torch.testing.assert_close(rounded, expected, atol=0.02, rtol=0.01)  # 2^-8 of a sum of some tens
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_pytorch_s_own_kernel_gives_the_same(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no compiler: scale and zero in bf16, so as near as these are."""
+    monkeypatch.setattr(native, "ready", lambda: False)
+    matrix = quant.quantize(weight(columns), 4, bias=torch.arange(48.0))
+    x = torch.randn(2, columns, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    expected = x.float() @ matrix.widened_reference().T + torch.arange(48.0)
+    torch.testing.assert_close(matrix(x).float(), expected, atol=0.03, rtol=0.01)
+
+
+def test_eight_bits_is_ggml_s_q8_0() -> None:
+    """The numbers of the gguf package's quantizer, which llama.cpp shares."""
+    gguf = pytest.importorskip("gguf")
+    given = weight(96)
+    blocks = gguf.quants.quantize(given.numpy(), gguf.GGMLQuantizationType.Q8_0)
+    theirs = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0))
+    ours = quant.quantize(given, 8).widened_reference()
+    step = given.view(48, 3, 32).abs().amax(-1) / 127
+    assert ((ours - theirs).view(48, 3, 32).abs().amax(-1) <= 1.01 * step).all()  # ties in a code or two
+    assert (ours == theirs).float().mean() > 0.99
+
+
+def test_four_bits_are_nearer_than_ggml_s_q4_1() -> None:
+    """The grid is searched, not only spanned from least to most: less squared error in all, never much more in one."""
+    gguf = pytest.importorskip("gguf")
+    given = weight(1024, seed=4)
+    given[:, ::97] *= 6  # outliers
+    blocks = gguf.quants.quantize(given.numpy(), gguf.GGMLQuantizationType.Q4_1)
+    theirs = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1))
+    ours = quant.quantize(given, 4).widened_reference()
+    error, before = (given - ours).square().sum(), (given - theirs).square().sum()
+    assert error < 0.93 * before
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e-8, 1e4])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_constant_groups(value: float, bits: quant.Bits) -> None:
+    """Would catch a division by a span of zero."""
+    ours = quant.quantize(torch.full((4, 64), value), bits).widened_reference()
+    torch.testing.assert_close(ours, torch.full((4, 64), value), atol=1e-7, rtol=2e-3)  # fp16 has 11 bits
+
+
+def test_what_is_on_the_grid_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that were 4 bits once are found again: quantizing a widened model loses nothing."""
+    once = quant.quantize(weight(128), 4).widened_reference()
+    again = quant.quantize(once, 4).widened_reference()
+    assert (again - once).abs().max() < 2e-3 * once.abs().max()
+
+
+def test_too_wide_a_matrix_is_refused() -> None:
+    """The kernel keeps a row's scales on its stack."""
+    with pytest.raises(UserError, match="columns"):
+        quant.quantize(torch.zeros(1, quant.MOST_COLUMNS + 1), 8)
+
+
+def test_bytes() -> None:
+    """A quarter and a half of bf16 and a little: 5 bits and 8.5 bits a number."""
+    assert quant.quantize(weight(640, rows=64), 4).nbytes * 8 == 64 * 640 * 5
+    assert quant.quantize(weight(640, rows=64), 8).nbytes * 8 == 64 * 640 * 8.5

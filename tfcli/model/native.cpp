@@ -1,0 +1,838 @@
+// One decoding step of a Transformer decoder on the CPU: one new token for each of a few rows, all layers, one call.
+//
+// Decoding reads every weight once per token, so it is bound by memory: weights stay in their stored form (fp32, bf16,
+// 4 or 8 bits in groups of 32 with an fp16 scale and minimum) and are widened in registers. Activations, sums and the
+// residual stream are fp32; products of bf16 and quantized weights take activations rounded to bf16 where the processor
+// multiplies bf16 (AVX512-BF16) and `exact` does not ask for fp32.
+//
+// A row's result does not depend on the rows beside it: every output is summed in an order of its own length only.
+// Every thread holds its own copy of the residual stream; only results of products are shared, between barriers.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#define BF16_PRODUCTS 1
+#elif defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+typedef float F16 __attribute__((vector_size(64), aligned(4)));  // sixteen floats, wherever they lie
+typedef uint16_t H16 __attribute__((vector_size(32), aligned(2)));
+typedef uint8_t B16 __attribute__((vector_size(16), aligned(1)));
+typedef uint32_t U16 __attribute__((vector_size(64), aligned(4)));
+
+enum Kind : int32_t { NONE = 0, FP32 = 1, BF16 = 2, Q4 = 3, Q8 = 4 };
+enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+constexpr int GROUP = 32, BLOCK = 64;  // numbers that share a scale; what rows of 4 bits and activations are padded to
+
+// A matrix (rows, cols), row by row. Quantized: value = code * scale + low, groups of 32 columns; without `low` the
+// codes are centred (8 or 128 stands for 0). A row of 4 bits is blocks of 32 bytes: byte i of block j has element i of
+// group 2j in its low half and of group 2j + 1 in its high half.
+struct Matrix {
+  int32_t kind, rows, cols, groups;
+  const void* data;
+  const uint16_t *scale, *low;  // fp16, (rows, groups)
+  const float* bias;
+};
+struct Norm {
+  const float *weight, *bias;  // bias: LayerNorm's
+};
+struct Layer {
+  Matrix q, k, v, o, gate, up, down;
+  Norm attention, attention_post, ffn, ffn_post, q_norm, k_norm;
+  int32_t local, pad;
+};
+struct Model {
+  int32_t depth, width, heads, kv_heads, head_width, ffn_width, vocab, activation;
+  int32_t layer_norm, window, rope, exact;
+  float eps, embed_scale, attention_scale, rope_factor;
+  const float *frequencies, *local_frequencies;  // (head_width / 2), radians per position
+  Matrix embed, positions, head;
+  Norm norm;
+  const Layer* layers;
+};
+struct Cache {
+  int32_t bf16, pad;
+  int64_t row_stride, head_stride;  // in numbers; positions follow each other
+  void* const* keys;
+  void* const* values;
+};
+
+namespace {
+
+// --- Numbers ---------------------------------------------------------------------------------------------------------
+
+inline float bf16_to_float(uint16_t h) {
+  uint32_t u = uint32_t(h) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+inline uint16_t float_to_bf16(float f) {  // to nearest, ties to even
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  if ((u & 0x7fffffff) > 0x7f800000) return uint16_t(u >> 16) | 0x40;  // NaN stays NaN
+  return uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+inline float half_to_float(uint16_t h) {
+  uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 1023, u;
+  if (exponent == 31) u = sign | 0x7f800000 | fraction << 13;
+  else if (exponent) u = sign | (exponent + 112) << 23 | fraction << 13;
+  else {
+    float f = float(fraction) * 5.9604644775390625e-8f;  // 2^-24
+    memcpy(&u, &f, 4);
+    u |= sign;
+  }
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+inline F16 load(const float* p) { return *(const F16*)p; }
+inline F16 widen(const uint16_t* p) { return (F16)(__builtin_convertvector(*(const H16*)p, U16) << 16); }
+inline F16 splat(float x) { return F16{} + x; }
+inline float sum(F16 v) {  // always in this order
+  typedef float F8 __attribute__((vector_size(32)));
+  F8 low, high;
+  memcpy(&low, &v, 32), memcpy(&high, (const char*)&v + 32, 32);
+  low += high;
+  return ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));
+}
+// The sums of sixteen vectors as one vector; each is summed in the same order, wherever it stands.
+inline F16 sums(const F16* v) {
+#ifdef BF16_PRODUCTS
+  __m512 t[8], u[4], w[2];
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]) + _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; i++) {
+    const __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
+    u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  }
+  for (int i = 0; i < 2; i++)
+    w[i] = _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x88) + _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xdd);
+  return _mm512_shuffle_f32x4(w[0], w[1], 0x88) + _mm512_shuffle_f32x4(w[0], w[1], 0xdd);
+#else
+  F16 out;
+  for (int i = 0; i < 16; i++) out[i] = sum(v[i]);
+  return out;
+#endif
+}
+inline F16 exponential(F16 x) {  // e^x by 2^n times a polynomial; relative error below 2e-7; x at most 0 here
+  const F16 low = splat(-87.0f);
+  x = x < low ? low : x;
+  F16 n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, __attribute__((vector_size(64))) int32_t), F16);
+  F16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  F16 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (F16)((__builtin_convertvector(n, __attribute__((vector_size(64))) int32_t) + 127) << 23);
+}
+inline float activate(float x, int32_t kind) {
+  switch (kind) {
+    case SILU: return x / (1.0f + std::exp(-x));
+    case GELU: return 0.5f * x * (1.0f + std::erf(x * 0.70710678f));
+    case GELU_TANH: return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    default: return x > 0 ? x : 0;
+  }
+}
+inline int padded(int n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
+
+// --- Activations: rows of fp32, the same rounded to bf16, and the sum of each group of these --------------------------
+
+struct Input {
+  std::vector<float> f, sums;
+  std::vector<uint16_t> h;
+  int stride = 0, groups = 0;  // numbers and sums from row to row
+  void shape(int rows, int cols) {
+    if (stride) return;
+    stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
+    f.assign(size_t(rows) * stride, 0.0f), h.assign(size_t(rows) * stride, 0), sums.assign(size_t(rows) * groups, 0.0f);
+  }
+  float* row(int b) { return f.data() + size_t(b) * stride; }
+  const float* group_sums(int b) const { return sums.data() + size_t(b) * groups; }
+  // Round columns [from, to) of a row and sum their groups; `from` is a multiple of GROUP. Past `cols` there are zeros.
+  void round(int b, int cols, int from, int to, bool exact) {
+    float* x = row(b);
+    uint16_t* y = h.data() + size_t(b) * stride;
+    if (to == cols) {
+      to = stride;
+      for (int i = cols; i < stride; i++) x[i] = 0;
+    }
+    for (int g = from / GROUP; g < to / GROUP; g++) {
+      F16 s{};
+      for (int i = g * GROUP; i < (g + 1) * GROUP; i += 16) {
+        if (exact) {
+          s += load(x + i);
+          continue;
+        }
+#ifdef BF16_PRODUCTS
+        __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+        memcpy(y + i, &r, 32);
+#else
+        for (int j = i; j < i + 16; j++) y[j] = float_to_bf16(x[j]);
+#endif
+        s += widen(y + i);
+      }
+      sums[size_t(b) * groups + g] = sum(s);
+    }
+  }
+};
+
+// --- Products --------------------------------------------------------------------------------------------------------
+
+inline const uint8_t* codes(const Matrix& w, int n) {
+  return (const uint8_t*)w.data + size_t(n) * w.groups * (w.kind == Q4 ? GROUP / 2 : GROUP);
+}
+constexpr int MOST_GROUPS = 4096;  // columns of a quantized matrix / 32, at most; checked when it is made
+struct Scales {  // of one row, in fp32; zeros up to a multiple of sixteen
+  float scale[MOST_GROUPS], low[MOST_GROUPS + 16];  // so that rows of an array of these do not share their cache lines
+};
+// `offset` is what codes have too much of when they are multiplied, so that low becomes low - offset * scale.
+inline void scales(const Matrix& w, int n, Scales& to, float offset) {
+  const uint16_t *s = w.scale + size_t(n) * w.groups, *l = w.low ? w.low + size_t(n) * w.groups : nullptr;
+  const float centre = w.kind == Q4 ? -8.0f : -128.0f;
+  int g = 0;
+#ifdef BF16_PRODUCTS
+  for (; g < w.groups; g += 16) {
+    const __mmask16 mask = w.groups - g >= 16 ? 0xffff : (1 << (w.groups - g)) - 1;
+    const __m512 v = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, s + g));
+    const __m512 low = l ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, l + g)) : _mm512_mul_ps(v, _mm512_set1_ps(centre));
+    _mm512_storeu_ps(to.scale + g, v);
+    _mm512_storeu_ps(to.low + g, _mm512_fnmadd_ps(v, _mm512_set1_ps(offset), low));
+  }
+#else
+  for (; g < w.groups; g++) {
+    to.scale[g] = half_to_float(s[g]);
+    to.low[g] = (l ? half_to_float(l[g]) : centre * to.scale[g]) - offset * to.scale[g];
+  }
+  for (; g % 16; g++) to.scale[g] = to.low[g] = 0;
+#endif
+}
+// Lanes that add up to the sum over groups of low times the sum of the group's activations.
+inline F16 lows(const Scales& of, const float* group_sums, int groups) {
+  F16 acc{};
+  for (int g = 0; g < groups; g += 16) acc += load(of.low + g) * load(group_sums + g);
+  return acc;
+}
+
+// Row n of W times input row b, in fp32 throughout.
+float dot_exact(const Matrix& w, int n, const Input& x, int b, const Scales& of) {
+  const float* a = x.f.data() + size_t(b) * x.stride;
+  F16 acc{};
+  float rest = 0;
+  if (w.kind == FP32) {
+    const float* p = (const float*)w.data + size_t(n) * w.cols;
+    int k = 0;
+    for (; k + 16 <= w.cols; k += 16) acc += load(p + k) * load(a + k);
+    for (; k < w.cols; k++) rest += p[k] * a[k];
+  } else if (w.kind == BF16) {
+    const uint16_t* p = (const uint16_t*)w.data + size_t(n) * w.cols;
+    int k = 0;
+    for (; k + 16 <= w.cols; k += 16) acc += widen(p + k) * load(a + k);
+    for (; k < w.cols; k++) rest += bf16_to_float(p[k]) * a[k];
+  } else {
+    const uint8_t* p = codes(w, n);
+    for (int g = 0; g < w.groups; g++) {
+      const uint8_t* c = w.kind == Q8 ? p + g * GROUP : p + g / 2 * GROUP;
+      F16 part{};
+      for (int k = 0; k < GROUP; k += 16) {
+        B16 q = *(const B16*)(c + k);
+        if (w.kind == Q4) q = g % 2 ? q >> 4 : q & 15;
+        part += __builtin_convertvector(q, F16) * load(a + g * GROUP + k);
+      }
+      acc += part * of.scale[g];
+    }
+    acc += lows(of, x.group_sums(b), w.groups);
+  }
+  return sum(acc) + rest;
+}
+
+#ifdef BF16_PRODUCTS
+// N rows of W times M input rows in bf16, 16 sums at once: sixteen rows times one, or four times four.
+// Codes become bf16 without a table: 0x4300 | q is 128 + q, and 0x4500 | q is 2048 + 16 q; the surplus is taken off
+// through the sums of the activations.
+// The next tile's weights, on their way from memory while this one's are multiplied: its rows are too short for the
+// processor to see where they lead.
+inline void ahead(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+#ifndef TOGETHER
+#define TOGETHER 4
+#endif
+#ifndef AHEAD
+#define AHEAD 4096
+#endif
+constexpr float SURPLUS_4 = 128, SURPLUS_8 = 2176;
+template <int N, int M>
+void tile(const Matrix& w, int n, const Input& x, int b, float* out, size_t stride, Scales* of) {
+  static_assert(N * M == 16, "as many sums as lanes");
+  const uint16_t* a = x.h.data() + size_t(b) * x.stride;
+  const __m512 zero = _mm512_setzero_ps();
+  __m512 acc[16];
+  for (auto& v : acc) v = zero;
+  if (w.kind == BF16) {
+    const uint16_t* p = (const uint16_t*)w.data + size_t(n) * w.cols;
+    const int whole = w.cols / 32 * 32;
+    auto columns = [&](int k, __mmask32 mask) {
+      __m512bh y[M];
+      for (int m = 0; m < M; m++) y[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + k);
+      for (int i = 0; i < N; i++) {
+        const uint16_t* at = p + size_t(i) * w.cols + k;
+        const __m512bh v = (__m512bh)(mask == ~0u ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi16(mask, at));
+        ahead(at + size_t(N) * w.cols);
+        for (int m = 0; m < M; m++) acc[i * M + m] = _mm512_dpbf16_ps(acc[i * M + m], v, y[m]);
+      }
+    };
+    for (int k = 0; k < whole; k += 32) columns(k, ~0u);
+    if (whole < w.cols) columns(whole, (1u << (w.cols % 32)) - 1);
+  } else {
+    const __m512i low_half = _mm512_set1_epi16(15), plus128 = _mm512_set1_epi16(0x4300), plus2048 = _mm512_set1_epi16(0x4500);
+    const uint8_t* p = codes(w, n);
+    const size_t row = size_t(w.groups) * (w.kind == Q4 ? GROUP / 2 : GROUP);
+    for (int i = 0; i < N; i++) {
+      ahead(w.scale + size_t(n + N + i) * w.groups);
+      if (w.low) ahead(w.low + size_t(n + N + i) * w.groups);
+      scales(w, n + i, of[i], w.kind == Q4 ? SURPLUS_4 : SURPLUS_8);
+    }
+    for (int first = 0; first < N; first += TOGETHER) {
+      if (w.kind == Q4)
+        for (int g = 0; g < w.groups; g += 2) {
+          __m512bh y0[M], y1[M];
+          for (int m = 0; m < M; m++) {
+            y0[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + g * GROUP);
+            y1[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + (g + 1) * GROUP);
+          }
+          for (int i = first; i < first + TOGETHER; i++) {
+            const uint8_t* at = p + i * row + g * (GROUP / 2);
+            const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)at));
+            if (g % 4 == 0) ahead(at + AHEAD);
+            const __m512bh even = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);  // (c & 15) | 0x4300
+            const __m512bh odd = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), plus128);
+            const __m512 s0 = _mm512_set1_ps(of[i].scale[g]), s1 = _mm512_set1_ps(of[i].scale[g + 1]);
+            for (int m = 0; m < M; m++) {
+              __m512& to = acc[i * M + m];
+              to = _mm512_fmadd_ps(_mm512_dpbf16_ps(zero, even, y0[m]), s0, to);
+              to = _mm512_fmadd_ps(_mm512_dpbf16_ps(zero, odd, y1[m]), s1, to);
+            }
+          }
+        }
+      else
+        for (int g = 0; g < w.groups; g++) {
+          __m512bh y[M];
+          for (int m = 0; m < M; m++) y[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + g * GROUP);
+          for (int i = first; i < first + TOGETHER; i++) {
+            const uint8_t* at = p + i * row + g * GROUP;
+            const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)at));
+            if (g % 2 == 0) ahead(at + AHEAD);
+            const __m512bh small = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);
+            const __m512bh large = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), plus2048);
+            const __m512 s = _mm512_set1_ps(of[i].scale[g]);
+            for (int m = 0; m < M; m++) {
+              const __m512 part = _mm512_dpbf16_ps(_mm512_dpbf16_ps(zero, small, y[m]), large, y[m]);
+              acc[i * M + m] = _mm512_fmadd_ps(part, s, acc[i * M + m]);
+            }
+          }
+        }
+    }
+    for (int i = 0; i < N; i++)
+      for (int m = 0; m < M; m++) acc[i * M + m] += lows(of[i], x.group_sums(b + m), w.groups);
+  }
+  F16 lanes[16], result;
+  for (int i = 0; i < 16; i++) lanes[i] = acc[i];
+  result = sums(lanes);
+  for (int i = 0; i < N; i++)
+    for (int m = 0; m < M; m++) out[m * stride + i] = result[i * M + m];
+}
+#endif
+
+// out[b * stride + n] for the rows n in [from, to) of W, bias added.
+void multiply(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
+  thread_local std::vector<Scales> of(16);
+  int n = from;
+#ifdef BF16_PRODUCTS
+  if (!exact && w.kind != FP32) {
+    for (; n + 16 <= to; n += 16) {
+      int b = 0;
+      for (; b + 4 <= batch; b += 4)
+        for (int i = 0; i < 16; i += 4) tile<4, 4>(w, n + i, x, b, out + b * stride + n + i, stride, of.data());
+      for (; b < batch; b++) tile<16, 1>(w, n, x, b, out + b * stride + n, stride, of.data());
+    }
+    if (n < to && to >= 16) {  // the last rows, together with those before them
+      float rows[16];
+      for (int b = 0; b < batch; b++) {
+        tile<16, 1>(w, to - 16, x, b, rows, 0, of.data());
+        for (int i = n; i < to; i++) out[b * stride + i] = rows[i - (to - 16)];
+      }
+      n = to;
+    }
+  }
+#endif
+  for (; n < to; n++) {
+    if (w.kind >= Q4) scales(w, n, of[0], 0);
+    for (int b = 0; b < batch; b++) out[b * stride + n] = dot_exact(w, n, x, b, of[0]);
+  }
+  if (w.bias)
+    for (int b = 0; b < batch; b++)
+      for (n = from; n < to; n++) out[b * stride + n] += w.bias[n];
+}
+
+void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
+  if (w.kind == FP32) memcpy(out, (const float*)w.data + size_t(n) * w.cols, sizeof(float) * w.cols);
+  else if (w.kind == BF16)
+    for (int k = 0; k < w.cols; k++) out[k] = bf16_to_float(((const uint16_t*)w.data)[size_t(n) * w.cols + k]);
+  else {
+    thread_local Scales of;
+    float part[GROUP];
+    scales(w, n, of, 0);
+    const uint8_t* p = codes(w, n);
+    for (int g = 0; g * GROUP < w.cols; g++) {
+      const uint8_t* c = w.kind == Q8 ? p + g * GROUP : p + g / 2 * GROUP;
+      float* to = (g + 1) * GROUP <= w.cols ? out + g * GROUP : part;
+      for (int k = 0; k < GROUP; k += 16) {
+        B16 q = *(const B16*)(c + k);
+        if (w.kind == Q4) q = g % 2 ? q >> 4 : q & 15;
+        *(F16*)(to + k) = __builtin_convertvector(q, F16) * of.scale[g] + of.low[g];
+      }
+      if (to == part) memcpy(out + g * GROUP, part, sizeof(float) * (w.cols - g * GROUP));
+    }
+  }
+}
+
+// --- Threads: they spin while a step runs and a little after it, then sleep --------------------------------------------
+
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {
+    for (int id = 1; id < size; id++) std::thread([this, id] { serve(id); }).detach();
+  }
+  int size() const { return size_; }
+  void run(const std::function<void(int)>& work) {
+    work_ = &work;
+    left_.store(size_ - 1, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    work(0);
+    for (int spins = 0; left_.load(std::memory_order_acquire); spins++) pause(spins);
+  }
+  void barrier() {
+    const int turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) pause(spins);
+  }
+
+ private:
+  static void pause(int spins) {  // where others want the processor, they get it
+    relax();
+    if (spins > 4000) std::this_thread::yield();
+  }
+  void serve(int id) {
+    for (unsigned seen = 0;;) {
+      const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(500);
+      while (round_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until)
+        for (int i = 0; i < 32; i++) relax();
+      if (round_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+      }
+      seen++;
+      (*work_)(id);
+      left_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+  const int size_;
+  const std::function<void(int)>* work_ = nullptr;
+  std::atomic<unsigned> round_{0};
+  std::atomic<int> left_{0}, arrived_{0}, turn_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+Team& team(int size) {  // one for each size ever asked for; never torn down
+  static std::mutex mutex;
+  static std::vector<Team*> teams;
+  std::lock_guard<std::mutex> lock(mutex);
+  for (Team* t : teams)
+    if (t->size() == size) return *t;
+  teams.push_back(new Team(size));
+  return *teams.back();
+}
+inline int share(int total, int unit, int part, int parts) {  // where part begins, in whole units
+  const int64_t units = (total + unit - 1) / unit;
+  return int(std::min<int64_t>(total, units * part / parts * unit));
+}
+
+// --- The step --------------------------------------------------------------------------------------------------------
+
+void normalise(const float* x, float* y, int n, const Norm& norm, bool layer_norm, float eps) {
+  double s = 0, ss = 0;
+  F16 a{}, aa{};
+  int i = 0;
+  for (; i + 16 <= n; i += 16) a += load(x + i), aa += load(x + i) * load(x + i);
+  for (; i < n; i++) s += x[i], ss += double(x[i]) * x[i];
+  s += sum(a), ss += sum(aa);
+  float mean = 0, scale;
+  if (layer_norm) {
+    mean = float(s / n);
+    F16 d{};
+    double rest = 0;
+    for (i = 0; i + 16 <= n; i += 16) d += (load(x + i) - mean) * (load(x + i) - mean);
+    for (; i < n; i++) rest += double(x[i] - mean) * (x[i] - mean);
+    scale = float(1.0 / std::sqrt((sum(d) + rest) / n + eps));
+  } else {
+    scale = float(1.0 / std::sqrt(ss / n + eps));
+  }
+  for (i = 0; i + 16 <= n; i += 16) {
+    F16 v = (load(x + i) - mean) * scale * load(norm.weight + i);
+    if (norm.bias) v += load(norm.bias + i);
+    *(F16*)(y + i) = v;
+  }
+  for (; i < n; i++) y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+}
+
+struct Step {
+  const Model& m;
+  const Cache& cache;
+  const int batch;
+  const int32_t *tokens, *lengths;
+  float* logits;
+  Team& crew;
+  std::vector<float> qkv, out, parts;  // shared: (B, (H + 2G) K), (B, D), (B, H, threads, K + 2)
+  Input hidden;                        // shared: the feed-forward layer's inner activations
+
+  Step(const Model& model, const Cache& c, int b, const int32_t* t, const int32_t* l, float* y, int threads)
+      : m(model), cache(c), batch(b), tokens(t), lengths(l), logits(y), crew(team(threads)) {
+    qkv.resize(size_t(b) * (m.heads + 2 * m.kv_heads) * m.head_width);
+    out.resize(size_t(b) * std::max(m.width, m.ffn_width));
+    parts.resize(size_t(b) * m.heads * threads * (m.head_width + 2));
+    hidden.shape(b, m.ffn_width);
+  }
+
+  void product(const Matrix& w, const Input& x, float* y, size_t stride, int id) {
+    multiply(w, share(w.rows, 16, id, crew.size()), share(w.rows, 16, id + 1, crew.size()), x, batch, y, stride, m.exact);
+  }
+
+  void normed(const std::vector<float>& x, const Norm& norm, Input& y) {
+    y.shape(batch, m.width);
+    for (int b = 0; b < batch; b++) {
+      normalise(&x[size_t(b) * m.width], y.row(b), m.width, norm, m.layer_norm, m.eps);
+      y.round(b, m.width, 0, m.width, m.exact);
+    }
+  }
+
+  void add(std::vector<float>& x, const Norm& post) {  // the shared result of a part onto this thread's residual stream
+    std::vector<float> y;
+    for (int b = 0; b < batch; b++) {
+      const float* from = &out[size_t(b) * m.width];
+      if (post.weight) {
+        y.resize(m.width);
+        normalise(from, y.data(), m.width, post, m.layer_norm, m.eps);
+        from = y.data();
+      }
+      float* to = &x[size_t(b) * m.width];
+      for (int i = 0; i < m.width; i++) to[i] += from[i];
+    }
+  }
+
+  void rotate(float* x, const Norm& norm, const float* angles) const {  // QK-norm, then rotary positions
+    const int half = m.head_width / 2;
+    if (norm.weight) normalise(x, x, m.head_width, norm, false, m.eps);
+    if (!m.rope) return;
+    for (int i = 0; i < half; i++) {
+      const float c = angles[i], s = angles[half + i], a = x[i], b = x[half + i];
+      x[i] = a * c - b * s, x[half + i] = b * c + a * s;
+    }
+  }
+
+  float number(const void* p, size_t i) const {
+    return cache.bf16 ? bf16_to_float(((const uint16_t*)p)[i]) : ((const float*)p)[i];
+  }
+  F16 sixteen(const void* p, size_t i) const {
+    return cache.bf16 ? widen((const uint16_t*)p + i) : load((const float*)p + i);
+  }
+
+  // Queries of one group of heads against a part of the positions: unnormalised output, largest score, sum of weights.
+  void attend(const Layer& layer, int index, int b, int g, int part, const float* angles, std::vector<float>& scratch) {
+    const int K = m.head_width, G = m.kv_heads, n = m.heads / G, P = crew.size();
+    const int length = lengths[b] + 1, begin = layer.local ? std::max(0, length - m.window) : 0;
+    const int from = begin + share(length - begin, 16, part, P), to = begin + share(length - begin, 16, part + 1, P);
+    const float* row = &qkv[size_t(b) * (m.heads + 2 * G) * K];
+    const size_t at = b * cache.row_stride + g * cache.head_stride;
+    char *keys = (char*)cache.keys[index] + at * (cache.bf16 ? 2 : 4), *values = (char*)cache.values[index] + at * (cache.bf16 ? 2 : 4);
+    scratch.resize(size_t(n) * K + K + size_t(n) * (to - from + 16));
+    float *q = scratch.data(), *k = q + n * K, *scores = k + K;
+    memcpy(q, row + size_t(g) * n * K, sizeof(float) * n * K);
+    for (int i = 0; i < n; i++) {
+      rotate(q + i * K, layer.q_norm, angles);
+      for (int j = 0; j < K; j++) q[i * K + j] *= m.attention_scale;
+    }
+    if (to == length) {  // whoever has the last part stores the new position
+      memcpy(k, row + size_t(m.heads + g) * K, sizeof(float) * K);
+      rotate(k, layer.k_norm, angles);
+      const float* v = row + size_t(m.heads + G + g) * K;
+      for (int j = 0; j < K; j++) {
+        const size_t i = size_t(length - 1) * K + j;
+        if (cache.bf16) ((uint16_t*)keys)[i] = float_to_bf16(k[j]), ((uint16_t*)values)[i] = float_to_bf16(v[j]);
+        else ((float*)keys)[i] = k[j], ((float*)values)[i] = v[j];
+      }
+    }
+    const int count = to - from, room = count + 16;
+    for (int i = 0; i < n; i++)
+      for (int s = 0; s < count; s += 16) {
+        F16 acc[16];
+        for (int p = 0; p < 16; p++) {
+          const size_t at = size_t(from + std::min(s + p, count - 1)) * K;
+          int j = 0;
+          F16 a{};
+          for (; j + 16 <= K; j += 16) a += sixteen(keys, at + j) * load(q + i * K + j);
+          for (; j < K; j++) a[0] += number(keys, at + j) * q[i * K + j];
+          acc[p] = a;
+        }
+        *(F16*)(scores + size_t(i) * room + s) = sums(acc);
+      }
+    for (int i = 0; i < n; i++) {
+      float* s = scores + size_t(i) * room;
+      float* result = &parts[((size_t(b) * m.heads + g * n + i) * P + part) * (K + 2)];
+      float top = -INFINITY;
+      for (int t = 0; t < count; t++) top = s[t] > top ? s[t] : top;
+      for (int t = count; t < room; t++) s[t] = -INFINITY;
+      F16 total{};
+      for (int t = 0; t < count; t += 16) {
+        const F16 e = exponential(load(s + t) - top);
+        *(F16*)(s + t) = e;
+        if (t + 16 <= count) total += e;
+        else
+          for (int l = 0; t + l < count; l++) total[l] += e[l];
+      }
+      result[K] = top, result[K + 1] = sum(total);
+    }
+    for (int j = 0; j < K; j += 16) {
+      const int lanes = std::min(16, K - j);
+      for (int i = 0; i < n; i++) {
+        const float* s = scores + size_t(i) * room;
+        float* result = &parts[((size_t(b) * m.heads + g * n + i) * P + part) * (K + 2)] + j;
+        F16 acc{};
+        if (lanes == 16)
+          for (int t = 0; t < count; t++) acc += sixteen(values, size_t(from + t) * K + j) * s[t];
+        else
+          for (int t = 0; t < count; t++)
+            for (int l = 0; l < lanes; l++) acc[l] += number(values, size_t(from + t) * K + j + l) * s[t];
+        for (int l = 0; l < lanes; l++) result[l] = acc[l];
+      }
+    }
+  }
+
+  void merge(Input& y) {  // the parts of every head into one output (the softmax over all positions)
+    const int K = m.head_width, P = crew.size();
+    y.shape(batch, m.heads * K);
+    for (int b = 0; b < batch; b++) {
+      for (int h = 0; h < m.heads; h++) {
+        const float* p = &parts[(size_t(b) * m.heads + h) * P * (K + 2)];
+        float top = -INFINITY, total = 0, weight[256];
+        for (int i = 0; i < P; i++) top = std::max(top, p[i * (K + 2) + K]);
+        for (int i = 0; i < P; i++) {
+          const float* one = p + i * (K + 2);
+          weight[i] = one[K] == -INFINITY ? 0.0f : std::exp(one[K] - top);
+          total += weight[i] * one[K + 1];
+        }
+        float* to = y.row(b) + h * K;
+        for (int j = 0; j < K; j++) to[j] = 0;
+        for (int i = 0; i < P; i++)
+          if (weight[i] != 0.0f)
+            for (int j = 0; j < K; j++) to[j] += p[i * (K + 2) + j] * (weight[i] / total);
+      }
+      y.round(b, m.heads * K, 0, m.heads * K, m.exact);
+    }
+  }
+
+  void angles(std::vector<float>& table, const float* frequencies) const {
+    const int half = m.head_width / 2;
+    table.resize(size_t(batch) * m.head_width);
+    for (int b = 0; b < batch; b++)
+      for (int i = 0; i < half; i++) {
+        const float angle = float(lengths[b]) * frequencies[i];
+        table[size_t(b) * m.head_width + i] = std::cos(angle) * m.rope_factor;
+        table[size_t(b) * m.head_width + half + i] = std::sin(angle) * m.rope_factor;
+      }
+  }
+
+  void feed_forward(const Layer& layer, const Input& x, std::vector<float>& gate, std::vector<float>& up, int id) {
+    const int F = m.ffn_width, from = share(F, GROUP, id, crew.size()), to = share(F, GROUP, id + 1, crew.size());
+    if (from == to) return;
+    up.resize(size_t(batch) * F), gate.resize(layer.gate.kind ? size_t(batch) * F : 0);
+    multiply(layer.up, from, to, x, batch, up.data(), F, m.exact);
+    if (layer.gate.kind) multiply(layer.gate, from, to, x, batch, gate.data(), F, m.exact);
+    for (int b = 0; b < batch; b++) {
+      float *y = hidden.row(b), *u = &up[size_t(b) * F];
+      const float* g = layer.gate.kind ? &gate[size_t(b) * F] : nullptr;
+      int i = from;
+      if (m.activation == SILU)
+        for (; i + 16 <= to; i += 16) {
+          const F16 a = load(g ? g + i : u + i), e = exponential(a < 0.0f ? a : -a);
+          const F16 s = a < 0.0f ? e / (e + 1.0f) : 1.0f / (e + 1.0f);
+          *(F16*)(y + i) = g ? a * s * load(u + i) : a * s;
+        }
+      for (; i < to; i++) y[i] = g ? activate(g[i], m.activation) * u[i] : activate(u[i], m.activation);
+      hidden.round(b, F, from, to, m.exact);
+    }
+  }
+
+  void run(int id) {
+    const int D = m.width, K = m.head_width, P = crew.size(), wide = (m.heads + 2 * m.kv_heads) * K;
+    std::vector<float> x(size_t(batch) * D), scratch, gate, up, global, local, position(m.positions.kind ? D : 0);
+    Input in, heads;
+    for (int b = 0; b < batch; b++) {
+      unpack_row(m.embed, tokens[b], &x[size_t(b) * D]);
+      for (int i = 0; i < D; i++) x[size_t(b) * D + i] *= m.embed_scale;
+      if (m.positions.kind) {
+        unpack_row(m.positions, lengths[b], position.data());
+        for (int i = 0; i < D; i++) x[size_t(b) * D + i] += position[i];
+      }
+    }
+    if (m.rope) angles(global, m.frequencies);
+    if (m.rope && m.window) angles(local, m.local_frequencies);
+    for (int l = 0; l < m.depth; l++) {
+      const Layer& layer = m.layers[l];
+      normed(x, layer.attention, in);
+      product(layer.q, in, qkv.data(), wide, id);
+      product(layer.k, in, qkv.data() + size_t(m.heads) * K, wide, id);
+      product(layer.v, in, qkv.data() + size_t(m.heads + m.kv_heads) * K, wide, id);
+      crew.barrier();
+      const float* table = (layer.local ? local : global).data();
+      for (int task = id; task < batch * m.kv_heads * P; task += P) {
+        const int part = task % P, pair = task / P, b = pair / m.kv_heads;
+        attend(layer, l, b, pair % m.kv_heads, part, m.rope ? table + size_t(b) * K : nullptr, scratch);
+      }
+      crew.barrier();
+      merge(heads);
+      product(layer.o, heads, out.data(), D, id);
+      crew.barrier();
+      add(x, layer.attention_post);
+      normed(x, layer.ffn, in);
+      feed_forward(layer, in, gate, up, id);
+      crew.barrier();
+      product(layer.down, hidden, out.data(), D, id);
+      crew.barrier();
+      add(x, layer.ffn_post);
+    }
+    normed(x, m.norm, in);
+    product(m.head, in, logits, m.vocab, id);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+int32_t tfcli_sizes(int32_t which) {  // that Python and this file agree on the structures
+  const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache)};
+  return sizes[which];
+}
+
+// tokens[b] follows the lengths[b] positions of row b in the cache: stores its key and value, writes logits (B, V).
+void tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
+                float* logits, int32_t threads) {
+  Step step(*model, *cache, batch, tokens, lengths, logits, threads);
+  step.crew.run([&](int id) { step.run(id); });
+}
+
+// y (B, rows) = x (B, cols) W^T + bias
+void tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, int32_t exact, int32_t threads) {
+  Input in;
+  in.shape(batch, w->cols);
+  for (int b = 0; b < batch; b++) {
+    memcpy(in.row(b), x + size_t(b) * w->cols, sizeof(float) * w->cols);
+    in.round(b, w->cols, 0, w->cols, exact);
+  }
+  team(threads).run([&](int id) {
+    multiply(*w, share(w->rows, 16, id, threads), share(w->rows, 16, id + 1, threads), in, batch, y, w->rows, exact);
+  });
+}
+
+// Rows of W (all of them, or those listed) as fp32 or, rounded to nearest, as bf16: out (count, cols).
+void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out, int32_t bf16, int32_t threads) {
+  team(threads).run([&](int id) {
+    std::vector<float> row(w->cols);
+    for (int i = share(count, 1, id, threads); i < share(count, 1, id + 1, threads); i++) {
+      const size_t at = size_t(i) * w->cols;
+      float* to = bf16 ? row.data() : (float*)out + at;
+      unpack_row(*w, int(rows ? rows[i] : i), to);
+      if (!bf16) continue;
+      uint16_t* half = (uint16_t*)out + at;
+      int k = 0;
+#ifdef BF16_PRODUCTS
+      for (; k + 16 <= w->cols; k += 16) {
+        __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(to + k));
+        memcpy(half + k, &r, 32);
+      }
+#endif
+      for (; k < w->cols; k++) half[k] = float_to_bf16(to[k]);
+    }
+  });
+}
+
+// The likeliest token of each row, the first of equals, and its log-probability; a row that is not finite has id -1.
+void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs) {
+  for (int b = 0; b < batch; b++) {
+    const float* x = logits + size_t(b) * vocab;
+    int best = 0;
+    float top = x[0];
+    bool bad = false;
+    for (int i = 0; i < vocab;) {
+      const int end = std::min(vocab, i + 1024);
+      float most = -INFINITY;
+      F16 m = splat(-INFINITY), z{};
+      int j = i;
+      for (; j + 16 <= end; j += 16) {
+        const F16 v = load(x + j);
+        m = v > m ? v : m;
+        z += v * 0.0f;  // NaN and infinity leave NaN
+      }
+      for (int l = 0; l < 16; l++) most = m[l] > most ? m[l] : most;
+      float rest = sum(z);
+      for (; j < end; j++) most = x[j] > most ? x[j] : most, rest += x[j] * 0.0f;
+      bad = bad || rest != 0.0f;
+      if (most > top || i == 0) {
+        top = most;
+        for (best = i; best < end - 1 && x[best] != top;) best++;
+      }
+      i = end;
+    }
+    F16 total{};
+    double rest = 0;
+    int i = 0;
+    for (; i + 16 <= vocab; i += 16) total += exponential(load(x + i) - top);
+    for (; i < vocab; i++) rest += std::exp(double(x[i]) - top);
+    ids[b] = bad ? -1 : best;
+    logprobs[b] = float(-std::log(sum(total) + rest));
+  }
+}
+
+}  // extern "C"
