@@ -1,0 +1,107 @@
+"""Whole models in 8 or 4 bits: every matrix but positions and types becomes a ``QuantMatrix``, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tfcli.errors import UserError, unknown
+from tfcli.model.layers import Linear
+from tfcli.model.quant import BITS, GROUP, Bits, QuantEmbedding, QuantMatrix, quantize
+from tfcli.model.transformer import Transformer
+
+AT_ONCE = 1 << 19
+"""Numbers of a matrix that are quantized at once: what it takes beside the result is some ten times that."""
+
+
+def bits_of(kind: str) -> Bits:
+    """8 for "int8", 4 for "int4". Raises UserError for another kind."""
+    if kind not in BITS:
+        raise unknown("kind of quantization", kind, BITS)
+    return BITS[kind]
+
+
+def slices(rows: int, columns: int) -> Iterator[slice]:
+    """A matrix in parts of about ``AT_ONCE`` numbers, whole rows each."""
+    step = max(1, AT_ONCE // columns)
+    return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def stacked(parts: Iterable[QuantMatrix], *, rows: int, bias: Tensor | None = None) -> QuantMatrix:
+    """One matrix of ``rows`` rows from the parts of it, in order; one part is in memory beside it."""
+    whole: QuantMatrix | None = None
+    at = 0
+    for part in parts:
+        if whole is None:
+            codes, scale, low = (
+                t if t is None else t.new_empty((rows, *t.shape[1:])) for t in (part.codes, part.scale, part.low)
+            )
+            assert codes is not None and scale is not None
+            whole = QuantMatrix(codes, scale, low, bits=part.bits, columns=part.columns, bias=bias)
+        for target, source in ((whole.codes, part.codes), (whole.scale, part.scale), (whole.low, part.low)):
+            if target is not None and source is not None:
+                target[at : at + part.rows] = source
+        at += part.rows
+    if whole is None or at != rows:
+        raise ValueError(f"{at} rows of a matrix of {rows}")
+    return whole
+
+
+@torch.no_grad()
+def quantized(weight: Tensor, bits: Bits, *, bias: Tensor | None = None) -> QuantMatrix:
+    """``quantize`` of a matrix (rows, columns), some rows at a time."""
+    rows, columns = weight.shape
+    parts = (quantize(weight[some], bits) for some in slices(rows, columns))
+    return stacked(parts, rows=rows, bias=None if bias is None else bias.detach())
+
+
+def bits(model: Transformer) -> list[int]:
+    """The bits that its quantized matrices have, without repetition; [] where none is quantized."""
+    found = {module.bits for module in model.modules() if isinstance(module, QuantMatrix)}
+    return sorted(found)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that parameters and buffers hold in whatever form they are, shared ones once."""
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def refuse_twice(model: Transformer, name: str) -> None:
+    """UserError for a model that is quantized already."""
+    if found := bits(model):
+        raise UserError(
+            f"{name} is quantized already, to {' and '.join(map(str, found))} bits",
+            hint="quantizing twice loses quality for nothing: begin with the model that it was made from",
+        )
+
+
+def quantize_model(
+    model: Transformer, kind: str, *, whole_groups: bool = False, name: str = "the model"
+) -> Transformer:
+    """Replace every ``Linear``, the embedding and the head by a ``QuantMatrix``, in place; a tied head stays tied.
+
+    ``kind`` is "int8" or "int4". ``whole_groups`` leaves matrices as they are whose rows are not whole groups of 32.
+    Raises UserError for a model that is quantized already.
+    """
+    refuse_twice(model, name)
+    wanted = bits_of(kind)
+    layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
+    own = [(path, module.weight, module.bias) for path, module in layers if module.weight is not model.embed.weight]
+    for path, weight, bias in [("embed", model.embed.weight, None), *own]:
+        if not (whole_groups and weight.shape[1] % GROUP):
+            place(model, path, quantized(weight, wanted, bias=bias))
+    return model
+
+
+def place(model: Transformer, path: str, matrix: QuantMatrix) -> None:
+    """Put a matrix where the layer at ``path`` is; at "embed" also as the tied head."""
+    if path == "embed":
+        model.embed = QuantEmbedding(matrix)  # type: ignore[assignment]
+        if model.config.tied:
+            model.head = matrix  # type: ignore[assignment]
+        return
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, matrix)
