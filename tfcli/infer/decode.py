@@ -284,7 +284,8 @@ class _Batch:
         """Choose the next id of every row; returns log-probabilities. The only wait for the device in a step."""
         logits_BV = self._logits_BV.to(self._place)
         seen_BV = None if self._seen_BV is None else self._seen_BV[: len(self.rows)]
-        if self._sampling.temperature == 0.0 and seen_BV is None and self._decoder.compiled:
+        compiled = self._decoder.compiled
+        if compiled and self._sampling.temperature == 0.0 and seen_BV is None:
             ids, logprobs = native.pick(logits_BV)
         else:
             kept_BV = filtered(logits_BV, seen_BV, self._sampling)
@@ -293,11 +294,14 @@ class _Batch:
             else:
                 uniforms = [row.uniforms.draw() for row in self.rows if row.uniforms is not None]
                 next_B = draw(kept_BV, torch.tensor(uniforms, dtype=torch.float64))
-            logprob_B = logits_BV.gather(1, next_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)
             if seen_BV is not None:
                 seen_BV.scatter_(1, next_B[:, None], True)
-            both = torch.stack([next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24
-            ids, logprobs = [int(id) for id in both[0]], both[1]
+            if compiled:
+                ids, logprobs = native.pick(logits_BV, next_B.tolist())
+            else:
+                logprob_B = logits_BV.gather(1, next_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)
+                both = torch.stack([next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24
+                ids, logprobs = [int(id) for id in both[0]], both[1]
         if min(ids) < 0 or not all(map(math.isfinite, logprobs)):  # as for every token then
             raise RunError(
                 "the model's output is not finite: its weights are damaged, or the precision overflowed",

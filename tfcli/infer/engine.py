@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
 from tfcli.config import Sampling
 from tfcli.errors import UserError
 from tfcli.formats import hf
-from tfcli.infer.decode import MAX_TOKENS, Finish, check_prompt, decode
+from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
 from tfcli.infer.sampling import check
 from tfcli.infer.score import Scores, evaluate
 from tfcli.infer.stopping import StopFilter
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text import chat
+from tfcli.text.codec import Codec
 
-WINDOW = 512
-"""Prompts that a batch run holds at once and sorts by length."""
-ROWS = 64
-"""Rows that are decoded together at most."""
-CACHE_BYTES = 512 << 20
-"""Bytes of keys and values that they may need."""
+Prompt: TypeAlias = str | Sequence[chat.Message]
+"""A text to continue, or the messages of a chat to answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +36,7 @@ class Generation:
     "stop_string", "length" (``max_tokens``) or "context" (no room).
     """
 
-    prompt: str
+    prompt: Prompt
     text: str
     ids: list[int]
     logprobs: list[float]
@@ -91,14 +86,28 @@ def load(
 class Engine:
     """A model and its tokenizer on one device."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, runtime: Runtime) -> None:
+    def __init__(self, model: Transformer, tokenizer: Codec, runtime: Runtime) -> None:
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.runtime = runtime
+        self._decoder: Decoder | None = None
+        self._template: chat.ChatTemplate | None = None
+
+    @property
+    def decoder(self) -> Decoder:
+        """The token loop, made ready at first use."""
+        if self._decoder is None:
+            if not self.model.config.wiring.causal:
+                raise UserError(
+                    f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
+                    hint="use it with: tfcli predict --task embed",
+                )
+            self._decoder = Decoder(self.model)
+        return self._decoder
 
     @overload
     def generate(
-        self, prompt: str = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
+        self, prompt: Prompt = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
         temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
         min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
         ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
@@ -113,28 +122,29 @@ class Engine:
     ) -> list[Generation]: ...  # fmt: skip
 
     def generate(
-        self, prompt: str | list[str] = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
+        self, prompt: Prompt | list[str] = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
         temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
         min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
         ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
     ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a prompt, or each of a list, as ``sampling`` says; a keyword goes over its field.
 
-        An empty prompt starts a new document. A list gives ``sampling.num_samples`` results for each prompt, in order.
+        An empty prompt starts a new document; a list of messages, as {"role": "user", "content": "Hello"}, is answered
+        by way of the model's chat template. A list gives ``sampling.num_samples`` results for each prompt, in order.
         Raises UserError for an impossible setting, and for a prompt longer than the context.
         """
         sampling = _over(
             sampling, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, overflow=overflow,
         )  # fmt: skip
-        if not isinstance(prompt, str):
-            return list(self.generate_batch(prompt, sampling))
+        if not isinstance(prompt, str) and not (prompt and all(isinstance(part, dict) for part in prompt)):
+            return list(self.generate_batch(prompt, sampling))  # type: ignore[arg-type]
         if sampling.num_samples > 1:
             raise UserError("one prompt gives one result here", hint="for several samples give a list: [prompt]")
         return next(self.generate_batch([prompt], sampling))
 
     def stream(
-        self, prompt: str = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
+        self, prompt: Prompt = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
         temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
         min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
         ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
@@ -148,120 +158,93 @@ class Engine:
             repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, overflow=overflow,
         )  # fmt: skip
         check(sampling)
-        ids = self._encode(prompt)
-        check_prompt(ids, self.model.config.context, sampling)
-        seed = _seed(sampling)
-        seeds = [seed + sample for sample in range(sampling.num_samples)]
-        return self._events([prompt], [ids], sampling, seeds)
+        self.check_prompt(prompt, sampling)
+        return self._events(iter([prompt]), sampling)
 
-    def generate_batch(self, prompts: Iterable[str], sampling: Sampling | None = None) -> Iterator[Generation]:
+    def generate_batch(self, prompts: Iterable[Prompt], sampling: Sampling | None = None) -> Iterator[Generation]:
         """Continue any number of prompts: the results in the order of the prompts, each prompt's samples together.
 
-        Prompts of similar length are decoded together, a bounded number at a time, so that memory stays flat. The
-        result for a prompt does not depend on the prompts beside it.
+        Rows are decoded together, a bounded number at a time, new ones entering as others finish, so that memory stays
+        flat. The result for a prompt does not depend on the prompts beside it.
         """
         sampling = sampling or Sampling()
         check(sampling)
-        return self._batches(iter(prompts), sampling)
+        return self._in_order(self._events(iter(prompts), sampling))
+
+    def check_prompt(self, prompt: Prompt, sampling: Sampling) -> None:
+        """Raise UserError for a prompt that the model cannot take: no text, too long, no template for messages."""
+        check_prompt(self._encode(prompt), self.model.config.context, sampling)
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
         """Loss, perplexity and bits per byte of a text as one document, each token once."""
         ids = np.asarray(self.tokenizer.encode(text), dtype=np.int64)
         if not len(ids):
             raise UserError("there is no text to score")
-        size, first = len(text.encode()), self.tokenizer.eos_id
-        scores = evaluate(self.model, ids, text_bytes=size, first=first, runtime=self.runtime, stride=stride)
+        size = len(text.encode())
+        scores = evaluate(self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride)
         return scores.checked()
 
-    def _encode(self, prompt: str) -> list[int]:
-        return self.tokenizer.encode(prompt) or [self.tokenizer.eos_id]
+    @property
+    def first_id(self) -> int:
+        """The id that a text begins after: the tokenizer's beginning of text where it has one, else its end of text."""
+        return (self.tokenizer.prefix_ids or (self.tokenizer.eos_id,))[0]
 
-    def _batches(self, prompts: Iterator[str], sampling: Sampling) -> Iterator[Generation]:
-        done = 0
-        while window := list(islice(prompts, WINDOW)):
-            ids = [self._encode(prompt) for prompt in window]
-            for number, prompt in enumerate(ids, done + 1):
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            self._template = self._template or chat.template_of(self.tokenizer)
+            return chat.prompt_ids(self.tokenizer, self._template, prompt)
+        return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)] or [self.tokenizer.eos_id]
+
+    @staticmethod
+    def _in_order(events: Iterator[Event]) -> Iterator[Generation]:
+        ready: dict[int, Generation] = {}
+        following = 0
+        for event in events:
+            if isinstance(event, Finished):
+                ready[event.sample] = event.generation
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+
+    def _events(self, prompts: Iterator[Prompt], sampling: Sampling) -> Iterator[Event]:
+        """Events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
+        opened: dict[int, _Row] = {}
+        eos_ids = self.tokenizer.eos_ids
+
+        def requests() -> Iterator[Request]:
+            number = 0
+            for index, prompt in enumerate(prompts, 1):
+                ids = self._encode(prompt)
                 try:
-                    check_prompt(prompt, self.model.config.context, sampling)
+                    check_prompt(ids, self.model.config.context, sampling)
                 except UserError as error:
-                    raise UserError(f"prompt {number}: {error.message}", hint=error.hint) from None
-            yield from self._window(window, ids, sampling)
-            done += len(window)
+                    raise UserError(f"prompt {index}: {error.message}", hint=error.hint) from None
+                seed = _seed(sampling)
+                for first in range(0, sampling.num_samples, ROWS):
+                    seeds = [seed + sample for sample in range(first, min(first + ROWS, sampling.num_samples))]
+                    for of_row in seeds:
+                        opened[number] = _Row(self.tokenizer, prompt, len(ids), of_row, sampling.stop)
+                        number += 1
+                    yield Request(ids, [_mixed(of_row, ids) for of_row in seeds])
 
-    def _window(self, prompts: list[str], ids: list[list[int]], sampling: Sampling) -> Iterator[Generation]:
-        """The results of a window of prompts, in order, each as soon as those before it are there."""
-        seeds = [_seed(sampling) for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: len(ids[index]))
-        ready: dict[tuple[int, int], Generation] = {}
-        wanted = iter([(index, sample) for index in range(len(prompts)) for sample in range(sampling.num_samples)])
-        following = next(wanted, None)
-        for first in range(0, sampling.num_samples, ROWS):
-            count = min(ROWS, sampling.num_samples - first)
-            part = dataclasses.replace(sampling, num_samples=count)
-            for batch in self._by_length(order, ids, part):
-                events = self._events(
-                    [prompts[index] for index in batch],
-                    [ids[index] for index in batch],
-                    part,
-                    [seeds[index] + first + sample for index in batch for sample in range(count)],
-                )
-                for event in events:
-                    if isinstance(event, Finished):
-                        ready[batch[event.sample // count], first + event.sample % count] = event.generation
-                while following is not None and following in ready:
-                    yield ready.pop(following)
-                    following = next(wanted, None)
-
-    def _by_length(self, order: list[int], ids: list[list[int]], sampling: Sampling) -> Iterator[list[int]]:
-        """Prompts in batches of at most ROWS rows whose cache fits CACHE_BYTES."""
-        config = self.model.config
-        width = self.model.embed.weight.element_size()
-        per_token = 2 * config.depth * config.kv_heads * config.head_width * width * sampling.num_samples
-        batch: list[int] = []
-        for index in order:
-            length = min(len(ids[index]) + (sampling.max_tokens or MAX_TOKENS), config.context)
-            rows = (len(batch) + 1) * sampling.num_samples
-            if batch and (rows > ROWS or (len(batch) + 1) * length * per_token > CACHE_BYTES):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
-    def _events(
-        self, prompts: list[str], ids: list[list[int]], sampling: Sampling, seeds: list[int]
-    ) -> Iterator[Event]:
-        """Events of all rows; ``sample`` of an event is the row."""
-        count = sampling.num_samples
-        rows = [_Row(self.tokenizer, prompt, sampling.stop) for prompt in prompts for _ in range(count)]
-        eos_id = self.tokenizer.eos_id
-        mixed = [_mixed(seed, ids[row // count]) for row, seed in enumerate(seeds)]
-        for steps in decode(
-            self.model, ids, sampling, seeds=mixed, eos_id=eos_id, ended=lambda row, id: rows[row].push(id)
-        ):
+        ended = lambda row, id: opened[row].push(id)  # noqa: E731
+        for steps in self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended):
             for step in steps:
-                row = rows[step.row]
+                row = opened[step.row]
                 if step.id is not None:
                     row.logprobs.append(step.logprob)
                     yield Token(sample=step.row, text=row.fresh, id=step.id, logprob=step.logprob)
                 if step.finish is not None:
                     tail = row.finish()
-                    generation = Generation(
-                        prompt=prompts[step.row // count],
-                        text="".join(row.parts),
-                        ids=row.ids,
-                        logprobs=row.logprobs,
-                        finish_reason=step.finish,
-                        seed=seeds[step.row],
-                        prompt_tokens=len(ids[step.row // count]),
-                    )
-                    yield Finished(sample=step.row, text=tail, generation=generation)
+                    yield Finished(sample=step.row, text=tail, generation=row.result(step.finish))
+                    del opened[step.row]
 
 
 class _Row:
     """The text of one row as it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Codec, prompt: Prompt, length: int, seed: int, stops: Sequence[str]) -> None:
+        self.prompt, self.length, self.seed = prompt, length, seed
         self._decoder = tokenizer.stream(continuing=bool(prompt))
         self._stops = StopFilter(stops)
         self.ids: list[int] = []
@@ -285,6 +268,18 @@ class _Row:
             tail += self._stops.flush()
         self.parts.append(tail)
         return tail
+
+    def result(self, finish: Finish) -> Generation:
+        """What came of it."""
+        return Generation(
+            prompt=self.prompt,
+            text="".join(self.parts),
+            ids=self.ids,
+            logprobs=self.logprobs,
+            finish_reason=finish,
+            seed=self.seed,
+            prompt_tokens=self.length,
+        )
 
 
 def _seed(sampling: Sampling) -> int:

@@ -798,8 +798,9 @@ void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out
   });
 }
 
-// The likeliest token of each row, the first of equals, and its log-probability; a row that is not finite has id -1.
-void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs) {
+// The likeliest token of each row, the first of equals, or the one that `ids` names, and its log-probability; a row
+// that is not finite has id -1.
+void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs, int32_t chosen) {
   for (int b = 0; b < batch; b++) {
     const float* x = logits + size_t(b) * vocab;
     int best = 0;
@@ -830,8 +831,9 @@ void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids,
     int i = 0;
     for (; i + 16 <= vocab; i += 16) total += exponential(load(x + i) - top);
     for (; i < vocab; i++) rest += std::exp(double(x[i]) - top);
+    if (chosen) best = ids[b];
     ids[b] = bad ? -1 : best;
-    logprobs[b] = float(-std::log(sum(total) + rest));
+    logprobs[b] = float(double(x[best]) - top - std::log(sum(total) + rest));
   }
 }
 

@@ -160,16 +160,17 @@ def widened(matrix: Quantized, dtype: torch.dtype, index: Tensor | None = None) 
     return out
 
 
-def pick(logits_BV: Tensor) -> tuple[list[int], list[float]]:
+def pick(logits_BV: Tensor, ids: Sequence[int] | None = None) -> tuple[list[int], list[float]]:
     """The likeliest token of each row of fp32 logits on the CPU, the first of equals, and its log-probability.
 
-    A row with a number that is not finite has the id -1.
+    With ``ids`` the log-probability of these. A row with a number that is not finite has the id -1.
     """
     library, _ = _library()
     B, V = logits_BV.shape
-    ids, logprobs = (ctypes.c_int32 * B)(), (ctypes.c_float * B)()
-    library.tfcli_pick(_at(logits_BV), B, V, ids, logprobs)
-    return list(ids), list(logprobs)
+    chosen = (ctypes.c_int32 * B)(*(ids or ()))
+    logprobs = (ctypes.c_float * B)()
+    library.tfcli_pick(_at(logits_BV), B, V, chosen, logprobs, int(ids is not None))
+    return list(chosen), list(logprobs)
 
 
 class Stepper:
@@ -298,7 +299,7 @@ def _library() -> tuple[Any, str | None]:
     library.tfcli_step.argtypes = [pointer, pointer, integer, pointer, pointer, pointer, integer]
     library.tfcli_linear.argtypes = [pointer, integer, pointer, pointer, integer, integer]
     library.tfcli_unpack.argtypes = [pointer, integer, pointer, pointer, integer, integer]
-    library.tfcli_pick.argtypes = [pointer, integer, integer, pointer, pointer]
+    library.tfcli_pick.argtypes = [pointer, integer, integer, pointer, pointer, integer]
     for name in ("tfcli_step", "tfcli_linear", "tfcli_unpack", "tfcli_pick"):
         getattr(library, name).restype = None
     return library, None
