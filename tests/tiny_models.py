@@ -55,3 +55,34 @@ def save(directory: Path, seed: int = 0, **changes: Any) -> Path:
 def cpu(precision: str = "fp32") -> Runtime:
     """The runtime of all these tests."""
     return Runtime.detect(device="cpu", precision=precision)
+
+
+FOREIGN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 2}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 10}),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 10}),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
+    "bert": ("BertConfig", "BertModel", {}),
+}
+"""transformers' classes of each family that is read, and settings of a small model beside those that all have."""
+
+
+def foreign(family: str, *, architecture: str | None = None, seed: int = 0, **changes: Any) -> Any:
+    """A small model of transformers with every number random and not small, norms and biases included."""
+    import transformers
+
+    config_class, model_class, settings = FOREIGN[family]
+    sizes: dict[str, Any] = {"vocab_size": 90, "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 3}
+    sizes |= {"max_position_embeddings": 64, "initializer_range": 0.3}
+    if family != "gpt2":
+        sizes["intermediate_size"] = 40
+    torch.manual_seed(seed)
+    config = getattr(transformers, config_class)(**{**sizes, **settings, **changes})
+    made = getattr(transformers, architecture or model_class)(config).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.dim() == 1 or "bias" in name:
+                parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return made

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfcli.model.attention import attend, attend_reference, causal_mask
+from tfcli.model.attention import additive, attend, attend_reference, band_mask, causal_mask
 
 
 def qkv(B: int = 2, H: int = 4, G: int = 2, T: int = 7, S: int = 7, K: int = 8, seed: int = 0) -> tuple[Tensor, ...]:
@@ -41,13 +41,24 @@ def test_causal_equals_reference(H: int, G: int, T: int, S: int, grad: bool) -> 
         torch.testing.assert_close(attend(q, k, v), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_mask_and_scale_equal_reference() -> None:
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize(("H", "G"), [(4, 4), (6, 2)])
+def test_mask_and_scale_equal_reference(T: int, H: int, G: int) -> None:
     """Would catch a mask with its meaning inverted, or a scale that one path ignores."""
-    q, k, v = qkv(T=5, S=8)
-    mask = torch.rand(2, 1, 5, 8, generator=torch.Generator().manual_seed(1)) > 0.4
+    q, k, v = qkv(H=H, G=G, T=T, S=8)
+    mask = torch.rand(2, 1, T, 8, generator=torch.Generator().manual_seed(1)) > 0.4
     mask[..., 0] = True
     expected, _ = attend_reference(q, k, v, mask=mask, scale=0.3)
     torch.testing.assert_close(attend(q, k, v, mask=mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
+    added = additive(mask, q.dtype)
+    torch.testing.assert_close(attend(q, k, v, mask=added, scale=0.3), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_windows() -> None:
+    """The window of a decoder counts the query itself; an encoder's reaches half of it to each side."""
+    decoder, encoder = (band_mask(5, 3, causal, torch.device("cpu"))[0, 0].int().tolist() for causal in (True, False))
+    assert decoder == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert encoder == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1]]
 
 
 def test_gradients_equal_reference() -> None:

@@ -9,9 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfcli.config import ModelConfig, OptimOptions
+from tfcli.config import ModelConfig, OptimOptions, Wiring
 from tfcli.errors import UserError
 from tfcli.model import cost
+from tfcli.model.attention import band_mask
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.tasks import lm
@@ -20,8 +21,20 @@ from tfcli.train.optim import Optimizers
 CONFIG = ModelConfig(
     vocab_size=512, context=64, depth=3, width=64, heads=4, kv_heads=2, head_width=24, ffn_width=160
 )  # fmt: skip
+LAYER_NORM = Wiring(norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu", gated=False)
+BIASES = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
+WIRINGS = {
+    "llama": Wiring(qk_norm=False),
+    "gpt2": replace(LAYER_NORM, **BIASES),
+    "bert": replace(LAYER_NORM, causal=False, norm_place="post", embed_norm=True, token_types=2, **BIASES),
+    "gemma": Wiring(norm_place="sandwich", activation="gelu_tanh", local_window=16, local_every=2),
+    "modernbert": Wiring(causal=False, norm="layer", activation="gelu", local_window=16, embed_norm=True),
+    "relu": Wiring(activation="relu", gated=False, qkv_bias=True),
+}
+WIRED = [replace(CONFIG, wiring=wiring) for wiring in WIRINGS.values()]
 VARIANTS = [
     CONFIG,
+    *WIRED,
     replace(CONFIG, tied=False),
     replace(CONFIG, kv_heads=4),
     replace(CONFIG, depth=1, head_width=16, kv_heads=1),
@@ -37,26 +50,47 @@ def build(config: ModelConfig) -> Transformer:
 @pytest.mark.parametrize("config", VARIANTS)
 def test_parameters_are_those_of_the_module(config: ModelConfig) -> None:
     model = Transformer(config)
-    counted = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}
+    counted = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "biases": 0, "head": 0}
+    called = {"embed": "embedding", "positions": "embedding", "types": "embedding", "ffn": "feed_forward"}
     for name, parameter in model.named_parameters():
-        part = "norms" if "norm" in name else name.split(".")[0] if "blocks" not in name else name.split(".")[2]
-        counted[{"embed": "embedding", "ffn": "feed_forward"}.get(part, part)] += parameter.numel()
+        part = name.split(".")[0] if "blocks" not in name else name.split(".")[2]
+        part = "norms" if "norm" in name else "biases" if name.endswith("bias") else part
+        counted[called.get(part, part)] += parameter.numel()
     parts = cost.parameters(config)
     assert {name: getattr(parts, name) for name in counted} == counted
     assert parts.total == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_flops_are_those_that_torch_counts() -> None:
-    # torch counts attention over all T keys of each query; the causal forecast counts the (T + 1) / 2 it needs.
-    config, T = replace(CONFIG, kv_heads=4), 32
+@pytest.mark.parametrize("wiring", ["ours", *WIRINGS])
+def test_flops_are_those_that_torch_counts(wiring: str) -> None:
+    # torch counts attention over all T keys of each query; the forecast counts those that it may see.
+    config, T = replace(CONFIG, kv_heads=4, wiring=WIRINGS.get(wiring, Wiring())), 32
     model = build(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(torch.zeros(1, T, dtype=torch.long)))
     attention = 2 * 2 * config.depth * config.heads * config.head_width
-    expected = counter.get_total_flops() - attention * T * T + attention * T * (T + 1) / 2
+    keys = sum(int(model_mask(config, T, config.is_local(layer)).sum()) for layer in range(config.depth))
+    expected = counter.get_total_flops() - attention * T * T + attention / config.depth * keys
     # On CPU the counter misses the fused attention kernel: accept the count with and without it.
     assert T * cost.forward_flops(config, T) in (expected, expected + attention * T * T)
     assert cost.training_flops(config, T) == 3 * cost.forward_flops(config, T)
+
+
+def model_mask(config: ModelConfig, T: int, local: bool) -> torch.Tensor:
+    """True where a query looks."""
+    if local:
+        return band_mask(T, config.wiring.local_window, config.wiring.causal, torch.device("cpu"))
+    return torch.ones(T, T, dtype=torch.bool).tril(0 if config.wiring.causal else T)
+
+
+def test_a_local_layer_costs_its_window() -> None:
+    """Would catch a long context charged in full to layers that never look back so far."""
+    config = replace(CONFIG, depth=4, wiring=Wiring(local_window=8, local_every=2))
+    assert cost.decode_flops(config, 40) - cost.decode_flops(config, 39) == 2 * 4 * config.heads * config.head_width
+    layer = cost.kv_bytes_per_token(config, "bf16") // 4
+    assert cost.decode_bytes(config, 40, "bf16") - cost.decode_bytes(config, 39, "bf16") == 2 * layer
+    steps = sum(cost.decode_flops(config, length) for length in range(1, 31))
+    assert cost.prefill_flops(config, 30) == steps - 29 * 2 * config.vocab_size * config.width
 
 
 def test_prefill_is_the_sum_of_its_positions_with_one_row_of_logits() -> None:
@@ -86,7 +120,7 @@ def test_unknown_precision_names_the_nearest() -> None:
     assert error.value.hint == "did you mean 'bf16'?"
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, kv_heads=4), replace(CONFIG, tied=False)])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, kv_heads=4), replace(CONFIG, tied=False), *WIRED])
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_activations_are_what_autograd_keeps(
     config: ModelConfig, precision: cost.Precision, dtype: torch.dtype

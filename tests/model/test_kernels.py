@@ -4,12 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfcli.model.kernels import norm_rope, norm_rope_reference, rms_norm, rms_norm_reference, swiglu, swiglu_reference
+from tfcli.model.kernels import (
+    norm_rope,
+    norm_rope_reference,
+    rms_norm,
+    rms_norm_reference,
+    rotate,
+    rotate_reference,
+    swiglu,
+    swiglu_reference,
+)
 from tfcli.model.layers import rope_table
 
 CASES = {
     "rms_norm": (lambda x, w: rms_norm(x, w, 1e-6), lambda x, w: rms_norm_reference(x, w, 1e-6)),
     "norm_rope": (lambda x, w: norm_rope(x, w, *table(), 1e-6), lambda x, w: norm_rope_reference(x, w, *table(), 1e-6)),
+    "rotate": (lambda x, w: rotate(x * w, *table()), lambda x, w: rotate_reference(x * w, *table())),
     "swiglu": (lambda x, w: swiglu(x * w), lambda x, w: swiglu_reference(x * w)),
 }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import config, model
 
+from tfcli.config import Wiring
 from tfcli.formats import names
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
@@ -36,6 +37,50 @@ def test_rows_of_different_length_read_together_are_those_alone() -> None:
     for row, length in enumerate(lengths):
         alone = core(torch.cat([ids[row, :length], ids[row, 9:]])[None])[0, length:]
         torch.testing.assert_close(torch.cat([after, more], dim=1)[row], alone, atol=1e-5, rtol=1e-5)
+
+
+ENCODER = Wiring(
+    causal=False, norm="layer", norm_bias=True, norm_place="post", embed_norm=True, token_types=2, qk_norm=False,
+    positions="learned", activation="gelu", gated=False, qkv_bias=True, out_bias=True, ffn_bias=True,
+)  # fmt: skip
+WINDOWED = Wiring(causal=False, norm="layer", activation="gelu", local_window=6, local_every=2, local_theta=100.0)
+
+
+@pytest.mark.parametrize("wiring", [ENCODER, WINDOWED], ids=["bert", "windows"])
+@torch.no_grad()
+def test_an_encoder_sees_both_sides_and_no_padding(wiring: Wiring) -> None:
+    """Would catch padding that is attended to, and NaN of a padded query whose whole window is padding."""
+    core = model(wiring=wiring)
+    ids = torch.randint(3, 400, (3, 20), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(20) < torch.tensor([[20], [9], [1]])
+    out = core(ids, mask_BT=mask)
+    assert torch.isfinite(out).all()
+    for row, length in enumerate((20, 9, 1)):
+        torch.testing.assert_close(out[row, :length], core(ids[row : row + 1, :length])[0], atol=1e-4, rtol=1e-4)
+    changed = ids.clone()
+    changed[:, 8] += 1
+    assert not torch.equal(core(changed)[0, 6], out[0, 6])
+    cache = KVCache(core.config, batch=3, capacity=32, dtype=torch.float32, device=core.device)
+    with pytest.raises(ValueError, match="an encoder"):
+        core(ids, cache=cache)
+
+
+@pytest.mark.parametrize("wiring", [ENCODER, WINDOWED, Wiring(norm_place="sandwich")], ids=["bert", "windows", "gemma"])
+def test_every_wiring_starts_finite_and_learns(wiring: Wiring) -> None:
+    """Would catch a parameter that is never filled, or one that no gradient reaches."""
+    core = Transformer(config(wiring=wiring, tied=False))
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.fill_(float("nan"))
+    initialize(core, 0)
+    with torch.no_grad():
+        for name, parameter in core.named_parameters():
+            assert torch.isfinite(parameter).all(), name
+            assert not name.endswith(".bias") or (parameter == 0).all(), name
+            parameter.add_(0.1)
+    ids = torch.randint(3, 400, (2, 12), generator=torch.Generator().manual_seed(4))
+    core.loss(core(ids, dtype=torch.bfloat16, dropout=0.1), ids).backward()
+    assert all(parameter.grad is not None for parameter in core.parameters())
 
 
 def test_initial_values_follow_the_table() -> None:
@@ -82,7 +127,9 @@ def test_a_fresh_untied_model_predicts_uniformly() -> None:
 def test_names_of_parameters_are_the_table(tied: bool) -> None:
     """Would catch a renamed parameter, which makes every saved model unreadable."""
     core = Transformer(config(tied=tied))
-    expected = set(names.qwen3(core.config).values()) | {"head.weight"}
+    expected = {f"{part}.weight" for part in (*names.LLAMA.outer, "head")}
+    for layer in range(core.config.depth):
+        expected |= {f"blocks.{layer}.{part}.weight" for part in names.LLAMA.layer}
     assert set(core.state_dict()) == expected
     assert (core.head.weight is core.embed.weight) == tied
 

@@ -6,19 +6,22 @@ Numbers whose key ends in ``bytes`` are bytes; FLOPs are those of ``tfcli.model.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfcli.config import DataOptions, ModelConfig, to_dict
+from tfcli.config import DataOptions, ModelConfig, Wiring, to_dict
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats.stored import CONFIG, read_settings
+from tfcli.formats.weights import FILE, INDEX, Entry, Weights, read_header
 from tfcli.model import cost
 from tfcli.text import files, sources, stats
+from tfcli.text.hub import load_tokenizer
 from tfcli.text.shards import MAGIC, VERSION, Shard
 from tfcli.text.tokenizer import CONTROL, FILE_NAME, UNKNOWN, USER_DEFINED, Tokenizer
 
@@ -56,9 +59,9 @@ def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description
             "target": str(path),
             "kind": "run",
             **run(path),
-            **(model(path) if (path / hf.CONFIG).is_file() else {}),
+            **(model(path) if (path / CONFIG).is_file() else {}),
         }
-    if (path / hf.CONFIG).is_file():
+    if (path / CONFIG).is_file():
         return {"target": str(path), "kind": "model", **model(path)}
     if (path / FILE_NAME).is_file():
         return {"target": str(path / FILE_NAME), "kind": "tokenizer", **tokenizer(path / FILE_NAME)}
@@ -82,30 +85,45 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
 
 def model(directory: Path) -> Description:
     """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
-    config = hf.read_config(directory)
-    described = {"architecture": "decoder", "shape": to_dict(config), **costs(config)}
-    if (directory / hf.WEIGHTS).is_file():
-        described["stored"] = weights(directory / hf.WEIGHTS)
+    family, config, _ = read_settings(directory)
+    shape, own = to_dict(config), to_dict(Wiring())
+    wiring = shape.pop("wiring")
+    described = {
+        "architecture": "decoder" if config.wiring.causal else "encoder",
+        "family": family.model_type,
+        "shape": shape,
+        "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
+        **costs(config),
+    }
+    if (directory / FILE).is_file() or (directory / INDEX).is_file():
+        described["stored"] = stored(directory)
     if (directory / FILE_NAME).is_file():
         described["tokenizer"] = tokenizer(directory / FILE_NAME)
+    elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        described["tokenizer"] = codec(directory, config.vocab_size)
     return described
 
 
 def costs(config: ModelConfig) -> Description:
     """What ``tfcli.model.cost`` says of a model, at its full context where length matters."""
     parts, context = cost.parameters(config), config.context
+    decoder = config.wiring.causal
+    kv = cost.kv_bytes_per_token(config, "bf16")
     return {
-        "parameters": {"total": parts.total, **{name: getattr(parts, name) for name in parts.__slots__}},
+        "parameters": {
+            "total": parts.total,
+            **{name: getattr(parts, name) for name in parts.__slots__ if name != "biases" or parts.biases},
+        },
         "flops_per_token": {
             "prefill": round(cost.prefill_flops(config, context) / context),
-            "decode": round(cost.decode_flops(config, context)),
+            **({"decode": round(cost.decode_flops(config, context))} if decoder else {}),
             "training": round(cost.training_flops(config, context)),
         },
         "memory": {
             "weights_fp32_bytes": cost.weight_bytes(config, "fp32"),
             "weights_bf16_bytes": cost.weight_bytes(config, "bf16"),
-            "kv_cache_per_1000_tokens_bf16_bytes": 1000 * cost.kv_bytes_per_token(config, "bf16"),
-            "kv_cache_full_context_bf16_bytes": context * cost.kv_bytes_per_token(config, "bf16"),
+            **({"kv_cache_per_1000_tokens_bf16_bytes": 1000 * kv} if decoder else {}),
+            **({"kv_cache_full_context_bf16_bytes": context * kv} if decoder else {}),
             "training_step_1_row_bf16_bytes": cost.training_memory(
                 config, micro_batch=1, length=context, precision="bf16"
             ).total,
@@ -115,16 +133,23 @@ def costs(config: ModelConfig) -> Description:
 
 def weights(path: Path) -> Description:
     """Tensors, numbers and dtypes of a safetensors file, from its header."""
-    shapes = hf.read_header(path)
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    dtypes = Counter(str(entry.get("dtype")) for name, entry in header.items() if name != "__metadata__")
-    numbers = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+    return _tensors(read_header(path))
+
+
+def stored(directory: Path) -> Description:
+    """The same of the one or several such files of a model."""
+    return _tensors(Weights.open(directory).entries)
+
+
+def _tensors(entries: Mapping[str, Entry]) -> Description:
+    dtypes = Counter(entry.dtype for entry in entries.values())
+    paths = {entry.path for entry in entries.values()}
     return {
-        "tensors": len(shapes),
-        "numbers": numbers,
+        "tensors": len(entries),
+        "numbers": sum(math.prod(entry.shape) for entry in entries.values()),
         "dtype": ", ".join(name for name, _ in dtypes.most_common()),
-        "file_bytes": path.stat().st_size,
+        **({"files": len(paths)} if len(paths) > 1 else {}),
+        "file_bytes": sum(path.stat().st_size for path in paths),
     }
 
 
@@ -145,6 +170,18 @@ def tokenizer(path: Path) -> Description:
         "user_symbols": [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED],
         "longest_pieces": sorted(texts, key=lambda text: (-len(text), text))[:8],
         "file_bytes": len(loaded.model_bytes),
+        "hash": loaded.hash,
+    }
+
+
+def codec(directory: Path, vocab_size: int) -> Description:
+    """Size, end and chat template of any other tokenizer of a model directory."""
+    loaded = load_tokenizer(directory, vocab_size=vocab_size)
+    return {
+        "type": "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary",
+        "vocab_size": loaded.vocab_size,
+        "end_of_text_id": loaded.eos_id,
+        "chat_template": loaded.chat_template is not None,
         "hash": loaded.hash,
     }
 

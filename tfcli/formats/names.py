@@ -1,58 +1,139 @@
-"""Names of tensors and settings in Hugging Face directories, beside the core's: tables, no code paths."""
+"""Names of tensors in Hugging Face directories, beside the core's: tables, no code paths.
+
+A table maps a part of ``tfcli.model.transformer.Transformer`` to the part of the file that holds its ``weight`` and
+``bias``; ``{}`` is the layer. It lists what any member of the family has: a model takes from it what it has itself.
+"""
 
 from __future__ import annotations
 
-from tfcli.config import ModelConfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-# Hugging Face's Qwen3ForCausalLM -> tfcli.model.transformer.Transformer; {} is the layer.
-QWEN3_OUTER = {
-    "model.embed_tokens.weight": "embed.weight",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "head.weight",
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a part's numbers lie in a file, and how they become the core's."""
+
+    name: str
+    transposed: bool = False
+    """The weight is stored as (fan_in, fan_out)."""
+    part: int = 0
+    """Which of ``parts`` equal parts of what is stored: of the rows of the core's matrix."""
+    parts: int = 1
+    plus: float = 0.0
+    """Added to what is stored: Gemma stores a norm's weight less one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """The table of one family."""
+
+    outer: Mapping[str, str | Place]
+    layer: Mapping[str, str | Place]
+    head: str = "lm_head"
+    prefixes: tuple[str, ...] = ("",)
+    """Before all names but the head's, by the class that was saved; the first is written."""
+    aliases: Mapping[str, str] | None = None
+    """Last parts of names in old files: what they are called today."""
+    buffers: tuple[str, ...] = ()
+    """Ends of names of tensors that hold nothing learned."""
+    others: tuple[str, ...] = ()
+    """Beginnings of names of parts that the core does not have, such as a classifier; they are reported, not read."""
+
+    def places(self, tensors: Iterable[str], prefix: str) -> dict[str, Place]:
+        """{the core's name: its place} for the core's ``tensors``, with whole names of tensors."""
+        found = {}
+        for ours in tensors:
+            part, _, kind = ours.rpartition(".")
+            if part == "head":
+                found[ours] = Place(name=f"{self.head}.{kind}")
+                continue
+            if part.startswith("blocks."):
+                _, layer, inner = part.split(".", 2)
+                entry = self.layer[inner]
+            else:
+                layer, entry = "", self.outer[part]
+            place = entry if isinstance(entry, Place) else Place(name=entry)
+            name = f"{prefix}{place.name.format(layer)}.{kind}"
+            found[ours] = replace(place, name=name, transposed=place.transposed and kind == "weight")
+        return found
+
+
+_LLAMA_LAYER = {
+    "attention_norm": "layers.{}.input_layernorm",
+    "attention.q": "layers.{}.self_attn.q_proj",
+    "attention.k": "layers.{}.self_attn.k_proj",
+    "attention.v": "layers.{}.self_attn.v_proj",
+    "attention.o": "layers.{}.self_attn.o_proj",
+    "attention.q_norm": "layers.{}.self_attn.q_norm",
+    "attention.k_norm": "layers.{}.self_attn.k_norm",
+    "ffn_norm": "layers.{}.post_attention_layernorm",
+    "ffn.gate": "layers.{}.mlp.gate_proj",
+    "ffn.up": "layers.{}.mlp.up_proj",
+    "ffn.down": "layers.{}.mlp.down_proj",
 }
-QWEN3_LAYER = {
-    "model.layers.{}.input_layernorm.weight": "blocks.{}.attention_norm.weight",
-    "model.layers.{}.self_attn.q_proj.weight": "blocks.{}.attention.q.weight",
-    "model.layers.{}.self_attn.k_proj.weight": "blocks.{}.attention.k.weight",
-    "model.layers.{}.self_attn.v_proj.weight": "blocks.{}.attention.v.weight",
-    "model.layers.{}.self_attn.o_proj.weight": "blocks.{}.attention.o.weight",
-    "model.layers.{}.self_attn.q_norm.weight": "blocks.{}.attention.q_norm.weight",
-    "model.layers.{}.self_attn.k_norm.weight": "blocks.{}.attention.k_norm.weight",
-    "model.layers.{}.post_attention_layernorm.weight": "blocks.{}.ffn_norm.weight",
-    "model.layers.{}.mlp.gate_proj.weight": "blocks.{}.ffn.gate.weight",
-    "model.layers.{}.mlp.up_proj.weight": "blocks.{}.ffn.up.weight",
-    "model.layers.{}.mlp.down_proj.weight": "blocks.{}.ffn.down.weight",
-}
 
-# Settings of config.json that are a field of ModelConfig under another name.
-QWEN3_CONFIG = {
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "context",
-    "num_hidden_layers": "depth",
-    "hidden_size": "width",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "head_dim": "head_width",
-    "intermediate_size": "ffn_width",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tied",
-}
+# Llama, Mistral, Qwen2 and Qwen3.
+LLAMA = Names(
+    outer={"embed": "embed_tokens", "norm": "norm"},
+    layer=_LLAMA_LAYER,
+    prefixes=("model.", ""),
+    buffers=("rotary_emb.inv_freq",),
+)
 
-# Settings that the core has one value for; another value is refused, never ignored.
-QWEN3_FIXED: dict[str, object] = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "use_sliding_window": False,
-    "quantization_config": None,
-}
+GEMMA = Names(
+    outer={"embed": "embed_tokens", "norm": Place(name="norm", plus=1.0)},
+    layer=_LLAMA_LAYER
+    | {
+        ours: Place(name=f"layers.{{}}.{theirs}", plus=1.0)
+        for ours, theirs in {
+            "attention_norm": "input_layernorm",
+            "attention_post_norm": "post_attention_layernorm",
+            "attention.q_norm": "self_attn.q_norm",
+            "attention.k_norm": "self_attn.k_norm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "ffn_post_norm": "post_feedforward_layernorm",
+        }.items()
+    },
+    prefixes=("model.", ""),
+    buffers=("rotary_emb.inv_freq",),
+)
 
+GPT2 = Names(
+    outer={"embed": "wte", "positions": "wpe", "norm": "ln_f"},
+    layer={
+        "attention_norm": "h.{}.ln_1",
+        "attention.q": Place(name="h.{}.attn.c_attn", transposed=True, part=0, parts=3),
+        "attention.k": Place(name="h.{}.attn.c_attn", transposed=True, part=1, parts=3),
+        "attention.v": Place(name="h.{}.attn.c_attn", transposed=True, part=2, parts=3),
+        "attention.o": Place(name="h.{}.attn.c_proj", transposed=True),
+        "ffn_norm": "h.{}.ln_2",
+        "ffn.up": Place(name="h.{}.mlp.c_fc", transposed=True),
+        "ffn.down": Place(name="h.{}.mlp.c_proj", transposed=True),
+    },
+    prefixes=("transformer.", ""),
+    buffers=(".attn.bias", ".attn.masked_bias"),
+)
 
-def qwen3(config: ModelConfig) -> dict[str, str]:
-    """{Qwen3ForCausalLM's name: the core's name} of every tensor that a file of this model holds.
-
-    A tied head is the embedding and has no entry of its own.
-    """
-    names = {theirs: ours for theirs, ours in QWEN3_OUTER.items() if not (config.tied and ours == "head.weight")}
-    for layer in range(config.depth):
-        names |= {theirs.format(layer): ours.format(layer) for theirs, ours in QWEN3_LAYER.items()}
-    return names
+BERT = Names(
+    outer={
+        "embed": "embeddings.word_embeddings",
+        "positions": "embeddings.position_embeddings",
+        "types": "embeddings.token_type_embeddings",
+        "embed_norm": "embeddings.LayerNorm",
+    },
+    layer={
+        "attention.q": "encoder.layer.{}.attention.self.query",
+        "attention.k": "encoder.layer.{}.attention.self.key",
+        "attention.v": "encoder.layer.{}.attention.self.value",
+        "attention.o": "encoder.layer.{}.attention.output.dense",
+        "attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+        "ffn.up": "encoder.layer.{}.intermediate.dense",
+        "ffn.down": "encoder.layer.{}.output.dense",
+        "ffn_norm": "encoder.layer.{}.output.LayerNorm",
+    },
+    prefixes=("", "bert."),
+    aliases={"gamma": "weight", "beta": "bias"},
+    buffers=("embeddings.position_ids",),
+    others=("cls.", "classifier.", "qa_outputs.", "pooler.", "bert.pooler."),
+)

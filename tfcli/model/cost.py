@@ -1,8 +1,9 @@
 """What a model costs, from its configuration alone: parameters, FLOPs, bytes. Nothing here is measured.
 
 Multiply and add are two FLOPs. Counted are the matrix products, which is where the work is (Kaplan et al. 2020, 2.1);
-norms, rotations, activations and softmax are left out. Attention is causal: query t sees t + 1 keys, so over T
-positions each sees (T + 1) / 2 on average. Standard library only.
+norms, biases, rotations, activations and softmax are left out. A decoder's query t sees t + 1 keys, so over T positions
+each sees (T + 1) / 2 on average; an encoder's sees all T; a local layer's no more than its window. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ class Parameters:
     """Number of parameters by part; a tied head has none of its own."""
 
     embedding: int
+    """Of tokens, positions and segments."""
     attention: int
+    """Its matrices."""
     feed_forward: int
+    """Its matrices."""
     norms: int
+    biases: int
+    """Of attention and feed-forward; a norm's counts as the norm's."""
     head: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.embedding + self.attention + self.feed_forward + self.norms + self.head
+        return self.embedding + self.attention + self.feed_forward + self.norms + self.biases + self.head
 
     @property
     def matrices(self) -> int:
@@ -63,19 +69,26 @@ class TrainingMemory:
 
 def parameters(config: ModelConfig) -> Parameters:
     """Count the parameters of each part of ``tfcli.model.transformer.Transformer``."""
-    D, H, G, K = config.width, config.heads, config.kv_heads, config.head_width
+    D, H, G, K, F = config.width, config.heads, config.kv_heads, config.head_width, config.ffn_width
+    wiring = config.wiring
+    norm = D * (2 if wiring.norm == "layer" and wiring.norm_bias else 1)
+    norms = {"pre": 2, "post": 2, "sandwich": 4}[wiring.norm_place]
+    outer = (wiring.norm_place != "post") + wiring.embed_norm
+    rows = config.vocab_size + wiring.token_types + (config.context if wiring.positions == "learned" else 0)
+    biases = wiring.qkv_bias * (H + 2 * G) * K + wiring.out_bias * D + wiring.ffn_bias * ((1 + wiring.gated) * F + D)
     return Parameters(
-        embedding=config.vocab_size * D,
+        embedding=rows * D,
         attention=config.depth * (D * (H + 2 * G) * K + H * K * D),
-        feed_forward=config.depth * 3 * D * config.ffn_width,
-        norms=config.depth * (2 * D + 2 * K) + D,
+        feed_forward=config.depth * (2 + wiring.gated) * D * F,
+        norms=config.depth * (norms * norm + wiring.qk_norm * 2 * K) + outer * norm,
+        biases=config.depth * biases,
         head=0 if config.tied else config.vocab_size * D,
     )
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
     """FLOPs per token of a forward pass over ``length`` positions with logits at each: training, or scoring a text."""
-    return prefill_flops(config, length) / length + (length - 1) / length * _head_flops(config)
+    return _read_flops(config, length) / length + _head_flops(config)
 
 
 def training_flops(config: ModelConfig, length: int) -> float:
@@ -84,14 +97,13 @@ def training_flops(config: ModelConfig, length: int) -> float:
 
 
 def prefill_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs to read a prompt of ``length`` tokens: every position's keys and values, the last position's logits."""
-    keys = length * (length + 1) / 2
-    return length * 2 * parameters(config).matrices + keys * _flops_per_key(config) + _head_flops(config)
+    """FLOPs to read ``length`` tokens: a prompt with the last position's logits, an encoder's text without."""
+    return _read_flops(config, length) + (_head_flops(config) if config.wiring.causal else 0.0)
 
 
 def decode_flops(config: ModelConfig, length: int) -> float:
     """FLOPs of one new token that attends to ``length`` positions, itself among them."""
-    return 2 * parameters(config).matrices + length * _flops_per_key(config) + _head_flops(config)
+    return 2 * parameters(config).matrices + _seen(config, length) * _flops_per_key(config) + _head_flops(config)
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> int:
@@ -107,12 +119,15 @@ def kv_bytes_per_token(config: ModelConfig, precision: Precision) -> int:
 def decode_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
     """Bytes that must move through memory for one new token at batch 1 after ``length`` positions.
 
-    Every matrix and norm is read once, the head (tied or not) too, of the embedding one row; the cache is read whole
-    and one position of it written. Decoding is bound by this: it is never faster than bandwidth / ``decode_bytes``.
+    Every matrix, bias and norm is read once, the head (tied or not) too, of each embedding one row; the cache is read
+    whole, of a local layer the window, and one position of it written. Decoding is bound by this: it is never faster
+    than bandwidth / ``decode_bytes``.
     """
-    parts = parameters(config)
-    read = parts.matrices + parts.norms + config.vocab_size * config.width + config.width
-    return read * width_of(precision) + (length + 1) * kv_bytes_per_token(config, precision)
+    parts, wiring = parameters(config), config.wiring
+    rows = 1 + (wiring.positions == "learned") + (wiring.token_types > 0)
+    read = parts.matrices + parts.norms + parts.biases + (config.vocab_size + rows) * config.width
+    layer = kv_bytes_per_token(config, precision) // config.depth
+    return read * width_of(precision) + (_seen(config, length) + config.depth) * layer
 
 
 def training_memory(
@@ -136,9 +151,11 @@ def training_memory(
     # Each product's weight is kept in the dtype of the product: of fused layers always a copy, else where it was cast.
     D, F, V = config.width, config.ffn_width, config.vocab_size
     qkv = D * (config.heads + 2 * config.kv_heads) * config.head_width
-    fused = config.depth * (qkv + 2 * D * F)
+    fused = config.depth * (qkv + (2 * D * F if _swiglu(config) else 0))
     cast = parts.matrices - fused + V * D if b != 4 else 0
-    held = tokens * (config.depth * _kept_per_token(config, length, device) + 2 * D)  # and the final norm's two ends
+    far, near = _layers(config)
+    kept = far * _kept_per_token(config, length, device, False) + near * _kept_per_token(config, length, device, True)
+    held = tokens * (kept + (2 + config.wiring.embed_norm) * D)  # and the final norm's two ends
     return TrainingMemory(
         weights=4 * parts.total,
         optimizer=4 * (parts.matrices + 2 * (parts.total - parts.matrices)),
@@ -151,16 +168,30 @@ def training_memory(
     )
 
 
-def _kept_per_token(config: ModelConfig, length: int, device: str) -> int:
+def _kept_per_token(config: ModelConfig, length: int, device: str, local: bool) -> int:
     """Numbers of a token that one block keeps for its backward pass."""
     D, H, G, K, F = config.width, config.heads, config.kv_heads, config.head_width, config.ffn_width
-    attention = D + D + (H + 2 * G) * K + H * K  # x, its norm, qkv, the output
-    if device == "cpu" and length <= 512:  # attend() multiplies in batches: q, k, v of every head and the weights
+    wiring = config.wiring
+    unmasked = wiring.causal and not (local and wiring.local_window < length)
+    batched = device == "cpu" and length <= 512 and unmasked
+    attention = D + D + H * K  # x, its norm, the output
+    if wiring.qk_norm or not batched:
+        attention += (H + 2 * G) * K  # as they were multiplied
+    if batched:  # attend() multiplies in batches: q, k, v of every head and the weights
         attention += 3 * H * K + H * length
     else:
-        attention += (H + G) * K + (2 * H * K if G != H else 0)  # rotated q, k; then k, v repeated for each query head
-    feed_forward = D + D + 2 * F + F + F  # x, its norm, gate and up, sigmoid or silu of the gate, the product
-    return attention + feed_forward
+        rotated = wiring.qk_norm or wiring.positions == "rope"
+        attention += rotated * (H + G) * K + (2 * H * K if G != H else 0)  # then k, v repeated for each query head
+    feed_forward = D + D  # x, its norm
+    if wiring.gated:
+        feed_forward += 2 * F + F + F  # gate and up, sigmoid or activation of the gate, the product
+    else:
+        feed_forward += F if wiring.activation == "relu" else 2 * F
+    return attention + feed_forward + (2 * D if wiring.norm_place == "sandwich" else 0)
+
+
+def _swiglu(config: ModelConfig) -> bool:
+    return config.wiring.gated and config.wiring.activation == "silu"
 
 
 def _largest_group(config: ModelConfig) -> int:
@@ -168,17 +199,9 @@ def _largest_group(config: ModelConfig) -> int:
 
     Of each it holds the gradient and the momentum side by side in fp32, the step in bf16 twice, and in fp32: 16 bytes.
     """
-    D, HK, GK = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
+    D, F, HK, GK = config.width, config.ffn_width, config.heads * config.head_width, config.kv_heads * config.head_width
     sizes: dict[tuple[int, int], int] = {}
-    for shape in (
-        (HK, D),
-        (GK, D),
-        (GK, D),
-        (D, HK),
-        (config.ffn_width, D),
-        (config.ffn_width, D),
-        (D, config.ffn_width),
-    ):
+    for shape in ((HK, D), (GK, D), (GK, D), (D, HK), *[(F, D)] * (1 + config.wiring.gated), (D, F)):
         key = (min(shape), max(shape))
         sizes[key] = sizes.get(key, 0) + config.depth * shape[0] * shape[1]
     return max(sizes.values())
@@ -197,6 +220,32 @@ def _head_flops(config: ModelConfig) -> float:
     return 2.0 * config.vocab_size * config.width
 
 
+def _read_flops(config: ModelConfig, length: int) -> float:
+    """Of all blocks, over ``length`` positions that are read at once."""
+    far, near = _layers(config)
+    window = config.wiring.local_window
+    if config.wiring.causal:
+        w = min(window, length)
+        keys = far * (length * (length + 1) // 2) + near * (w * (w + 1) // 2 + (length - w) * w)
+    else:
+        w = min(window // 2, length - 1)  # to each side, but for those near an end
+        keys = far * length**2 + near * (length * (2 * w + 1) - w * (w + 1))
+    return length * 2.0 * parameters(config).matrices + keys * _flops_per_key(config)
+
+
+def _seen(config: ModelConfig, length: int) -> int:
+    """Keys that one query sees after ``length`` positions, itself among them, summed over the layers."""
+    far, near = _layers(config)
+    return far * length + near * min(length, config.wiring.local_window)
+
+
+def _layers(config: ModelConfig) -> tuple[int, int]:
+    """Number of layers that see all, and of local ones."""
+    window, every = config.wiring.local_window, config.wiring.local_every
+    far = config.depth if not window else config.depth // every if every else 0
+    return far, config.depth - far
+
+
 def _flops_per_key(config: ModelConfig) -> float:
-    """One query against one key and value, in every layer and head: q k^T and weights v."""
-    return 2.0 * 2 * config.depth * config.heads * config.head_width
+    """One query against one key and value, in every head of a layer: q k^T and weights v."""
+    return 2.0 * 2 * config.heads * config.head_width

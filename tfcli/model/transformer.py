@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
-from tfcli.model.attention import Attention, Rope, additive, band_mask
+from tfcli.model.attention import Attention, Rope, additive, band_mask, causal_mask
 from tfcli.model.cache import KVCache
 from tfcli.model.kernels import linear_cross_entropy
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
@@ -84,7 +84,7 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in, unless ``forward`` is told otherwise: the dtype of its norms."""
-        return self.blocks[0].attention_norm.weight.dtype
+        return self.get_parameter("blocks.0.attention_norm.weight").dtype
 
     def forward(
         self,
@@ -149,6 +149,8 @@ class Transformer(nn.Module):
         if cache is not None:
             # One query of each of equally long rows needs none: attention leaves out what is beyond the window.
             mask = None if T == 1 and cache.uniform else cache.mask(T, window)
+            if mask is None and T > 1 and cache.length:  # once for all layers
+                mask = causal_mask(T, cache.length + T, x_BTD.device)
         else:
             reach = window if wiring.causal else window // 2 + 1
             if window and reach < T:

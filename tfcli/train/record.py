@@ -97,8 +97,8 @@ def plan_of(record: Record, directory: Path) -> Plan:
     """The plan that the run was started with."""
     try:
         fields = dict(record["plan"])
-        return Plan(**{**fields, "model": ModelConfig(**fields["model"])})
-    except (TypeError, KeyError, ValueError, TfcliError) as error:
+        return Plan(**{**fields, "model": from_dict(ModelConfig, fields["model"])})
+    except (TypeError, AttributeError, KeyError, ValueError, TfcliError) as error:
         raise _damaged(directory / RUN_FILE, f"has a plan that cannot be read: {error}") from None
 
 

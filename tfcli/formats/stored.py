@@ -1,0 +1,167 @@
+"""A model directory as it lies on disk: its files checked against each other, nothing of its size allocated."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfcli.config import ModelConfig
+from tfcli.errors import UserError, nearest
+from tfcli.formats import families
+from tfcli.formats.families import Family
+from tfcli.formats.names import Place
+from tfcli.formats.weights import Entry, Weights
+from tfcli.model import cost
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A model directory whose files were checked against each other; ``tensors`` reads them."""
+
+    config: ModelConfig
+    family: Family
+    weights: Weights
+    places: Mapping[str, Place]
+    """{the core's name: where it lies}; a tied head has none."""
+    not_read: tuple[str, ...]
+    """Names of tensors of parts that the core does not have, such as a pooler or a classifier."""
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(the core's name, tensor) of each, one at a time, in the dtype that it is stored in."""
+        name, stored = "", None
+        for ours, place in self.places.items():
+            if place.name != name or stored is None:  # GPT-2's queries, keys and values are one tensor
+                name, stored = place.name, self.weights.read(place.name)
+            tensor = stored.T if place.transposed else stored
+            if place.plus:
+                tensor = tensor.float() + place.plus
+            if place.parts > 1:
+                rows = tensor.shape[0] // place.parts
+                tensor = tensor[place.part * rows : (place.part + 1) * rows].clone()
+            yield ours, tensor.contiguous()
+
+
+def open_model(directory: str | Path) -> Stored:
+    """Check the files of a model directory against each other; nothing of the model's size is allocated.
+
+    Raises UserError as ``load`` does.
+    """
+    import torch
+
+    from tfcli.model.transformer import Transformer
+
+    directory = Path(directory)
+    family, config, _ = read_settings(directory)
+    weights = Weights.open(directory)
+    held, described = sum(math.prod(entry.shape) for entry in weights.entries.values()), cost.parameters(config).total
+    if config.depth > len(weights.entries) or described > 8 * held:
+        raise UserError(
+            f"{weights.path} holds {held} numbers, its {CONFIG} describes {described} in {config.depth} layers",
+            hint="the two files must come from one model",
+        )
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Transformer(config).state_dict().items()}
+    if config.tied:
+        del shapes["head.weight"]
+    entries = _renamed(weights.entries, family.names.aliases or {})
+    names = family.names
+    embed = {prefix: names.places(["embed.weight"], prefix)["embed.weight"].name for prefix in names.prefixes}
+    prefix = next((prefix for prefix, name in embed.items() if name in entries), names.prefixes[0])
+    places = names.places(shapes, prefix)
+    found = {name: entry for name, entry in entries.items() if not name.endswith(names.buffers)}
+    not_read = tuple(name for name in found if name.startswith(names.others)) if names.others else ()
+    found = {name: entry for name, entry in found.items() if name not in not_read}
+    head, table = f"{names.head}.weight", found.get(places["embed.weight"].name)
+    if config.tied and head in found and table is not None and found[head].shape == table.shape:
+        del found[head]
+    _check_tensors(weights.path, _expected(places, shapes), {name: entry.shape for name, entry in found.items()})
+    return Stored(
+        config=config, family=family, weights=Weights(entries, weights.path), places=places, not_read=not_read
+    )
+
+
+def _renamed(entries: Mapping[str, Entry], aliases: Mapping[str, str]) -> dict[str, Entry]:
+    found = {}
+    for name, entry in entries.items():
+        stem, dot, last = name.rpartition(".")
+        found[stem + dot + aliases.get(last, last)] = entry
+    return found
+
+
+def _expected(places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """{name in the file: shape}."""
+    expected = {}
+    for ours, place in places.items():
+        rows, *rest = shapes[ours]
+        shape = (rows * place.parts, *rest)
+        expected[place.name] = shape[::-1] if place.transposed else shape
+    return expected
+
+
+def _check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "mis-shaped": [
+            f"{name} {list(found[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    said = [f"{len(listed)} {kind} ({few(listed)})" for kind, listed in problems.items() if listed]
+    if said:
+        raise UserError(
+            f"{path} does not hold the tensors that its config.json describes: {'; '.join(said)}",
+            hint="the two files must come from one model",
+        )
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def read_config(directory: str | Path) -> ModelConfig:
+    """The shape of the model in a directory, without torch. Raises UserError for what the core does not have."""
+    return read_settings(Path(directory))[1]
+
+
+def read_settings(directory: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """Family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``."""
+    path = directory / CONFIG
+    if not directory.is_dir():
+        raise _no_model(directory)
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"no {CONFIG} in {directory}", hint="name a directory that pretrain wrote") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}", hint="copy or save the model again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is a JSON {type(data).__name__}, expected an object")
+    family, config = families.read(path, data)
+    extra = data.get("tfcli")
+    return family, config, extra if isinstance(extra, dict) else {}
+
+
+def _no_model(directory: Path) -> UserError:
+    if directory.is_file():
+        return UserError(f"{directory} is a file, expected a model directory", hint="such as one that pretrain wrote")
+    try:
+        beside = [entry.name for entry in directory.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        beside = []
+    guess = nearest(directory.name, beside)
+    return UserError(
+        f"no such model: {directory}",
+        hint=f"did you mean {directory.parent / guess}?" if guess else "name a directory that pretrain wrote",
+    )

@@ -1,0 +1,176 @@
+"""Tensors in safetensors files, one or several: their headers are checked whole before a number is read.
+
+Tensors are read one at a time into memory of their own. (The safetensors library maps the file, so that what was read
+stays resident until the file is closed: of a model that is cast or quantized at load, both copies.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfcli.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_HEADER = 100_000_000
+"""Bytes of a header; the safetensors library has the same limit."""
+WIDTHS = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+}  # fmt: skip
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What weights may be stored as, and torch's name of it."""
+DAMAGED = "copy or save the model again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """Where a tensor lies: bytes ``begin`` to ``end`` of ``path``."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """{name: entry} of a safetensors file, each with as many bytes as its shape needs, together those of the file.
+
+    Raises UserError for a header that is damaged or that the file does not bear out.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise UserError(f"{path} is cut short or not a safetensors file", hint=DAMAGED)
+            if length > MOST_HEADER:
+                raise UserError(f"{path} has a header of {length} bytes", hint=f"at most {MOST_HEADER} are read")
+            header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _once(path, pairs))
+        start = 8 + length
+        entries = {name: _entry(path, entry, start) for name, entry in header.items() if name != "__metadata__"}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} has a damaged header", hint=DAMAGED) from None
+    at = start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+        if entry.begin != at or entry.end - entry.begin != math.prod(entry.shape) * WIDTHS[entry.dtype]:
+            raise UserError(f"{path}: the header gives {name} other bytes than its shape needs", hint=DAMAGED)
+        at = entry.end
+    if at != size:
+        raise UserError(
+            f"{path} has {size} bytes, its header says {at}",
+            hint=f"it was cut short or changed: {DAMAGED}",
+        )
+    return entries
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path} lists {twice} twice", hint=DAMAGED)
+    return found
+
+
+def _entry(path: Path, entry: dict[str, Any], start: int) -> Entry:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if any(type(number) is not int or number < 0 for number in (begin, end, *shape)) or entry["dtype"] not in WIDTHS:
+        raise ValueError
+    return Entry(path=path, dtype=entry["dtype"], shape=shape, begin=start + begin, end=start + end)
+
+
+class Weights:
+    """All tensors of a model directory."""
+
+    def __init__(self, entries: dict[str, Entry], path: Path) -> None:
+        self.entries = entries
+        self.path = path
+        """The file that lists them, for messages."""
+
+    @classmethod
+    def open(cls, directory: Path) -> Weights:
+        """Those of ``model.safetensors``, or of the shards that its index lists.
+
+        Raises UserError where a file is absent, damaged or disagrees with the index.
+        """
+        if (directory / FILE).is_file():
+            return cls(read_header(directory / FILE), directory / FILE)
+        if (directory / INDEX).is_file():
+            return cls(_shards(directory), directory / INDEX)
+        if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+            raise UserError(
+                f"{directory} has its weights in a pickle (.bin, .pt, .pth), which can run code when it is read",
+                hint="if you trust where it is from, convert it: python -c 'from transformers import AutoModel as A; "
+                f'A.from_pretrained("{directory}").save_pretrained("NEW")\'',
+            )
+        raise UserError(f"no {FILE} in {directory}", hint="a model directory holds config.json and model.safetensors")
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the dtype that it is stored in. Raises UserError for one that is not F32, F16 or BF16."""
+        import torch
+
+        entry = self.entries[name]
+        if entry.dtype not in FLOATS:
+            raise UserError(
+                f"{entry.path}: {name} is stored as {entry.dtype}",
+                hint=f"tfcli reads weights in {', '.join(FLOATS)}; save the model in one of them",
+            )
+        out = torch.empty(entry.shape, dtype=getattr(torch, FLOATS[entry.dtype]))
+        raw = memoryview(out.view(-1).view(torch.uint8).numpy().data)
+        try:
+            with entry.path.open("rb", buffering=0) as file:
+                file.seek(entry.begin)
+                done = 0
+                while done < len(raw):
+                    count = file.readinto(raw[done:])
+                    if not count:
+                        raise UserError(f"{entry.path} became shorter while it was read", hint=DAMAGED)
+                    done += count
+        except OSError as error:
+            raise UserError(f"{entry.path} cannot be read: {error.strerror}") from None
+        return out
+
+
+def _shards(directory: Path) -> dict[str, Entry]:
+    """The entries of all shards, in the order of the index."""
+    index = directory / INDEX
+    try:
+        data = json.loads(index.read_bytes(), object_pairs_hook=lambda pairs: _once(index, pairs))
+        where: dict[str, str] = dict(data["weight_map"])
+    except OSError as error:
+        raise UserError(f"{index} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{index} is not an index of shards", hint=DAMAGED) from None
+    files = list(dict.fromkeys(where.values()))
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index} names a shard {name!r}", hint="expected the name of a file beside it")
+    absent = [name for name in files if not (directory / name).is_file()]
+    if absent:
+        raise UserError(
+            f"{directory} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:3])}",
+            hint=f"{INDEX} lists them: copy the whole model",
+        )
+    found: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in read_header(directory / file).items():
+            if name in found:
+                raise UserError(f"{name} is in {found[name].path.name} and in {file}", hint=DAMAGED)
+            if where.get(name) != file:
+                raise UserError(f"{directory / file} holds {name}, {INDEX} says {where.get(name)}", hint=DAMAGED)
+            found[name] = entry
+    lost = [name for name in where if name not in found]
+    if lost:
+        raise UserError(f"{where[lost[0]]} does not hold {lost[0]}, as {INDEX} says", hint=DAMAGED)
+    return found
