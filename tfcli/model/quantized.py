@@ -105,3 +105,22 @@ def place(model: Transformer, path: str, matrix: QuantMatrix) -> None:
         return
     parent, _, last = path.rpartition(".")
     setattr(model.get_submodule(parent), last, matrix)
+
+
+def assign(
+    model: Transformer, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, to_bits: Bits | None
+) -> None:
+    """Give a parameter of a new model its numbers; ``to_bits`` makes a ``QuantMatrix`` of what ``quantize_model`` does.
+
+    A tied head goes with the embedding, whose name is "embed.weight".
+    """
+    path, _, kind = name.rpartition(".")
+    part, tensor = model.get_submodule(path), tensor.to(device)
+    if to_bits and kind == "weight" and (path == "embed" or type(part) is Linear):
+        bias = getattr(part, "bias", None)
+        place(model, path, quantized(tensor, to_bits, bias=None if bias is None or bias.is_meta else bias))
+        return
+    value = tensor.to(dtype)
+    setattr(part, kind, value if isinstance(part, QuantMatrix) else nn.Parameter(value))
+    if path == "embed" and model.config.tied:
+        model.head.weight = model.embed.weight

@@ -1,0 +1,221 @@
+"""Checkpoints of llama2.c (Karpathy 2023): seven numbers, then the weights of a Llama in fp32; and its tokenizers.
+
+The layout is that of its run.c, which its export.py calls version 0. Sizes are checked before a number is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfcli.config import ModelConfig, Wiring
+from tfcli.errors import UserError
+from tfcli.formats.gguf_models import rotary_halves
+from tfcli.text.codec import Codec
+from tfcli.text.gguf_vocab import from_gguf
+from tfcli.text.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfcli.model.quant import Bits
+    from tfcli.model.transformer import Transformer
+    from tfcli.runtime import Runtime
+
+HEADER = struct.Struct("<7i")
+LATER = struct.pack("<I", 0x616B3432)
+"""What later versions begin with."""
+LARGEST = 1 << 24
+"""No dimension of a real checkpoint is larger."""
+LONGEST = 1 << 10
+"""Bytes of a piece."""
+UNK_ID, BOS_ID, EOS_ID, BYTES = 0, 1, 2, 256
+LAYER = (
+    "attention_norm", "attention.q", "attention.k", "attention.v", "attention.o", "ffn_norm", "ffn.gate", "ffn.down",
+    "ffn.up",
+)  # fmt: skip
+"""The parts of a block in the order of the file, each of all layers at once."""
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The shape of a checkpoint, once its size was compared with it.
+
+    Raises UserError for a file that is none: a pickle, a later version, one that was cut short.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        raise UserError(
+            f"{path} is a pickle, which can run code when it is read",
+            hint="if you trust where it is from, save the model as safetensors with transformers",
+        )
+    if head.startswith(LATER):
+        raise UserError(f"{path} is a later version of llama2.c's format", hint="export it again: --version 0")
+    hint = "expected a checkpoint of llama2.c, version 0, or name a model directory"
+    if len(head) < HEADER.size:
+        raise UserError(f"{path} is no model: it has {size} bytes", hint=hint)
+    width, ffn_width, depth, heads, kv_heads, vocab_size, context = HEADER.unpack(head)
+    numbers = (width, ffn_width, depth, heads, kv_heads, abs(vocab_size), context)
+    if not all(0 < number < LARGEST for number in numbers) or width % heads or heads % kv_heads or width // heads % 2:
+        raise UserError(f"{path} is no model that tfcli reads", hint=hint)
+    config = ModelConfig(
+        vocab_size=abs(vocab_size),
+        context=context,
+        depth=depth,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=width // heads,
+        ffn_width=ffn_width,
+        norm_eps=1e-5,
+        tied=vocab_size > 0,
+        wiring=Wiring(qk_norm=False),
+    )
+    needed = HEADER.size + 4 * sum(prod(shape) for _, shape in _parts(config))
+    if size != needed:
+        raise UserError(f"{path} has {size} bytes, its header describes a model of {needed}", hint=hint)
+    return config
+
+
+def load(
+    path: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    quantize_to: Bits | None = None,
+) -> tuple[Transformer, Codec]:
+    """The model in a checkpoint, on the runtime's device, and its tokenizer.
+
+    ``tokenizer`` is left out where ``tokN.bin`` (N the vocabulary) or ``tokenizer.bin`` lies beside the checkpoint.
+    """
+    path = Path(path)
+    config = read_config(path)
+    codec = read_tokenizer(_beside(path, config) if tokenizer is None else tokenizer, config.vocab_size)
+    return load_model(path, runtime=runtime, dtype=dtype, quantize_to=quantize_to), codec
+
+
+def load_model(
+    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize_to: Bits | None = None
+) -> Transformer:
+    """The model alone."""
+    import torch
+
+    from tfcli.model.quantized import assign
+    from tfcli.model.transformer import Transformer
+
+    config = read_config(path)
+    with torch.device("meta"):
+        model = Transformer(config)
+    for name, values in _tensors(Path(path), config):
+        assign(model, name, torch.from_numpy(values), runtime.device, dtype or runtime.dtype, quantize_to)
+    return model
+
+
+def _parts(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(part, shape) in the order of the file; those of blocks have all layers in their first dimension."""
+    L, D, F, K = config.depth, config.width, config.ffn_width, config.head_width
+    queries, keys = config.heads * K, config.kv_heads * K
+    yield "embed", (config.vocab_size, D)
+    shapes = ((D,), (queries, D), (keys, D), (keys, D), (D, queries), (D,), (F, D), (D, F), (F, D))
+    yield from ((part, (L, *shape)) for part, shape in zip(LAYER, shapes, strict=True))
+    yield "norm", (D,)
+    yield "", (2, config.context, K // 2)  # tables of cosines and sines
+    if not config.tied:
+        yield "head", (config.vocab_size, D)
+
+
+def _tensors(path: Path, config: ModelConfig) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """(the core's name, numbers) of every weight, one at a time."""
+    at = HEADER.size
+    for part, shape in _parts(config):
+        layered = part in LAYER
+        for layer in range(shape[0] if layered else 1):
+            inner = shape[1:] if layered else shape
+            values = np.fromfile(path, "<f4", prod(inner), offset=at).astype(np.float32, copy=False).reshape(inner)
+            at += 4 * prod(inner)
+            heads = {"attention.q": config.heads, "attention.k": config.kv_heads}.get(part)
+            if heads:  # run.c turns neighbours
+                values = values[rotary_halves(heads, config.head_width)]
+            if part:
+                yield f"blocks.{layer}.{part}.weight" if layered else f"{part}.weight", values
+
+
+def _beside(path: Path, config: ModelConfig) -> Path:
+    names = (f"tok{config.vocab_size}.bin", "tokenizer.bin")
+    for name in names:
+        if (path.parent / name).is_file():
+            return path.parent / name
+    raise UserError(
+        f"{path} holds weights alone, and no {' or '.join(names)} lies beside it",
+        hint=f"put the tokenizer there, or convert both: tfcli convert {path} OUT --to hf --tokenizer FILE",
+    )
+
+
+def read_tokenizer(path: str | Path, vocab_size: int) -> Codec:
+    """The tokenizer in a file of llama2.c: a score and a text of each of ``vocab_size`` pieces.
+
+    A text begins with <s>, which is also what ends one. Raises UserError for a file that is not whole or another's.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > 4 + vocab_size * (8 + LONGEST):
+            raise UserError(f"{path} is larger than a tokenizer of {vocab_size} pieces can be")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no such tokenizer: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    wrong = UserError(
+        f"{path} is not a tokenizer of llama2.c with {vocab_size} pieces",
+        hint="expected the tokenizer.bin (or tok512.bin ...) that the model was trained with",
+    )
+    if vocab_size < 3 + BYTES:
+        raise wrong
+    pieces: list[str] = []
+    scores: list[float] = []
+    at = 4
+    try:
+        for _ in range(vocab_size):
+            score, length = struct.unpack_from("<fi", data, at)
+            if not 0 < length <= LONGEST or len(data) < at + 8 + length:
+                raise wrong
+            pieces.append(data[at + 8 : at + 8 + length].decode("utf-8"))
+            scores.append(score)
+            at += 8 + length
+    except (struct.error, UnicodeDecodeError):
+        raise wrong from None
+    if at != len(data) or pieces[3 : 3 + BYTES] != [f"<0x{byte:02X}>" for byte in range(BYTES)]:
+        raise wrong
+    return from_gguf(_metadata(pieces, scores), name=str(path))
+
+
+def _metadata(pieces: list[str], scores: list[float]) -> dict[str, Any]:
+    """The same vocabulary as a GGUF file has it."""
+    named = ["<unk>", "<s>", "</s>"]  # its own have line breaks around them
+    described = {
+        "model": "llama",
+        "tokens": named + [piece.replace(" ", SPACE) for piece in pieces[3:]],
+        "scores": scores,
+        "token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * BYTES + [NORMAL] * (len(pieces) - 3 - BYTES),
+        "unknown_token_id": UNK_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": BOS_ID,
+        "eot_token_id": EOS_ID,
+        "add_bos_token": True,
+        "add_space_prefix": True,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in described.items()}

@@ -1,0 +1,150 @@
+"""Any model that tfcli reads, by its path: a Hugging Face directory, a GGUF file or a checkpoint of llama2.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tfcli.config import ModelConfig
+from tfcli.errors import UserError
+from tfcli.formats import hf
+from tfcli.formats.stored import few, open_model, read_settings
+from tfcli.text import files
+from tfcli.text.codec import Codec
+from tfcli.text.hub import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfcli.model.quant import Bits
+    from tfcli.model.transformer import Transformer
+    from tfcli.runtime import Runtime
+
+GGUF = b"GGUF"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What a path leads to."""
+
+    kind: Literal["hf", "gguf", "llama2.c"]
+    path: Path
+    """The directory of "hf", else the file."""
+
+
+def locate(path: str | Path) -> Found:
+    """What kind of model lies at a path; of a directory with a GGUF file and no safetensors, that file.
+
+    Raises UserError for what is no model at all; whether it is whole is found when it is read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _file(path)
+    if path.is_dir() and not any((path / name).is_file() for name in (hf.WEIGHTS, f"{hf.WEIGHTS}.index.json")):
+        held = sorted(path.glob("*.gguf"))
+        if len(held) == 1:
+            return Found(kind="gguf", path=held[0])
+        if held:
+            raise UserError(f"{path} holds {len(held)} GGUF files", hint=f"name one of them, for example {held[0]}")
+    return Found(kind="hf", path=path)
+
+
+def _file(path: Path) -> Found:
+    try:
+        with path.open("rb") as file:
+            head = file.read(files.SNIFF)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(GGUF) or path.suffix == ".gguf":
+        return Found(kind="gguf", path=path)
+    if path.suffix == ".safetensors" or path.name == "config.json":
+        raise UserError(f"{path} is one file of a model", hint=f"name the directory that it is in: {path.parent}")
+    if path.suffix == ".bin" or head.startswith((b"PK\x03\x04", b"\x80")):
+        return Found(kind="llama2.c", path=path)
+    raise UserError(
+        f"{path} is {files.what_it_is(head) or 'text'}, expected a model",
+        hint="a model is a directory with config.json and model.safetensors, or a .gguf file",
+    )
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The shape of the model at a path; no weights are read. Raises UserError as ``load`` does."""
+    found = locate(path)
+    if found.kind == "hf":
+        return hf.read_config(found.path)
+    if found.kind == "gguf":
+        from tfcli.formats import gguf_load
+
+        return gguf_load.read_config(found.path)
+    from tfcli.formats import llama2c
+
+    return llama2c.read_config(found.path)
+
+
+def load(
+    path: str | Path,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
+    tokenizer: str | Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[Transformer, Codec]:
+    """The model at a path, on the runtime's device, and its tokenizer.
+
+    ``dtype`` of what is not quantized (default: the runtime's). ``quantize`` is "int8" or "int4": matrices are
+    quantized one at a time as they are read. ``tokenizer`` is the file of a llama2.c checkpoint, where it does not lie
+    beside it. ``on_note`` is told what of a directory was not read. Raises UserError for what is absent, damaged, not
+    read by tfcli or does not belong together, and for quantizing twice.
+    """
+    from tfcli.model.quantized import bits_of
+
+    found = locate(path)
+    bits = bits_of(quantize) if quantize is not None else None
+    if tokenizer is not None and found.kind != "llama2.c":
+        raise UserError(f"{path} has a tokenizer of its own", hint="--tokenizer goes with a checkpoint of llama2.c")
+    if found.kind == "gguf":
+        from tfcli.formats import gguf_load
+
+        return gguf_load.load(found.path, runtime=runtime, dtype=dtype, quantize_to=bits)
+    if found.kind == "llama2.c":
+        from tfcli.formats import llama2c
+
+        return llama2c.load(found.path, tokenizer, runtime=runtime, dtype=dtype, quantize_to=bits)
+    if bits is None:
+        return hf.load(found.path, runtime=runtime, dtype=dtype, on_note=on_note)
+    return _quantized(found.path, bits, runtime, dtype, on_note)
+
+
+def _quantized(
+    directory: Path, bits: Bits, runtime: Runtime, dtype: torch.dtype | None, on_note: Callable[[str], None] | None
+) -> tuple[Transformer, Codec]:
+    """As ``hf.load``, one matrix at a time in the form that it is stored in."""
+    import torch
+
+    from tfcli.model.quantized import assign
+    from tfcli.model.transformer import Transformer
+
+    codec = _codec(directory)
+    stored = open_model(directory)
+    if stored.not_read and on_note:
+        on_note(f"{directory}: {len(stored.not_read)} tensors of other parts are not read ({few(stored.not_read)})")
+    with torch.device("meta"):
+        model = Transformer(stored.config)
+    for name, tensor in stored.tensors():
+        assign(model, name, tensor, runtime.device, dtype or runtime.dtype, bits)
+    return model, codec
+
+
+def _codec(directory: Path) -> Codec:
+    """The tokenizer of a directory, once it was compared with the model's settings."""
+    _, config, extra = read_settings(directory)
+    codec = load_tokenizer(directory, vocab_size=config.vocab_size)
+    if codec.vocab_size > config.vocab_size or extra.get("tokenizer_sha256", codec.hash) != codec.hash:
+        raise UserError(
+            f"{codec.name} is not the tokenizer of the model in {directory}",
+            hint="it must be the one that the model was trained with",
+        )
+    return codec
