@@ -91,7 +91,7 @@ def test_jsonl_prompts_may_have_line_breaks(call, tmp_path: Path) -> None:  # ty
     ("content", "said"),
     [
         (b'{"prompt": "a"}\n{"prompt"', "p.jsonl:2 is not JSON"),
-        (b'{"prompt": "a"}\n["a"]\n', 'p.jsonl:2 has no "prompt"'),
+        (b'{"prompt": "a"}\n["a"]\n', "p.jsonl:2 is not a JSON object"),
         (b'{"text": "a"}\n', 'p.jsonl:1 has no "prompt"'),
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "p.jsonl:2 is not UTF-8 at byte 12"),
     ],
@@ -100,9 +100,30 @@ def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, 
     """In a file of ten thousand prompts the line number is what one needs."""
     (tmp_path / "p.jsonl").write_bytes(content)
     code, out, err = call("--file", str(tmp_path / "p.jsonl"), "--json", "--max-tokens", "2")
-    assert code == 2
-    assert out == ""
+    assert code == 1
     assert said in err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == len(content.splitlines())
+    assert said in lines[-1]["error"]
+    assert all(line["prompt"] == "a" for line in lines[:-1])
+
+
+def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """One result a line of input, in its place: a broken line, one that is too long, and messages without a template."""
+    path = tmp_path / "p.jsonl"
+    rows = ['{"prompt": "a"}', "oops", '{"prompt": "b"}', json.dumps({"prompt": "long " * 100})]
+    rows += ['{"messages": [{"role": "user", "content": "x"}]}', '{"messages": []}', '{"prompt": "c"}']
+    path.write_text("\n".join(rows))
+    code, out, err = call("--file", str(path), "--json", "--max-tokens", "2", "--num-samples", "2")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line.get("prompt", "error") for line in lines] == ["a", "a", "error", "b", "b", *["error"] * 3, "c", "c"]
+    assert code == 1
+    for said in ("p.jsonl:2 is not JSON", "p.jsonl:4 the prompt has", "p.jsonl:5", "no chat template", "p.jsonl:6"):
+        assert said in err
+    assert "4 of the prompts could not be read" in err
+    code, out, _ = call("--file", str(path), "--max-tokens", "2")
+    assert code == 1
+    assert out.split("---").__len__() == 3
 
 
 @pytest.mark.parametrize(

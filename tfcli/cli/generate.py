@@ -5,29 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tfcli.cli.lines import decoded, read_objects
+from tfcli.cli.options import Device, Precision, Quantize, Threads
 from tfcli.config import Sampling, resolve
-from tfcli.errors import UserError
+from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from tfcli.infer.engine import Engine, Generation
+    from tfcli.infer.engine import Engine, Generation, Prompt
 
 DEFAULT = Sampling()
 SEPARATOR = "---"
 """The line between results, where there are several and --json was not asked for."""
-MODEL, SAMPLING, OUTPUT, MACHINE = "Model and prompt", "Sampling", "Output", "Machine"
+MODEL, SAMPLING, OUTPUT = "Model and prompt", "Sampling", "Output"
 
 
 def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Model directory.", show_default="$TFCLI_MODEL, else the last run", rich_help_panel=MODEL
+            "--model",
+            help="Model directory, or a GGUF file.",
+            show_default="$TFCLI_MODEL, else the last run",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     prompt: Annotated[
@@ -36,7 +42,19 @@ def generate(
     ] = None,
     file: Annotated[
         str | None,
-        typer.Option("--file", help='One prompt a line, or .jsonl with "prompt"; - for stdin.', rich_help_panel=MODEL),
+        typer.Option(
+            "--file",
+            help='One prompt a line, or .jsonl with "prompt" or "messages"; - for stdin.',
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Answer the prompt by the model's chat template.", rich_help_panel=MODEL),
+    ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", help="With --chat: how the model should behave.", rich_help_panel=MODEL),
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -118,17 +136,10 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a result, with ids and logprobs.", rich_help_panel=OUTPUT)
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
-    ] = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    quantize: Quantize = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file with sampling settings.", rich_help_panel=SAMPLING)
     ] = None,
@@ -140,7 +151,8 @@ def generate(
 
     The prompt is --prompt, or all of a piped stdin less one final line break, or a line of --file each. With none of
     them, at a terminal, the text starts from nothing. A terminal shows the prompt before its continuation; a pipe gets
-    the continuation alone.
+    the continuation alone. With --chat each prompt is a user's message, which the model answers. A line of --file that
+    is no prompt is reported with its number and the others are done; the exit code is then 1.
 
     Example: tfcli generate --prompt "Once upon a time" --max-tokens 100
     """
@@ -157,43 +169,115 @@ def generate(
         flags["temperature"] = 0.0
     if prompt is not None and file is not None:
         raise UserError("--prompt and --file exclude each other", hint="leave one of them out")
+    if system is not None and not chat:
+        raise UserError("--system needs --chat", hint="a plain prompt is continued as it is: put it there")
     sampling, _ = resolve(Sampling, file=config, sets=sets or (), flags=flags)
-    engine = _load(model, sampling, device, precision, threads)
+    ask = _Ask(chat, system)
+    found = None if file is None else _Found(file, ask)
+    engine = _load(model, sampling, device, precision, threads, quantize)
     start = time.perf_counter()
-    if file is not None:
-        tokens = _many(engine, _prompts(file), sampling, as_json)
+    if found is not None:
+        tokens = _many(engine, found.prompts(engine, sampling), sampling, as_json, found)
     else:
-        text = prompt if prompt is not None else _from_stdin()
-        tokens = _one(engine, text, sampling, as_json)
+        tokens = _one(engine, ask.wrapped(prompt if prompt is not None else _from_stdin()), sampling, as_json)
     seconds = time.perf_counter() - start
     print(f"{tokens} tokens in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s", file=sys.stderr)
+    if found is not None and found.failures:
+        raise RunError(
+            f"{len(found.failures)} of the prompts could not be read, as said above", hint="the others are done"
+        )
+
+
+class _Ask:
+    """How a text becomes a prompt: as it is, or as a user's message after the system's."""
+
+    def __init__(self, chat: bool, system: str | None) -> None:
+        self._chat = chat
+        self._before = [] if system is None else [{"role": "system", "content": system}]
+
+    def wrapped(self, text: str) -> Prompt:
+        """A prompt of a text."""
+        return [*self._before, {"role": "user", "content": text}] if self._chat else text
+
+    def row(self, row: dict[str, Any]) -> Prompt:
+        """The prompt of a line of .jsonl: its "prompt", or its "messages" as they are."""
+        if "messages" in row:
+            from tfcli.text.chat import read_messages
+
+            return read_messages(row)
+        if not isinstance(row.get("prompt"), str):
+            raise UserError('has no "prompt" with a string', hint='such as {"prompt": "Once upon a time"}')
+        return self.wrapped(row["prompt"])
+
+
+class _Found:
+    """The prompts of a file: those that are none are reported, and remembered by what was said of them."""
+
+    def __init__(self, file: str, ask: _Ask) -> None:
+        self.failures: list[int] = []
+        if file != "-" and not Path(file).is_file():
+            raise UserError(f"no such file: {file}", hint="--file takes one prompt a line; a single prompt is --prompt")
+        self._file, self._ask = file, ask
+        self._order: deque[str | None] = deque()  # of each line in turn: None for a prompt, else what was wrong
+
+    def prompts(self, engine: Engine, sampling: Sampling) -> Iterator[Prompt]:
+        """The prompts that the model can take."""
+
+        def taken(prompt: Prompt) -> Prompt:
+            engine.check_prompt(prompt, sampling)
+            self._order.append(None)
+            return prompt
+
+        yield from read_objects(
+            self._file,
+            "prompt",
+            self.failures,
+            lambda row: taken(self._ask.row(row)),
+            lambda line: taken(self._ask.wrapped(line)),
+            on_error=self._order.append,
+        )
+
+    def errors(self) -> Iterator[str]:
+        """What was wrong with the lines before the next result; asked once before each result, and at the end."""
+        while self._order and self._order[0] is not None:
+            yield str(self._order.popleft())
+        if self._order:
+            self._order.popleft()
 
 
 def _load(
-    model: str | None, sampling: Sampling, device: str | None, precision: str | None, threads: int | None
+    model: str | None,
+    sampling: Sampling,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    quantize: str | None,
 ) -> Engine:
     """The engine, once all that can be checked without it is; says on stderr what it chose."""
-    from tfcli.formats.hf import find_model, read_config
+    from tfcli.formats.hf import find_model
+    from tfcli.formats.models import read_config
 
-    directory = find_model(model)
-    read_config(directory)
+    path = find_model(model)
+    read_config(path)
     from tfcli.infer.engine import load
     from tfcli.infer.sampling import check
 
     check(sampling)
-    engine = load(directory, device=device, precision=precision, threads=threads)
-    chosen = f"model: {directory}; " if model is None else ""
+    engine = load(path, device=device, precision=precision, threads=threads, quantize=quantize)
+    chosen = f"model: {path}; " if model is None else ""
     print(f"{chosen}device: {engine.runtime.describe()}", file=sys.stderr)
+    if engine.runtime.device.type == "cpu" and (why := engine.decoder.eager_because) is not None:
+        print(f"decoding by PyTorch's operators, two to three times slower: {why}", file=sys.stderr)
     return engine
 
 
-def _one(engine: Engine, prompt: str, sampling: Sampling, as_json: bool) -> int:
+def _one(engine: Engine, prompt: Prompt, sampling: Sampling, as_json: bool) -> int:
     """One prompt: its text as it comes, or its results."""
     from tfcli.infer.engine import Finished
 
     if as_json or sampling.num_samples > 1:
         return _many(engine, iter([prompt]), sampling, as_json)
-    if sys.stdout.isatty() and sys.stderr.isatty():
+    if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         print(prompt, end="", file=sys.stderr, flush=True)
     tokens, last = 0, ""
     for event in engine.stream(prompt, sampling):
@@ -209,18 +293,30 @@ def _one(engine: Engine, prompt: str, sampling: Sampling, as_json: bool) -> int:
     return tokens
 
 
-def _many(engine: Engine, prompts: Iterator[str], sampling: Sampling, as_json: bool) -> int:
-    """Results in the order of the prompts; the number of new tokens."""
+def _many(
+    engine: Engine, prompts: Iterator[Prompt], sampling: Sampling, as_json: bool, found: _Found | None = None
+) -> int:
+    """Results in the order of the prompts, with --json also what was no prompt; the number of new tokens."""
     tokens = 0
     for number, result in enumerate(engine.generate_batch(prompts, sampling)):
         tokens += len(result.ids)
+        if found is not None and number % sampling.num_samples == 0:
+            _say(found, as_json)
         if as_json:
             print(json.dumps(_fields(result), ensure_ascii=False), flush=True)
             continue
         if number:
             print(SEPARATOR)
         print(result.text, end="" if result.text.endswith("\n") else "\n", flush=True)
+    if found is not None:
+        _say(found, as_json)
     return tokens
+
+
+def _say(found: _Found, as_json: bool) -> None:
+    for error in found.errors():
+        if as_json:  # one line for each line of input: programs join the two by position
+            print(json.dumps({"error": error}, ensure_ascii=False), flush=True)
 
 
 def _fields(result: Generation) -> dict[str, object]:
@@ -245,45 +341,8 @@ def _from_stdin() -> str:
     """All of a piped stdin less one final line break; "" at a terminal, which is never asked."""
     if sys.stdin is None or sys.stdin.isatty():
         return ""
-    text = _decoded(sys.stdin.buffer.read(), "stdin")
+    try:
+        text = decoded(sys.stdin.buffer.read())
+    except UserError as error:
+        raise UserError(f"stdin {error.message}", hint=error.hint) from None
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def _prompts(file: str) -> Iterator[str]:
-    """The prompts of a file, one a line; of .jsonl the field "prompt"."""
-    if file != "-" and not Path(file).is_file():
-        raise UserError(f"no such file: {file}", hint="--file takes one prompt a line; a single prompt is --prompt")
-    return _lines(file)
-
-
-def _lines(file: str) -> Iterator[str]:
-    name = "stdin" if file == "-" else file
-    jsonl = Path(file).suffix in (".jsonl", ".ndjson")
-    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
-            line = _decoded(raw, f"{name}:{number}").removesuffix("\n").removesuffix("\r")
-            if number == 1:
-                line = line.removeprefix("\ufeff")
-            if not jsonl:
-                yield line
-            elif line.strip():
-                yield _field(line, f"{name}:{number}")
-
-
-def _field(line: str, where: str) -> str:
-    expected = 'expected one JSON object a line, such as {"prompt": "Once upon a time"}'
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}", hint=expected) from None
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise UserError(f'{where} has no "prompt" with a string', hint=expected)
-    prompt: str = row["prompt"]
-    return prompt
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 at byte {error.start}", hint="convert it first, as with iconv") from None

@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenize": "Train a SentencePiece tokenizer, and use it in pipelines.",
     "pretrain": "Train a language model on text: text in, model directory out.",
     "generate": "Continue text: stdout gets the new text and nothing else.",
+    "predict": "Say what a model makes of texts: JSON lines in order.",
     "evaluate": "Score a text: loss, perplexity and bits per byte.",
     "inspect": "Say what a model, run, tokenizer or text is, and what it costs.",
     "bench": "Measure speed and memory, with intervals.",

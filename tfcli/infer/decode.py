@@ -159,6 +159,11 @@ class Decoder:
         """Whether the compiled step does the decoding."""
         return self._stepper is not None
 
+    @property
+    def eager_because(self) -> str | None:
+        """Why PyTorch's operators do it, in words; None where the compiled step does."""
+        return None if self.compiled else native.unavailable() or "this model has parts that the compiled step has not"
+
 
 class _Row:
     """An open row: its number, its window of ids, its random numbers, and what was chosen last."""

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal, TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from tfcli.config import Sampling
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats import models
 from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
+from tfcli.infer.embed import embed
 from tfcli.infer.sampling import check
 from tfcli.infer.score import Scores, evaluate
 from tfcli.infer.stopping import StopFilter
@@ -71,15 +73,20 @@ Event = Token | Finished
 
 
 def load(
-    directory: str | Path, *, device: str | None = None, precision: str | None = None, threads: int | None = None
+    path: str | Path,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    quantize: str | None = None,
 ) -> Engine:
-    """The model in ``directory``, ready to generate and score.
+    """The model in a directory (tfcli's or Hugging Face's) or GGUF file, ready to generate, embed and score.
 
-    ``device`` is auto, cuda, mps or cpu; ``precision`` auto, fp32 or bf16; ``threads`` CPU threads. Raises UserError
-    for a directory that does not hold a model or a device that is not there.
+    ``device`` is auto, cuda, mps or cpu; ``precision`` auto, fp32 or bf16; ``threads`` CPU threads; ``quantize`` int8
+    or int4 for weights in fewer bits. Raises UserError for what is not a model or a device that is not there.
     """
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-    model, tokenizer = hf.load(directory, runtime=runtime)
+    model, tokenizer = models.load(path, runtime=runtime, quantize=quantize)
     return Engine(model, tokenizer, runtime)
 
 
@@ -174,6 +181,24 @@ class Engine:
     def check_prompt(self, prompt: Prompt, sampling: Sampling) -> None:
         """Raise UserError for a prompt that the model cannot take: no text, too long, no template for messages."""
         check_prompt(self._encode(prompt), self.model.config.context, sampling)
+
+    def embed(self, texts: str | Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of length 1: (D,) of one text, (N, D) of several; the mean of the last hidden states.
+
+        What is beyond the model's context does not count; ``fitted`` says how much that is.
+        """
+        many = [texts] if isinstance(texts, str) else texts
+        vectors = embed(self.model, [self.fitted(text)[0] for text in many])
+        one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
+        return one
+
+    def fitted(self, text: str) -> tuple[list[int], int]:
+        """The ids of a text between the tokenizer's own, cut to the model's context, and how many were cut off."""
+        before, after = self.tokenizer.prefix_ids, self.tokenizer.suffix_ids
+        ids = self.tokenizer.encode(text)
+        room = self.model.config.context - len(before) - len(after)
+        whole = [*before, *ids[:room], *after] or [self.tokenizer.eos_id]
+        return whole, max(0, len(ids) - room)
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
         """Loss, perplexity and bits per byte of a text as one document, each token once."""

@@ -1,0 +1,88 @@
+"""Texts of a file or stdin, one a line or one JSON object a line; a broken line is said and left out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tfcli.errors import UserError
+
+
+def read_lines(file: str, key: str, failures: list[int]) -> Iterator[str]:
+    """The texts of ``read_objects`` where each is a string."""
+    return read_objects(file, key, failures, lambda row: _string(row, key))
+
+
+def read_objects(
+    file: str,
+    key: str,
+    failures: list[int],
+    parse: Callable[[dict[str, Any]], Any],
+    plain: Callable[[str], Any] = str,
+    *,
+    on_error: Callable[[str], None] = lambda said: None,
+) -> Iterator[Any]:
+    """Each line of a file ("-": stdin) as ``plain`` has it, or of .jsonl as ``parse`` has its object.
+
+    A line that is none is reported on stderr with its number, and to ``on_error``, and its number put into
+    ``failures``; the others go on.
+    Raises UserError for a file that is not there.
+    """
+    if file != "-" and not Path(file).is_file():
+        raise UserError(f"no such file: {file}", hint=f'expected one text a line, or .jsonl with "{key}"')
+    return _objects(file, failures, parse, plain, on_error)
+
+
+def _objects(
+    file: str,
+    failures: list[int],
+    parse: Callable[[dict[str, Any]], Any],
+    plain: Callable[[str], Any],
+    on_error: Callable[[str], None],
+) -> Iterator[Any]:
+    name = "stdin" if file == "-" else file
+    jsonl = Path(file).suffix in (".jsonl", ".ndjson")
+    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                line = decoded(raw).removesuffix("\n").removesuffix("\r")
+                if number == 1:
+                    line = line.removeprefix("\ufeff")
+                if jsonl and not line.strip():
+                    continue
+                value = parse(_object(line)) if jsonl else plain(line)
+            except UserError as error:
+                failures.append(number)
+                hint = f" ({error.hint})" if error.hint else ""
+                print(f"error: {name}:{number} {error.message}{hint}", file=sys.stderr)
+                on_error(f"{name}:{number} {error.message}")
+                continue
+            yield value
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8 as text; UserError where it is not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 at byte {error.start}", hint="convert it first, as with iconv") from None
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError("is not a JSON object")
+    return row
+
+
+def _string(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise UserError(f'has no "{key}" with a string')
+    return value
