@@ -155,6 +155,16 @@ def test_groups_pack_into_the_blocks_they_came_from(type: str) -> None:
     np.testing.assert_array_equal(blocks, data)
 
 
+def test_groups_that_several_types_hold_pack_into_the_one_asked_for() -> None:
+    """A matrix of zeros, or some rows of one, must not change the type of the rest."""
+    base = ggml_blocks.groups("Q4_0", random_blocks("Q4_0", seed=5))
+    packed, blocks = ggml_blocks.pack(base, "Q4_1")
+    assert packed == "Q4_1"
+    np.testing.assert_array_equal(ggml_blocks.dequantize("Q4_1", blocks), base.dequantize())
+    with pytest.raises(ValueError, match="Q8_0 does not hold"):
+        ggml_blocks.pack(base, "Q8_0")
+
+
 def test_only_exact_groups_pack() -> None:
     """Would catch rounding a scale into fp16, or an offset that the type does not have."""
 

@@ -17,6 +17,7 @@ from tfcli.formats.gguf import open_gguf
 from tfcli.formats.gguf_models import GgufConfig
 from tfcli.model import quantized
 from tfcli.model.quant import QuantEmbedding, QuantMatrix
+from tfcli.model.quantized import Quantization
 from tfcli.model.transformer import Transformer
 
 LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_context=32, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -161,8 +162,8 @@ def test_plain_files_take_the_dtype_asked_for(tmp_path: Path) -> None:
 
 def test_a_plain_file_is_quantized_at_load_as_a_model_would_be(tmp_path: Path) -> None:
     path = tiny_gguf.save(tmp_path / "m.gguf", config("llama", qkv_bias=True))
-    at_load = load(path, quantize_to=4)
-    after = quantized.quantize_model(load(path), "int4")
+    at_load = load(path, quantize=Quantization(bits=4))
+    after = quantized.quantize_model(load(path), Quantization(bits=4))
     assert at_load.state_dict().keys() == after.state_dict().keys()
     for name, tensor in at_load.state_dict().items():
         torch.testing.assert_close(tensor, after.state_dict()[name], atol=0, rtol=0)
@@ -180,7 +181,7 @@ def test_the_vocabulary_is_the_file_s(tmp_path: Path) -> None:
 def test_quantizing_twice_is_refused(tmp_path: Path) -> None:
     path = tiny_gguf.save(tmp_path / "m.gguf", config("llama"), type="Q4_1", token_embd="Q8_0")
     with pytest.raises(UserError, match=r"quantized already \(Q4_1, Q8_0\)"):
-        load(path, quantize_to=4)
+        load(path, quantize=Quantization(bits=4))
 
 
 def test_damaged_scales_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tiny_models import cpu, model, save, tokenizer
 from tfcli.errors import UserError
 from tfcli.formats import hf, models
 from tfcli.model.quant import QuantMatrix
-from tfcli.model.quantized import quantize_model
+from tfcli.model.quantized import Quantization, quantize_model
 
 
 def test_a_directory_a_file_and_a_directory_with_a_file(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_directory_is_quantized_as_its_model_would_be(tmp_path: Path, kind: st
     """Would catch a matrix that is read in another dtype first, or left out."""
     save(tmp_path / "run", **changes)
     made, codec = models.load(tmp_path / "run", runtime=cpu("bf16"), quantize=kind)
-    expected = quantize_model(model(**changes), kind).state_dict()
+    expected = quantize_model(model(**changes), Quantization.of(kind)).state_dict()
     assert made.state_dict().keys() == expected.keys()
     for name, tensor in made.state_dict().items():
         theirs = expected[name]

@@ -11,7 +11,7 @@ from tfcli.config import Wiring
 from tfcli.errors import UserError
 from tfcli.model import quantized
 from tfcli.model.quant import QuantEmbedding, QuantMatrix, quantize
-from tfcli.model.quantized import bits, quantize_model, weight_bytes
+from tfcli.model.quantized import Quantization, bits, quantize_model, weight_bytes
 from tfcli.model.transformer import Transformer
 
 GPT2 = Wiring(
@@ -22,6 +22,7 @@ BERT = Wiring(
     causal=False, norm="layer", norm_bias=True, norm_place="post", qk_norm=False, positions="learned", gated=False,
     activation="gelu", qkv_bias=True, out_bias=True, ffn_bias=True, embed_norm=True, token_types=2,
 )  # fmt: skip
+WHOLE = Quantization(bits=4, whole_groups=True)
 SHAPES: list[dict[str, Any]] = [{}, {"tied": False, "width": 40}, {"wiring": GPT2}, {"wiring": BERT}]
 
 
@@ -41,7 +42,7 @@ def widened(made: Transformer, plain: Transformer) -> Transformer:
 def test_a_quantized_model_computes_what_its_numbers_say(kind: str, changes: dict[str, Any]) -> None:
     """Would catch a matrix that was left out or put elsewhere, and a bias that got lost."""
     plain = model(**changes)
-    made = quantize_model(copy.deepcopy(plain), kind)
+    made = quantize_model(copy.deepcopy(plain), Quantization.of(kind))
     kept = {name for name, _ in made.named_parameters()}
     assert all("norm" in name or name in ("positions.weight", "types.weight") for name in kept), kept
     assert isinstance(made.embed, QuantEmbedding)
@@ -71,26 +72,26 @@ def test_a_model_is_a_quarter_of_its_size() -> None:
     plain = model(width=64, ffn_width=128, vocab_size=1000)
     before = weight_bytes(plain)
     assert before == 4 * sum(p.numel() for p in plain.parameters())
-    assert weight_bytes(quantize_model(copy.deepcopy(plain), "int8")) < 0.28 * before
-    assert weight_bytes(quantize_model(plain, "int4")) < 0.17 * before
+    assert weight_bytes(quantize_model(copy.deepcopy(plain), Quantization.of("int8"))) < 0.28 * before
+    assert weight_bytes(quantize_model(plain, Quantization.of("int4"))) < 0.17 * before
 
 
 def test_quantizing_twice_is_refused() -> None:
-    made = quantize_model(model(), "int8")
+    made = quantize_model(model(), Quantization.of("int8"))
     with pytest.raises(UserError, match="the model is quantized already, to 8 bits"):
-        quantize_model(made, "int4")
+        quantize_model(made, Quantization.of("int4"))
 
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'int8'"):
-        quantize_model(model(), "int9")
+        quantize_model(model(), Quantization.of("int9"))
 
 
 def test_rows_of_broken_groups_can_be_left_as_they_are() -> None:
     """For files whose blocks have no padding."""
-    made = quantize_model(model(ffn_width=48), "int4", whole_groups=True)
+    made = quantize_model(model(ffn_width=48), WHOLE)
     assert isinstance(made.blocks[0].attention.q, QuantMatrix)
     assert isinstance(made.blocks[0].ffn.up, QuantMatrix)
     assert not isinstance(made.blocks[0].ffn.down, QuantMatrix)
-    made = quantize_model(model(width=40), "int4", whole_groups=True)
+    made = quantize_model(model(width=40), WHOLE)
     assert made.head.weight is made.embed.weight

@@ -324,19 +324,26 @@ _QUANTIZE: dict[str, Callable[[Floats], NDArray[Any]]] = {
 
 def exact_type(groups: Groups) -> str | None:
     """The type whose blocks hold these groups without any change: Q4_0, Q4_1, Q8_0, or None."""
-    if groups.group != 32 or not _is_half(groups.scale):
-        return None
+    return next((type for type in ("Q4_0", "Q8_0", "Q4_1") if _holds(type, groups)), None)
+
+
+def _holds(type: str, groups: Groups) -> bool:
+    if groups.group != 32 or groups.bits != TYPES[type].bits or not _is_half(groups.scale):
+        return False
+    if type == "Q4_1":
+        return _is_half(groups.low)
     middle = 8 if groups.bits == 4 else 128
-    if np.array_equal(groups.low, -middle * groups.scale):
-        return "Q4_0" if groups.bits == 4 else "Q8_0"
-    return "Q4_1" if groups.bits == 4 and _is_half(groups.low) else None
+    return np.array_equal(groups.low, -middle * groups.scale)
 
 
-def pack(groups: Groups) -> tuple[str, Bytes]:
-    """``exact_type`` and its blocks (rows, bytes of a row). Raises ValueError where there is none."""
-    type = exact_type(groups)
-    if type is None:
-        raise ValueError("no block type holds these groups exactly")
+def pack(groups: Groups, type: str | None = None) -> tuple[str, Bytes]:
+    """A type that holds these groups exactly (default: ``exact_type``) and its blocks (rows, bytes of a row).
+
+    Raises ValueError where it does not, or where there is none.
+    """
+    type = exact_type(groups) if type is None else type
+    if type is None or not _holds(type, groups):
+        raise ValueError(f"{type or 'no block type'} does not hold these groups exactly")
     rows = len(groups.q)
     out = _blocks(type, groups.q.reshape(rows, -1, 32))
     out["d"] = groups.scale

@@ -22,8 +22,9 @@ from tfcli.formats import ggml_blocks, gguf_models, gguf_wiring
 from tfcli.formats.ggml_blocks import TYPES, Floats
 from tfcli.formats.gguf import GgufFile, GgufTensor, open_gguf
 from tfcli.formats.gguf_models import GgufConfig
-from tfcli.model.quant import GROUP, Bits, QuantMatrix, from_codes, quantize
-from tfcli.model.quantized import place, slices, stacked
+from tfcli.model import quant
+from tfcli.model.quant import GROUP, Bits, QuantMatrix, from_codes
+from tfcli.model.quantized import Quantization, place, slices, stacked
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text.codec import Codec
@@ -40,17 +41,17 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def load(
-    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize_to: Bits | None = None
+    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
 ) -> tuple[Transformer, Codec]:
     """The model in a GGUF file, on the runtime's device, and its tokenizer; ``dtype`` of what is not quantized.
 
-    ``quantize_to`` quantizes the matrices of a file that has none that are. Raises UserError for a damaged file, an
+    ``quantize`` quantizes the matrices of a file that has none that are. Raises UserError for a damaged file, an
     architecture or a tokenizer that is not read, and for quantizing twice.
     """
     file = open_gguf(path)
     config = gguf_models.config_from_gguf(file)
     codec = from_gguf(file.metadata, name=str(path))
-    return load_model(file, config, runtime=runtime, dtype=dtype, quantize_to=quantize_to), codec
+    return load_model(file, config, runtime=runtime, dtype=dtype, quantize=quantize), codec
 
 
 def load_model(
@@ -59,18 +60,18 @@ def load_model(
     *,
     runtime: Runtime,
     dtype: torch.dtype | None = None,
-    quantize_to: Bits | None = None,
+    quantize: Quantization | None = None,
 ) -> Transformer:
     """The model alone; ``config`` is ``config_from_gguf`` of the file."""
     kinds = sorted({t.type for t in file.tensors.values() if TYPES[t.type].quantized and len(t.shape) == 2})
-    if quantize_to and kinds:
+    if quantize and kinds:
         raise UserError(
             f"{file.path} is quantized already ({', '.join(kinds)})",
             hint="leave --quantize out: quantizing twice loses quality for nothing",
         )
     with torch.device("meta"):
         model = Transformer(gguf_wiring.from_gguf(config, name=str(file.path)))
-    reader = _Reader(file, config, dtype or runtime.dtype, quantize_to)
+    reader = _Reader(file, config, dtype or runtime.dtype, quantize)
     for name, ours in gguf_wiring.core_names(config).items():
         path, _, kind = ours.rpartition(".")
         if kind == "weight":
@@ -86,15 +87,16 @@ def load_model(
 class _Reader:
     """Puts the tensors of a file into a model, one at a time."""
 
-    def __init__(self, file: GgufFile, config: GgufConfig, dtype: torch.dtype, quantize_to: Bits | None) -> None:
-        self.file, self.config, self.dtype, self.quantize_to = file, config, dtype, quantize_to
+    def __init__(self, file: GgufFile, config: GgufConfig, dtype: torch.dtype, quantize: Quantization | None) -> None:
+        self.file, self.config, self.dtype, self.quantize = file, config, dtype, quantize
 
     def put(self, model: Transformer, path: str, name: str) -> None:
         """The weight ``name`` and its bias, where the model has one, into the part at ``path``."""
         tensor, bias_name = self.file.tensors[name], name.removesuffix("weight") + "bias"
         part = model.get_submodule(path)
         bias = self.numbers(bias_name) if getattr(part, "bias", None) is not None else None
-        if len(tensor.shape) == 2 and (TYPES[tensor.type].quantized or self.quantize_to):
+        wanted = self.quantize is not None and self.quantize.takes(tensor.shape[-1])
+        if len(tensor.shape) == 2 and (TYPES[tensor.type].quantized or wanted):
             place(model, path, self.matrix(name, bias))
         else:
             part.weight = nn.Parameter(self.numbers(name))
@@ -133,7 +135,7 @@ class _Reader:
 
     def _anew(self, name: str) -> Iterator[QuantMatrix]:
         for _, values in self._slices(name):
-            yield quantize(torch.from_numpy(values), self.quantize_to or 8)
+            yield quant.quantize(torch.from_numpy(values), self.quantize.bits if self.quantize else 8)
 
     def _slices(self, name: str) -> Iterator[tuple[slice, Floats]]:
         """Which rows, and their numbers."""

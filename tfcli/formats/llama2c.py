@@ -24,7 +24,7 @@ from tfcli.text.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
 if TYPE_CHECKING:
     import torch
 
-    from tfcli.model.quant import Bits
+    from tfcli.model.quantized import Quantization
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -96,7 +96,7 @@ def load(
     *,
     runtime: Runtime,
     dtype: torch.dtype | None = None,
-    quantize_to: Bits | None = None,
+    quantize: Quantization | None = None,
 ) -> tuple[Transformer, Codec]:
     """The model in a checkpoint, on the runtime's device, and its tokenizer.
 
@@ -105,11 +105,11 @@ def load(
     path = Path(path)
     config = read_config(path)
     codec = read_tokenizer(_beside(path, config) if tokenizer is None else tokenizer, config.vocab_size)
-    return load_model(path, runtime=runtime, dtype=dtype, quantize_to=quantize_to), codec
+    return load_model(path, runtime=runtime, dtype=dtype, quantize=quantize), codec
 
 
 def load_model(
-    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize_to: Bits | None = None
+    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
 ) -> Transformer:
     """The model alone."""
     import torch
@@ -121,7 +121,7 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(config)
     for name, values in _tensors(Path(path), config):
-        assign(model, name, torch.from_numpy(values), runtime.device, dtype or runtime.dtype, quantize_to)
+        assign(model, name, torch.from_numpy(values), runtime.device, dtype or runtime.dtype, quantize)
     return model
 
 

@@ -18,7 +18,7 @@ from tfcli.text.hub import load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-    from tfcli.model.quant import Bits
+    from tfcli.model.quantized import Quantization
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -89,37 +89,42 @@ def load(
     runtime: Runtime,
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
+    whole_groups: bool = False,
     tokenizer: str | Path | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> tuple[Transformer, Codec]:
     """The model at a path, on the runtime's device, and its tokenizer.
 
     ``dtype`` of what is not quantized (default: the runtime's). ``quantize`` is "int8" or "int4": matrices are
-    quantized one at a time as they are read. ``tokenizer`` is the file of a llama2.c checkpoint, where it does not lie
-    beside it. ``on_note`` is told what of a directory was not read. Raises UserError for what is absent, damaged, not
-    read by tfcli or does not belong together, and for quantizing twice.
+    quantized one at a time as they are read; ``whole_groups`` as in ``Quantization``. ``tokenizer`` is the file of a
+    llama2.c checkpoint, where it does not lie beside it. ``on_note`` is told what of a directory was not read. Raises
+    UserError for what is absent, damaged, not read by tfcli or does not belong together, and for quantizing twice.
     """
-    from tfcli.model.quantized import bits_of
+    from tfcli.model.quantized import Quantization
 
     found = locate(path)
-    bits = bits_of(quantize) if quantize is not None else None
+    to = None if quantize is None else Quantization.of(quantize, whole_groups=whole_groups)
     if tokenizer is not None and found.kind != "llama2.c":
         raise UserError(f"{path} has a tokenizer of its own", hint="--tokenizer goes with a checkpoint of llama2.c")
     if found.kind == "gguf":
         from tfcli.formats import gguf_load
 
-        return gguf_load.load(found.path, runtime=runtime, dtype=dtype, quantize_to=bits)
+        return gguf_load.load(found.path, runtime=runtime, dtype=dtype, quantize=to)
     if found.kind == "llama2.c":
         from tfcli.formats import llama2c
 
-        return llama2c.load(found.path, tokenizer, runtime=runtime, dtype=dtype, quantize_to=bits)
-    if bits is None:
+        return llama2c.load(found.path, tokenizer, runtime=runtime, dtype=dtype, quantize=to)
+    if to is None:
         return hf.load(found.path, runtime=runtime, dtype=dtype, on_note=on_note)
-    return _quantized(found.path, bits, runtime, dtype, on_note)
+    return _quantized(found.path, to, runtime, dtype, on_note)
 
 
 def _quantized(
-    directory: Path, bits: Bits, runtime: Runtime, dtype: torch.dtype | None, on_note: Callable[[str], None] | None
+    directory: Path,
+    to: Quantization,
+    runtime: Runtime,
+    dtype: torch.dtype | None,
+    on_note: Callable[[str], None] | None,
 ) -> tuple[Transformer, Codec]:
     """As ``hf.load``, one matrix at a time in the form that it is stored in."""
     import torch
@@ -134,7 +139,7 @@ def _quantized(
     with torch.device("meta"):
         model = Transformer(stored.config)
     for name, tensor in stored.tensors():
-        assign(model, name, tensor, runtime.device, dtype or runtime.dtype, bits)
+        assign(model, name, tensor, runtime.device, dtype or runtime.dtype, to)
     return model, codec
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,24 @@ AT_ONCE = 1 << 19
 """Numbers of a matrix that are quantized at once: what it takes beside the result is some ten times that."""
 
 
-def bits_of(kind: str) -> Bits:
-    """8 for "int8", 4 for "int4". Raises UserError for another kind."""
-    if kind not in BITS:
-        raise unknown("kind of quantization", kind, BITS)
-    return BITS[kind]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """What a model's matrices are to become."""
+
+    bits: Bits
+    whole_groups: bool = False
+    """Matrices whose rows are not whole groups of 32 stay as they are: GGUF's blocks have no padding."""
+
+    @classmethod
+    def of(cls, kind: str, *, whole_groups: bool = False) -> Quantization:
+        """That of "int8" or "int4". Raises UserError for another kind."""
+        if kind not in BITS:
+            raise unknown("kind of quantization", kind, BITS)
+        return cls(bits=BITS[kind], whole_groups=whole_groups)
+
+    def takes(self, columns: int) -> bool:
+        """Whether a matrix with rows of this length is quantized."""
+        return not (self.whole_groups and columns % GROUP)
 
 
 def slices(rows: int, columns: int) -> Iterator[slice]:
@@ -78,21 +92,17 @@ def refuse_twice(model: Transformer, name: str) -> None:
         )
 
 
-def quantize_model(
-    model: Transformer, kind: str, *, whole_groups: bool = False, name: str = "the model"
-) -> Transformer:
+def quantize_model(model: Transformer, to: Quantization, *, name: str = "the model") -> Transformer:
     """Replace every ``Linear``, the embedding and the head by a ``QuantMatrix``, in place; a tied head stays tied.
 
-    ``kind`` is "int8" or "int4". ``whole_groups`` leaves matrices as they are whose rows are not whole groups of 32.
-    Raises UserError for a model that is quantized already.
+    Raises UserError for a model that is quantized already; ``name`` is what the message calls it.
     """
     refuse_twice(model, name)
-    wanted = bits_of(kind)
     layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
     own = [(path, module.weight, module.bias) for path, module in layers if module.weight is not model.embed.weight]
     for path, weight, bias in [("embed", model.embed.weight, None), *own]:
-        if not (whole_groups and weight.shape[1] % GROUP):
-            place(model, path, quantized(weight, wanted, bias=bias))
+        if to.takes(weight.shape[1]):
+            place(model, path, quantized(weight, to.bits, bias=bias))
     return model
 
 
@@ -108,17 +118,18 @@ def place(model: Transformer, path: str, matrix: QuantMatrix) -> None:
 
 
 def assign(
-    model: Transformer, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, to_bits: Bits | None
+    model: Transformer, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, to: Quantization | None
 ) -> None:
-    """Give a parameter of a new model its numbers; ``to_bits`` makes a ``QuantMatrix`` of what ``quantize_model`` does.
+    """Give a parameter of a new model its numbers: as a ``QuantMatrix`` where ``quantize_model`` makes one.
 
     A tied head goes with the embedding, whose name is "embed.weight".
     """
     path, _, kind = name.rpartition(".")
     part, tensor = model.get_submodule(path), tensor.to(device)
-    if to_bits and kind == "weight" and (path == "embed" or type(part) is Linear):
+    matrix = kind == "weight" and (path == "embed" or type(part) is Linear)
+    if to is not None and matrix and to.takes(tensor.shape[1]):
         bias = getattr(part, "bias", None)
-        place(model, path, quantized(tensor, to_bits, bias=None if bias is None or bias.is_meta else bias))
+        place(model, path, quantized(tensor, to.bits, bias=None if bias is None or bias.is_meta else bias))
         return
     value = tensor.to(dtype)
     setattr(part, kind, value if isinstance(part, QuantMatrix) else nn.Parameter(value))
