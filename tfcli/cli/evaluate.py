@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfcli.cli import options
+from tfcli.cli.options import Device, Errors, Precision, Quantize, TextKey, Threads
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
 
@@ -18,16 +20,16 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from tfcli.text.tokenizer import Tokenizer
+    from tfcli.text.codec import Codec
 
-TEXT, SCORE, MACHINE = "Text", "Score", "Machine"
+SCORE = "Score"
 SECONDS_BETWEEN_LINES = 10.0
 BATCH = 1 << 22
 """Characters that are encoded at once, about."""
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, or a GGUF file.")],
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, or - for stdin.")
     ],
@@ -42,38 +44,17 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", help="Score only the first N documents.", show_default="all", rich_help_panel=TEXT),
-    ] = None,
-    text_key: Annotated[
-        str | None,
         typer.Option(
-            "--text-key",
-            help="Field with the text.",
-            show_default="text, content or the only one",
-            rich_help_panel=TEXT,
+            "--limit", help="Score only the first N documents.", show_default="all", rich_help_panel=options.TEXT
         ),
     ] = None,
-    errors: Annotated[
-        str | None,
-        typer.Option(
-            "--errors",
-            help="Invalid UTF-8: strict or replace.",
-            show_default=DataOptions().errors,
-            rich_help_panel=TEXT,
-        ),
-    ] = None,
+    text_key: TextKey = None,
+    errors: Errors = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=SCORE)] = False,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
-    ] = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    quantize: Quantize = None,
 ) -> None:
     """Score a text: loss (nats per token), perplexity and bits per byte of its UTF-8 form.
 
@@ -88,11 +69,11 @@ def evaluate(
         raise UserError(f"--stride is {stride}", hint="it must be at least 1")
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}", hint="it must be at least 1")
-    options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
+    data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.infer.engine import load
     from tfcli.infer.score import evaluate as score
 
-    engine = load(model, device=device, precision=precision, threads=threads)
+    engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
     if stride is not None and stride > engine.model.config.context:
         raise UserError(
             f"--stride is {stride}, the model's context {engine.model.config.context}",
@@ -100,12 +81,14 @@ def evaluate(
         )
     print(f"device: {engine.runtime.describe()}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
-        ids, text_bytes = _encode(data, options, engine.tokenizer, limit=limit, threads=threads, folder=Path(folder))
+        ids, text_bytes = _encode(
+            data, data_options, engine.tokenizer, limit=limit, threads=threads, folder=Path(folder)
+        )
         scores = score(
             engine.model,
             ids,
             text_bytes=text_bytes,
-            first=engine.tokenizer.eos_id,
+            first=engine.first_id,
             runtime=engine.runtime,
             stride=stride,
             on_progress=_Progress(),
@@ -120,7 +103,7 @@ def evaluate(
 
 
 def _encode(
-    data: list[str], options: DataOptions, tokenizer: Tokenizer, *, limit: int | None, threads: int | None, folder: Path
+    data: list[str], options: DataOptions, tokenizer: Codec, *, limit: int | None, threads: int | None, folder: Path
 ) -> tuple[npt.NDArray[np.int32], int]:
     """The ids of all documents, in a memory-mapped file in ``folder``, and the bytes of their text."""
     import numpy as np

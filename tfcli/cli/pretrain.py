@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tfcli.config import DataOptions, PretrainConfig
+from tfcli.cli.options import TEXT, Device, Errors, Precision, TextKey, Threads
+from tfcli.config import PretrainConfig
 
-LENGTH, SIZE, DATA, RUN, MACHINE = "Length", "Size", "Text", "Run", "Machine"
+LENGTH, SIZE, RUN = "Length", "Size", "Run"
 
 
 def pretrain(
@@ -93,49 +94,30 @@ def pretrain(
             "--tokenizer",
             help="A tokenizer.model or model directory.",
             show_default="trained on the text",
-            rich_help_panel=DATA,
+            rich_help_panel=TEXT,
         ),
     ] = None,
     vocab_size: Annotated[
         int | None,
         typer.Option(
-            "--vocab-size", help="Pieces of a new tokenizer.", show_default="by size of text", rich_help_panel=DATA
+            "--vocab-size", help="Pieces of a new tokenizer.", show_default="by size of text", rich_help_panel=TEXT
         ),
     ] = None,
-    val: Annotated[str | None, typer.Option("--val", help="Hold out this file instead.", rich_help_panel=DATA)] = None,
+    val: Annotated[str | None, typer.Option("--val", help="Hold out this file instead.", rich_help_panel=TEXT)] = None,
     val_fraction: Annotated[
         float | None,
         typer.Option(
             "--val-fraction",
             help="Held-out part, from the end.",
             show_default="0.1, at most 500 kB",
-            rich_help_panel=DATA,
+            rich_help_panel=TEXT,
         ),
     ] = None,
-    text_key: Annotated[
-        str | None,
-        typer.Option("--text-key", help="Field or column with the text.", show_default="found", rich_help_panel=DATA),
-    ] = None,
-    errors: Annotated[
-        str | None,
-        typer.Option(
-            "--errors",
-            help="Invalid UTF-8: strict or replace.",
-            show_default=DataOptions().errors,
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="bf16 or fp32.", show_default="bf16 where native", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
-    ] = None,
+    text_key: TextKey = None,
+    errors: Errors = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
 ) -> None:
     """Train a language model on text: tokenizer, training, evaluation, and a model directory that works everywhere.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tfcli.config import Sampling
 from tfcli.errors import RunError, UserError
+from tfcli.infer.graph import GraphStepper
 from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
 from tfcli.model import native
 from tfcli.model.cache import KVCache
@@ -83,7 +84,8 @@ def decode(
 
 
 class Decoder:
-    """A model made ready to decode: on the CPU with the compiled step of ``tfcli.model.native``, where that is there.
+    """A model made ready to decode: on the CPU with the compiled step of ``tfcli.model.native``, where that is there,
+    on CUDA with recorded graphs.
 
     ``compiled=False`` takes PyTorch's operators all the same. The model's weights must stay as they are.
     """
@@ -91,7 +93,11 @@ class Decoder:
     def __init__(self, model: Transformer, *, compiled: bool = True) -> None:
         self.model = model
         exact = model.dtype == torch.float32
-        self._stepper = native.Stepper(model, exact=exact) if compiled and native.supports(model) else None
+        self._stepper: native.Stepper | GraphStepper | None = None
+        if compiled and native.supports(model):
+            self._stepper = native.Stepper(model, exact=exact)
+        elif compiled and model.device.type == "cuda":
+            self._stepper = GraphStepper(model)
 
     def run(
         self,
@@ -157,12 +163,16 @@ class Decoder:
     @property
     def compiled(self) -> bool:
         """Whether the compiled step does the decoding."""
-        return self._stepper is not None
+        return isinstance(self._stepper, native.Stepper)
 
     @property
     def eager_because(self) -> str | None:
-        """Why PyTorch's operators do it, in words; None where the compiled step does."""
-        return None if self.compiled else native.unavailable() or "this model has parts that the compiled step has not"
+        """Why PyTorch's operators do it one by one, in words; None where a compiled step or a graph does."""
+        return (
+            None
+            if self._stepper is not None
+            else native.unavailable() or "this model has parts that the compiled step has not"
+        )
 
 
 class _Row:

@@ -144,11 +144,12 @@ class Engine:
             sampling, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, overflow=overflow,
         )  # fmt: skip
-        if not isinstance(prompt, str) and not (prompt and all(isinstance(part, dict) for part in prompt)):
-            return list(self.generate_batch(prompt, sampling))  # type: ignore[arg-type]
-        if sampling.num_samples > 1:
-            raise UserError("one prompt gives one result here", hint="for several samples give a list: [prompt]")
-        return next(self.generate_batch([prompt], sampling))
+        if isinstance(prompt, str) or (prompt and all(isinstance(part, dict) for part in prompt)):
+            one: list[Prompt] = [prompt]  # type: ignore[list-item]
+            if sampling.num_samples > 1:
+                raise UserError("one prompt gives one result here", hint="for several samples give a list: [prompt]")
+            return next(self.generate_batch(one, sampling))
+        return list(self.generate_batch(prompt, sampling))  # type: ignore[arg-type]
 
     def stream(
         self, prompt: Prompt = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,

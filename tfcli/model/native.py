@@ -193,14 +193,29 @@ class Stepper:
         frequencies = rope_frequencies(config.head_width, config.rope_theta, scaling)
         local = rope_frequencies(config.head_width, wiring.local_theta)
         self._model = _Model(
-            depth=config.depth, width=config.width, heads=config.heads, kv_heads=config.kv_heads,
-            head_width=config.head_width, ffn_width=config.ffn_width, vocab=config.vocab_size,
-            activation=ACTIVATIONS[wiring.activation], layer_norm=wiring.norm == "layer", window=wiring.local_window,
-            rope=wiring.positions == "rope", exact=exact, eps=config.norm_eps, embed_scale=wiring.embed_scale,
-            attention_scale=scale, rope_factor=scaling.attention_factor if scaling.kind == "yarn" else 1.0, frequencies=self._floats(frequencies),
-            local_frequencies=self._floats(local), embed=_matrix(model.embed, self._keep),
-            head=_matrix(model.head, self._keep), norm=self._norm(model.norm), layers=layers,
-        )  # fmt: skip
+            depth=config.depth,
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_width=config.head_width,
+            ffn_width=config.ffn_width,
+            vocab=config.vocab_size,
+            activation=ACTIVATIONS[wiring.activation],
+            layer_norm=wiring.norm == "layer",
+            window=wiring.local_window,
+            rope=wiring.positions == "rope",
+            exact=exact,
+            eps=config.norm_eps,
+            embed_scale=wiring.embed_scale,
+            attention_scale=scale,
+            rope_factor=scaling.attention_factor if scaling.kind == "yarn" else 1.0,
+            frequencies=self._floats(frequencies),
+            local_frequencies=self._floats(local),
+            embed=_matrix(model.embed, self._keep),
+            head=_matrix(model.head, self._keep),
+            norm=self._norm(model.norm),
+            layers=layers,
+        )
         if wiring.positions == "learned":
             self._model.positions = _matrix(model.positions, self._keep)
 

@@ -219,12 +219,13 @@ def _fit(wide: Tensor, codes: Tensor, scale: Tensor, low: Tensor) -> tuple[Tenso
 def from_codes(
     codes: Tensor, scale: Tensor, low: Tensor | None, *, bits: Bits, columns: int, bias: Tensor | None = None
 ) -> QuantMatrix:
-    """A ``QuantMatrix`` from codes uint8 (rows, columns or padded) one a byte, and fp16 scale and low (rows, groups)."""
+    """A ``QuantMatrix`` of codes uint8 (rows, columns or padded), one a byte, and fp16 scale and low (rows, groups)."""
     groups = padded_groups(columns, bits)
     codes = F.pad(codes, (0, groups * GROUP - codes.shape[1]))
-    scale, low = (None if t is None else F.pad(t, (0, groups - t.shape[1])).contiguous() for t in (scale, low))
+    more = groups - scale.shape[1]
+    scale = F.pad(scale, (0, more)).contiguous()
+    low = None if low is None else F.pad(low, (0, more)).contiguous()
     if bits == 4:
         pairs = codes.view(len(codes), -1, 2, GROUP)
         codes = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).flatten(1)
-    assert scale is not None
     return QuantMatrix(codes.contiguous(), scale, low, bits=bits, columns=columns, bias=bias)

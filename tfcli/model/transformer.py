@@ -164,7 +164,8 @@ class Transformer(nn.Module):
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
         head = self.head
-        weight = head.weight if isinstance(head, Linear) else head.widened(hidden_BTD.dtype)  # quantized: as its numbers
+        # A quantized head as the numbers that its codes stand for.
+        weight = head.weight if isinstance(head, Linear) else head.widened(hidden_BTD.dtype)
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), weight, targets_BT.flatten())
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""tfcli predict, as a shell sees it."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import save
+
+import tfcli
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def call(directory: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """(exit code, stdout, stderr) of ``tfcli predict tiny ARGUMENTS``, with ``stdin`` piped in."""
+    from tfcli.cli.main import main
+
+    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main(["predict", str(directory), *arguments, "--device", "cpu"])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_lines_become_vectors_in_order(call, directory: Path) -> None:  # type: ignore[no-untyped-def]
+    """One object a line, the library's own vectors, blank lines and CRLF kept as texts."""
+    code, out, err = call("--task", "embed", stdin="the king\r\n\n从前\n".encode())
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["text"] for line in lines] == ["the king", "", "从前"]
+    expected = tfcli.load(directory, precision="fp32").embed(["the king", "", "从前"])
+    assert np.allclose([line["embedding"] for line in lines], expected, atol=1e-6)
+    assert "device: cpu" in err and "fp32" in err
+
+
+def test_json_lines_and_a_broken_one(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The others are done, the broken one is named, and the exit code says so."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "id": 1}\n{"text": 3}\nno\n{"text": "b"}\n')
+    code, out, err = call(str(path))
+    assert code == 1
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a", "b"]
+    assert 'x.jsonl:2 has no "text" with a string' in err
+    assert "x.jsonl:3 is not JSON" in err
+    code, out, _ = call(str(path), "--limit", "1")
+    assert (code, len(out.splitlines())) == (0, 1)
+
+
+def test_a_text_beyond_the_context_is_said(call) -> None:  # type: ignore[no-untyped-def]
+    """Would catch a cut in silence."""
+    code, _, err = call(stdin=b"the king " * 100)
+    assert code == 0
+    assert "1 texts are longer than the model's 32 tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--task", "embedd"], "did you mean 'embed'?"), (["nowhere.txt"], "no such file: nowhere.txt")],
+)
+def test_bad_input(call, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+    """Exit code 2, and what to do."""
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err

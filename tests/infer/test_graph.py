@@ -1,0 +1,47 @@
+"""The step of fixed shapes that CUDA records, run without recording: equal to the one that follows lengths."""
+
+import pytest
+import torch
+from tiny_models import model
+
+from tfcli.config import Sampling, Wiring
+from tfcli.infer.decode import Decoder, Request
+from tfcli.infer.graph import GraphStepper
+
+GEMMA = Wiring(norm_place="sandwich", local_window=5, local_every=2, activation="gelu_tanh")
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
+
+
+@pytest.mark.parametrize("wiring", [Wiring(), GEMMA], ids=["ours", "windows"])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "one row"])
+def test_fixed_shapes_decode_the_same(wiring: Wiring, prompts: list[list[int]]) -> None:
+    """Over buffers that grow and rows that leave: would catch a stale mask, position or buffer."""
+    core = model(wiring=wiring, context=200).requires_grad_(False)
+    sampling = Sampling(temperature=0.0, max_tokens=90, ignore_eos=True)
+    requests = [Request(prompt, [0]) for prompt in prompts]
+    stops = [90, 30, 60]
+
+    def run(decoder: Decoder) -> list[list[int | None]]:
+        rows: list[list[int | None]] = [[] for _ in prompts]
+        ended = lambda row, id: len(rows[row]) + 1 == stops[row]  # noqa: E731
+        for steps in decoder.run(requests, sampling, eos_ids=(), ended=ended):
+            for step in steps:
+                rows[step.row].append(step.id)
+        return rows
+
+    graphs = Decoder(core, compiled=False)
+    graphs._stepper = GraphStepper(core, record=False)
+    assert run(graphs) == run(Decoder(core, compiled=False))
+
+
+def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch size is a graph of its own; old ones are let go."""
+    monkeypatch.setattr("tfcli.infer.graph.MOST_GRAPHS", 2)
+    core = model().requires_grad_(False)
+    decoder = Decoder(core, compiled=False)
+    stepper = decoder._stepper = GraphStepper(core, record=False)
+    sampling = Sampling(temperature=0.0, max_tokens=3, ignore_eos=True)
+    for count in (1, 2, 3, 4):
+        list(decoder.run([Request([5], [0])] * count, sampling, eos_ids=()))
+    assert len(stepper._graphs) == 2
+    assert all(isinstance(graph._logits_BV, torch.Tensor) for graph in stepper._graphs.values())

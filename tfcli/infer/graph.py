@@ -1,0 +1,124 @@
+"""The decode step on CUDA as a graph: recorded once for a shape, then replayed without Python between its kernels.
+
+A graph needs shapes that do not change, so the step attends to the whole of the cache's buffers under a mask, and
+positions are a tensor that lives on the device. The same step runs without recording wherever a test wants it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tfcli.model.cache import KVCache
+from tfcli.model.transformer import Transformer
+
+MOST_GRAPHS = 8
+"""Recorded at once: each holds the memory of its intermediate results."""
+
+
+class FixedView(KVCache):
+    """A cache for one step of T = 1 whose shapes do not depend on how full it is: lengths are on the device."""
+
+    def __init__(self, cache: KVCache, lengths_B: Tensor) -> None:
+        self._store, self.first, self.batch = cache._store, cache.first, cache.batch
+        self._lengths_B = lengths_B
+        self._row_B1 = torch.arange(self.batch, device=lengths_B.device)[:, None]
+
+    @property
+    def uniform(self) -> bool:
+        """Never: what is beyond a row's length is masked, not cut off."""
+        return False
+
+    def positions(self, T: int) -> Tensor:
+        """(B, 1): where each row's token goes."""
+        return self._lengths_B[:, None]
+
+    def mask(self, T: int, window: int = 0) -> Tensor:
+        """(B, 1, 1, S) over the whole buffer."""
+        query = self._lengths_B[:, None, None, None]
+        key = torch.arange(self.keys(0).shape[2], device=query.device)
+        seen = key <= query
+        return seen & (key > query - window) if window else seen
+
+    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one position a row; returns the whole buffers."""
+        keys, values = self.keys(layer), self.values(layer)
+        position_B1 = self.positions(1)
+        keys[self._row_B1, :, position_B1] = k_BGTK.transpose(1, 2).to(keys.dtype)
+        values[self._row_B1, :, position_B1] = v_BGTK.transpose(1, 2).to(values.dtype)
+        return keys, values
+
+    def advance(self, positions: int) -> None:
+        """Left to the caller, outside the graph."""
+
+
+class _Graph:
+    """One recorded step: what it reads and writes stays where it is."""
+
+    def __init__(self, model: Transformer, cache: KVCache, *, record: bool) -> None:
+        B, device = cache.batch, model.device
+        self._tokens_B1 = torch.zeros(B, 1, dtype=torch.int64, device=device)
+        self._lengths_B = torch.zeros(B, dtype=torch.int64, device=device)
+        self._model, self._view = model, FixedView(cache, self._lengths_B)
+        self._logits_BV = torch.empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        # The buffers must outlive what was recorded over them, for it has their addresses.
+        self._held = (*cache._store.keys, *cache._store.values)
+        if record:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # once before recording: libraries allocate at their first call
+                self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._run()
+
+    def _run(self) -> None:
+        hidden_B1D = self._model(self._tokens_B1, cache=self._view)
+        self._logits_BV = self._model.logits(hidden_B1D[:, -1]).float()
+
+    def __call__(self, ids: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        self._tokens_B1.copy_(torch.tensor(ids)[:, None], non_blocking=True)
+        self._lengths_B.copy_(torch.tensor(lengths), non_blocking=True)
+        if self._graph is None:
+            self._run()
+        else:
+            self._graph.replay()
+        return self._logits_BV.clone()
+
+
+class GraphStepper:
+    """Steps of a model on CUDA by recorded graphs; ``record=False`` runs the same steps without recording."""
+
+    def __init__(self, model: Transformer, *, record: bool = True) -> None:
+        self._model, self._record = model, record
+        self._graphs: dict[tuple[int, ...], _Graph] = {}
+
+    @torch.inference_mode()
+    def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+        """Append one id to each row: its logits (B, V), fp32; the cache is advanced by one."""
+        lengths = cache.lengths
+        cache.reserve(max(lengths) + 1)
+        keys = cache._store.keys[0]
+        key = (len(ids), keys.data_ptr(), keys.shape[2], cache.first)
+        if key not in self._graphs:
+            while len(self._graphs) >= MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            # Recording runs the step on what the graph's inputs hold then: position 0, which is put back.
+            self._graphs[key] = _Graph(self._model, cache, record=False)
+            first = self._graphs[key](ids, lengths)
+            if not self._record:
+                cache.advance(1)
+                return first
+            saved = [(buffer, buffer[:, :, :1].clone()) for buffer in (*cache._store.keys, *cache._store.values)]
+            self._graphs[key] = _Graph(self._model, cache, record=True)
+            for buffer, before in saved:
+                buffer[:, :, :1] = before
+            cache.advance(1)
+            return first
+        logits_BV = self._graphs[key](ids, lengths)
+        cache.advance(1)
+        return logits_BV
