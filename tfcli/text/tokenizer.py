@@ -11,7 +11,7 @@ import codecs
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from tfcli.errors import UserError
 from tfcli.text import files
-
-IntArray = npt.NDArray[np.int32]
+from tfcli.text.codec import IntArray as IntArray
+from tfcli.text.codec import not_text
 
 FILE_NAME = "tokenizer.model"
 SPACE = "\u2581"
@@ -40,19 +40,20 @@ class StreamDecoder:
     """Turns ids into text one at a time, and never gives out half a character.
 
     Bytes that cannot be UTF-8 become U+FFFD, once that is certain. The concatenation of all that ``push`` and ``flush``
-    return is what ``Tokenizer.decode`` returns for the same ids.
+    return is what the tokenizer's ``decode`` returns for the same ids. ``bytes_of`` gives the bytes of an id, ``first``
+    changes those of the first id that has any.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, continuing: bool = False) -> None:
-        self._bytes_of = tokenizer.id_bytes
+    def __init__(self, bytes_of: Callable[[int], bytes], *, first: Callable[[bytes], bytes] | None = None) -> None:
+        self._bytes_of = bytes_of
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer.dummy_prefix and not continuing
+        self._first = first
 
     def push(self, id: int) -> str:
         """The text that became certain with this id, often all of its piece, sometimes ""."""
         data = self._bytes_of(id)
-        if self._strip and data:
-            data, self._strip = data.removeprefix(b" "), False
+        if self._first and data:
+            data, self._first = self._first(data), None
         return self._utf8.decode(data)
 
     def flush(self) -> str:
@@ -66,12 +67,25 @@ class Tokenizer:
     """A SentencePiece model with the ids that its special pieces have.
 
     ``dummy_prefix`` says that the model puts a space before a text (Llama and Mistral do); ``lossless`` that text comes
-    back as it went in. Without an end-of-text piece or byte fallback a model still loads.
+    back as it went in. Without byte fallback a model still loads. ``prefix_ids``, ``suffix_ids``, ``eos_ids`` and
+    ``chat_template`` are what a model's files say beside the SentencePiece model, as ``Codec`` has them.
     """
 
-    def __init__(self, model_bytes: bytes, *, name: str = "the tokenizer") -> None:
+    def __init__(
+        self,
+        model_bytes: bytes,
+        *,
+        name: str = "the tokenizer",
+        prefix_ids: tuple[int, ...] = (),
+        suffix_ids: tuple[int, ...] = (),
+        eos_ids: tuple[int, ...] = (),
+        chat_template: str | None = None,
+    ) -> None:
         self.name = name
         self.model_bytes = model_bytes
+        self.prefix_ids = prefix_ids
+        self.suffix_ids = suffix_ids
+        self.chat_template = chat_template
         self.hash = hashlib.sha256(model_bytes).hexdigest()
         proto = self.proto()
         spec = proto.normalizer_spec
@@ -81,6 +95,9 @@ class Tokenizer:
         self._unigram = proto.trainer_spec.model_type == 1
         self._processor = self._processor_of(proto)
         self._read_pieces(proto)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *eos_ids)))
+        for id in (*self.eos_ids, *prefix_ids, *suffix_ids):
+            self.id_bytes(id)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -105,7 +122,16 @@ class Tokenizer:
         return cls(model_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(Tokenizer, self.model_bytes, name=self.name), ()
+        made = functools.partial(
+            Tokenizer,
+            self.model_bytes,
+            name=self.name,
+            prefix_ids=self.prefix_ids,
+            suffix_ids=self.suffix_ids,
+            eos_ids=self.eos_ids,
+            chat_template=self.chat_template,
+        )
+        return made, ()
 
     def save(self, path: str | Path) -> None:
         """Write the model file, byte for byte what was loaded or trained; where that fails, nothing is changed."""
@@ -145,10 +171,13 @@ class Tokenizer:
     def _read_pieces(self, proto: Any) -> None:
         self._table: list[bytes] = []
         texts: list[str] = []
+        self._named: dict[str, int] = {}
         unk_surface = proto.trainer_spec.unk_surface.encode()
         self.is_byte = np.zeros(self.vocab_size, bool)
         """[V] whether a piece is a single byte."""
         for id, piece in enumerate(proto.pieces):
+            if piece.type in (CONTROL, UNKNOWN):
+                self._named[piece.piece] = id
             if piece.type == BYTE:
                 self._table.append(bytes([int(piece.piece[3:-1], 16)]))
                 self.is_byte[id] = True
@@ -185,6 +214,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any beginning- or end-of-text id; UserError for a lone surrogate."""
         ids: list[int] = self.encode_arrays([text])[0].tolist()
+        return ids
+
+    def encode_special(self, text: str) -> list[int]:
+        """As ``encode``, but the name of a control piece, as <|endoftext|>, gives its id.
+
+        A model with ``dummy_prefix`` gets its space after each of them too, as in llama.cpp.
+        """
+        names = "|".join(re.escape(name) for name in sorted(self._named, key=len, reverse=True) if name)
+        ids: list[int] = []
+        for part in re.split(f"({names})", text) if names else [text]:
+            ids += [self._named[part]] if part in self._named else self.encode(part)
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
@@ -236,7 +276,7 @@ class Tokenizer:
                 self._processor.encode_as_numpy(segments, num_threads=1 if few else threads or -1)
             )
         except (UnicodeEncodeError, TypeError):
-            raise _surrogate(segments) from None
+            raise not_text(segments) from None
         if self.lossless:
             sign = np.array([self.byte_ids[byte] for byte in SPACE_BYTES], np.int32)
             arrays = [sign if text == SPACE else ids for text, ids in zip(segments, arrays, strict=True)]
@@ -298,7 +338,7 @@ class Tokenizer:
             self.id_bytes(next(id for id in listed if not 0 <= id < size))
         data = b"".join([table[id] for id in listed])
         if self.dummy_prefix and not continuing:
-            data = data.removeprefix(b" ")
+            data = _without_space(data)
         return data.decode("utf-8", "replace")
 
     def id_bytes(self, id: int) -> bytes:
@@ -309,22 +349,15 @@ class Tokenizer:
 
     def stream(self, *, continuing: bool = False) -> StreamDecoder:
         """A decoder for ids that come one at a time."""
-        return StreamDecoder(self, continuing=continuing)
+        strip = self.dummy_prefix and not continuing
+        return StreamDecoder(self.id_bytes, first=_without_space if strip else None)
+
+
+def _without_space(data: bytes) -> bytes:
+    return data.removeprefix(b" ")
 
 
 def _joined(arrays: list[IntArray]) -> IntArray:
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
-
-
-def _surrogate(texts: Sequence[str]) -> UserError:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return UserError(
-                f"the text has a lone surrogate, {text[error.start]!a}, which is not Unicode text",
-                hint="read the text with errors='replace', or leave the surrogate out",
-            )
-    return UserError("only text can be encoded")
