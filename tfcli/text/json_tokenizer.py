@@ -38,7 +38,7 @@ class Roles:
     ``bos``, ``eos``, ``pad``, ``unk`` and ``others`` are special pieces by name, and are added where the vocabulary
     lacks them; ``more_eos`` are further ids that end a text. ``add_bos`` and ``add_eos`` say whether a text gets them,
     None leaves that to tokenizer.json. ``below`` is the number of ids that the model has: added pieces at or above it
-    are left out.
+    are left out, and ids up to it that have no piece have no text.
     """
 
     bos: str | None = None
@@ -105,6 +105,8 @@ class JsonTokenizer:
         self.vocab_size = max(vocab.values()) + 1
         if self.vocab_size > len(vocab) + MOST_GAPS:
             raise UserError(f"{self.name} has {len(vocab)} pieces and an id {self.vocab_size - 1}: it is damaged")
+        if self.vocab_size < (self.roles.below or 0) <= len(vocab) + MOST_GAPS:
+            self.vocab_size = self.roles.below or 0
         self._pieces = [""] * self.vocab_size
         for piece, id in vocab.items():
             self._pieces[id] = piece
@@ -112,11 +114,13 @@ class JsonTokenizer:
             id: token.special for id, token in self.backend.get_added_tokens_decoder().items()
         }
         """{id: whether it is special} of the pieces that are found in a text before all others."""
-        self._special = frozenset(id for id, special in self.added.items() if special)
+        self._silent = frozenset(
+            id for id, piece in enumerate(self._pieces) if not piece or self.added.get(id)
+        )  # ids without a text
         of_piece, self._first = pieces_to_bytes(part(self.backend.decoder))
         self._table: list[bytes] | None = None
         if of_piece:
-            self._table = [b"" if id in self._special else of_piece(text) for id, text in enumerate(self._pieces)]
+            self._table = [b"" if id in self._silent else of_piece(text) for id, text in enumerate(self._pieces)]
         self._continuing = self if not puts_prefix(self.backend) else None
 
     def _read_roles(self) -> None:
@@ -218,14 +222,14 @@ class JsonTokenizer:
     @functools.cached_property
     def _word(self) -> int | None:
         """Some ordinary word of the vocabulary."""
-        texts = ((id, piece) for id, piece in enumerate(self._pieces) if id not in self._special)
+        texts = ((id, piece) for id, piece in enumerate(self._pieces) if id not in self._silent)
         return next((id for id, piece in texts if piece.isalnum()), None)
 
     def stream(self, *, continuing: bool = False) -> TextStream:
         """A decoder for ids that come one at a time."""
         if self._table is None:
             first = [self._word] if continuing and self._word is not None else []
-            return _Window(self.backend.decode, self._check, self._special, first)
+            return _Window(self.backend.decode, self._check, self._silent, first)
         return StreamDecoder(self.id_bytes, first=None if continuing else self._first)
 
     def id_bytes(self, id: int) -> bytes:
@@ -250,16 +254,16 @@ class _Window:
         self,
         decode: Callable[[list[int]], str],
         check: Callable[[int], None],
-        special: frozenset[int],
+        silent: frozenset[int],
         first: list[int],
     ) -> None:
-        self._decode, self._check, self._special = decode, check, special
+        self._decode, self._check, self._silent = decode, check, silent
         self._ids = first
         self._shown = len(first)  # of these the text is out
 
     def push(self, id: int) -> str:
         self._check(id)
-        if id in self._special:
+        if id in self._silent:
             return ""
         self._ids.append(id)
         text = self._decode(self._ids)
