@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tfcli.errors import UserError
-from tfcli.model import native, quant
+from tfcli.model import native, quant, quantized
 
 WIDTHS = [32, 40, 64, 100, 576]
 
@@ -92,10 +91,27 @@ def test_what_is_on_the_grid_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (again - once).abs().max() < 2e-3 * once.abs().max()
 
 
-def test_too_wide_a_matrix_is_refused() -> None:
-    """The kernel keeps a row's scales on its stack."""
-    with pytest.raises(UserError, match="columns"):
-        quant.quantize(torch.zeros(1, quant.MOST_COLUMNS + 1), 8)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("centred", [True, False])
+def test_codes_come_back_as_they_were(bits: quant.Bits, centred: bool) -> None:
+    """What a file holds is held unchanged: every code, scale and low of every row, whole or in parts."""
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 1 << bits, (70, 96), generator=generator, dtype=torch.uint8)
+    scale = torch.rand(70, 3, generator=generator).half()
+    low = None if centred else torch.rand(70, 3, generator=generator).half()
+    whole = quant.from_codes(codes, scale, low, bits=bits, columns=96)
+    parts = [
+        quant.from_codes(codes[some], scale[some], None if low is None else low[some], bits=bits, columns=96)
+        for some in (slice(0, 32), slice(32, 64), slice(64, 70))
+    ]
+    index = torch.tensor([69, 0, 33])
+    for matrix in (whole, quantized.stacked(parts, rows=70)):
+        assert (matrix.rows, matrix.columns) == (70, 96)
+        for some, expected in ((None, slice(None)), (index, index)):
+            got = matrix.grouped(some)
+            assert torch.equal(got[0].flatten(1), codes[expected])
+            assert torch.equal(got[1], scale[expected])
+            assert (got[2] is None) if low is None else torch.equal(got[2], low[expected])  # type: ignore[arg-type]
 
 
 def test_bytes() -> None:

@@ -34,15 +34,17 @@ typedef uint32_t U16 __attribute__((vector_size(64), aligned(4)));
 
 enum Kind : int32_t { NONE = 0, FP32 = 1, BF16 = 2, Q4 = 3, Q8 = 4 };
 enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
-constexpr int GROUP = 32, BLOCK = 64;  // numbers that share a scale; what rows of 4 bits and activations are padded to
+constexpr int GROUP = 32, TILE = 32;  // columns that share a scale, rows that lie together
 
-// A matrix (rows, cols), row by row. Quantized: value = code * scale + low, groups of 32 columns; without `low` the
-// codes are centred (8 or 128 stands for 0). A row of 4 bits is blocks of 32 bytes: byte i of block j has element i of
-// group 2j in its low half and of group 2j + 1 in its high half.
+// A matrix (rows, cols). Plain: row by row. Quantized: value = code * scale + low for groups of 32 columns; without `low`
+// the codes are centred (8 or 128 stands for 0). It lies in tiles of 32 rows, in the order in which products read it, for
+// memory is fastest when it is read straight on: of each tile the groups, of each group two halves of 16 rows, and of
+// these, row after row, pairs of columns: with 8 bits columns 2j and 2j + 1; with 4 bits these in the low halves of the
+// bytes and columns 16 + 2j and 17 + 2j in the high ones. Scales and lows: of each tile the groups, of these 32 rows.
 struct Matrix {
   int32_t kind, rows, cols, groups;
   const void* data;
-  const uint16_t *scale, *low;  // fp16, (rows, groups)
+  const uint16_t *scale, *low;  // fp16, (tiles, groups, 32)
   const float* bias;
 };
 struct Norm {
@@ -149,7 +151,7 @@ inline float activate(float x, int32_t kind) {
     default: return x > 0 ? x : 0;
   }
 }
-inline int padded(int n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
+inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
 // --- Activations: rows of fp32, the same rounded to bf16, and the sum of each group of these --------------------------
 
@@ -194,199 +196,229 @@ struct Input {
 
 // --- Products --------------------------------------------------------------------------------------------------------
 
-inline const uint8_t* codes(const Matrix& w, int n) {
-  return (const uint8_t*)w.data + size_t(n) * w.groups * (w.kind == Q4 ? GROUP / 2 : GROUP);
-}
-constexpr int MOST_GROUPS = 4096;  // columns of a quantized matrix / 32, at most; checked when it is made
-struct Scales {  // of one row, in fp32; zeros up to a multiple of sixteen
-  float scale[MOST_GROUPS], low[MOST_GROUPS + 16];  // so that rows of an array of these do not share their cache lines
-};
-// `offset` is what codes have too much of when they are multiplied, so that low becomes low - offset * scale.
-inline void scales(const Matrix& w, int n, Scales& to, float offset) {
-  const uint16_t *s = w.scale + size_t(n) * w.groups, *l = w.low ? w.low + size_t(n) * w.groups : nullptr;
-  const float centre = w.kind == Q4 ? -8.0f : -128.0f;
-  int g = 0;
+inline bool quantized(const Matrix& w) { return w.kind >= Q4; }
+constexpr int bytes_of(int kind) { return 16 * GROUP * (kind == Q4 ? 4 : 8) / 8; }  // of 16 rows of a group
+inline F16 halves(const uint16_t* p) {  // sixteen fp16 numbers as fp32
 #ifdef BF16_PRODUCTS
-  for (; g < w.groups; g += 16) {
-    const __mmask16 mask = w.groups - g >= 16 ? 0xffff : (1 << (w.groups - g)) - 1;
-    const __m512 v = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, s + g));
-    const __m512 low = l ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, l + g)) : _mm512_mul_ps(v, _mm512_set1_ps(centre));
-    _mm512_storeu_ps(to.scale + g, v);
-    _mm512_storeu_ps(to.low + g, _mm512_fnmadd_ps(v, _mm512_set1_ps(offset), low));
-  }
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #else
-  for (; g < w.groups; g++) {
-    to.scale[g] = half_to_float(s[g]);
-    to.low[g] = (l ? half_to_float(l[g]) : centre * to.scale[g]) - offset * to.scale[g];
-  }
-  for (; g % 16; g++) to.scale[g] = to.low[g] = 0;
+  F16 out;
+  for (int i = 0; i < 16; i++) out[i] = half_to_float(p[i]);
+  return out;
 #endif
 }
-// Lanes that add up to the sum over groups of low times the sum of the group's activations.
-inline F16 lows(const Scales& of, const float* group_sums, int groups) {
-  F16 acc{};
-  for (int g = 0; g < groups; g += 16) acc += load(of.low + g) * load(group_sums + g);
-  return acc;
+// The scales and lows of sixteen rows of a group.
+inline void scales(const Matrix& w, int tile, int g, int half, F16& scale, F16& low) {
+  const size_t at = (size_t(tile) * w.groups + g) * TILE + half * 16;
+  scale = halves(w.scale + at);
+  low = w.low ? halves(w.low + at) : scale * (w.kind == Q4 ? -8.0f : -128.0f);
 }
 
-// Row n of W times input row b, in fp32 throughout.
-float dot_exact(const Matrix& w, int n, const Input& x, int b, const Scales& of) {
+// Sixteen rows of a quantized matrix times input rows [b, b + M), in fp32 throughout: one lane a row.
+template <int M>
+void tile_exact(const Matrix& w, int tile, int half, const Input& x, int b, F16* out) {
+  const float* a = x.f.data() + size_t(b) * x.stride;
+  const uint8_t* p = (const uint8_t*)w.data + size_t(tile) * w.groups * 2 * bytes_of(w.kind);
+  for (int m = 0; m < M; m++) out[m] = F16{};
+  for (int g = 0; g < w.groups; g++) {
+    F16 part[M] = {}, scale, low;
+    const uint8_t* c = p + (size_t(g) * 2 + half) * bytes_of(w.kind);
+    auto column = [&](H16 codes, int k) {
+      const F16 v = __builtin_convertvector(codes, F16);
+      for (int m = 0; m < M; m++) part[m] += v * a[size_t(m) * x.stride + g * GROUP + k];
+    };
+    for (int j = 0; j < bytes_of(w.kind) / 32; j++) {
+      const H16 v = *(const H16*)(c + 32 * j);  // two columns' bytes of each row
+      if (w.kind == Q4) {
+        column(v & 15, 2 * j), column((v >> 8) & 15, 2 * j + 1);
+        column((v >> 4) & 15, 16 + 2 * j), column(v >> 12, 17 + 2 * j);
+      } else {
+        column(v & 255, 2 * j), column(v >> 8, 2 * j + 1);
+      }
+    }
+    scales(w, tile, g, half, scale, low);
+    for (int m = 0; m < M; m++) out[m] += part[m] * scale + low * x.group_sums(b + m)[g];
+  }
+}
+
+// Row n of a plain matrix times input row b, in fp32 throughout.
+float dot_exact(const Matrix& w, int n, const Input& x, int b) {
   const float* a = x.f.data() + size_t(b) * x.stride;
   F16 acc{};
   float rest = 0;
+  int k = 0;
   if (w.kind == FP32) {
     const float* p = (const float*)w.data + size_t(n) * w.cols;
-    int k = 0;
     for (; k + 16 <= w.cols; k += 16) acc += load(p + k) * load(a + k);
     for (; k < w.cols; k++) rest += p[k] * a[k];
-  } else if (w.kind == BF16) {
+  } else {
     const uint16_t* p = (const uint16_t*)w.data + size_t(n) * w.cols;
-    int k = 0;
     for (; k + 16 <= w.cols; k += 16) acc += widen(p + k) * load(a + k);
     for (; k < w.cols; k++) rest += bf16_to_float(p[k]) * a[k];
-  } else {
-    const uint8_t* p = codes(w, n);
-    for (int g = 0; g < w.groups; g++) {
-      const uint8_t* c = w.kind == Q8 ? p + g * GROUP : p + g / 2 * GROUP;
-      F16 part{};
-      for (int k = 0; k < GROUP; k += 16) {
-        B16 q = *(const B16*)(c + k);
-        if (w.kind == Q4) q = g % 2 ? q >> 4 : q & 15;
-        part += __builtin_convertvector(q, F16) * load(a + g * GROUP + k);
-      }
-      acc += part * of.scale[g];
-    }
-    acc += lows(of, x.group_sums(b), w.groups);
   }
   return sum(acc) + rest;
 }
 
 #ifdef BF16_PRODUCTS
-// N rows of W times M input rows in bf16, 16 sums at once: sixteen rows times one, or four times four.
-// Codes become bf16 without a table: 0x4300 | q is 128 + q, and 0x4500 | q is 2048 + 16 q; the surplus is taken off
-// through the sums of the activations.
-// The next tile's weights, on their way from memory while this one's are multiplied: its rows are too short for the
-// processor to see where they lead.
-inline void ahead(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline __m512bh pairs(const uint16_t* p) {  // two neighbours in every lane
+  uint32_t two;
+  memcpy(&two, p, 4);
+  return (__m512bh)_mm512_set1_epi32(int(two));
+}
 
-#ifndef TOGETHER
-#define TOGETHER 4
-#endif
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-constexpr float SURPLUS_4 = 128, SURPLUS_8 = 2176;
-template <int N, int M>
-void tile(const Matrix& w, int n, const Input& x, int b, float* out, size_t stride, Scales* of) {
-  static_assert(N * M == 16, "as many sums as lanes");
+// N halves of a tile (16 rows each, from `half` on) times input rows [b, b + M), activations in bf16: one lane a row.
+// Codes become bf16 without a table: 0x4300 | q is 128 + q, and 0x4500 | q is 2048 + 16 q; the surplus is taken off
+// through the sums of the activations. Two sums of a group take turns, so that neither waits for itself.
+template <int KIND, int N, int M>
+void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m512* out) {
+  constexpr int BYTES = bytes_of(KIND);
   const uint16_t* a = x.h.data() + size_t(b) * x.stride;
-  const __m512 zero = _mm512_setzero_ps();
+  const uint8_t* p = (const uint8_t*)w.data + size_t(tile) * w.groups * 2 * BYTES + half * BYTES;
+  const __m512i low_half = _mm512_set1_epi16(15), plus128 = _mm512_set1_epi16(0x4300), plus2048 = _mm512_set1_epi16(0x4500);
+  for (int i = 0; i < N * M; i++) out[i] = _mm512_setzero_ps();
+  for (int g = 0; g < w.groups; g++, p += 2 * BYTES, a += GROUP) {
+    __m512 even[N * M], odd[N * M];
+    for (int i = 0; i < N * M; i++) even[i] = odd[i] = _mm512_setzero_ps();
+#pragma GCC unroll 16
+    for (int j = 0; j < BYTES / 32; j++)
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) {
+        const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(p + n * BYTES + 32 * j)));
+        const __m512bh small = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);  // (c & 15) | 0x4300
+        const __m512bh large = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), KIND == Q4 ? plus128 : plus2048);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          const uint16_t* y = a + size_t(m) * x.stride + 2 * j;
+          even[n * M + m] = _mm512_dpbf16_ps(even[n * M + m], small, pairs(y));
+          odd[n * M + m] = _mm512_dpbf16_ps(odd[n * M + m], large, pairs(KIND == Q4 ? y + 16 : y));
+        }
+      }
+    for (int n = 0; n < N; n++) {
+      F16 scale, low;
+      scales(w, tile, g, half + n, scale, low);
+      const __m512 s = scale, l = low - scale * (KIND == Q4 ? 128.0f : 2176.0f);
+      for (int m = 0; m < M; m++) {
+        __m512& to = out[n * M + m];
+        to = _mm512_fmadd_ps(_mm512_add_ps(even[n * M + m], odd[n * M + m]), s, to);
+        to = _mm512_fmadd_ps(l, _mm512_set1_ps(x.group_sums(b + m)[g]), to);
+      }
+    }
+  }
+}
+
+// Sixteen sums of plain bf16 rows: N rows times M input rows, N * M = 16; the rows one after the other where M is 1.
+template <int N, int M>
+void rows_bf16(const Matrix& w, int n, const Input& x, int b, float* out, size_t stride) {
+  static_assert(N * M == 16, "as many sums as lanes");
+  const uint16_t *a = x.h.data() + size_t(b) * x.stride, *p = (const uint16_t*)w.data + size_t(n) * w.cols;
+  const int whole = w.cols / 32 * 32;
+  const __mmask32 tail = (1u << (w.cols % 32)) - 1;
   __m512 acc[16];
-  for (auto& v : acc) v = zero;
-  if (w.kind == BF16) {
-    const uint16_t* p = (const uint16_t*)w.data + size_t(n) * w.cols;
-    const int whole = w.cols / 32 * 32;
+  for (auto& v : acc) v = _mm512_setzero_ps();
+  if (M == 1) {
+    for (int i = 0; i < N; i++, p += w.cols) {
+      __m512 v = _mm512_setzero_ps();
+      int k = 0;
+      for (; k < whole; k += 32)
+        v = _mm512_dpbf16_ps(v, (__m512bh)_mm512_loadu_si512(p + k), (__m512bh)_mm512_loadu_si512(a + k));
+      if (tail)
+        v = _mm512_dpbf16_ps(v, (__m512bh)_mm512_maskz_loadu_epi16(tail, p + k), (__m512bh)_mm512_loadu_si512(a + k));
+      acc[i] = v;
+    }
+  } else {
     auto columns = [&](int k, __mmask32 mask) {
       __m512bh y[M];
       for (int m = 0; m < M; m++) y[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + k);
       for (int i = 0; i < N; i++) {
         const uint16_t* at = p + size_t(i) * w.cols + k;
         const __m512bh v = (__m512bh)(mask == ~0u ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi16(mask, at));
-        ahead(at + size_t(N) * w.cols);
         for (int m = 0; m < M; m++) acc[i * M + m] = _mm512_dpbf16_ps(acc[i * M + m], v, y[m]);
       }
     };
     for (int k = 0; k < whole; k += 32) columns(k, ~0u);
-    if (whole < w.cols) columns(whole, (1u << (w.cols % 32)) - 1);
-  } else {
-    const __m512i low_half = _mm512_set1_epi16(15), plus128 = _mm512_set1_epi16(0x4300), plus2048 = _mm512_set1_epi16(0x4500);
-    const uint8_t* p = codes(w, n);
-    const size_t row = size_t(w.groups) * (w.kind == Q4 ? GROUP / 2 : GROUP);
-    for (int i = 0; i < N; i++) {
-      ahead(w.scale + size_t(n + N + i) * w.groups);
-      if (w.low) ahead(w.low + size_t(n + N + i) * w.groups);
-      scales(w, n + i, of[i], w.kind == Q4 ? SURPLUS_4 : SURPLUS_8);
-    }
-    for (int first = 0; first < N; first += TOGETHER) {
-      if (w.kind == Q4)
-        for (int g = 0; g < w.groups; g += 2) {
-          __m512bh y0[M], y1[M];
-          for (int m = 0; m < M; m++) {
-            y0[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + g * GROUP);
-            y1[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + (g + 1) * GROUP);
-          }
-          for (int i = first; i < first + TOGETHER; i++) {
-            const uint8_t* at = p + i * row + g * (GROUP / 2);
-            const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)at));
-            if (g % 4 == 0) ahead(at + AHEAD);
-            const __m512bh even = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);  // (c & 15) | 0x4300
-            const __m512bh odd = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), plus128);
-            const __m512 s0 = _mm512_set1_ps(of[i].scale[g]), s1 = _mm512_set1_ps(of[i].scale[g + 1]);
-            for (int m = 0; m < M; m++) {
-              __m512& to = acc[i * M + m];
-              to = _mm512_fmadd_ps(_mm512_dpbf16_ps(zero, even, y0[m]), s0, to);
-              to = _mm512_fmadd_ps(_mm512_dpbf16_ps(zero, odd, y1[m]), s1, to);
-            }
-          }
-        }
-      else
-        for (int g = 0; g < w.groups; g++) {
-          __m512bh y[M];
-          for (int m = 0; m < M; m++) y[m] = (__m512bh)_mm512_loadu_si512(a + size_t(m) * x.stride + g * GROUP);
-          for (int i = first; i < first + TOGETHER; i++) {
-            const uint8_t* at = p + i * row + g * GROUP;
-            const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)at));
-            if (g % 2 == 0) ahead(at + AHEAD);
-            const __m512bh small = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);
-            const __m512bh large = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), plus2048);
-            const __m512 s = _mm512_set1_ps(of[i].scale[g]);
-            for (int m = 0; m < M; m++) {
-              const __m512 part = _mm512_dpbf16_ps(_mm512_dpbf16_ps(zero, small, y[m]), large, y[m]);
-              acc[i * M + m] = _mm512_fmadd_ps(part, s, acc[i * M + m]);
-            }
-          }
-        }
-    }
-    for (int i = 0; i < N; i++)
-      for (int m = 0; m < M; m++) acc[i * M + m] += lows(of[i], x.group_sums(b + m), w.groups);
+    if (tail) columns(whole, tail);
   }
-  F16 lanes[16], result;
+  F16 lanes[16];
   for (int i = 0; i < 16; i++) lanes[i] = acc[i];
-  result = sums(lanes);
+  const F16 result = sums(lanes);
   for (int i = 0; i < N; i++)
     for (int m = 0; m < M; m++) out[m * stride + i] = result[i * M + m];
 }
+
+template <int KIND>
+void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* out, size_t stride) {
+  const int n = tile * TILE, rows = std::min(TILE, w.rows - n);
+  auto store = [&](const __m512& v, int half, int b) {
+    const int count = std::min(16, rows - half * 16);
+    if (count > 0) _mm512_mask_storeu_ps(out + b * stride + n + half * 16, __mmask16((1u << count) - 1), v);
+  };
+  __m512 acc[8];
+  int b = 0;
+  for (; b + 8 <= batch; b += 8)
+    for (int half = 0; half < 2; half++) {
+      tile_bf16<KIND, 1, 8>(w, tile, half, x, b, acc);
+      for (int m = 0; m < 8; m++) store(acc[m], half, b + m);
+    }
+  for (; b + 2 <= batch; b += 2) {
+    tile_bf16<KIND, 2, 2>(w, tile, 0, x, b, acc);
+    for (int m = 0; m < 2; m++) store(acc[m], 0, b + m), store(acc[2 + m], 1, b + m);
+  }
+  if (b < batch) {
+    tile_bf16<KIND, 2, 1>(w, tile, 0, x, b, acc);
+    store(acc[0], 0, b), store(acc[1], 1, b);
+  }
+}
 #endif
 
-// out[b * stride + n] for the rows n in [from, to) of W, bias added.
-void multiply(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
-  thread_local std::vector<Scales> of(16);
+void multiply_quantized(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
+  for (int tile = from / TILE; tile * TILE < to; tile++) {
+#ifdef BF16_PRODUCTS
+    if (!exact) {
+      w.kind == Q4 ? multiply_tile<Q4>(w, tile, x, batch, out, stride) : multiply_tile<Q8>(w, tile, x, batch, out, stride);
+      continue;
+    }
+#endif
+    for (int half = 0; half < 2; half++)
+      for (int b = 0; b < batch; b++) {
+        F16 v;
+        tile_exact<1>(w, tile, half, x, b, &v);
+        for (int i = 0, n = tile * TILE + half * 16; i < 16 && n + i < w.rows; i++) out[b * stride + n + i] = v[i];
+      }
+  }
+}
+
+void multiply_plain(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
   int n = from;
 #ifdef BF16_PRODUCTS
-  if (!exact && w.kind != FP32) {
+  if (!exact && w.kind == BF16) {
     for (; n + 16 <= to; n += 16) {
       int b = 0;
       for (; b + 4 <= batch; b += 4)
-        for (int i = 0; i < 16; i += 4) tile<4, 4>(w, n + i, x, b, out + b * stride + n + i, stride, of.data());
-      for (; b < batch; b++) tile<16, 1>(w, n, x, b, out + b * stride + n, stride, of.data());
+        for (int i = 0; i < 16; i += 4) rows_bf16<4, 4>(w, n + i, x, b, out + b * stride + n + i, stride);
+      for (; b < batch; b++) rows_bf16<16, 1>(w, n, x, b, out + b * stride + n, stride);
     }
     if (n < to && to >= 16) {  // the last rows, together with those before them
       float rows[16];
       for (int b = 0; b < batch; b++) {
-        tile<16, 1>(w, to - 16, x, b, rows, 0, of.data());
+        rows_bf16<16, 1>(w, to - 16, x, b, rows, 0);
         for (int i = n; i < to; i++) out[b * stride + i] = rows[i - (to - 16)];
       }
       n = to;
     }
   }
 #endif
-  for (; n < to; n++) {
-    if (w.kind >= Q4) scales(w, n, of[0], 0);
-    for (int b = 0; b < batch; b++) out[b * stride + n] = dot_exact(w, n, x, b, of[0]);
-  }
+  for (; n < to; n++)
+    for (int b = 0; b < batch; b++) out[b * stride + n] = dot_exact(w, n, x, b);
+}
+
+// out[b * stride + n] for the rows n in [from, to) of W, whole tiles, bias added.
+void multiply(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
+  if (from >= to) return;
+  quantized(w) ? multiply_quantized(w, from, to, x, batch, out, stride, exact)
+               : multiply_plain(w, from, to, x, batch, out, stride, exact);
   if (w.bias)
     for (int b = 0; b < batch; b++)
-      for (n = from; n < to; n++) out[b * stride + n] += w.bias[n];
+      for (int n = from; n < to; n++) out[b * stride + n] += w.bias[n];
 }
 
 void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
@@ -394,19 +426,18 @@ void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
   else if (w.kind == BF16)
     for (int k = 0; k < w.cols; k++) out[k] = bf16_to_float(((const uint16_t*)w.data)[size_t(n) * w.cols + k]);
   else {
-    thread_local Scales of;
-    float part[GROUP];
-    scales(w, n, of, 0);
-    const uint8_t* p = codes(w, n);
+    const int tile = n / TILE, half = n % TILE / 16, row = n % 16, bytes = bytes_of(w.kind);
     for (int g = 0; g * GROUP < w.cols; g++) {
-      const uint8_t* c = w.kind == Q8 ? p + g * GROUP : p + g / 2 * GROUP;
-      float* to = (g + 1) * GROUP <= w.cols ? out + g * GROUP : part;
-      for (int k = 0; k < GROUP; k += 16) {
-        B16 q = *(const B16*)(c + k);
-        if (w.kind == Q4) q = g % 2 ? q >> 4 : q & 15;
-        *(F16*)(to + k) = __builtin_convertvector(q, F16) * of.scale[g] + of.low[g];
+      const size_t at = (size_t(tile) * w.groups + g) * TILE + n % TILE;
+      const float scale = half_to_float(w.scale[at]);
+      const float low = w.low ? half_to_float(w.low[at]) : scale * (w.kind == Q4 ? -8.0f : -128.0f);
+      const uint8_t* p = (const uint8_t*)w.data + ((size_t(tile) * w.groups + g) * 2 + half) * bytes + 2 * row;
+      float* to = out + g * GROUP;
+      const int columns = std::min(GROUP, w.cols - g * GROUP);
+      for (int k = 0; k < columns; k++) {
+        const uint8_t c = w.kind == Q8 ? p[k / 2 * 32 + k % 2] : p[k % 16 / 2 * 32 + k % 2] >> (k / 16 * 4) & 15;
+        to[k] = c * scale + low;
       }
-      if (to == part) memcpy(out + g * GROUP, part, sizeof(float) * (w.cols - g * GROUP));
     }
   }
 }
@@ -536,7 +567,7 @@ struct Step {
   }
 
   void product(const Matrix& w, const Input& x, float* y, size_t stride, int id) {
-    multiply(w, share(w.rows, 16, id, crew.size()), share(w.rows, 16, id + 1, crew.size()), x, batch, y, stride, m.exact);
+    multiply(w, share(w.rows, TILE, id, crew.size()), share(w.rows, TILE, id + 1, crew.size()), x, batch, y, stride, m.exact);
   }
 
   void normed(const std::vector<float>& x, const Norm& norm, Input& y) {
@@ -756,6 +787,14 @@ int32_t tfcli_sizes(int32_t which) {  // that Python and this file agree on the 
   return sizes[which];
 }
 
+int32_t tfcli_bf16_products() {
+#ifdef BF16_PRODUCTS
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 // tokens[b] follows the lengths[b] positions of row b in the cache: stores its key and value, writes logits (B, V).
 void tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
                 float* logits, int32_t threads) {
@@ -772,7 +811,7 @@ void tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, int3
     in.round(b, w->cols, 0, w->cols, exact);
   }
   team(threads).run([&](int id) {
-    multiply(*w, share(w->rows, 16, id, threads), share(w->rows, 16, id + 1, threads), in, batch, y, w->rows, exact);
+    multiply(*w, share(w->rows, TILE, id, threads), share(w->rows, TILE, id + 1, threads), in, batch, y, w->rows, exact);
   });
 }
 

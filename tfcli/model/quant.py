@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.errors import UserError
 from tfcli.model import native
 
 GROUP = 32
@@ -25,23 +24,18 @@ FEW_ROWS = 8
 """Rows up to which codes are widened in registers; beyond, widening the matrix once is faster."""
 Bits = Literal[4, 8]
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
-MOST_COLUMNS = 4096 * GROUP
 CENTRE: dict[int, int] = {4: 8, 8: 128}
 """The code that stands for 0 where a matrix has no ``low``."""
-
-
-def padded_groups(columns: int, bits: int) -> int:
-    """Groups in a row: rows of 4 bits have an even number of them."""
-    groups = -(-columns // GROUP)
-    return groups + groups % 2 if bits == 4 else groups
+TILE = 32
+"""Rows that lie together."""
 
 
 class QuantMatrix(nn.Module):
     """A matrix W (rows, columns) in 4 or 8 bits; called, it is the layer ``y = x W^T + bias``.
 
-    ``codes`` uint8 (rows, bytes): 8 bits a byte each; 4 bits in blocks of 32 bytes, byte i of block j having element i
-    of group 2j in its low half and of group 2j + 1 in its high half. ``scale`` and ``low`` fp16 (rows, groups); without
-    ``low``, codes are centred. Padding has the scale 0.
+    It lies in tiles of 32 rows, in the order in which products read it (``native.cpp`` says how): ``codes`` uint8
+    (tiles, groups, bytes), ``scale`` and ``low`` fp16 (tiles, groups, 32); without ``low``, codes are centred. Padding
+    has the scale 0. ``from_codes`` makes one of codes row by row, ``grouped`` gives them back.
     """
 
     codes: Tensor
@@ -50,23 +44,24 @@ class QuantMatrix(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, codes: Tensor, scale: Tensor, low: Tensor | None, *, bits: Bits, columns: int, bias: Tensor | None = None
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        low: Tensor | None,
+        *,
+        bits: Bits,
+        rows: int,
+        columns: int,
+        bias: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if columns > MOST_COLUMNS:
-            raise UserError(f"a quantized matrix of {columns} columns", hint=f"the most is {MOST_COLUMNS}")
         self.bits: Bits = bits
-        self.columns = columns
+        self.rows, self.columns = rows, columns
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("low", low)
         self.register_buffer("bias", bias)
         self._packed: _Packed | None = None
-
-    @property
-    def rows(self) -> int:
-        """Outputs."""
-        return self.codes.shape[0]
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +71,7 @@ class QuantMatrix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows) in the dtype of ``x``."""
         few = x.numel() <= FEW_ROWS * x.shape[-1]
-        if few and x.device.type == "cpu" and native.ready():
+        if x.device.type == "cpu" and native.ready() and (few or native.fast(x.dtype)):
             return native.linear(self, x)
         if few and self.bits == 4 and x.dtype == torch.bfloat16 and x.device.type in ("cpu", "cuda"):
             self._packed = self._packed or _Packed(self)
@@ -92,17 +87,23 @@ class QuantMatrix(nn.Module):
 
     def widened_reference(self, index: Tensor | None = None) -> Tensor:
         """``code * scale + low`` in fp32, written out."""
-        codes, scale, low = (
-            t if t is None or index is None else t.index_select(0, index) for t in (self.codes, self.scale, self.low)
-        )
-        assert codes is not None and scale is not None
-        if self.bits == 4:
-            blocks = codes.view(len(codes), -1, GROUP)
-            codes = torch.stack([blocks & 15, blocks >> 4], dim=2)
-        grouped = codes.view(*scale.shape, GROUP).float()
-        scale = scale.float()[..., None]
-        wide = grouped * scale + low.float()[..., None] if low is not None else (grouped - CENTRE[self.bits]) * scale
+        codes, scale, low = self.grouped(index)
+        wide = codes.float()
+        wide = wide - CENTRE[self.bits] if low is None else wide
+        wide = wide * scale.float()[..., None]
+        wide = wide if low is None else wide + low.float()[..., None]
         return wide.flatten(1)[:, : self.columns]
+
+    def grouped(self, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes uint8 (N, groups, 32), scale and low fp16 (N, groups) of all rows, or those of ``index`` (N,)."""
+        if index is None:
+            index = torch.arange(self.rows, device=self.codes.device)
+        tile, within = index // TILE, index % TILE
+        tiles, groups = self.scale.shape[:2]
+        laid = self.codes.view(tiles, groups, 2, -1, 16, 2)[tile, :, within // 16, :, within % 16]  # (N, groups, j, 2)
+        codes = laid.flatten(2) if self.bits == 8 else torch.cat([(laid & 15).flatten(2), (laid >> 4).flatten(2)], -1)
+        low = None if self.low is None else self.low[tile, :, within]
+        return codes, self.scale[tile, :, within], low
 
 
 class QuantEmbedding(nn.Module):
@@ -121,10 +122,9 @@ class _Packed:
     """PyTorch's own 4-bit product, where the kernel cannot be compiled and on CUDA: zeros and scales in bf16."""
 
     def __init__(self, matrix: QuantMatrix) -> None:
-        codes = matrix.codes.view(matrix.rows, -1, GROUP)
-        flat = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)
-        scale = matrix.scale.float()
-        low = -CENTRE[4] * scale if matrix.low is None else matrix.low.float()
+        codes, scale, low = matrix.grouped()
+        flat, scale = codes.flatten(1), scale.float()
+        low = -CENTRE[4] * scale if low is None else low.float()
         self._columns = flat.shape[1]
         # The operator computes (code - 8) * scale + zero.
         self._scale_zero = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
@@ -162,7 +162,7 @@ def quantize(weight: Tensor, bits: Bits, *, bias: Tensor | None = None) -> Quant
     least squares to the codes chosen (as in Lloyd 1982); both are rounded to fp16 before the codes are taken.
     """
     columns = weight.shape[1]
-    groups = padded_groups(columns, bits)
+    groups = -(-columns // GROUP)
     wide = F.pad(weight.detach().float(), (0, groups * GROUP - columns)).view(len(weight), groups, GROUP)
     grid = _eight(wide) if bits == 8 else _four(wide)
     return from_codes(grid.codes.flatten(1), grid.scale, grid.low, bits=bits, columns=columns, bias=bias)
@@ -220,12 +220,18 @@ def from_codes(
     codes: Tensor, scale: Tensor, low: Tensor | None, *, bits: Bits, columns: int, bias: Tensor | None = None
 ) -> QuantMatrix:
     """A ``QuantMatrix`` of codes uint8 (rows, columns or padded), one a byte, and fp16 scale and low (rows, groups)."""
-    groups = padded_groups(columns, bits)
-    codes = F.pad(codes, (0, groups * GROUP - codes.shape[1]))
-    more = groups - scale.shape[1]
-    scale = F.pad(scale, (0, more)).contiguous()
-    low = None if low is None else F.pad(low, (0, more)).contiguous()
+    rows, groups = scale.shape
+    more, tiles = -rows % TILE, -(-rows // TILE)
+    codes = F.pad(codes, (0, groups * GROUP - codes.shape[1], 0, more))
     if bits == 4:
-        pairs = codes.view(len(codes), -1, 2, GROUP)
-        codes = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).flatten(1)
-    return QuantMatrix(codes.contiguous(), scale, low, bits=bits, columns=columns, bias=bias)
+        laid = codes.view(tiles, 2, 16, groups, 2, 8, 2)
+        laid = laid[:, :, :, :, 0] | (laid[:, :, :, :, 1] << 4)
+    else:
+        laid = codes.view(tiles, 2, 16, groups, 16, 2)
+    laid = laid.permute(0, 3, 1, 4, 2, 5).reshape(tiles, groups, -1)  # from (tile, half, row, group, j, 2)
+
+    def tiled(numbers: Tensor) -> Tensor:
+        return F.pad(numbers, (0, 0, 0, more)).view(tiles, TILE, groups).transpose(1, 2).contiguous()
+
+    low = None if low is None else tiled(low)
+    return QuantMatrix(laid.contiguous(), tiled(scale), low, bits=bits, rows=rows, columns=columns, bias=bias)

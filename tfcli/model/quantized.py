@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tfcli.errors import UserError, unknown
 from tfcli.model.layers import Linear
-from tfcli.model.quant import BITS, GROUP, Bits, QuantEmbedding, QuantMatrix, quantize
+from tfcli.model.quant import BITS, GROUP, TILE, Bits, QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.transformer import Transformer
 
 AT_ONCE = 1 << 19
@@ -38,29 +38,37 @@ class Quantization:
 
 
 def slices(rows: int, columns: int) -> Iterator[slice]:
-    """A matrix in parts of about ``AT_ONCE`` numbers, whole rows each."""
-    step = max(1, AT_ONCE // columns)
+    """A matrix in parts of about ``AT_ONCE`` numbers, whole tiles of rows each."""
+    step = max(1, AT_ONCE // (TILE * columns)) * TILE
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 
 def stacked(parts: Iterable[QuantMatrix], *, rows: int, bias: Tensor | None = None) -> QuantMatrix:
-    """One matrix of ``rows`` rows from the parts of it, in order; one part is in memory beside it."""
+    """One matrix of ``rows`` rows from the parts that ``slices`` cut, in order; one part is in memory beside it."""
     whole: QuantMatrix | None = None
-    at = 0
+    tile = 0
     for part in parts:
-        if whole is None:
-            codes, scale, low = (
-                t if t is None else t.new_empty((rows, *t.shape[1:])) for t in (part.codes, part.scale, part.low)
-            )
-            assert codes is not None and scale is not None
-            whole = QuantMatrix(codes, scale, low, bits=part.bits, columns=part.columns, bias=bias)
+        whole = _empty_like(part, rows, bias) if whole is None else whole
         for target, source in ((whole.codes, part.codes), (whole.scale, part.scale), (whole.low, part.low)):
             if target is not None and source is not None:
-                target[at : at + part.rows] = source
-        at += part.rows
-    if whole is None or at != rows:
-        raise ValueError(f"{at} rows of a matrix of {rows}")
+                target[tile : tile + len(source)] = source
+        tile += len(part.codes)
+    if whole is None or tile != len(whole.codes):
+        raise ValueError(f"{tile} tiles of a matrix of {rows} rows")
     return whole
+
+
+def _empty_like(part: QuantMatrix, rows: int, bias: Tensor | None) -> QuantMatrix:
+    """A matrix of ``rows`` rows whose numbers are still to be filled in."""
+    tiles = -(-rows // TILE)
+
+    def room(tensor: Tensor) -> Tensor:
+        return tensor.new_empty((tiles, *tensor.shape[1:]))
+
+    low = None if part.low is None else room(part.low)
+    return QuantMatrix(
+        room(part.codes), room(part.scale), low, bits=part.bits, rows=rows, columns=part.columns, bias=bias
+    )
 
 
 @torch.no_grad()
@@ -88,7 +96,7 @@ def refuse_twice(model: Transformer, name: str) -> None:
     if found := bits(model):
         raise UserError(
             f"{name} is quantized already, to {' and '.join(map(str, found))} bits",
-            hint="quantizing twice loses quality for nothing: begin with the model that it was made from",
+            hint="quantizing twice loses quality for nothing: take it as it is, or begin with the model that it was made from",
         )
 
 
@@ -104,6 +112,30 @@ def quantize_model(model: Transformer, to: Quantization, *, name: str = "the mod
         if to.takes(weight.shape[1]):
             place(model, path, quantized(weight, to.bits, bias=bias))
     return model
+
+
+@torch.no_grad()
+def widen_model(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """Replace every ``QuantMatrix`` by a layer of the numbers that it stands for, in place: what it was made from."""
+    if isinstance(model.embed, QuantEmbedding):
+        numbers = model.embed.matrix.widened(dtype)
+        model.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
+        if model.config.tied:
+            model.head = _linear(model.embed.weight, None)
+    for path, matrix in list(model.named_modules()):
+        if isinstance(matrix, QuantMatrix):
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, _linear(nn.Parameter(matrix.widened(dtype)), matrix.bias))
+    return model
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    with torch.device("meta"):
+        made = Linear(weight.shape[1], weight.shape[0], bias is not None)
+    made.weight = weight
+    if bias is not None:
+        made.bias = nn.Parameter(bias)
+    return made
 
 
 def place(model: Transformer, path: str, matrix: QuantMatrix) -> None:
