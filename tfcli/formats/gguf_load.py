@@ -67,7 +67,7 @@ def load_model(
     if quantize and kinds:
         raise UserError(
             f"{file.path} is quantized already ({', '.join(kinds)})",
-            hint="leave --quantize out: quantizing twice loses quality for nothing",
+            hint="twice would lose quality for nothing: take it as it is, or begin with what it was made from",
         )
     with torch.device("meta"):
         model = Transformer(gguf_wiring.from_gguf(config, name=str(file.path)))

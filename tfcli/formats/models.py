@@ -83,6 +83,13 @@ def read_config(path: str | Path) -> ModelConfig:
     return llama2c.read_config(found.path)
 
 
+def stored_bytes(path: str | Path) -> int:
+    """Bytes of the weights at a path, as they are stored."""
+    found = locate(path)
+    held = found.path.glob("*.safetensors") if found.kind == "hf" else [found.path]
+    return sum(file.stat().st_size for file in held)
+
+
 def load(
     path: str | Path,
     *,

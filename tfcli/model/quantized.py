@@ -96,7 +96,7 @@ def refuse_twice(model: Transformer, name: str) -> None:
     if found := bits(model):
         raise UserError(
             f"{name} is quantized already, to {' and '.join(map(str, found))} bits",
-            hint="quantizing twice loses quality for nothing: take it as it is, or begin with the model that it was made from",
+            hint="twice would lose quality for nothing: take it as it is, or begin with what it was made from",
         )
 
 

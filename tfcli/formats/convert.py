@@ -1,0 +1,256 @@
+"""Models in other formats: written aside, read again, and left in place only where they give the same logits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfcli.config import ModelConfig
+from tfcli.errors import RunError, UserError, unknown
+from tfcli.formats import families, gguf_save, gguf_wiring, hf, models
+from tfcli.formats.tokenizer_json import tokenizer_json
+from tfcli.model.quantized import Quantization, quantize_model, widen_model
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+from tfcli.text import files
+from tfcli.text.codec import Codec
+from tfcli.text.gguf_vocab_writer import differences
+from tfcli.text.json_tokenizer import JsonTokenizer, Roles
+from tfcli.text.tokenizer import Tokenizer
+
+FORMATS = ("gguf", "hf")
+PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+QUANTIZED = {"q8_0": "int8", "q4_1": "int4"}
+DEFAULTS = {"gguf": "f16", "hf": "f32"}
+PROBE_TOKENS = 64
+PROBE_TEXTS = (
+    "Once upon a time, there was a king.",
+    "  def f(x):\n\treturn x ** 2  # 12345",
+    "Füße, 从前, café \U0001f600\n\n!",
+)
+CLOSE = 1e-4
+"""Of the largest logit: how far a model that was read again may be from the one that was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """What was written."""
+
+    path: Path
+    format: str
+    type: str
+    bytes: int
+    """Of the weights."""
+    logit_delta: float
+    """The largest difference between its logits on a probe and those of what was to be written."""
+    logit_change: float
+    """The largest difference between its logits and those of the model that it was made from: what ``type`` costs."""
+    largest_logit: float
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    type: str | None = None,
+    tokenizer: str | Path | None = None,
+    force: bool = False,
+    on_note: Callable[[str], None] | None = None,
+) -> Converted:
+    """Write the model at ``source`` as a GGUF file or a Hugging Face directory ``out``.
+
+    ``to`` is "gguf" or "hf"; ``type`` of the matrices f32, f16, bf16 and for GGUF also q8_0 and q4_1 (default:
+    ``DEFAULTS``). ``tokenizer`` goes with a llama2.c checkpoint. ``force`` overwrites. Raises UserError for a model
+    that the format does not have, RunError where what was written does not give the same logits; then nothing is left.
+    """
+    source, out = Path(source), Path(out)
+    type = check(to, type)
+    config = models.read_config(source)
+    check_family(config, to, str(source))
+    if to == "gguf" and out.suffix != ".gguf":
+        raise UserError(f"{out} does not end in .gguf", hint=f"name a file: {out.with_suffix('.gguf')}")
+    check_place(source, out, directory=to == "hf", force=force)
+    runtime = Runtime.detect(device="cpu", precision="fp32")
+    model, codec = models.load(source, runtime=runtime, tokenizer=tokenizer, on_note=on_note)
+    inexact = differences(codec) if to == "gguf" else []
+    for said in inexact:
+        (on_note or print)(f"llama.cpp will take some texts otherwise: {said}")
+    before = probe(model)
+    as_stored(model, to, type, str(source))
+    expected = probe(model)
+    with written(out, directory=to == "hf") as aside:
+        if to == "gguf":
+            plain = type.upper() if type in PLAIN else "F16"
+            gguf_save.save(aside, model, codec, type=plain, name=source.resolve().stem)
+        else:
+            hf.save(aside, model, portable(codec), dtype=PLAIN[type])
+        del model
+        after = read_again(aside, expected, codec, runtime, exact=not inexact)
+        size = models.stored_bytes(aside)
+    return Converted(
+        path=out,
+        format=to,
+        type=type,
+        bytes=size,
+        logit_delta=float((after - expected).abs().max()),
+        logit_change=float((after - before).abs().max()),
+        largest_logit=float(before.abs().max()),
+    )
+
+
+def check(to: str, type: str | None) -> str:
+    """The type to store, once both are known to go together; UserError otherwise."""
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    if type is None:
+        return DEFAULTS[to]
+    if type not in (*PLAIN, *QUANTIZED):
+        raise unknown("type", type, (*PLAIN, *QUANTIZED))
+    if to == "hf" and type in QUANTIZED:
+        raise UserError(f"a Hugging Face directory does not hold {type}", hint="choose f32, f16 or bf16, or: --to gguf")
+    return type
+
+
+def check_family(config: ModelConfig, to: str, name: str) -> None:
+    """UserError for a model that the format does not have."""
+    if to == "gguf":
+        gguf_wiring.to_gguf(config, name=name)
+    else:
+        families.written(config)
+
+
+def check_place(source: Path, out: Path, *, directory: bool, force: bool) -> None:
+    """UserError where ``out`` is no place to write to: there already, or what is read."""
+    if not out.exists():
+        return
+    if out.is_dir() != directory:
+        raise UserError(f"{out} is {'a directory' if out.is_dir() else 'a file'}", hint="choose another name")
+    if out.resolve() in (source.resolve(), models.locate(source).path.resolve()):
+        raise UserError(f"{out} is what is read", hint="choose another place")
+    if not force and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} is there already", hint="choose another place, or overwrite it: --force")
+
+
+def as_stored(model: Transformer, to: str, type: str, name: str) -> None:
+    """Give a model the numbers that a file of ``type`` will hold, in place."""
+    if type in QUANTIZED:
+        quantize_model(model, Quantization.of(QUANTIZED[type], whole_groups=True), name=name)
+    else:
+        widen_model(model, torch.float32)
+    matrices = PLAIN.get(type, torch.float16)
+    round_numbers(model, matrices, torch.float32 if to == "gguf" else matrices, name)
+
+
+@torch.no_grad()
+def round_numbers(model: Transformer, matrices: torch.dtype, others: torch.dtype, name: str = "the model") -> None:
+    """Round what is not quantized, in place; UserError for numbers that are too large."""
+    for parameter in model.parameters():
+        rounded = parameter.data.to(matrices if parameter.dim() == 2 else others)
+        if not torch.isfinite(rounded).all() and torch.isfinite(parameter).all():
+            raise UserError(f"{name} holds numbers that are too large for {rounded.dtype}", hint="choose bf16 or f32")
+        parameter.data = rounded
+
+
+@torch.no_grad()
+def probe(model: Transformer) -> Tensor:
+    """Logits in fp32 (T, V) of tokens from all over the vocabulary; of an encoder the hidden states.
+
+    Raises RunError where they are no numbers.
+    """
+    V, T = model.config.vocab_size, min(model.config.context, PROBE_TOKENS)
+    ids = (torch.arange(T, device=model.device) * 7919 + 1) % V
+    hidden = model(ids[None], dtype=torch.float32)[0]
+    logits = (model.logits(hidden) if model.config.wiring.causal else hidden).cpu()
+    if not torch.isfinite(logits).all():
+        raise RunError("the model's logits are not numbers", hint="its weights are damaged, or its training diverged")
+    return logits
+
+
+def read_again(path: Path, expected: Tensor, codec: Codec, runtime: Runtime, *, exact: bool) -> Tensor:
+    """The logits of what was written, after comparing them, and where it is ``exact`` the tokenizer's ids.
+
+    Raises RunError where they are not the same.
+    """
+    model, again = models.load(path, runtime=runtime, dtype=torch.float32)
+    logits = probe(model)
+    difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
+    if not difference <= CLOSE * max(1.0, largest):
+        raise RunError(
+            f"the model that was written gives other logits when it is read again: by up to {difference:.3g}, "
+            f"of {largest:.3g}",
+            hint="nothing was left in place; this is a defect of tfcli",
+        )
+    for text in PROBE_TEXTS if exact else ():
+        if again.encode(text) != codec.encode(text) or again.prefix_ids != codec.prefix_ids:
+            raise RunError(
+                f"the tokenizer that was written gives other ids for {text!r}",
+                hint="nothing was left in place; this tokenizer has no exact like there",
+            )
+    return logits
+
+
+def portable(codec: Codec) -> Tokenizer | JsonTokenizer:
+    """A SentencePiece tokenizer with ids before or after every text as the tokenizer.json that adds them too."""
+    if isinstance(codec, JsonTokenizer):
+        return codec
+    assert isinstance(codec, Tokenizer)
+    if not codec.prefix_ids and not codec.suffix_ids:
+        return codec
+    around = {id: codec.piece(id) for id in (*codec.prefix_ids, *codec.suffix_ids)}
+
+    def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": around[id], "type_id": 0}} for id in ids]
+
+    whole = [*special(codec.prefix_ids), {"Sequence": {"id": "A", "type_id": 0}}, *special(codec.suffix_ids)]
+    described = tokenizer_json(codec) | {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": whole,
+            "pair": [*whole, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {piece: {"id": piece, "ids": [id], "tokens": [piece]} for id, piece in around.items()},
+        }
+    }
+    roles = Roles(
+        bos=None if codec.bos_id is None else codec.piece(codec.bos_id),
+        eos=codec.piece(codec.eos_id),
+        pad=None if codec.pad_id == codec.eos_id else codec.piece(codec.pad_id),
+        unk=codec.piece(codec.unk_id),
+        more_eos=codec.eos_ids,
+        chat_template=codec.chat_template,
+    )
+    return JsonTokenizer(json.dumps(described, ensure_ascii=False), name=codec.name, roles=roles)
+
+
+@contextlib.contextmanager
+def written(out: Path, *, directory: bool) -> Iterator[Path]:
+    """A place beside ``out`` to write to, which becomes it at the end; where that fails, nothing is left."""
+    out = out.resolve()  # of a link, what it leads to is written
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent} cannot be made: {error.strerror}", hint="choose another place") from None
+    files.sweep(out.parent)
+    aside = files.aside(out)
+    try:
+        yield aside
+        if directory and out.exists():
+            # Weights last: a reader finds them only when all else is there.
+            held = sorted(aside.iterdir(), key=lambda path: (path.suffix in (".safetensors", ".gguf"), path.name))
+            for path in held:
+                path.replace(out / path.name)
+        else:
+            aside.replace(out)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
