@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- help -->\n", "<!-- end of help -->\n"
 COMMANDS = ["", "tokenize train", "tokenize encode", "tokenize decode", "tokenize stats"]
-COMMANDS += ["pretrain", "generate", "evaluate", "inspect", "bench"]
+COMMANDS += ["pretrain", "generate", "evaluate", "convert", "compress", "inspect", "bench"]
 
 
 def blocks(language: str) -> list[str]:

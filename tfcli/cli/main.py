@@ -24,6 +24,8 @@ COMMANDS = {
     "generate": "Continue text: stdout gets the new text and nothing else.",
     "predict": "Say what a model makes of texts: JSON lines in order.",
     "evaluate": "Score a text: loss, perplexity and bits per byte.",
+    "convert": "Write a model in another format: GGUF, or a Hugging Face directory.",
+    "compress": "Make a model smaller: weights in 8 or 4 bits.",
     "inspect": "Say what a model, run, tokenizer or text is, and what it costs.",
     "bench": "Measure speed and memory, with intervals.",
 }

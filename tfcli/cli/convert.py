@@ -1,0 +1,76 @@
+"""tfcli convert: a model in another format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+OUTPUT = "Output"
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A file ending in .gguf, or a directory.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="gguf, or hf: a Hugging Face directory.",
+            show_default="gguf where OUT ends in .gguf, else hf",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            help="f32, f16 or bf16; for gguf also q8_0 or q4_1.",
+            show_default="f16 for gguf, f32 for hf",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Tokenizer of a llama2.c checkpoint.",
+            show_default="tokN.bin or tokenizer.bin beside it",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)] = False,
+) -> None:
+    """Write a model in another format: a GGUF file for llama.cpp, or a Hugging Face directory for everything else.
+
+    The tokenizer goes with it. What was written is read again and its logits compared before it is left in place.
+    Quantized weights of a GGUF file become plain numbers.
+
+    Example: tfcli convert runs/first first.gguf --type q8_0
+    """  # fmt: skip
+    from tfcli.formats.convert import convert as write
+
+    to = to or ("gguf" if out.endswith(".gguf") else "hf")
+    made = write(
+        model,
+        out,
+        to=to,
+        type=type,
+        tokenizer=tokenizer,
+        force=force,
+        on_note=lambda line: print(line, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))
+        return
+    print(f"{made.path}: {made.type}, {made.bytes / 1e6:,.1f} MB")
+    print(
+        f"max |delta| of logits: {made.logit_delta:.2g} when read again, "
+        f"{made.logit_change:.2g} from {model} (largest logit {made.largest_logit:.3g})"
+    )
