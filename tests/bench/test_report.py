@@ -65,6 +65,7 @@ def test_another_side_has_its_interval_and_the_ratio_of_the_medians() -> None:
         "3 of 4 first tokens", "4 tokens",
     )  # fmt: skip
     assert len(row) == len(report.AGAINST)
+    assert report.remarks([said])[0].startswith("greedy texts part where")
 
 
 def test_tables() -> None:
@@ -80,12 +81,14 @@ def test_remarks_say_the_forecast_and_the_kernels() -> None:
     }  # fmt: skip
     lines = [
         report.to_json(replace(RESULT, suite="memory", details=details), None, {}, {}),
+        report.to_json(replace(RESULT, details={"step": "a step"}), None, {}, {}),
         report.to_json(replace(RESULT, suite="prefill", details={"attention": ["math", "x"]}), None, {}, {}),
     ]
     assert report.remarks(lines) == [
         "memory: forecast 300 MB (100 MB of weights, 200 MB of Python and torch); at the end 310 MB; "
         "first token 2.0 s after the process began",
-        "prefill: attention by torch's math and x",
+        "decode: by a step",
+        "prefill: attention by PyTorch's math and x",
     ]
 
 

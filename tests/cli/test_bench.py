@@ -80,7 +80,9 @@ def test_json_is_one_object_a_suite(app: typer.Typer) -> None:
 def test_table_is_plain_and_aligned(app: typer.Typer) -> None:
     done = CliRunner().invoke(app, [*TINY, "--suite", "tokenize,decode"])
     assert done.exit_code == 0, done.output
-    head, *rows = done.stdout.splitlines()[-3:]
+    _, table, remark = done.stdout.split("\n\n")
+    head, *rows = table.splitlines()
+    assert remark.startswith("decode: by ")
     assert head.startswith("suite ") and [row.split()[0] for row in rows] == ["tokenize", "decode"]
     at = head.index("peak memory")
     assert all(row[at - 1] == " " and row[at] != " " for row in rows) and "\033" not in done.stdout

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tfcli.runtime import Runtime
 
 
-def started(model: Path, runtime: Runtime, *, prompt: str, tokens: int) -> dict[str, Any]:
+def started(model: Path, runtime: Runtime, *, quantize: str | None, prompt: str, tokens: int) -> dict[str, Any]:
     """Start one for ``model`` and wait for what it says, in bytes and seconds:
 
     ``program_bytes``, resident once torch is there (0 on a device with memory of its own), ``resident_bytes`` and
@@ -25,6 +25,7 @@ def started(model: Path, runtime: Runtime, *, prompt: str, tokens: int) -> dict[
         "device": str(runtime.device),
         "precision": runtime.precision,
         "threads": runtime.threads,
+        "quantize": quantize,
         "prompt": prompt,
         "tokens": tokens,
     }
@@ -47,7 +48,7 @@ def generate(task: dict[str, Any]) -> dict[str, Any]:
     from tfcli.runtime import process_started
 
     program = resident()
-    engine = load(task["model"], device=task["device"], precision=task["precision"], threads=task["threads"])
+    engine = load(task["model"], **{key: task[key] for key in ("device", "precision", "threads", "quantize")})
     sampling = Sampling(max_tokens=task["tokens"], temperature=0.0, ignore_eos=True)
     events = engine.stream(task["prompt"], sampling)
     next(events)

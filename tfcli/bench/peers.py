@@ -16,6 +16,7 @@ from typing import Any
 
 from tfcli.bench import peer as program
 from tfcli.errors import RunError, UserError, unknown
+from tfcli.formats.models import Found
 
 Json = dict[str, Any]
 SUITES = ("decode", "prefill")
@@ -92,13 +93,18 @@ def chosen(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(asked))
 
 
-def check(names: Iterable[str], model: Path | None) -> None:
+def check(names: Iterable[str], model: Found | None) -> None:
     """Raise UserError for a peer that cannot read ``model`` (None: random weights)."""
     for name in names:
-        if NAMES[name][0] == "llama.cpp" and (model is None or model.suffix.lower() != ".gguf"):
-            given = f"{model} is not one" if model else "random weights are none"
-            make = f"tfcli convert {model or 'MODEL'} model.gguf --to gguf"
-            raise UserError(f"llama.cpp reads GGUF files, and {given}", hint=f"make one and bench that: {make}")
+        if NAMES[name][0] == "llama.cpp" and (model is None or model.kind != "gguf"):
+            given = f"{model.path} is not one" if model else "random weights are none"
+        elif model and model.kind == "llama2.c":
+            given = f"{name} does not read {model.path}"
+        else:
+            continue
+        make = f"tfcli convert {model.path if model else 'MODEL'} model.gguf --to gguf"
+        reads = "llama.cpp reads GGUF files, and " if NAMES[name][0] == "llama.cpp" else ""
+        raise UserError(f"{reads}{given}", hint=f"make a GGUF file and bench that: {make}")
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tfcli import __version__
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tfcli.runtime import Runtime
 
 Json = dict[str, Any]
+KINDS: Mapping[str, str] = MappingProxyType({"tokens": "first tokens", "texts": "texts"})
+"""What may be the same on both sides."""
 HEAD = ("suite", "median", "95 % interval", "FLOP/s", "of peak", "bytes/s", "of peak", "peak memory", "what")
 
 
@@ -104,6 +107,7 @@ def about(subject: Subject) -> Json:
         "name": subject.name,
         "parameters": parameters(subject.config).total,
         "weight_bytes": subject.weight_bytes,
+        "quantize": subject.quantize,
         **to_dict(subject.config),
         "tokenizer_hash": subject.engine.tokenizer.hash,
     }
@@ -115,7 +119,8 @@ def heading(line: Json) -> list[str]:
     said = [
         f"{line['date']}, tfcli {line['version']}: {machine['processor']}, {machine['device']}, "
         f"torch {machine['torch']}",
-        f"{model['name']}: {scaled(model['parameters'])} parameters in {scaled(model['weight_bytes'], 'B')}, "
+        f"{model['name']}: {scaled(model['parameters'])} parameters in {scaled(model['weight_bytes'], 'B')}"
+        f"{' as ' + model['quantize'] if model['quantize'] else ''}, "
         f"depth {model['depth']}, width {model['width']}, context {model['context']}, vocabulary {model['vocab_size']}",
     ]
     if peak:
@@ -130,8 +135,10 @@ def remarks(lines: Sequence[Json]) -> list[str]:
     said: list[str] = []
     for line in lines:
         details = line["details"]
+        if "step" in details:
+            said.append(f"{line['suite']}: by {details['step']}")
         if details.get("attention"):
-            said.append(f"{line['suite']}: attention by torch's {' and '.join(details['attention'])}")
+            said.append(f"{line['suite']}: attention by PyTorch's {' and '.join(details['attention'])}")
         if "forecast_bytes" in details:
             parts = [
                 f"{scaled(details[key], 'B')} of {what}"
@@ -147,6 +154,9 @@ def remarks(lines: Sequence[Json]) -> list[str]:
                 f"{scaled(details['resident_bytes'], 'B')}; first token {details['first_token_seconds']:.1f} s after "
                 "the process began"
             )
+    others = [other for line in lines for other in line["against"]]
+    if any(other[f"same_{key}"] < other[f"of_{key}"] for other in others for key in KINDS if f"same_{key}" in other):
+        said.append("greedy texts part where two tokens are nearly as likely and sums are rounded differently")
     return said
 
 
@@ -220,7 +230,7 @@ def _named(other: Json) -> str:
 
 
 def _same(other: Json) -> str:
-    for key, what in (("tokens", "first tokens"), ("texts", "texts")):
+    for key, what in KINDS.items():
         if f"same_{key}" in other:
             return f"{other[f'same_{key}']} of {other[f'of_{key}']} {what}"
     return ""

@@ -42,6 +42,8 @@ class Subject:
     plan: Plan
     """How ``pretrain`` would train the shape, where there is plenty of text: batch, micro-batch, learning rates."""
     text: str
+    quantize: str | None = None
+    """int8 or int4, where the weights are quantized as they are read."""
 
     @property
     def config(self) -> ModelConfig:
@@ -57,27 +59,35 @@ class Subject:
 
     def load(self) -> Engine:
         """The model once more, on the same device, in the same precision."""
-        return _load(self.path, self.engine.runtime)
+        return _load(self.path, self.engine.runtime, self.quantize)
 
     def ids(self, prompt: str) -> list[int]:
         """The ids that the engine reads for a prompt."""
-        return self.engine.tokenizer.encode(prompt) or [self.engine.tokenizer.eos_id]
+        tokenizer = self.engine.tokenizer
+        return [*tokenizer.prefix_ids, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
 
     def prompt(self, tokens: int, at: int = 0) -> str:
         """Some of the text, from character ``at`` on, that is ``tokens`` tokens long, or as near below as it goes."""
-        encode, start = self.engine.tokenizer.encode, at % len(self.text)
+        start = at % len(self.text)
         text = self.text[start : start + 32 * tokens]
         text *= 1 + 32 * tokens // len(text)
         # A character more is a token more, or none, or one less: near enough to a sorted row for a bisection.
-        size = bisect_right(range(32 * tokens), tokens, key=lambda size: len(encode(text[:size]))) - 1
+        size = bisect_right(range(32 * tokens), tokens, key=lambda size: len(self.ids(text[:size]))) - 1
         return text[:size]
 
 
-def from_model(path: Path, runtime: Runtime, *, text: str | None = None, batch_size: int | None = None) -> Subject:
+def from_model(
+    path: Path,
+    runtime: Runtime,
+    *,
+    text: str | None = None,
+    batch_size: int | None = None,
+    quantize: str | None = None,
+) -> Subject:
     """The model at ``path``, whatever ``generate`` reads. Raises UserError where there is none."""
     from tfcli.train.plan import make
 
-    engine = _load(path, runtime)
+    engine = _load(path, runtime, quantize)
     config = engine.model.config
     shape = ModelOptions(depth=config.depth, context=min(config.context, TRAINED))
     options = PretrainConfig(model=shape, train=TrainOptions(batch_size=batch_size))
@@ -88,11 +98,18 @@ def from_model(path: Path, runtime: Runtime, *, text: str | None = None, batch_s
         engine=engine,
         plan=replace(plan, model=replace(config, context=plan.model.context)),
         text=text or synthetic_text(TEXT_BYTES),
+        quantize=quantize,
     )
 
 
 def from_config(
-    config: PretrainConfig, name: str, runtime: Runtime, *, folder: Path, text: str | None = None
+    config: PretrainConfig,
+    name: str,
+    runtime: Runtime,
+    *,
+    folder: Path,
+    text: str | None = None,
+    quantize: str | None = None,
 ) -> Subject:
     """Random weights of the shape that ``config`` fixes, written into ``folder``; the work is that of a trained model.
 
@@ -110,13 +127,15 @@ def from_config(
     model = Transformer(plan.model)
     initialize(model, seed=0)
     hf.save(folder, model.to(runtime.dtype), tokenizer)
-    return Subject(name=name, path=folder, engine=_load(folder, runtime), plan=plan, text=text)
+    engine = _load(folder, runtime, quantize)
+    return Subject(name=name, path=folder, engine=engine, plan=plan, text=text, quantize=quantize)
 
 
-def _load(path: Path, runtime: Runtime) -> Engine:
+def _load(path: Path, runtime: Runtime, quantize: str | None) -> Engine:
     from tfcli.infer.engine import load
 
-    return load(path, device=str(runtime.device), precision=runtime.precision, threads=runtime.threads)
+    device, precision, threads = str(runtime.device), runtime.precision, runtime.threads
+    return load(path, device=device, precision=precision, threads=threads, quantize=quantize)
 
 
 def read_text(path: Path) -> str:

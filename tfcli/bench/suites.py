@@ -26,7 +26,7 @@ from tfcli.model import cost
 if TYPE_CHECKING:
     import torch
 
-    from tfcli.infer.engine import Generation
+    from tfcli.infer.engine import Engine, Generation
     from tfcli.runtime import Runtime
 
 PROMPT, DECODED = 512, 128
@@ -107,7 +107,7 @@ def memory(subject: Subject, runtime: Runtime) -> Reading:
     text, precision = subject.prompt(prompt), _precision(runtime)
 
     def read() -> tuple[float, Mapping[str, Any]]:
-        seen = fresh.started(subject.path, runtime, prompt=text, tokens=new)
+        seen = fresh.started(subject.path, runtime, quantize=subject.quantize, prompt=text, tokens=new)
         weights = subject.weight_bytes
         cache = (prompt + new) * cost.kv_bytes_per_token(config, precision)
         forecast = weights + cache + seen["program_bytes"]
@@ -138,6 +138,7 @@ def decode(subject: Subject, runtime: Runtime) -> Case:
         flops=sum(cost.decode_flops(config, length) for length in seen),
         bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in seen),
         ids=made.ids,
+        details={"step": _step(engine)},
     )
 
 
@@ -174,12 +175,16 @@ def batch(subject: Subject, runtime: Runtime) -> Case:
     def together() -> list[Generation]:
         return list(engine.generate_batch(prompts, sampling))
 
-    def apart() -> list[Generation]:
-        return [engine.generate(prompt, sampling) for prompt in prompts]
+    alone: list[str] = []
+
+    def apart() -> None:
+        alone[:] = [engine.generate(prompt, sampling).text for prompt in prompts]
+
+    def about() -> Mapping[str, Any]:
+        same = sum(result.text == text for result, text in zip(made, alone, strict=True))
+        return {"same_texts": same, "of_texts": ROWS}
 
     made = together()
-    same = sum(one.text == other.text for one, other in zip(made, apart(), strict=True))
-    about = {"same_texts": same, "of_texts": ROWS}
     flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in made) + sum(
         cost.decode_flops(config, result.prompt_tokens + more) for result in made for more in range(1, len(result.ids))
     )
@@ -189,7 +194,7 @@ def batch(subject: Subject, runtime: Runtime) -> Case:
         unit="tokens/s",
         what=f"{ROWS} prompts of {min(sizes)} to {max(sizes)} tokens, {new} new ones each",
         flops=flops,
-        beside=(Side(name="one by one", once=lambda: seconds(apart), about=lambda: about),),
+        beside=(Side(name="one by one", once=lambda: seconds(apart), about=about),),
     )
 
 
@@ -264,11 +269,18 @@ def ceilings(runtime: Runtime) -> Ceilings:
     return Ceilings(flops=2 * n**3 / min(product.seconds), bytes=data.nbytes / min(reading.seconds))
 
 
+def _step(engine: Engine) -> str:
+    """What does a step of decoding, in words."""
+    if (why := engine.decoder.eager_because) is not None:
+        return f"PyTorch's operators, one by one: {why}"
+    return "recorded CUDA graphs" if engine.runtime.device.type == "cuda" else "the compiled step"
+
+
 def _step_bytes(subject: Subject, length: int, precision: cost.Precision) -> float:
     """``cost.decode_bytes``, with the weights in the form that they have, of however many bits."""
     config = subject.config
-    cache = (length + 1) * cost.kv_bytes_per_token(config, precision)
-    weights = cost.decode_bytes(config, length, precision) - cache
+    weights = cost.decode_bytes(config, 0, precision) - cost.kv_bytes_per_token(config, precision)
+    cache = cost.decode_bytes(config, length, precision) - weights
     return cache + weights * subject.weight_bytes / cost.weight_bytes(config, precision)
 
 

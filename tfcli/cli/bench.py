@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tfcli.cli.options import Device, Precision, Quantize, Threads
 from tfcli.config import PretrainConfig, resolve
 from tfcli.errors import UserError
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from tfcli.bench.peers import Peer
     from tfcli.bench.rules import Rule
     from tfcli.bench.subject import Subject
+    from tfcli.formats.models import Found
     from tfcli.runtime import Runtime
 
 Json = dict[str, Any]
 PRESET = "small"
-MODEL, WORK, GATE, OUTPUT, MACHINE = "Model and text", "Work", "Comparison", "Output", "Machine"
+MODEL, WORK, GATE, OUTPUT = "Model and text", "Work", "Comparison", "Output"
 
 
 def bench(
@@ -104,17 +106,10 @@ def bench(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Tables for a README or an issue.", rich_help_panel=OUTPUT)
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
-    ] = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    quantize: Quantize = None,
 ) -> None:
     """Measure speed and memory, with intervals.
 
@@ -128,6 +123,7 @@ def bench(
     """
     from tfcli.bench import peers, rules, suites
     from tfcli.bench.compare import read
+    from tfcli.formats.models import locate
 
     if as_json and markdown:
         raise UserError("--json and --markdown exclude each other", hint="leave one of them out")
@@ -149,12 +145,12 @@ def bench(
         _judge(gate, lines, earlier, show)
         return
     rules.check(gate, chosen, before, (*(peers.SUITES if names else ()), "batch"))
-    path = Path(model) if model else None
-    peers.check(names, path)
+    found = locate(model) if model else None
+    peers.check(names, found)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runtime = _runtime(device, precision, threads)
-        subject = _subject(path, preset, depth, file, batch_size, runtime, folder)
+        subject = _subject(found, preset, depth, file, batch_size, quantize, runtime, folder)
         opened = [_open(stack, name, subject, runtime, against_python) for name in names]
         lines = _measure(chosen, subject, runtime, repeats, opened)
     show.results(lines)
@@ -174,11 +170,12 @@ def _runtime(device: str | None, precision: str | None, threads: int | None) -> 
 
 
 def _subject(
-    model: Path | None,
+    model: Found | None,
     preset: str | None,
     depth: int | None,
     file: Path | None,
     batch_size: int | None,
+    quantize: str | None,
     runtime: Runtime,
     folder: Path,
 ) -> Subject:
@@ -188,12 +185,12 @@ def _subject(
         raise UserError("--model has a shape of its own", hint="leave --preset and --depth out")
     text = subject.read_text(file) if file else None
     if model is not None:
-        return subject.from_model(model, runtime, text=text, batch_size=batch_size)
+        return subject.from_model(model.path, runtime, text=text, batch_size=batch_size, quantize=quantize)
     config, _ = resolve(
         PretrainConfig, preset=preset or PRESET, flags={"model.depth": depth, "train.batch_size": batch_size}
     )
     name = f"random weights, {preset or PRESET}" + (f", depth {depth}" if depth else "")
-    return subject.from_config(config, name, runtime, folder=folder / "model", text=text)
+    return subject.from_config(config, name, runtime, folder=folder / "model", text=text, quantize=quantize)
 
 
 def _open(stack: contextlib.ExitStack, name: str, subject: Subject, runtime: Runtime, python: Path | None) -> Peer:
