@@ -155,7 +155,11 @@ def test_load_makes_an_engine_anew(subject: Subject, runtime: Runtime) -> None:
     assert engine.generate("a", max_tokens=2, seed=1) == subject.engine.generate("a", max_tokens=2, seed=1)  # type: ignore[attr-defined]
 
 
-def test_memory_is_that_of_a_process_of_its_own(subject: Subject, runtime: Runtime) -> None:
+def test_memory_is_that_of_a_process_of_its_own(
+    subject: Subject, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder was run')\n")
+    monkeypatch.chdir(tmp_path)
     reading = suites.memory(subject, runtime)
     assert isinstance(reading, Reading)
     result = case.taken("memory", reading, repeats=1)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tfcli
 from tfcli.errors import RunError
 
 if TYPE_CHECKING:
@@ -29,8 +30,11 @@ def started(model: Path, runtime: Runtime, *, quantize: str | None, prompt: str,
         "prompt": prompt,
         "tokens": tokens,
     }
+    # -P: modules that lie in the current folder are not ours, whatever their names.
+    where = str(Path(tfcli.__file__).parent.parent)
+    code = f"import sys; sys.path.append({where!r}); from tfcli.bench.fresh import main; main()"
     done = subprocess.run(
-        [sys.executable, "-m", "tfcli.bench.fresh"], input=json.dumps(task), capture_output=True, encoding="utf-8"
+        [sys.executable, "-P", "-c", code], input=json.dumps(task), capture_output=True, encoding="utf-8"
     )
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -76,5 +80,6 @@ def resident() -> int:
         return peak_resident()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """A task from stdin, what was seen to stdout."""
     print(json.dumps(generate(json.load(sys.stdin))))
