@@ -9,7 +9,7 @@ from tiny_models import model
 from tfcli.config import Sampling
 from tfcli.errors import RunError, UserError
 from tfcli.infer.decode import Decoder, Request, Step, decode, decode_reference
-from tfcli.model import native
+from tfcli.model import native, stepper
 from tfcli.model.transformer import Transformer
 
 EOS = 1
@@ -41,7 +41,7 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param:
         assert native.ready(), native.unavailable()
     else:
-        monkeypatch.setattr(native, "supports", lambda core: False)
+        monkeypatch.setattr(stepper, "supports", lambda core: False)
 
 
 def ids(rows: list[list[Step]]) -> list[list[int | None]]:

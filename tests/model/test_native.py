@@ -5,8 +5,10 @@ import torch
 from tiny_models import config, model
 
 from tfcli.config import RopeScaling, Wiring
-from tfcli.model import native, quant
+from tfcli.model import kernels, native, native_build, quant, stepper
+from tfcli.model.attention import attend, attend_reference, causal_mask
 from tfcli.model.cache import KVCache
+from tfcli.model.layers import activate, gated
 from tfcli.model.transformer import Transformer
 
 GPT2 = Wiring(
@@ -50,7 +52,7 @@ def compare(core: Transformer, twin: Transformer, *, dtype: torch.dtype, steps: 
     The compiled step runs ``core``; ``twin`` in fp32 reads each row anew.
     """
     assert native.ready(), native.unavailable()
-    stepper = native.Stepper(core, exact=dtype == torch.float32)
+    native_step = stepper.Stepper(core, exact=dtype == torch.float32)
     cache = KVCache(core.config, batch=3, capacity=core.config.context, dtype=dtype, device=core.device)
     rows = [list(prompt) for prompt in PROMPTS]
     for index, row in enumerate(rows):
@@ -58,7 +60,7 @@ def compare(core: Transformer, twin: Transformer, *, dtype: torch.dtype, steps: 
             core(torch.tensor([row[:-1]]), cache=cache.rows(index, 1), dtype=dtype)
     worst = 0.0
     for _ in range(steps):
-        logits = stepper.step([row[-1] for row in rows], cache)
+        logits = native_step.step([row[-1] for row in rows], cache)
         for index, row in enumerate(rows):
             expected = twin.logits(twin(torch.tensor([row]))[:, -1])[0]
             worst = max(worst, float((logits[index] - expected).abs().max() / expected.abs().max()))
@@ -70,7 +72,7 @@ def compare(core: Transformer, twin: Transformer, *, dtype: torch.dtype, steps: 
 def test_fp32_equals_pytorch(name: str) -> None:
     """Every wiring that decodes: would catch a wrong head, position, window, norm, bias or activation."""
     core = model(**MODELS[name]).requires_grad_(False)
-    assert native.supports(core)
+    assert stepper.supports(core)
     assert compare(core, core, dtype=torch.float32) < 2e-5  # sums in another order
 
 
@@ -107,7 +109,7 @@ def test_quantized_weights_equal_their_numbers(name: str, bits: quant.Bits) -> N
 def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
     """Bit for bit, at any batch size: what makes a batch give the same text as one by one."""
     core = model(width=96, heads=6, head_width=16, ffn_width=160).requires_grad_(False).to(dtype)
-    stepper = native.Stepper(core, exact=dtype == torch.float32)
+    native_step = stepper.Stepper(core, exact=dtype == torch.float32)
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(3, 400, (length,), generator=generator).tolist() for length in (3, 9, 1, 14, 5, 2, 8)]
 
@@ -117,13 +119,67 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None
         for position in range(max(map(len, some))):  # all by steps; rows that are done are fed their last again
             held = [min(position, len(row) - 1) for row in some]
             cache.set_lengths(held)
-            out = stepper.step([row[at] for row, at in zip(some, held, strict=True)], cache)
+            out = native_step.step([row[at] for row, at in zip(some, held, strict=True)], cache)
         return out
 
     together = logits(rows)
     for index, row in enumerate(rows):
         assert torch.equal(logits([row])[0], together[index])
     assert torch.equal(logits(rows[:5]), together[:5])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("H", "G", "T", "S", "K"), [(9, 3, 70, 70, 64), (4, 4, 33, 100, 32), (2, 1, 5, 5, 96)])
+@torch.inference_mode()
+def test_attention_of_prompts_equals_the_formula(causal: bool, H: int, G: int, T: int, S: int, K: int) -> None:
+    """Groups, chunks that follow others, sizes that fill no block: as near to fp32 as bf16 weights allow."""
+    if not native.fast(torch.bfloat16):
+        pytest.skip("this processor does not multiply bf16")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, t, K, generator=generator).to(torch.bfloat16) for n, t in ((H, T), (G, S), (G, S)))
+    mask = causal_mask(T, S, q.device) if causal else torch.ones(1, 1, T, S, dtype=torch.bool)
+    expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=mask)
+    strided = torch.zeros(2, G, S + 20, K, dtype=torch.bfloat16)  # as a cache that has room to grow
+    strided[:, :, :S] = k
+    assert native.attends(q, strided[:, :, :S])
+    for keys in (k, strided[:, :, :S]):
+        got = attend(q, keys, v, causal=causal)
+        torch.testing.assert_close(got.float(), expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norms_rotations_and_activations_equal_their_formulas(dtype: torch.dtype) -> None:
+    """Each pass over memory against its twin written out; bf16 differs by the roundings that the twin does between."""
+    generator = torch.Generator().manual_seed(0)
+    near = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    x = torch.randn(2, 7, 3, 50, generator=generator).to(dtype)
+    weight = torch.rand(50, generator=generator) + 0.5
+    bias = torch.rand(50, generator=generator)
+    cos, sin = torch.rand(7, 1, 25, generator=generator).to(dtype), torch.rand(7, 1, 25, generator=generator).to(dtype)
+    with torch.inference_mode():
+        got = [
+            kernels.rms_norm(x, weight, 1e-6),
+            native.norm(x, weight, bias, 1e-6, layer=True),
+            kernels.rotate(x, cos, sin),
+            kernels.norm_rope(x, weight.expand(3, 50), cos, sin, 1e-6),
+            native.rotate(x, cos[None].expand(2, 7, 1, 25), sin[None].expand(2, 7, 1, 25)),
+        ]
+    expected = [
+        kernels.rms_norm_reference(x, weight, 1e-6),
+        torch.nn.functional.layer_norm(x.float(), (50,), weight, bias, 1e-6),
+        kernels.rotate_reference(x, cos, sin),
+        kernels.norm_rope_reference(x, weight.expand(3, 50), cos, sin, 1e-6),
+        kernels.rotate_reference(x, cos, sin),
+    ]
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.float(), other.float(), **near)
+    gate, up = (torch.randn(3, 1100, generator=generator).to(dtype) * 4 for _ in range(2))
+    for activation in native.ACTIVATIONS:
+        with torch.inference_mode():
+            both, alone = gated(gate, up, activation), gated(None, up, activation)
+        torch.testing.assert_close(both.float(), (activate(gate, activation) * up).float(), **near)
+        torch.testing.assert_close(alone.float(), activate(up, activation).float(), **near)
 
 
 def test_pick_is_argmax_with_log_softmax() -> None:
@@ -148,7 +204,7 @@ def test_an_id_outside_the_vocabulary_is_no_memory_access() -> None:
     cache = KVCache(core.config, batch=1, capacity=4, dtype=torch.float32, device=core.device)
     for bad in (-1, 400):
         with pytest.raises(IndexError):
-            native.Stepper(core, exact=True).step([bad], cache)
+            stepper.Stepper(core, exact=True).step([bad], cache)
     matrix = quant.quantize(torch.randn(5, 40), 4)
     with pytest.raises(IndexError):
         matrix.widened(torch.float32, torch.tensor([0, 5]))
@@ -165,7 +221,7 @@ def test_without_a_compiler_everything_runs_as_pytorch(monkeypatch: pytest.Monke
         (str(tmp_path / "nothing"), "", "no C++ compiler"),
         ("", str(failing), "this compiler is broken"),
     ):
-        native._library.cache_clear()
+        native.library.cache_clear()
         monkeypatch.setenv("CXX", cxx)
         if path:
             monkeypatch.setenv("PATH", path)
@@ -175,7 +231,7 @@ def test_without_a_compiler_everything_runs_as_pytorch(monkeypatch: pytest.Monke
             monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         assert not native.ready()
         assert reason in str(native.unavailable())
-        assert not native.supports(core)
+        assert not stepper.supports(core)
         matrix = quant.quantize(torch.randn(64, 64), 4)
         x = torch.randn(2, 64)
         torch.testing.assert_close(matrix(x), x @ matrix.widened_reference().T)
@@ -184,16 +240,16 @@ def test_without_a_compiler_everything_runs_as_pytorch(monkeypatch: pytest.Monke
     shared.chmod(0o777)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    native._library.cache_clear()
+    native.library.cache_clear()
     assert "can be written to by others" in str(native.unavailable())
     monkeypatch.undo()
-    native._library.cache_clear()
+    native.library.cache_clear()
     assert native.ready()
 
 
 def test_the_names_of_fields_are_those_of_the_source() -> None:
     """Python and C++ share structures by layout: the fields stand in the same order in both."""
-    source = native.SOURCE.read_text(encoding="utf-8")
+    source = native_build.SOURCE.read_text(encoding="utf-8")
     body = source[source.index("struct Model {") : source.index("struct Cache {")]
     order = [body.index(f"{name}") for name in ("depth", "layer_norm", "eps", "frequencies", "Matrix embed", "layers;")]
     assert order == sorted(order)

@@ -21,7 +21,7 @@ from tfcli.config import Sampling
 from tfcli.errors import RunError, UserError
 from tfcli.infer.graph import GraphStepper
 from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
-from tfcli.model import native
+from tfcli.model import native, stepper
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 
@@ -93,9 +93,9 @@ class Decoder:
     def __init__(self, model: Transformer, *, compiled: bool = True) -> None:
         self.model = model
         exact = model.dtype == torch.float32
-        self._stepper: native.Stepper | GraphStepper | None = None
-        if compiled and native.supports(model):
-            self._stepper = native.Stepper(model, exact=exact)
+        self._stepper: stepper.Stepper | GraphStepper | None = None
+        if compiled and stepper.supports(model):
+            self._stepper = stepper.Stepper(model, exact=exact)
         elif compiled and model.device.type == "cuda":
             self._stepper = GraphStepper(model)
 
@@ -163,7 +163,7 @@ class Decoder:
     @property
     def compiled(self) -> bool:
         """Whether the compiled step does the decoding."""
-        return isinstance(self._stepper, native.Stepper)
+        return isinstance(self._stepper, stepper.Stepper)
 
     @property
     def eager_because(self) -> str | None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
+from tfcli.model import native
 from tfcli.model.cache import KVCache
 from tfcli.model.kernels import causal_attention, norm_rope, rotate
 from tfcli.model.layers import Linear, RMSNorm, fused_linear, fusible
@@ -96,6 +97,8 @@ def attend(
         q_BGnK = q_BHTK.reshape(B, G, H // G, K)
         out = F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, K)
+    if mask is None and native.attends(q_BHTK, k_BGSK):
+        return native.attend(q_BHTK, k_BGSK, v_BGSK, scale=K**-0.5 if scale is None else scale, causal=causal)
     if G != H:
         k_BGSK = k_BGSK.repeat_interleave(H // G, dim=1)
         v_BGSK = v_BGSK.repeat_interleave(H // G, dim=1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tfcli.model import native
+
 
 def _by_hand(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -19,6 +21,8 @@ def _by_hand(x: Tensor) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension of ``x`` (..., width); ``weight`` has the last one or two dimensions of ``x``."""
+    if weight.dim() == 1 and native.serves(x):
+        return native.norm(x, weight, None, eps, layer=False)
     if _by_hand(x):
         return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return rms_norm_reference(x, weight, eps)
@@ -56,6 +60,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def norm_rope(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """QK-norm, then rotary positions, of heads side by side; ``cos`` and ``sin`` broadcast to (B, T, 1, K/2)."""
+    if weight_HK.stride(0) == 0 and native.serves(x_BTHK):  # every head has the same weight
+        return native.rotate(x_BTHK, cos, sin, weight_HK[0], eps)
     if _by_hand(x_BTHK):
         return _NormRope.apply(x_BTHK, weight_HK, cos, sin, eps)  # type: ignore[no-untyped-call]
     return norm_rope_reference(x_BTHK, weight_HK, cos, sin, eps)
@@ -68,6 +74,8 @@ def norm_rope_reference(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Ten
 
 def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions alone, as in ``norm_rope``, in three passes over memory; autograd has its gradient."""
+    if native.serves(x_BTHK):
+        return native.rotate(x_BTHK, cos, sin)
     return (x_BTHK * torch.cat([cos, cos], dim=-1)).addcmul_(
         x_BTHK.roll(x_BTHK.shape[-1] // 2, -1), torch.cat([-sin, sin], dim=-1)
     )

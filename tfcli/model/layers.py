@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config import ModelConfig, RopeScaling
+from tfcli.model import native
 from tfcli.model.kernels import rms_norm, swiglu
 
 NO_SCALING = RopeScaling()
@@ -71,6 +72,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
+        if native.serves(x):
+            return native.norm(x, self.weight, self.bias, self.eps, layer=True)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
 
@@ -141,14 +144,20 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if not self.gated:
-            inner = activate(self.up(x_BTD), self.activation)
-        elif self.activation == "silu" and fusible(self.gate, self.up):
+        if self.gated and self.activation == "silu" and fusible(self.gate, self.up):
             inner = swiglu(fused_linear(x_BTD, self.gate, self.up))
         else:
-            inner = activate(self.gate(x_BTD), self.activation) * self.up(x_BTD)
+            gate = self.gate(x_BTD) if self.gated else None
+            inner = gated(gate, self.up(x_BTD), self.activation)
         out: Tensor = self.down(inner)
         return out
+
+
+def gated(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
+    """``act(gate) * up``, or ``act(up)`` without a gate."""
+    if native.serves(up):
+        return native.activate(gate, up, activation)
+    return activate(up, activation) if gate is None else activate(gate, activation) * up
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

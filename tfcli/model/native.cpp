@@ -20,6 +20,9 @@
 #include <mutex>
 #include <thread>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #define BF16_PRODUCTS 1
@@ -151,25 +154,63 @@ inline float activate(float x, int32_t kind) {
     default: return x > 0 ? x : 0;
   }
 }
+inline void to_wide(const uint16_t* x, float* y, int n) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) *(F16*)(y + i) = widen(x + i);
+  for (; i < n; i++) y[i] = bf16_to_float(x[i]);
+}
+inline void to_bf16(const float* x, uint16_t* y, int n) {
+  int i = 0;
+#ifdef BF16_PRODUCTS
+  for (; i + 16 <= n; i += 16) {
+    __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+    memcpy(y + i, &r, 32);
+  }
+#endif
+  for (; i < n; i++) y[i] = float_to_bf16(x[i]);
+}
+// y = act(g) u, or act(u) without a gate, for the columns [from, to)
+inline void gated(const float* g, const float* u, float* y, int from, int to, int32_t kind) {
+  int i = from;
+  if (kind == SILU)
+    for (; i + 16 <= to; i += 16) {
+      const F16 a = load(g ? g + i : u + i), e = exponential(a < 0.0f ? a : -a);
+      const F16 s = a < 0.0f ? e / (e + 1.0f) : 1.0f / (e + 1.0f);
+      *(F16*)(y + i) = g ? a * s * load(u + i) : a * s;
+    }
+  for (; i < to; i++) y[i] = g ? activate(g[i], kind) * u[i] : activate(u[i], kind);
+}
 inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
 // --- Activations: rows of fp32, the same rounded to bf16, and the sum of each group of these --------------------------
 
 struct Input {
   std::vector<float> f, sums;
-  std::vector<uint16_t> h;
-  int stride = 0, groups = 0;  // numbers and sums from row to row
+  std::vector<uint16_t> own;
+  const uint16_t* h = nullptr;  // rounded: `own`, or somebody else's
+  int stride = 0, groups = 0;   // numbers and sums from row to row
   void shape(int rows, int cols) {
     if (stride) return;
     stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
-    f.assign(size_t(rows) * stride, 0.0f), h.assign(size_t(rows) * stride, 0), sums.assign(size_t(rows) * groups, 0.0f);
+    f.assign(size_t(rows) * stride, 0.0f), own.assign(size_t(rows) * stride, 0), sums.assign(size_t(rows) * groups, 0.0f);
+    h = own.data();
+  }
+  void borrow(const uint16_t* x, int rows, int cols) {  // rows of bf16 whose length is a multiple of GROUP
+    stride = cols, groups = cols / GROUP, h = x;
+    sums.resize(size_t(rows) * groups);
+  }
+  void sum_up(int b) {
+    for (int g = 0; g < groups; g++) {
+      const uint16_t* x = h + size_t(b) * stride + g * GROUP;
+      sums[size_t(b) * groups + g] = sum(widen(x) + widen(x + 16));
+    }
   }
   float* row(int b) { return f.data() + size_t(b) * stride; }
   const float* group_sums(int b) const { return sums.data() + size_t(b) * groups; }
   // Round columns [from, to) of a row and sum their groups; `from` is a multiple of GROUP. Past `cols` there are zeros.
   void round(int b, int cols, int from, int to, bool exact) {
     float* x = row(b);
-    uint16_t* y = h.data() + size_t(b) * stride;
+    uint16_t* y = own.data() + size_t(b) * stride;
     if (to == cols) {
       to = stride;
       for (int i = cols; i < stride; i++) x[i] = 0;
@@ -272,7 +313,7 @@ inline __m512bh pairs(const uint16_t* p) {  // two neighbours in every lane
 template <int KIND, int N, int M>
 void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m512* out) {
   constexpr int BYTES = bytes_of(KIND);
-  const uint16_t* a = x.h.data() + size_t(b) * x.stride;
+  const uint16_t* a = x.h + size_t(b) * x.stride;
   const uint8_t* p = (const uint8_t*)w.data + size_t(tile) * w.groups * 2 * BYTES + half * BYTES;
   const __m512i low_half = _mm512_set1_epi16(15), plus128 = _mm512_set1_epi16(0x4300), plus2048 = _mm512_set1_epi16(0x4500);
   for (int i = 0; i < N * M; i++) out[i] = _mm512_setzero_ps();
@@ -310,7 +351,7 @@ void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m51
 template <int N, int M>
 void rows_bf16(const Matrix& w, int n, const Input& x, int b, float* out, size_t stride) {
   static_assert(N * M == 16, "as many sums as lanes");
-  const uint16_t *a = x.h.data() + size_t(b) * x.stride, *p = (const uint16_t*)w.data + size_t(n) * w.cols;
+  const uint16_t *a = x.h + size_t(b) * x.stride, *p = (const uint16_t*)w.data + size_t(n) * w.cols;
   const int whole = w.cols / 32 * 32;
   const __mmask32 tail = (1u << (w.cols % 32)) - 1;
   __m512 acc[16];
@@ -345,12 +386,18 @@ void rows_bf16(const Matrix& w, int n, const Input& x, int b, float* out, size_t
     for (int m = 0; m < M; m++) out[m * stride + i] = result[i * M + m];
 }
 
+// Results go to fp32 `out`, or, where that is null, rounded to bf16 `out16`.
 template <int KIND>
-void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* out, size_t stride) {
+void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* out, uint16_t* out16, size_t stride) {
   const int n = tile * TILE, rows = std::min(TILE, w.rows - n);
-  auto store = [&](const __m512& v, int half, int b) {
+  auto store = [&](__m512 v, int half, int b) {
     const int count = std::min(16, rows - half * 16);
-    if (count > 0) _mm512_mask_storeu_ps(out + b * stride + n + half * 16, __mmask16((1u << count) - 1), v);
+    if (count <= 0) return;
+    const __mmask16 mask = __mmask16((1u << count) - 1);
+    const size_t at = b * stride + n + half * 16;
+    if (w.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, w.bias + n + half * 16));
+    if (out) _mm512_mask_storeu_ps(out + at, mask, v);
+    else _mm256_mask_storeu_epi16(out16 + at, mask, (__m256i)_mm512_cvtneps_pbh(v));
   };
   __m512 acc[8];
   int b = 0;
@@ -370,19 +417,23 @@ void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* 
 }
 #endif
 
-void multiply_quantized(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
+void multiply_quantized(const Matrix& w, int from, int to, const Input& x, int batch, float* out, uint16_t* out16,
+                        size_t stride, bool exact) {
   for (int tile = from / TILE; tile * TILE < to; tile++) {
 #ifdef BF16_PRODUCTS
     if (!exact) {
-      w.kind == Q4 ? multiply_tile<Q4>(w, tile, x, batch, out, stride) : multiply_tile<Q8>(w, tile, x, batch, out, stride);
+      w.kind == Q4 ? multiply_tile<Q4>(w, tile, x, batch, out, out16, stride)
+                   : multiply_tile<Q8>(w, tile, x, batch, out, out16, stride);
       continue;
     }
 #endif
+    (void)out16;
     for (int half = 0; half < 2; half++)
       for (int b = 0; b < batch; b++) {
         F16 v;
         tile_exact<1>(w, tile, half, x, b, &v);
-        for (int i = 0, n = tile * TILE + half * 16; i < 16 && n + i < w.rows; i++) out[b * stride + n + i] = v[i];
+        for (int i = 0, n = tile * TILE + half * 16; i < 16 && n + i < w.rows; i++)
+          out[b * stride + n + i] = w.bias ? v[i] + w.bias[n + i] : v[i];
       }
   }
 }
@@ -414,8 +465,8 @@ void multiply_plain(const Matrix& w, int from, int to, const Input& x, int batch
 // out[b * stride + n] for the rows n in [from, to) of W, whole tiles, bias added.
 void multiply(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
   if (from >= to) return;
-  quantized(w) ? multiply_quantized(w, from, to, x, batch, out, stride, exact)
-               : multiply_plain(w, from, to, x, batch, out, stride, exact);
+  if (quantized(w)) return multiply_quantized(w, from, to, x, batch, out, nullptr, stride, exact);
+  multiply_plain(w, from, to, x, batch, out, stride, exact);
   if (w.bias)
     for (int b = 0; b < batch; b++)
       for (int n = from; n < to; n++) out[b * stride + n] += w.bias[n];
@@ -442,7 +493,10 @@ void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
   }
 }
 
-// --- Threads: they spin while a step runs and a little after it, then sleep --------------------------------------------
+// --- Threads ---------------------------------------------------------------------------------------------------------
+// PyTorch's own, where this is compiled with OpenMP and its runtime is the one that PyTorch has loaded: two pools on the
+// same processors, each of which spins for more work, take turns at stopping the other. Else threads of our own, which
+// spin while a call runs and a little after it, then sleep.
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -455,10 +509,25 @@ inline void relax() {
 class Team {
  public:
   explicit Team(int size) : size_(size) {
-    for (int id = 1; id < size; id++) std::thread([this, id] { serve(id); }).detach();
+#ifdef _OPENMP
+    std::atomic<int> there{0};
+#pragma omp parallel num_threads(size)
+    there.fetch_add(1);
+    shared_ = there.load() == size;
+#endif
+    if (!shared_)
+      for (int id = 1; id < size; id++) std::thread([this, id] { serve(id); }).detach();
   }
   int size() const { return size_; }
   void run(const std::function<void(int)>& work) {
+    if (size_ == 1) return work(0);
+#ifdef _OPENMP
+    if (shared_) {
+#pragma omp parallel num_threads(size_)
+      work(omp_get_thread_num());
+      return;
+    }
+#endif
     work_ = &work;
     left_.store(size_ - 1, std::memory_order_relaxed);
     {
@@ -499,6 +568,7 @@ class Team {
     }
   }
   const int size_;
+  bool shared_ = false;
   const std::function<void(int)>* work_ = nullptr;
   std::atomic<unsigned> round_{0};
   std::atomic<int> left_{0}, arrived_{0}, turn_{0};
@@ -635,22 +705,18 @@ struct Step {
       }
     }
     const int count = to - from, room = count + 16;
-    for (int i = 0; i < n; i++)
-      for (int s = 0; s < count; s += 16) {
-        F16 acc[16];
-        for (int p = 0; p < 16; p++) {
-          const size_t at = size_t(from + std::min(s + p, count - 1)) * K;
-          int j = 0;
-          F16 a{};
-          for (; j + 16 <= K; j += 16) a += sixteen(keys, at + j) * load(q + i * K + j);
-          for (; j < K; j++) a[0] += number(keys, at + j) * q[i * K + j];
-          acc[p] = a;
-        }
-        *(F16*)(scores + size_t(i) * room + s) = sums(acc);
+    for (int i = 0; i < n; i += 4) {  // heads of the group share what is read; four at most have their sums in registers
+      float* s = scores + size_t(i) * room;
+      switch (std::min(4, n - i)) {
+        case 1: score<1>(keys, from, count, q + i * K, s, room); break;
+        case 2: score<2>(keys, from, count, q + i * K, s, room); break;
+        case 3: score<3>(keys, from, count, q + i * K, s, room); break;
+        default: score<4>(keys, from, count, q + i * K, s, room);
       }
+    }
     for (int i = 0; i < n; i++) {
       float* s = scores + size_t(i) * room;
-      float* result = &parts[((size_t(b) * m.heads + g * n + i) * P + part) * (K + 2)];
+      float* result = part_of(b, g * n + i, part);
       float top = -INFINITY;
       for (int t = 0; t < count; t++) top = s[t] > top ? s[t] : top;
       for (int t = count; t < room; t++) s[t] = -INFINITY;
@@ -664,20 +730,66 @@ struct Step {
       }
       result[K] = top, result[K + 1] = sum(total);
     }
-    for (int j = 0; j < K; j += 16) {
-      const int lanes = std::min(16, K - j);
-      for (int i = 0; i < n; i++) {
-        const float* s = scores + size_t(i) * room;
-        float* result = &parts[((size_t(b) * m.heads + g * n + i) * P + part) * (K + 2)] + j;
-        F16 acc{};
-        if (lanes == 16)
-          for (int t = 0; t < count; t++) acc += sixteen(values, size_t(from + t) * K + j) * s[t];
-        else
-          for (int t = 0; t < count; t++)
-            for (int l = 0; l < lanes; l++) acc[l] += number(values, size_t(from + t) * K + j + l) * s[t];
-        for (int l = 0; l < lanes; l++) result[l] = acc[l];
+    for (int i = 0; i < n; i += 4) {
+      const float* s = scores + size_t(i) * room;
+      switch (std::min(4, n - i)) {
+        case 1: weigh<1>(values, from, count, s, room, b, g * n + i, part); break;
+        case 2: weigh<2>(values, from, count, s, room, b, g * n + i, part); break;
+        case 3: weigh<3>(values, from, count, s, room, b, g * n + i, part); break;
+        default: weigh<4>(values, from, count, s, room, b, g * n + i, part);
       }
     }
+  }
+
+  float* part_of(int b, int head, int part) {
+    return &parts[((size_t(b) * m.heads + head) * crew.size() + part) * (m.head_width + 2)];
+  }
+
+  // scores[i * room + s] = q_i k_s for N queries and the positions [from, from + count)
+  template <int N>
+  void score(const void* keys, int from, int count, const float* q, float* scores, int room) const {
+    const int K = m.head_width;
+    for (int s = 0; s < count; s += 16) {
+      F16 acc[N][16];
+      for (int p = 0; p < 16; p++) {
+        const size_t at = size_t(from + std::min(s + p, count - 1)) * K;
+        F16 a[N] = {};
+        int j = 0;
+        for (; j + 16 <= K; j += 16) {
+          const F16 k = sixteen(keys, at + j);
+          for (int i = 0; i < N; i++) a[i] += k * load(q + i * K + j);
+        }
+        for (; j < K; j++)
+          for (int i = 0; i < N; i++) a[i][0] += number(keys, at + j) * q[i * K + j];
+        for (int i = 0; i < N; i++) acc[i][p] = a[i];
+      }
+      for (int i = 0; i < N; i++) *(F16*)(scores + size_t(i) * room + s) = sums(acc[i]);
+    }
+  }
+
+  // The sum over positions of weight times value, for N heads from `head` on.
+  template <int N>
+  void weigh(const void* values, int from, int count, const float* weights, int room, int b, int head, int part) {
+    const int K = m.head_width;
+    int j = 0;
+    for (; j + 64 <= K; j += 64) {
+      F16 acc[N][4] = {};
+      for (int t = 0; t < count; t++) {
+        const size_t at = size_t(from + t) * K + j;
+        for (int c = 0; c < 4; c++) {
+          const F16 v = sixteen(values, at + c * 16);
+          for (int i = 0; i < N; i++) acc[i][c] += v * weights[size_t(i) * room + t];
+        }
+      }
+      for (int i = 0; i < N; i++)
+        for (int c = 0; c < 4; c++) *(F16*)(part_of(b, head + i, part) + j + c * 16) = acc[i][c];
+    }
+    for (; j < K; j++)
+      for (int i = 0; i < N; i++) {
+        float acc = 0;
+        for (int t = 0; t < count; t++) acc += number(values, size_t(from + t) * K + j) * weights[size_t(i) * room + t];
+        part_of(b, head + i, part)[j] = acc;
+      }
   }
 
   void merge(Input& y) {  // the parts of every head into one output (the softmax over all positions)
@@ -721,16 +833,7 @@ struct Step {
     multiply(layer.up, from, to, x, batch, up.data(), F, m.exact);
     if (layer.gate.kind) multiply(layer.gate, from, to, x, batch, gate.data(), F, m.exact);
     for (int b = 0; b < batch; b++) {
-      float *y = hidden.row(b), *u = &up[size_t(b) * F];
-      const float* g = layer.gate.kind ? &gate[size_t(b) * F] : nullptr;
-      int i = from;
-      if (m.activation == SILU)
-        for (; i + 16 <= to; i += 16) {
-          const F16 a = load(g ? g + i : u + i), e = exponential(a < 0.0f ? a : -a);
-          const F16 s = a < 0.0f ? e / (e + 1.0f) : 1.0f / (e + 1.0f);
-          *(F16*)(y + i) = g ? a * s * load(u + i) : a * s;
-        }
-      for (; i < to; i++) y[i] = g ? activate(g[i], m.activation) * u[i] : activate(u[i], m.activation);
+      gated(layer.gate.kind ? &gate[size_t(b) * F] : nullptr, &up[size_t(b) * F], hidden.row(b), from, to, m.activation);
       hidden.round(b, F, from, to, m.exact);
     }
   }
@@ -815,6 +918,83 @@ void tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, int3
   });
 }
 
+// The same for rows of bf16 whose length is a multiple of 32, by a quantized W; only where tfcli_bf16_products().
+void tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) {
+  Input in;
+  in.borrow(x, batch, w->cols);
+  Team& crew = team(threads);
+  crew.run([&](int id) {
+    for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) in.sum_up(b);
+    crew.barrier();
+    const int from = share(w->rows, TILE, id, threads), to = share(w->rows, TILE, id + 1, threads);
+    // Some input rows at a time: they stay in the cache while all of the weights pass.
+    for (int b = 0; b < batch && from < to; b += 64) {
+      Input some;
+      some.stride = in.stride, some.groups = in.groups, some.h = in.h + size_t(b) * in.stride;
+      some.sums.assign(in.group_sums(b), in.group_sums(std::min(batch, b + 64)));
+      multiply_quantized(*w, from, to, some, std::min(64, batch - b), nullptr, y + size_t(b) * w->rows, w->rows, false);
+    }
+  });
+}
+
+// y = norm(x) w + bias over rows of `cols`: RMSNorm, or LayerNorm where `layer`; bf16 or fp32 alike in x and y.
+void tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float* weight, const float* bias, float eps,
+                int32_t layer, int32_t bf16, int32_t threads) {
+  team(threads).run([&](int id) {
+    std::vector<float> wide(cols);
+    for (int r = share(rows, 1, id, threads); r < share(rows, 1, id + 1, threads); r++) {
+      const size_t at = size_t(r) * cols;
+      const float* from = (const float*)x + at;
+      if (bf16) to_wide((const uint16_t*)x + at, wide.data(), cols), from = wide.data();
+      normalise(from, bf16 ? wide.data() : (float*)y + at, cols, Norm{weight, bias}, layer, eps);
+      if (bf16) to_bf16(wide.data(), (uint16_t*)y + at, cols);
+    }
+  });
+}
+
+// Heads (tokens, heads, width): QK-norm where there is a weight, then rotation by cos and sin (tables, width / 2), which
+// repeat every `tables` tokens. x and y may be the same.
+void tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int32_t width, const float* weight, float eps,
+                  const float* cos, const float* sin, int32_t tables, int32_t bf16, int32_t threads) {
+  team(threads).run([&](int id) {
+    std::vector<float> wide(width), out(width);
+    const int half = width / 2;
+    for (int t = share(tokens, 1, id, threads); t < share(tokens, 1, id + 1, threads); t++) {
+      const float *c = cos + size_t(t % tables) * half, *s = sin + size_t(t % tables) * half;
+      for (int h = 0; h < heads; h++) {
+        const size_t at = (size_t(t) * heads + h) * width;
+        if (bf16) to_wide((const uint16_t*)x + at, wide.data(), width);
+        else memcpy(wide.data(), (const float*)x + at, sizeof(float) * width);
+        if (weight) normalise(wide.data(), wide.data(), width, Norm{weight, nullptr}, false, eps);
+        float *to = bf16 ? out.data() : (float*)y + at, *a = wide.data(), *b = wide.data() + half;
+        for (int i = 0; i < half; i++) to[i] = a[i] * c[i] - b[i] * s[i];
+        for (int i = 0; i < half; i++) to[half + i] = b[i] * c[i] + a[i] * s[i];
+        if (bf16) to_bf16(to, (uint16_t*)y + at, width);
+      }
+    }
+  });
+}
+
+// y = act(gate) * up, or act(up) where there is no gate; all of n numbers, y may be one of the others.
+void tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int32_t activation, int32_t bf16, int32_t threads) {
+  team(threads).run([&](int id) {
+    const int64_t units = (n + 1023) / 1024;
+    float g[1024], u[1024];
+    for (int64_t unit = units * id / threads; unit < units * (id + 1) / threads; unit++) {
+      const int64_t at = unit * 1024;
+      const int count = int(std::min<int64_t>(1024, n - at));
+      const float *a = gate ? (const float*)gate + at : nullptr, *b = (const float*)up + at;
+      if (bf16) {
+        if (gate) to_wide((const uint16_t*)gate + at, g, count), a = g;
+        to_wide((const uint16_t*)up + at, u, count), b = u;
+      }
+      float* out = bf16 ? u : (float*)y + at;
+      gated(a, b, out, 0, count, activation);
+      if (bf16) to_bf16(out, (uint16_t*)y + at, count);
+    }
+  });
+}
+
 // Rows of W (all of them, or those listed) as fp32 or, rounded to nearest, as bf16: out (count, cols).
 void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out, int32_t bf16, int32_t threads) {
   team(threads).run([&](int id) {
@@ -824,18 +1004,119 @@ void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out
       float* to = bf16 ? row.data() : (float*)out + at;
       unpack_row(*w, int(rows ? rows[i] : i), to);
       if (!bf16) continue;
-      uint16_t* half = (uint16_t*)out + at;
-      int k = 0;
-#ifdef BF16_PRODUCTS
-      for (; k + 16 <= w->cols; k += 16) {
-        __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(to + k));
-        memcpy(half + k, &r, 32);
-      }
-#endif
-      for (; k < w->cols; k++) half[k] = float_to_bf16(to[k]);
+      to_bf16(to, (uint16_t*)out + at, w->cols);
     }
   });
 }
+
+#ifdef BF16_PRODUCTS
+// Attention of many queries at once in bf16 (Vaswani et al. 2017, eq. 1): out (B, H, T, K) of q (B, H, T, K) and keys and
+// values (B, G, S, K) with strides of their own; query t sees the keys up to offset + t, or all where it is not causal,
+// and no more than `window` of them. K is a multiple of 32 of at most 256. Scores and sums are fp32.
+void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch, int32_t heads,
+                  int32_t groups, int32_t queries, int32_t length, int32_t width, const int64_t* strides, float scale,
+                  int32_t causal, int32_t offset, int32_t window, int32_t threads) {
+  // strides: of q, keys, values and out, from row to row, head to head and position to position
+  const int n = heads / groups, S = (length + 31) / 32 * 32, K = width;
+  constexpr int ROWS = 32;  // queries of a task
+  const int blocks = (queries + ROWS - 1) / ROWS;
+  std::vector<uint16_t> packed_keys(size_t(batch) * groups * S * K), packed_values(size_t(batch) * groups * S * K);
+  Team& crew = team(threads);
+  std::atomic<int> next{0};
+  crew.run([&](int id) {
+    // Keys of sixteen positions as pairs of columns, values of two positions as pairs: what products want in a lane.
+    for (int pair = id; pair < batch * groups; pair += threads) {
+      const int b = pair / groups, g = pair % groups;
+      const uint16_t *k = keys + b * strides[3] + g * strides[4], *v = values + b * strides[6] + g * strides[7];
+      uint16_t *pk = &packed_keys[size_t(pair) * S * K], *pv = &packed_values[size_t(pair) * S * K];
+      for (int s = 0; s < S; s++)
+        for (int j = 0; j < K; j++) {
+          const bool real = s < length;
+          pk[(size_t(s / 16) * (K / 2) + j / 2) * 32 + s % 16 * 2 + j % 2] = real ? k[s * strides[5] + j] : 0;
+          pv[size_t(s / 2) * 2 * K + j * 2 + s % 2] = real ? v[s * strides[8] + j] : 0;
+        }
+    }
+    crew.barrier();
+    std::vector<float> scores(size_t(ROWS) * S);
+    std::vector<uint16_t> weights(size_t(ROWS) * S);
+    float inverse[ROWS];
+    for (int task; (task = next.fetch_add(1)) < batch * heads * blocks;) {
+      // The longest rows first: of causal attention the last queries.
+      const int block = blocks - 1 - task / (batch * heads), b = task % (batch * heads) / heads, h = task % heads;
+      const int first = block * ROWS, count = std::min(ROWS, queries - first);
+      const uint16_t* pk = &packed_keys[(size_t(b) * groups + h / n) * S * K];
+      const uint16_t* pv = &packed_values[(size_t(b) * groups + h / n) * S * K];
+      const int end = causal ? std::min(length, offset + first + count) : length;  // of any query here
+      const int begin = window && causal ? std::max(0, offset + first - window + 1) / 32 * 32 : 0;
+      const int stop = (end + 31) / 32 * 32;
+      for (int t = 0; t < count; t += 8) {
+        const uint16_t* rows[8];
+        for (int i = 0; i < 8; i++)
+          rows[i] = q + b * strides[0] + h * strides[1] + (first + std::min(t + i, count - 1)) * strides[2];
+        for (int s = begin; s < stop; s += 16) {
+          __m512 acc[8];
+          for (auto& a : acc) a = _mm512_setzero_ps();
+          const uint16_t* p = pk + size_t(s / 16) * K * 16;
+          for (int j = 0; j < K; j += 2, p += 32) {
+            const __m512bh k = (__m512bh)_mm512_loadu_si512(p);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) acc[i] = _mm512_dpbf16_ps(acc[i], k, pairs(rows[i] + j));
+          }
+          for (int i = 0; i < 8 && t + i < count; i++) _mm512_storeu_ps(&scores[size_t(t + i) * S + s], acc[i]);
+        }
+      }
+      for (int t = 0; t < count; t++) {
+        float* s = &scores[size_t(t) * S];
+        uint16_t* w = &weights[size_t(t) * S];
+        const int to = causal ? std::min(length, offset + first + t + 1) : length;
+        const int from = window ? std::max(0, (causal ? to - window : offset + first + t - window / 2)) : 0;
+        const int last = window && !causal ? std::min(to, offset + first + t + window / 2 + 1) : to;
+        for (int i = begin; i < from; i++) s[i] = -INFINITY;
+        for (int i = last; i < stop; i++) s[i] = -INFINITY;
+        F16 most = splat(-INFINITY);
+        for (int i = begin; i < stop; i += 16) {
+          const F16 v = load(s + i);
+          most = v > most ? v : most;
+        }
+        float top = -INFINITY;
+        for (int l = 0; l < 16; l++) top = most[l] > top ? most[l] : top;
+        F16 total{};
+        for (int i = begin; i < stop; i += 16) {
+          const F16 v = load(s + i), e = v == -INFINITY ? F16{} : exponential((v - top) * scale);
+          const __m256bh r = _mm512_cvtneps_pbh(e);
+          memcpy(w + i, &r, 32);
+          total += e;
+        }
+        inverse[t] = 1.0f / sum(total);
+      }
+      for (int t = 0; t < count; t += 4)
+        for (int j = 0; j < K; j += 32) {
+          __m512 acc[4][2];
+          for (auto& a : acc) a[0] = a[1] = _mm512_setzero_ps();
+          const uint16_t* w[4];
+          for (int i = 0; i < 4; i++) w[i] = &weights[size_t(std::min(t + i, count - 1)) * S];
+          for (int s = begin; s < stop; s += 2) {
+            const uint16_t* p = pv + size_t(s / 2) * 2 * K + j * 2;
+            const __m512bh v0 = (__m512bh)_mm512_loadu_si512(p), v1 = (__m512bh)_mm512_loadu_si512(p + 32);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+              const __m512bh two = pairs(w[i] + s);
+              acc[i][0] = _mm512_dpbf16_ps(acc[i][0], two, v0), acc[i][1] = _mm512_dpbf16_ps(acc[i][1], two, v1);
+            }
+          }
+          for (int i = 0; i < 4 && t + i < count; i++) {
+            uint16_t* to = out + b * strides[9] + h * strides[10] + (first + t + i) * strides[11] + j;
+            const __m512 by = _mm512_set1_ps(inverse[t + i]);
+            for (int c = 0; c < 2; c++) {
+              const __m256bh r = _mm512_cvtneps_pbh(_mm512_mul_ps(acc[i][c], by));
+              memcpy(to + 16 * c, &r, 32);
+            }
+          }
+        }
+    }
+  });
+}
+#endif
 
 // The likeliest token of each row, the first of equals, or the one that `ids` names, and its log-probability; a row
 // that is not finite has id -1.
