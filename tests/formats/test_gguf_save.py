@@ -69,7 +69,7 @@ def test_numbers_are_rounded_to_nearest_and_norms_stay(tmp_path: Path, type: str
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_codes_are_written_as_they_are(tmp_path: Path, bits: Any, type: str, architecture: str) -> None:
     """The gguf package's own numbers are ours to the last bit, and the model comes back with every code."""
-    core = quantize_model(random_model(config(architecture, **WIDE)), Quantization(bits=bits))
+    core = quantize_model(random_model(config(architecture, **WIDE)), Quantization(bits=bits, outer=bits))
     with torch.no_grad():
         core.blocks[1].ffn.down = quantize_zeros(core.blocks[1].ffn.down, bits)
     gguf_save.save(tmp_path / "m.gguf", core, tokenizer(), name="tiny")

@@ -45,7 +45,7 @@ def compress(
     precision: Precision = None,
     threads: Threads = None,
 ) -> None:
-    """Make a model smaller: its weights, embedding and head included, in 8 or 4 bits.
+    """Make a model smaller: its weights in 8 or 4 bits; embedding and head in 8.
 
     OUT is a directory with model.gguf, which tfcli, llama.cpp, ollama, LM Studio and transformers read, and the
     tokenizer's files. It is read again and its logits compared before it is left in place. With --text, perplexity and

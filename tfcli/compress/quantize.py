@@ -71,10 +71,10 @@ def compress(
 ) -> Compressed:
     """Write the model at ``source`` with its matrices in ``quantize`` ("int8" or "int4") to the directory ``out``.
 
-    Embedding and head are quantized too. ``text`` (files, directories, globs or "-") is scored before and after. The
-    file is read again and compared before it is left in place. Raises UserError for an encoder (GGUF files hold
-    decoders), a model that is quantized already, and for a place that is taken; RunError where the file is not the
-    model.
+    Embedding and head are quantized too, to 8 bits always. ``text`` (files, directories, globs or "-") is scored before
+    and after. The file is read again and compared before it is left in place. Raises UserError for an encoder (GGUF
+    files hold decoders), a model that is quantized already, and for a place that is taken; RunError where the file is
+    not the model.
     """
     source, out = Path(source), Path(out)
     Quantization.of(quantize)
@@ -184,6 +184,10 @@ model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{MODEL}", config=Au
 ```
 """
     )
+    blocks = "Its matrices, embedding and head included, in blocks of 32 weights that share a scale (GGUF's Q8_0)"
+    if bits == 4:
+        blocks = "Its matrices in blocks of 32 weights that share a scale and a minimum (GGUF's Q4_1)"
+        blocks += ";\nembedding and head in 8 bits (Q8_0)"
     return f"""---
 library_name: gguf
 pipeline_tag: text-generation
@@ -194,8 +198,7 @@ tags:
 
 # {name} in {bits} bits
 
-Its matrices, embedding and head included, in blocks of 32 weights that share a scale{" and a minimum" * (bits == 4)}
-(GGUF's {"Q8_0" if bits == 8 else "Q4_1"}); norms in fp32.
+{blocks}; norms in fp32.
 
 ```sh
 tfcli generate --model . --prompt "Once upon a time"

@@ -69,8 +69,9 @@ def convert(
     """Write the model at ``source`` as a GGUF file or a Hugging Face directory ``out``.
 
     ``to`` is "gguf" or "hf"; ``type`` of the matrices f32, f16, bf16 and for GGUF also q8_0 and q4_1 (default:
-    ``DEFAULTS``). ``tokenizer`` goes with a llama2.c checkpoint. ``force`` overwrites. Raises UserError for a model
-    that the format does not have, RunError where what was written does not give the same logits; then nothing is left.
+    ``DEFAULTS``); q4_1 keeps embedding and head in q8_0. ``tokenizer`` goes with a llama2.c checkpoint. ``force``
+    overwrites. Raises UserError for a model that the format does not have, RunError where what was written does not
+    give the same logits; then nothing is left.
     """
     source, out = Path(source), Path(out)
     type = check(to, type)

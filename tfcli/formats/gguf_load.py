@@ -95,9 +95,9 @@ class _Reader:
         tensor, bias_name = self.file.tensors[name], name.removesuffix("weight") + "bias"
         part = model.get_submodule(path)
         bias = self.numbers(bias_name) if getattr(part, "bias", None) is not None else None
-        wanted = self.quantize is not None and self.quantize.takes(tensor.shape[-1])
+        wanted = self.quantize.bits_of(path, tensor.shape[-1]) if self.quantize else None
         if len(tensor.shape) == 2 and (TYPES[tensor.type].quantized or wanted):
-            place(model, path, self.matrix(name, bias))
+            place(model, path, self.matrix(name, bias, wanted or 8))
         else:
             part.weight = nn.Parameter(self.numbers(name))
             if bias is not None:
@@ -117,11 +117,11 @@ class _Reader:
             out[some] = torch.from_numpy(values)
         return out
 
-    def matrix(self, name: str, bias: Tensor | None) -> QuantMatrix:
-        """A tensor as a quantized matrix."""
+    def matrix(self, name: str, bias: Tensor | None, bits: Bits) -> QuantMatrix:
+        """A tensor as a quantized matrix; ``bits`` of one that is quantized anew."""
         tensor = self.file.tensors[name]
         exact = TYPES[tensor.type].group == GROUP
-        parts = self._as_they_are(name) if exact else self._anew(name)
+        parts = self._as_they_are(name) if exact else self._anew(name, bits)
         return stacked(parts, rows=tensor.shape[0], bias=bias)
 
     def _as_they_are(self, name: str) -> Iterator[QuantMatrix]:
@@ -133,9 +133,9 @@ class _Reader:
             codes, scale = torch.from_numpy(groups.q), self._half(groups.scale, tensor)
             yield from_codes(codes, scale, low, bits=bits, columns=tensor.shape[1])
 
-    def _anew(self, name: str) -> Iterator[QuantMatrix]:
+    def _anew(self, name: str, bits: Bits) -> Iterator[QuantMatrix]:
         for _, values in self._slices(name):
-            yield quant.quantize(torch.from_numpy(values), self.quantize.bits if self.quantize else 8)
+            yield quant.quantize(torch.from_numpy(values), bits)
 
     def _slices(self, name: str) -> Iterator[tuple[slice, Floats]]:
         """Which rows, and their numbers."""

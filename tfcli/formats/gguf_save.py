@@ -38,11 +38,7 @@ def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16
         raise ValueError(f"{type} is no type of plain numbers")
     config = gguf_wiring.to_gguf(model.config, name=name or "the model")
     tensors = list(_tensors(model, config, type))
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        if len(tensor.shape) == 2:
-            sizes[tensor.type] += tensor.shape[0] * tensor.shape[1]
-    mostly = sizes.most_common(1)[0][0]
+    mostly = Counter(tensor.type for tensor in tensors if len(tensor.shape) == 2).most_common(1)[0][0]
     metadata = gguf_models.metadata_from_config(config, type=mostly, name=name)
     write_gguf(path, metadata | to_gguf(codec, vocab_size=config.vocab_size), tensors)
 

@@ -19,9 +19,15 @@ AT_ONCE = 1 << 19
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """What a model's matrices are to become."""
+    """What a model's matrices are to become.
+
+    "int4" keeps the embedding and the head in 8 bits: in 4, they alone raised SmolLM2-135M's perplexity by 4.6 %, and
+    all other matrices together by 0.1 % (of weights that Q4_1 holds), for an eighth of its size.
+    """
 
     bits: Bits
+    outer: Bits = 8
+    """Of the embedding and the head."""
     whole_groups: bool = False
     """Matrices whose rows are not whole groups of 32 stay as they are: GGUF's blocks have no padding."""
 
@@ -32,9 +38,11 @@ class Quantization:
             raise unknown("kind of quantization", kind, BITS)
         return cls(bits=BITS[kind], whole_groups=whole_groups)
 
-    def takes(self, columns: int) -> bool:
-        """Whether a matrix with rows of this length is quantized."""
-        return not (self.whole_groups and columns % GROUP)
+    def bits_of(self, path: str, columns: int) -> Bits | None:
+        """Of the matrix at ``path``; None where it stays as it is."""
+        if self.whole_groups and columns % GROUP:
+            return None
+        return self.outer if path in ("embed", "head") else self.bits
 
 
 def slices(rows: int, columns: int) -> Iterator[slice]:
@@ -109,8 +117,8 @@ def quantize_model(model: Transformer, to: Quantization, *, name: str = "the mod
     layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
     own = [(path, module.weight, module.bias) for path, module in layers if module.weight is not model.embed.weight]
     for path, weight, bias in [("embed", model.embed.weight, None), *own]:
-        if to.takes(weight.shape[1]):
-            place(model, path, quantized(weight, to.bits, bias=bias))
+        if wanted := to.bits_of(path, weight.shape[1]):
+            place(model, path, quantized(weight, wanted, bias=bias))
     return model
 
 
@@ -159,9 +167,10 @@ def assign(
     path, _, kind = name.rpartition(".")
     part, tensor = model.get_submodule(path), tensor.to(device)
     matrix = kind == "weight" and (path == "embed" or type(part) is Linear)
-    if to is not None and matrix and to.takes(tensor.shape[1]):
+    wanted = to.bits_of(path, tensor.shape[1]) if to is not None and matrix else None
+    if wanted is not None:
         bias = getattr(part, "bias", None)
-        place(model, path, quantized(tensor, to.bits, bias=None if bias is None or bias.is_meta else bias))
+        place(model, path, quantized(tensor, wanted, bias=None if bias is None or bias.is_meta else bias))
         return
     value = tensor.to(dtype)
     setattr(part, kind, value if isinstance(part, QuantMatrix) else nn.Parameter(value))
