@@ -77,7 +77,7 @@ def linear(matrix: Quantized, x: Tensor) -> Tensor:
         y = torch.empty(len(flat), matrix.rows)
         exact = int(x.dtype == torch.float32)
         lib.tfcli_linear(described, len(flat), address(flat), address(y), exact, torch.get_num_threads())
-    return y.view(*x.shape[:-1], -1).to(x.dtype)
+    return y.view(*x.shape[:-1], matrix.rows).to(x.dtype)
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, layer: bool) -> Tensor:
