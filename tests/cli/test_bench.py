@@ -74,7 +74,7 @@ def test_json_is_one_object_a_suite(app: typer.Typer) -> None:
     assert [other["name"] for other in lines["batch"]["against"]] == ["one by one"]
     assert (lines["memory"]["value"], lines["memory"]["unit"]) == (300.0, "MB") and lines["load"]["unit"] == "s"
     assert lines["prefill"]["details"]["attention"]
-    assert "device: cpu" in done.stderr and "train ..." in done.stderr
+    assert "device: cpu" in done.stderr and "train ..." in done.stderr and "memory: 300 MB" in done.stderr
 
 
 def test_table_is_plain_and_aligned(app: typer.Typer) -> None:

@@ -160,6 +160,12 @@ def remarks(lines: Sequence[Json]) -> list[str]:
     return said
 
 
+def in_short(result: Result) -> str:
+    """A suite's figure, and those beside it."""
+    others = [f"{other.name} {figures(result.figures(other.timing)[0])}" for other in result.against]
+    return "; ".join([f"{figures(result.value)} {result.unit}", *others])
+
+
 def noise(suite: str, timing: Timing) -> str | None:
     """Why a figure is not to be trusted far, in words; None where it is."""
     if not timing.steady:

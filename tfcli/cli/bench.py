@@ -219,6 +219,7 @@ def _measure(names: list[str], subject: Subject, runtime: Runtime, repeats: int,
         names, subject, runtime, repeats=repeats, peers=opened, on_start=lambda name: _note(f"{name} ...")
     ):
         made.append(result)
+        _note(f"{result.suite}: {report.in_short(result)}")
         sides = [(result.suite, result.timing), *((f"{result.suite}, {o.name},", o.timing) for o in result.against)]
         for name, timing in sides:
             if warning := report.noise(name, timing):
