@@ -32,7 +32,7 @@ MODEL, WORK, GATE, OUTPUT = "Model and text", "Work", "Comparison", "Output"
 def bench(
     results: Annotated[
         Path | None,
-        typer.Argument(metavar="[NEWER]", help="With --compare: newer results to compare, instead of running."),
+        typer.Argument(metavar="NEWER", help="With --compare: newer results to compare, instead of running."),
     ] = None,
     model: Annotated[
         str | None,
