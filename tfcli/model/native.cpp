@@ -308,14 +308,15 @@ inline __m512bh pairs(const uint16_t* p) {  // two neighbours in every lane
 }
 
 // N halves of a tile (16 rows each, from `half` on) times input rows [b, b + M), activations in bf16: one lane a row.
-// Codes become bf16 without a table: 0x4300 | q is 128 + q, and 0x4500 | q is 2048 + 16 q; the surplus is taken off
-// through the sums of the activations. Two sums of a group take turns, so that neither waits for itself.
+// Codes are whole numbers below 256, which bf16 holds exactly. Those of 4 bits become bf16 without a table: 0x4300 | q is
+// 128 + q, and the surplus is taken off through the sums of the activations. Two sums of a group take turns, so that
+// neither waits for itself.
 template <int KIND, int N, int M>
 void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m512* out) {
   constexpr int BYTES = bytes_of(KIND);
   const uint16_t* a = x.h + size_t(b) * x.stride;
   const uint8_t* p = (const uint8_t*)w.data + size_t(tile) * w.groups * 2 * BYTES + half * BYTES;
-  const __m512i low_half = _mm512_set1_epi16(15), plus128 = _mm512_set1_epi16(0x4300), plus2048 = _mm512_set1_epi16(0x4500);
+  const __m512i low_half = _mm512_set1_epi16(15), plus128 = _mm512_set1_epi16(0x4300);
   for (int i = 0; i < N * M; i++) out[i] = _mm512_setzero_ps();
   for (int g = 0; g < w.groups; g++, p += 2 * BYTES, a += GROUP) {
     __m512 even[N * M], odd[N * M];
@@ -324,20 +325,32 @@ void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m51
     for (int j = 0; j < BYTES / 32; j++)
 #pragma GCC unroll 2
       for (int n = 0; n < N; n++) {
-        const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(p + n * BYTES + 32 * j)));
-        const __m512bh small = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);  // (c & 15) | 0x4300
-        const __m512bh large = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), KIND == Q4 ? plus128 : plus2048);
+        const uint8_t* from = p + n * BYTES + 32 * j;
+        if (KIND == Q4) {
+          const __m512i c = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)from));
+          const __m512bh v0 = (__m512bh)_mm512_ternarylogic_epi32(c, low_half, plus128, 0xea);  // (c & 15) | 0x4300
+          const __m512bh v1 = (__m512bh)_mm512_or_si512(_mm512_srli_epi16(c, 4), plus128);
 #pragma GCC unroll 8
-        for (int m = 0; m < M; m++) {
-          const uint16_t* y = a + size_t(m) * x.stride + 2 * j;
-          even[n * M + m] = _mm512_dpbf16_ps(even[n * M + m], small, pairs(y));
-          odd[n * M + m] = _mm512_dpbf16_ps(odd[n * M + m], large, pairs(KIND == Q4 ? y + 16 : y));
+          for (int m = 0; m < M; m++) {
+            const uint16_t* y = a + size_t(m) * x.stride + 2 * j;
+            even[n * M + m] = _mm512_dpbf16_ps(even[n * M + m], v0, pairs(y));
+            odd[n * M + m] = _mm512_dpbf16_ps(odd[n * M + m], v1, pairs(y + 16));
+          }
+        } else {
+          const __m512 c0 = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)));
+          const __m512 c1 = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(from + 16))));
+          const __m512bh v = _mm512_cvtne2ps_pbh(c1, c0);
+#pragma GCC unroll 8
+          for (int m = 0; m < M; m++) {
+            __m512& to = j % 2 ? odd[n * M + m] : even[n * M + m];
+            to = _mm512_dpbf16_ps(to, v, pairs(a + size_t(m) * x.stride + 2 * j));
+          }
         }
       }
     for (int n = 0; n < N; n++) {
       F16 scale, low;
       scales(w, tile, g, half + n, scale, low);
-      const __m512 s = scale, l = low - scale * (KIND == Q4 ? 128.0f : 2176.0f);
+      const __m512 s = scale, l = KIND == Q4 ? low - scale * 128.0f : low;
       for (int m = 0; m < M; m++) {
         __m512& to = out[n * M + m];
         to = _mm512_fmadd_ps(_mm512_add_ps(even[n * M + m], odd[n * M + m]), s, to);
@@ -373,7 +386,7 @@ void rows_bf16(const Matrix& w, int n, const Input& x, int b, float* out, size_t
       for (int i = 0; i < N; i++) {
         const uint16_t* at = p + size_t(i) * w.cols + k;
         const __m512bh v = (__m512bh)(mask == ~0u ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi16(mask, at));
-        for (int m = 0; m < M; m++) acc[i * M + m] = _mm512_dpbf16_ps(acc[i * M + m], v, y[m]);
+        for (int m = 0; m < M; m++) acc[m * N + i] = _mm512_dpbf16_ps(acc[m * N + i], v, y[m]);
       }
     };
     for (int k = 0; k < whole; k += 32) columns(k, ~0u);
@@ -382,8 +395,7 @@ void rows_bf16(const Matrix& w, int n, const Input& x, int b, float* out, size_t
   F16 lanes[16];
   for (int i = 0; i < 16; i++) lanes[i] = acc[i];
   const F16 result = sums(lanes);
-  for (int i = 0; i < N; i++)
-    for (int m = 0; m < M; m++) out[m * stride + i] = result[i * M + m];
+  for (int m = 0; m < M; m++) memcpy(out + m * stride, (const float*)&result + m * N, sizeof(float) * N);
 }
 
 // Results go to fp32 `out`, or, where that is null, rounded to bf16 `out16`.
@@ -749,6 +761,29 @@ struct Step {
   template <int N>
   void score(const void* keys, int from, int count, const float* q, float* scores, int room) const {
     const int K = m.head_width;
+#ifdef BF16_PRODUCTS
+    if (cache.bf16 && !m.exact && K % 32 == 0) {
+      uint16_t h[N][256];
+      if (K <= 256) {
+        for (int i = 0; i < N; i++) to_bf16(q + i * K, h[i], K);
+        for (int s = 0; s < count; s += 16) {
+          F16 acc[N][16];
+          for (int p = 0; p < 16; p++) {
+            const uint16_t* k = (const uint16_t*)keys + size_t(from + std::min(s + p, count - 1)) * K;
+            __m512 a[N];
+            for (int i = 0; i < N; i++) a[i] = _mm512_setzero_ps();
+            for (int j = 0; j < K; j += 32) {
+              const __m512bh v = (__m512bh)_mm512_loadu_si512(k + j);
+              for (int i = 0; i < N; i++) a[i] = _mm512_dpbf16_ps(a[i], v, (__m512bh)_mm512_loadu_si512(h[i] + j));
+            }
+            for (int i = 0; i < N; i++) acc[i][p] = a[i];
+          }
+          for (int i = 0; i < N; i++) *(F16*)(scores + size_t(i) * room + s) = sums(acc[i]);
+        }
+        return;
+      }
+    }
+#endif
     for (int s = 0; s < count; s += 16) {
       F16 acc[N][16];
       for (int p = 0; p < 16; p++) {
