@@ -188,10 +188,10 @@ struct Input {
   std::vector<float> f, sums;
   std::vector<uint16_t> own;
   const uint16_t* h = nullptr;  // rounded: `own`, or somebody else's
-  int stride = 0, groups = 0;   // numbers and sums from row to row
+  int stride = 0, groups = 0, columns = 0;  // numbers and sums from row to row
   void shape(int rows, int cols) {
-    if (stride) return;
-    stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
+    if (columns == cols && f.size() >= size_t(rows) * stride) return;  // what is past the columns is zero already
+    columns = cols, stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
     f.assign(size_t(rows) * stride, 0.0f), own.assign(size_t(rows) * stride, 0), sums.assign(size_t(rows) * groups, 0.0f);
     h = own.data();
   }
@@ -211,10 +211,7 @@ struct Input {
   void round(int b, int cols, int from, int to, bool exact) {
     float* x = row(b);
     uint16_t* y = own.data() + size_t(b) * stride;
-    if (to == cols) {
-      to = stride;
-      for (int i = cols; i < stride; i++) x[i] = 0;
-    }
+    if (to == cols) to = stride;
     for (int g = from / GROUP; g < to / GROUP; g++) {
       F16 s{};
       for (int i = g * GROUP; i < (g + 1) * GROUP; i += 16) {
@@ -630,6 +627,16 @@ void normalise(const float* x, float* y, int n, const Norm& norm, bool layer_nor
   for (; i < n; i++) y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
+// What a step works with, kept from step to step.
+struct Room {
+  std::vector<float> qkv, out, parts;  // shared: (B, (H + 2G) K), (B, D), (B, H, threads, K + 2)
+  Input hidden;                        // shared: the feed-forward layer's inner activations
+};
+struct Own {  // of a thread
+  std::vector<float> x, scratch, gate, up, global, local, position, post;
+  Input in, heads;
+};
+
 struct Step {
   const Model& m;
   const Cache& cache;
@@ -637,15 +644,19 @@ struct Step {
   const int32_t *tokens, *lengths;
   float* logits;
   Team& crew;
-  std::vector<float> qkv, out, parts;  // shared: (B, (H + 2G) K), (B, D), (B, H, threads, K + 2)
-  Input hidden;                        // shared: the feed-forward layer's inner activations
+  std::vector<float>&qkv, &out, &parts;
+  Input& hidden;
 
-  Step(const Model& model, const Cache& c, int b, const int32_t* t, const int32_t* l, float* y, int threads)
-      : m(model), cache(c), batch(b), tokens(t), lengths(l), logits(y), crew(team(threads)) {
-    qkv.resize(size_t(b) * (m.heads + 2 * m.kv_heads) * m.head_width);
-    out.resize(size_t(b) * std::max(m.width, m.ffn_width));
-    parts.resize(size_t(b) * m.heads * threads * (m.head_width + 2));
+  Step(const Model& model, const Cache& c, int b, const int32_t* t, const int32_t* l, float* y, int threads, Room& room)
+      : m(model), cache(c), batch(b), tokens(t), lengths(l), logits(y), crew(team(threads)), qkv(room.qkv),
+        out(room.out), parts(room.parts), hidden(room.hidden) {
+    grow(qkv, size_t(b) * (m.heads + 2 * m.kv_heads) * m.head_width);
+    grow(out, size_t(b) * m.width);
+    grow(parts, size_t(b) * m.heads * threads * (m.head_width + 2));
     hidden.shape(b, m.ffn_width);
+  }
+  static void grow(std::vector<float>& v, size_t size) {
+    if (v.size() < size) v.resize(size);
   }
 
   void product(const Matrix& w, const Input& x, float* y, size_t stride, int id) {
@@ -660,12 +671,12 @@ struct Step {
     }
   }
 
-  void add(std::vector<float>& x, const Norm& post) {  // the shared result of a part onto this thread's residual stream
-    std::vector<float> y;
+  // The shared result of a part onto this thread's residual stream.
+  void add(std::vector<float>& x, const Norm& post, std::vector<float>& y) {
     for (int b = 0; b < batch; b++) {
       const float* from = &out[size_t(b) * m.width];
       if (post.weight) {
-        y.resize(m.width);
+        grow(y, m.width);
         normalise(from, y.data(), m.width, post, m.layer_norm, m.eps);
         from = y.data();
       }
@@ -699,7 +710,7 @@ struct Step {
     const float* row = &qkv[size_t(b) * (m.heads + 2 * G) * K];
     const size_t at = b * cache.row_stride + g * cache.head_stride;
     char *keys = (char*)cache.keys[index] + at * (cache.bf16 ? 2 : 4), *values = (char*)cache.values[index] + at * (cache.bf16 ? 2 : 4);
-    scratch.resize(size_t(n) * K + K + size_t(n) * (to - from + 16));
+    grow(scratch, size_t(n) * K + K + size_t(n) * (to - from + 16));
     float *q = scratch.data(), *k = q + n * K, *scores = k + K;
     memcpy(q, row + size_t(g) * n * K, sizeof(float) * n * K);
     for (int i = 0; i < n; i++) {
@@ -852,7 +863,7 @@ struct Step {
 
   void angles(std::vector<float>& table, const float* frequencies) const {
     const int half = m.head_width / 2;
-    table.resize(size_t(batch) * m.head_width);
+    grow(table, size_t(batch) * m.head_width);
     for (int b = 0; b < batch; b++)
       for (int i = 0; i < half; i++) {
         const float angle = float(lengths[b]) * frequencies[i];
@@ -864,7 +875,7 @@ struct Step {
   void feed_forward(const Layer& layer, const Input& x, std::vector<float>& gate, std::vector<float>& up, int id) {
     const int F = m.ffn_width, from = share(F, GROUP, id, crew.size()), to = share(F, GROUP, id + 1, crew.size());
     if (from == to) return;
-    up.resize(size_t(batch) * F), gate.resize(layer.gate.kind ? size_t(batch) * F : 0);
+    grow(up, size_t(batch) * F), grow(gate, size_t(batch) * F);
     multiply(layer.up, from, to, x, batch, up.data(), F, m.exact);
     if (layer.gate.kind) multiply(layer.gate, from, to, x, batch, gate.data(), F, m.exact);
     for (int b = 0; b < batch; b++) {
@@ -875,8 +886,9 @@ struct Step {
 
   void run(int id) {
     const int D = m.width, K = m.head_width, P = crew.size(), wide = (m.heads + 2 * m.kv_heads) * K;
-    std::vector<float> x(size_t(batch) * D), scratch, gate, up, global, local, position(m.positions.kind ? D : 0);
-    Input in, heads;
+    thread_local Own own;
+    auto& [x, scratch, gate, up, global, local, position, post, in, heads] = own;
+    grow(x, size_t(batch) * D), grow(position, D);
     for (int b = 0; b < batch; b++) {
       unpack_row(m.embed, tokens[b], &x[size_t(b) * D]);
       for (int i = 0; i < D; i++) x[size_t(b) * D + i] *= m.embed_scale;
@@ -903,13 +915,13 @@ struct Step {
       merge(heads);
       product(layer.o, heads, out.data(), D, id);
       crew.barrier();
-      add(x, layer.attention_post);
+      add(x, layer.attention_post, post);
       normed(x, layer.ffn, in);
       feed_forward(layer, in, gate, up, id);
       crew.barrier();
       product(layer.down, hidden, out.data(), D, id);
       crew.barrier();
-      add(x, layer.ffn_post);
+      add(x, layer.ffn_post, post);
     }
     normed(x, m.norm, in);
     product(m.head, in, logits, m.vocab, id);
@@ -936,7 +948,8 @@ int32_t tfcli_bf16_products() {
 // tokens[b] follows the lengths[b] positions of row b in the cache: stores its key and value, writes logits (B, V).
 void tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
                 float* logits, int32_t threads) {
-  Step step(*model, *cache, batch, tokens, lengths, logits, threads);
+  thread_local Room room;
+  Step step(*model, *cache, batch, tokens, lengths, logits, threads, room);
   step.crew.run([&](int id) { step.run(id); });
 }
 
