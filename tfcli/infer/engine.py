@@ -20,7 +20,7 @@ from tfcli.infer.embed import embed
 from tfcli.infer.sampling import check
 from tfcli.infer.score import Scores, evaluate
 from tfcli.infer.stopping import StopFilter
-from tfcli.model import native
+from tfcli.model.settle import settle
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text import chat
@@ -110,7 +110,7 @@ class Engine:
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",
                 )
-            native.settle(self.model)
+            settle(self.model)
             self._decoder = Decoder(self.model)
         return self._decoder
 

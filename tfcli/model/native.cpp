@@ -35,7 +35,7 @@ typedef uint16_t H16 __attribute__((vector_size(32), aligned(2)));
 typedef uint8_t B16 __attribute__((vector_size(16), aligned(1)));
 typedef uint32_t U16 __attribute__((vector_size(64), aligned(4)));
 
-enum Kind : int32_t { NONE = 0, FP32 = 1, BF16 = 2, Q4 = 3, Q8 = 4 };
+enum Kind : int32_t { NONE = 0, FP32 = 1, BF16 = 2, Q4 = 3, Q8 = 4, TILED = 5 };
 enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 constexpr int GROUP = 32, TILE = 32;  // columns that share a scale, rows that lie together
 
@@ -44,6 +44,7 @@ constexpr int GROUP = 32, TILE = 32;  // columns that share a scale, rows that l
 // memory is fastest when it is read straight on: of each tile the groups, of each group two halves of 16 rows, and of
 // these, row after row, pairs of columns: with 8 bits columns 2j and 2j + 1; with 4 bits these in the low halves of the
 // bytes and columns 16 + 2j and 17 + 2j in the high ones. Scales and lows: of each tile the groups, of these 32 rows.
+// Tiled: bf16 without scales: of each tile of 32 rows pairs of columns, of these row after row; padding is 0.
 struct Matrix {
   int32_t kind, rows, cols, groups;
   const void* data;
@@ -234,7 +235,10 @@ struct Input {
 
 // --- Products --------------------------------------------------------------------------------------------------------
 
-inline bool quantized(const Matrix& w) { return w.kind >= Q4; }
+inline bool in_tiles(const Matrix& w) { return w.kind >= Q4; }
+inline const uint16_t* tile_of(const Matrix& w, int tile) {  // of a TILED matrix
+  return (const uint16_t*)w.data + size_t(tile) * w.groups * GROUP * TILE;
+}
 constexpr int bytes_of(int kind) { return 16 * GROUP * (kind == Q4 ? 4 : 8) / 8; }  // of 16 rows of a group
 inline F16 halves(const uint16_t* p) {  // sixteen fp16 numbers as fp32
 #ifdef BF16_PRODUCTS
@@ -252,12 +256,21 @@ inline void scales(const Matrix& w, int tile, int g, int half, F16& scale, F16& 
   low = w.low ? halves(w.low + at) : scale * (w.kind == Q4 ? -8.0f : -128.0f);
 }
 
-// Sixteen rows of a quantized matrix times input rows [b, b + M), in fp32 throughout: one lane a row.
+// Sixteen rows of a matrix in tiles times input rows [b, b + M), in fp32 throughout: one lane a row.
 template <int M>
 void tile_exact(const Matrix& w, int tile, int half, const Input& x, int b, F16* out) {
   const float* a = x.f.data() + size_t(b) * x.stride;
   const uint8_t* p = (const uint8_t*)w.data + size_t(tile) * w.groups * 2 * bytes_of(w.kind);
   for (int m = 0; m < M; m++) out[m] = F16{};
+  if (w.kind == TILED) {
+    const uint16_t* of = tile_of(w, tile) + half * 32;
+    for (int k = 0; k < w.groups * GROUP; k += 2, of += 2 * TILE) {
+      const U16 two = *(const U16*)of;
+      for (int m = 0; m < M; m++) out[m] += (F16)(two << 16) * a[size_t(m) * x.stride + k];
+      for (int m = 0; m < M; m++) out[m] += (F16)(two & 0xffff0000u) * a[size_t(m) * x.stride + k + 1];
+    }
+    return;
+  }
   for (int g = 0; g < w.groups; g++) {
     F16 part[M] = {}, scale, low;
     const uint8_t* c = p + (size_t(g) * 2 + half) * bytes_of(w.kind);
@@ -357,6 +370,27 @@ void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m51
   }
 }
 
+// A tile of bf16 weights times input rows [b, b + M): one lane a row, one sum for each, in the order of the columns.
+template <int M>
+void tile_plain(const Matrix& w, int tile, const Input& x, int b, __m512* out) {
+  const uint16_t *a = x.h + size_t(b) * x.stride, *p = tile_of(w, tile);
+  __m512 acc[2 * M];
+  for (auto& v : acc) v = _mm512_setzero_ps();
+  const uint16_t* row[M];
+  for (int m = 0; m < M; m++) row[m] = a + size_t(m) * x.stride;
+  for (int g = 0; g < w.groups * GROUP; g += 8, p += 8 * TILE)
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+      const __m512bh v0 = (__m512bh)_mm512_loadu_si512(p + j * TILE), v1 = (__m512bh)_mm512_loadu_si512(p + j * TILE + 32);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+        const __m512bh y = pairs(row[m] + g + j);
+        acc[m] = _mm512_dpbf16_ps(acc[m], v0, y), acc[M + m] = _mm512_dpbf16_ps(acc[M + m], v1, y);
+      }
+    }
+  for (int i = 0; i < 2 * M; i++) out[i] = acc[i];
+}
+
 // Sixteen sums of plain bf16 rows: N rows times M input rows, N * M = 16; the rows one after the other where M is 1.
 template <int N, int M>
 void rows_bf16(const Matrix& w, int n, const Input& x, int b, float* out, size_t stride) {
@@ -408,8 +442,23 @@ void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* 
     if (out) _mm512_mask_storeu_ps(out + at, mask, v);
     else _mm256_mask_storeu_epi16(out16 + at, mask, (__m256i)_mm512_cvtneps_pbh(v));
   };
-  __m512 acc[8];
+  __m512 acc[16];
   int b = 0;
+  if (KIND == TILED) {
+    for (; b + 8 <= batch; b += 8) {
+      tile_plain<8>(w, tile, x, b, acc);
+      for (int m = 0; m < 8; m++) store(acc[m], 0, b + m), store(acc[8 + m], 1, b + m);
+    }
+    for (; b + 3 <= batch; b += 3) {
+      tile_plain<3>(w, tile, x, b, acc);
+      for (int m = 0; m < 3; m++) store(acc[m], 0, b + m), store(acc[3 + m], 1, b + m);
+    }
+    for (; b < batch; b++) {
+      tile_plain<1>(w, tile, x, b, acc);
+      store(acc[0], 0, b), store(acc[1], 1, b);
+    }
+    return;
+  }
   for (; b + 8 <= batch; b += 8)
     for (int half = 0; half < 2; half++) {
       tile_bf16<KIND, 1, 8>(w, tile, half, x, b, acc);
@@ -426,13 +475,13 @@ void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* 
 }
 #endif
 
-void multiply_quantized(const Matrix& w, int from, int to, const Input& x, int batch, float* out, uint16_t* out16,
+void multiply_tiles(const Matrix& w, int from, int to, const Input& x, int batch, float* out, uint16_t* out16,
                         size_t stride, bool exact) {
   for (int tile = from / TILE; tile * TILE < to; tile++) {
 #ifdef BF16_PRODUCTS
     if (!exact) {
-      w.kind == Q4 ? multiply_tile<Q4>(w, tile, x, batch, out, out16, stride)
-                   : multiply_tile<Q8>(w, tile, x, batch, out, out16, stride);
+      const auto multiply_one = w.kind == Q4 ? multiply_tile<Q4> : w.kind == Q8 ? multiply_tile<Q8> : multiply_tile<TILED>;
+      multiply_one(w, tile, x, batch, out, out16, stride);
       continue;
     }
 #endif
@@ -474,7 +523,7 @@ void multiply_plain(const Matrix& w, int from, int to, const Input& x, int batch
 // out[b * stride + n] for the rows n in [from, to) of W, whole tiles, bias added.
 void multiply(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
   if (from >= to) return;
-  if (quantized(w)) return multiply_quantized(w, from, to, x, batch, out, nullptr, stride, exact);
+  if (in_tiles(w)) return multiply_tiles(w, from, to, x, batch, out, nullptr, stride, exact);
   multiply_plain(w, from, to, x, batch, out, stride, exact);
   if (w.bias)
     for (int b = 0; b < batch; b++)
@@ -485,7 +534,10 @@ void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
   if (w.kind == FP32) memcpy(out, (const float*)w.data + size_t(n) * w.cols, sizeof(float) * w.cols);
   else if (w.kind == BF16)
     for (int k = 0; k < w.cols; k++) out[k] = bf16_to_float(((const uint16_t*)w.data)[size_t(n) * w.cols + k]);
-  else {
+  else if (w.kind == TILED) {
+    const uint16_t* p = tile_of(w, n / TILE) + n % TILE * 2;
+    for (int k = 0; k < w.cols; k++) out[k] = bf16_to_float(p[k / 2 * 2 * TILE + k % 2]);
+  } else {
     const int tile = n / TILE, half = n % TILE / 16, row = n % 16, bytes = bytes_of(w.kind);
     for (int g = 0; g * GROUP < w.cols; g++) {
       const size_t at = (size_t(tile) * w.groups + g) * TILE + n % TILE;
@@ -966,13 +1018,14 @@ void tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, int3
   });
 }
 
-// The same for rows of bf16 whose length is a multiple of 32, by a quantized W; only where tfcli_bf16_products().
+// The same for rows of bf16 whose length is a multiple of 32, by a W in tiles; only where tfcli_bf16_products().
 void tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) {
   Input in;
   in.borrow(x, batch, w->cols);
   Team& crew = team(threads);
   crew.run([&](int id) {
-    for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) in.sum_up(b);
+    if (w->kind != TILED)
+      for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) in.sum_up(b);
     crew.barrier();
     const int from = share(w->rows, TILE, id, threads), to = share(w->rows, TILE, id + 1, threads);
     // Some input rows at a time: they stay in the cache while all of the weights pass.
@@ -980,7 +1033,23 @@ void tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16
       Input some;
       some.stride = in.stride, some.groups = in.groups, some.h = in.h + size_t(b) * in.stride;
       some.sums.assign(in.group_sums(b), in.group_sums(std::min(batch, b + 64)));
-      multiply_quantized(*w, from, to, some, std::min(64, batch - b), nullptr, y + size_t(b) * w->rows, w->rows, false);
+      multiply_tiles(*w, from, to, some, std::min(64, batch - b), nullptr, y + size_t(b) * w->rows, w->rows, false);
+    }
+  });
+}
+
+// A BF16 matrix as a TILED one: out (tiles, padded columns / 2, 32, 2).
+void tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
+  const int pairs = padded(w->cols) / 2, tiles = (w->rows + TILE - 1) / TILE;
+  team(threads).run([&](int id) {
+    for (int tile = share(tiles, 1, id, threads); tile < share(tiles, 1, id + 1, threads); tile++) {
+      uint32_t* to = (uint32_t*)out + size_t(tile) * pairs * TILE;
+      for (int r = 0; r < TILE; r++) {
+        const int n = tile * TILE + r, cols = n < w->rows ? w->cols : 0;
+        const uint16_t* from = (const uint16_t*)w->data + size_t(n) * w->cols;
+        for (int j = 0; j < pairs; j++)
+          to[size_t(j) * TILE + r] = (2 * j < cols ? from[2 * j] : 0) | uint32_t(2 * j + 1 < cols ? from[2 * j + 1] : 0) << 16;
+      }
     }
   });
 }
@@ -1168,8 +1237,9 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
 
 // The likeliest token of each row, the first of equals, or the one that `ids` names, and its log-probability; a row
 // that is not finite has id -1.
-void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs, int32_t chosen) {
-  for (int b = 0; b < batch; b++) {
+void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs, int32_t chosen,
+                int32_t threads) {
+  auto row = [&](int b) {
     const float* x = logits + size_t(b) * vocab;
     int best = 0;
     float top = x[0];
@@ -1202,7 +1272,11 @@ void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids,
     if (chosen) best = ids[b];
     ids[b] = bad ? -1 : best;
     logprobs[b] = float(double(x[best]) - top - std::log(sum(total) + rest));
-  }
+  };
+  if (batch == 1) return row(0);
+  team(threads).run([&](int id) {
+    for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) row(b);
+  });
 }
 
 }  // extern "C"

@@ -7,35 +7,27 @@ says why, and everything runs as PyTorch operators.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import mmap
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tfcli.model import native_build
 
-PAGE = 2 << 20
-"""Bytes of a large page."""
 KINDS = {torch.float32: 1, torch.bfloat16: 2}
 QUANTIZED = {4: 3, 8: 4}
+TILED = 5
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
-class Quantized(Protocol):
-    """What this file needs to know of ``tfcli.model.quant.QuantMatrix``."""
+class InTiles(Protocol):
+    """What this file needs to know of ``QuantMatrix`` and ``PackedMatrix`` of ``tfcli.model.quant``."""
 
-    bits: Literal[4, 8]
     rows: int
     columns: int
-    codes: Tensor
-    scale: Tensor
-    low: Tensor | None
-    bias: Tensor | None
 
 
 class Matrix(ctypes.Structure):
@@ -62,7 +54,7 @@ def fast(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and ready() and bool(library()[0].tfcli_bf16_products())
 
 
-def linear(matrix: Quantized, x: Tensor) -> Tensor:
+def linear(matrix: InTiles, x: Tensor) -> Tensor:
     """``x W^T + bias`` for rows (..., columns) on the CPU, in the dtype of ``x``."""
     lib, _ = library()
     keep: list[Any] = []
@@ -130,7 +122,7 @@ def attends(q_BHTK: Tensor, k_BGSK: Tensor) -> bool:
 
 
 def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, causal: bool, window: int = 0) -> Tensor:
-    """``softmax(q k^T scale) v`` -> (B, H, T, K); causal queries see the keys up to S - T + t, or ``window`` of them."""
+    """``softmax(q k^T scale) v`` -> (B, H, T, K); causal queries see keys up to S - T + t, or ``window`` of them."""
     lib, _ = library()
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1:3]
@@ -155,8 +147,8 @@ def serves(x: Tensor) -> bool:
     )
 
 
-def widened(matrix: Quantized, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
-    """All rows of a quantized matrix, or those of ``index`` (N,), as fp32 or bf16."""
+def widened(matrix: InTiles, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
+    """All rows of a matrix in tiles, or those of ``index`` (N,), as fp32 or bf16."""
     lib, _ = library()
     keep: list[Any] = []
     if index is not None:
@@ -186,51 +178,16 @@ def pick(logits_BV: Tensor, ids: Sequence[int] | None = None) -> tuple[list[int]
     B, V = logits_BV.shape
     chosen = (ctypes.c_int32 * B)(*(ids or ()))
     logprobs = (ctypes.c_float * B)()
-    lib.tfcli_pick(address(logits_BV), B, V, chosen, logprobs, int(ids is not None))
+    lib.tfcli_pick(address(logits_BV), B, V, chosen, logprobs, int(ids is not None), torch.get_num_threads())
     return list(chosen), list(logprobs)
 
 
-def settle(model: nn.Module) -> None:
-    """Move a model's weights to one stretch of memory in large pages, each tensor where the one before it ends.
-
-    Reading all weights for every token is what decoding is; with pages of 4 kB that took up to three times as long
-    here. Parameters and buffers stay the same objects. Nothing happens where the system has no such pages, or where
-    the weights are small.
-    """
-    tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers()) if t.device.type == "cpu"}
-    total = sum(_stretch(t) for t in tensors.values())
-    if total < 4 * PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    memory = mmap.mmap(-1, total + PAGE)
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        return
-    room = torch.frombuffer(memory, dtype=torch.uint8)
-    at, moved = -room.data_ptr() % PAGE, 0
-    by_place: dict[int, list[Tensor]] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        by_place.setdefault(tensor.data_ptr(), []).append(tensor)
-    for place, old in tensors.items():
-        new = room[at : at + old.numel() * old.element_size()].view(old.dtype).view(old.shape)
-        new.copy_(old.detach())
-        at, moved = at + _stretch(old), moved + _stretch(old)
-        for tensor in by_place[place]:
-            tensor.data = new
-        if moved > 16 * PAGE:
-            _give_back()
-            moved = 0
-    _give_back()
-
-
-def _stretch(tensor: Tensor) -> int:
-    return -(-tensor.numel() * tensor.element_size() // 64) * 64
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the system (glibc), so that what was moved is not held twice."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+def tile(weight: Tensor, tiles: Tensor) -> None:
+    """A bf16 matrix (rows, columns) into the ``tiles`` of a ``tfcli.model.quant.PackedMatrix``."""
+    lib, _ = library()
+    weight = weight.contiguous()
+    plain = Matrix(kind=KINDS[weight.dtype], rows=weight.shape[0], cols=weight.shape[1], data=address(weight))
+    lib.tfcli_tile(ctypes.byref(plain), address(tiles), torch.get_num_threads())
 
 
 def address(tensor: Tensor) -> int:
@@ -241,7 +198,12 @@ def address(tensor: Tensor) -> int:
 def matrix_of(layer: Any, keep: list[Any]) -> Matrix:
     """Where a layer's matrix lies; what had to be made for it goes to ``keep``."""
     layer = getattr(layer, "matrix", layer)  # what a quantized embedding looks its rows up in
-    if hasattr(layer, "codes"):
+    if hasattr(layer, "tiles"):
+        matrix = Matrix(
+            kind=TILED, rows=layer.rows, cols=layer.columns, groups=layer.tiles.shape[1] // 16,
+            data=address(layer.tiles),
+        )  # fmt: skip
+    elif hasattr(layer, "codes"):
         matrix = Matrix(
             kind=QUANTIZED[layer.bits], rows=layer.rows, cols=layer.columns, groups=layer.scale.shape[1],
             data=address(layer.codes), scale=address(layer.scale),
@@ -278,7 +240,8 @@ def library() -> tuple[Any, str | None]:
         "tfcli_rotate": [p, p, i, i, i, p, f, p, p, i, i, i],
         "tfcli_activate": [p, p, p, ctypes.c_int64, i, i, i],
         "tfcli_unpack": [p, i, p, p, i, i],
-        "tfcli_pick": [p, i, i, p, p, i],
+        "tfcli_tile": [p, p, i],
+        "tfcli_pick": [p, i, i, p, p, i, i],
     }
     if lib.tfcli_bf16_products():
         arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, i, i, i, i]

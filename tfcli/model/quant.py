@@ -106,10 +106,39 @@ class QuantMatrix(nn.Module):
         return codes, self.scale[tile, :, within], low
 
 
-class QuantEmbedding(nn.Module):
-    """Rows of a ``QuantMatrix`` looked up by id: an embedding, whose matrix a tied head shares."""
+class PackedMatrix(nn.Module):
+    """A bf16 matrix W (rows, columns) in tiles of 32 rows; called, it is the layer ``y = x W^T + bias``.
 
-    def __init__(self, matrix: QuantMatrix) -> None:
+    ``tiles`` is (tiles, pairs of columns, 32, 2): a product reads it straight on (``native.cpp``). Padding is 0.
+    """
+
+    tiles: Tensor
+    bias: Tensor | None
+
+    def __init__(self, tiles: Tensor, *, rows: int, columns: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.register_buffer("tiles", tiles)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., columns) -> (..., rows) in the dtype of ``x``."""
+        if x.device.type == "cpu" and native.fast(x.dtype):
+            return native.linear(self, x)
+        return F.linear(x, self.widened(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def widened(self, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
+        """The matrix (rows, columns), or only the rows of ``index`` (N,), as plain numbers of ``dtype``."""
+        if self.tiles.device.type == "cpu" and dtype in native.KINDS and native.ready():
+            return native.widened(self, dtype, index)
+        index = torch.arange(self.rows, device=self.tiles.device) if index is None else index
+        return self.tiles[index // TILE, :, index % TILE].flatten(1)[:, : self.columns].to(dtype)
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of a matrix in tiles looked up by id: an embedding, whose matrix a tied head shares."""
+
+    def __init__(self, matrix: QuantMatrix | PackedMatrix) -> None:
         super().__init__()
         self.matrix = matrix
 

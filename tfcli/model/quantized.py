@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tfcli.errors import UserError, unknown
 from tfcli.model.layers import Linear
-from tfcli.model.quant import BITS, GROUP, TILE, Bits, QuantEmbedding, QuantMatrix, quantize
+from tfcli.model.quant import BITS, GROUP, TILE, Bits, PackedMatrix, QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.transformer import Transformer
 
 AT_ONCE = 1 << 19
@@ -124,14 +124,14 @@ def quantize_model(model: Transformer, to: Quantization, *, name: str = "the mod
 
 @torch.no_grad()
 def widen_model(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """Replace every ``QuantMatrix`` by a layer of the numbers that it stands for, in place: what it was made from."""
+    """Replace every ``QuantMatrix`` and ``PackedMatrix`` by a layer of the numbers that it stands for, in place."""
     if isinstance(model.embed, QuantEmbedding):
         numbers = model.embed.matrix.widened(dtype)
         model.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         if model.config.tied:
             model.head = _linear(model.embed.weight, None)
     for path, matrix in list(model.named_modules()):
-        if isinstance(matrix, QuantMatrix):
+        if isinstance(matrix, QuantMatrix | PackedMatrix):
             parent, _, last = path.rpartition(".")
             setattr(model.get_submodule(parent), last, _linear(nn.Parameter(matrix.widened(dtype)), matrix.bias))
     return model
@@ -146,7 +146,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
     return made
 
 
-def place(model: Transformer, path: str, matrix: QuantMatrix) -> None:
+def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> None:
     """Put a matrix where the layer at ``path`` is; at "embed" also as the tied head."""
     if path == "embed":
         model.embed = QuantEmbedding(matrix)  # type: ignore[assignment]
