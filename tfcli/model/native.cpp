@@ -754,11 +754,19 @@ struct Step {
     return cache.bf16 ? widen((const uint16_t*)p + i) : load((const float*)p + i);
   }
 
+  // How many parts so many positions are read in, by their number only: a row's sums must not depend on its neighbours.
+  int parts_of(int positions) const { return positions <= 128 ? 1 : crew.size(); }
+
   // Queries of one group of heads against a part of the positions: unnormalised output, largest score, sum of weights.
   void attend(const Layer& layer, int index, int b, int g, int part, const float* angles, std::vector<float>& scratch) {
-    const int K = m.head_width, G = m.kv_heads, n = m.heads / G, P = crew.size();
+    const int K = m.head_width, G = m.kv_heads, n = m.heads / G;
     const int length = lengths[b] + 1, begin = layer.local ? std::max(0, length - m.window) : 0;
-    const int from = begin + share(length - begin, 16, part, P), to = begin + share(length - begin, 16, part + 1, P);
+    const int cut = parts_of(length - begin);
+    if (part >= cut) {
+      for (int i = 0; i < n; i++) part_of(b, g * n + i, part)[K] = -INFINITY;
+      return;
+    }
+    const int from = begin + share(length - begin, 16, part, cut), to = begin + share(length - begin, 16, part + 1, cut);
     const float* row = &qkv[size_t(b) * (m.heads + 2 * G) * K];
     const size_t at = b * cache.row_stride + g * cache.head_stride;
     char *keys = (char*)cache.keys[index] + at * (cache.bf16 ? 2 : 4), *values = (char*)cache.values[index] + at * (cache.bf16 ? 2 : 4);
@@ -803,6 +811,11 @@ struct Step {
         else
           for (int l = 0; t + l < count; l++) total[l] += e[l];
       }
+      if (pairwise()) {  // in place: a vector is read before its half is written
+        uint16_t* h = (uint16_t*)s;
+        to_bf16(s, h, (count + 15) / 16 * 16);
+        for (int t = count; t < count + 2; t++) h[t] = 0;
+      }
       result[K] = top, result[K + 1] = sum(total);
     }
     for (int i = 0; i < n; i += 4) {
@@ -814,6 +827,14 @@ struct Step {
         default: weigh<4>(values, from, count, s, room, b, g * n + i, part);
       }
     }
+  }
+
+  bool pairwise() const {  // whether weights and values are multiplied as pairs of bf16 numbers
+#ifdef BF16_PRODUCTS
+    return cache.bf16 && !m.exact && m.head_width % 64 == 0;
+#else
+    return false;
+#endif
   }
 
   float* part_of(int b, int head, int part) {
@@ -870,6 +891,38 @@ struct Step {
   void weigh(const void* values, int from, int count, const float* weights, int room, int b, int head, int part) {
     const int K = m.head_width;
     int j = 0;
+#ifdef BF16_PRODUCTS
+    if (pairwise()) {
+      // Two positions at a time: their values as pairs, the weights rounded to bf16 as those of prompts are.
+      const uint16_t* v = (const uint16_t*)values + size_t(from) * K;
+      for (; j + 64 <= K; j += 64) {
+        __m512 acc[N][4];
+        for (auto& a : acc) a[0] = a[1] = a[2] = a[3] = _mm512_setzero_ps();
+        for (int t = 0; t < count; t += 2) {
+          const uint16_t *p = v + size_t(t) * K + j, *q = t + 1 < count ? p + K : p;  // past the end the weight is 0
+          const __m512i a0 = _mm512_loadu_si512(p), a1 = _mm512_loadu_si512(p + 32);
+          const __m512i b0 = _mm512_loadu_si512(q), b1 = _mm512_loadu_si512(q + 32);
+          const __m512bh v0 = (__m512bh)_mm512_unpacklo_epi16(a0, b0), v1 = (__m512bh)_mm512_unpackhi_epi16(a0, b0);
+          const __m512bh v2 = (__m512bh)_mm512_unpacklo_epi16(a1, b1), v3 = (__m512bh)_mm512_unpackhi_epi16(a1, b1);
+          for (int i = 0; i < N; i++) {
+            const __m512bh w = pairs((const uint16_t*)(weights + size_t(i) * room) + t);
+            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], v0, w), acc[i][1] = _mm512_dpbf16_ps(acc[i][1], v1, w);
+            acc[i][2] = _mm512_dpbf16_ps(acc[i][2], v2, w), acc[i][3] = _mm512_dpbf16_ps(acc[i][3], v3, w);
+          }
+        }
+        // Interleaving left columns 0-3, 8-11, 16-19, 24-27 in one vector and those between in the other.
+        const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        for (int i = 0; i < N; i++)
+          for (int c = 0; c < 4; c += 2) {
+            float* to = part_of(b, head + i, part) + j + c * 16;
+            _mm512_storeu_ps(to, _mm512_permutex2var_ps(acc[i][c], first, acc[i][c + 1]));
+            _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(acc[i][c], second, acc[i][c + 1]));
+          }
+      }
+      return;
+    }
+#endif
     for (; j + 64 <= K; j += 64) {
       F16 acc[N][4] = {};
       for (int t = 0; t < count; t++) {
@@ -960,7 +1013,8 @@ struct Step {
       crew.barrier();
       const float* table = (layer.local ? local : global).data();
       for (int task = id; task < batch * m.kv_heads * P; task += P) {
-        const int part = task % P, pair = task / P, b = pair / m.kv_heads;
+        // Parts follow pairs, so that rows in one part are shared among threads too.
+        const int pairs = batch * m.kv_heads, part = task / pairs, pair = task % pairs, b = pair / m.kv_heads;
         attend(layer, l, b, pair % m.kv_heads, part, m.rope ? table + size_t(b) * K : nullptr, scratch);
       }
       crew.barrier();
