@@ -136,6 +136,33 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, settled
     assert torch.equal(logits(rows[:5]), together[:5])
 
 
+@pytest.mark.parametrize("wiring", [Wiring(), Wiring(local_window=70, local_every=2)], ids=["global", "windows"])
+@torch.inference_mode()
+def test_long_rows_read_in_parts_equal_pytorch_and_stand_alone(wiring: Wiring) -> None:
+    """Rows on both sides of the length from which positions are shared among threads, one row crossing it, in bf16."""
+    made = {"context": 320, "head_width": 64, "heads": 6, "kv_heads": 2, "width": 96, "scale": 0.1, "wiring": wiring}
+    core = model(**made).requires_grad_(False).to(torch.bfloat16)
+    twin = model(**made).requires_grad_(False)
+    twin.load_state_dict(core.state_dict())
+    native_step = stepper.Stepper(core, exact=False)
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 400, (length,), generator=generator).tolist() for length in (300, 126, 41, 171)]
+
+    def steps(some: list[list[int]]) -> list[torch.Tensor]:
+        cache = KVCache(core.config, batch=len(some), capacity=320, dtype=torch.bfloat16, device=core.device)
+        for index, row in enumerate(some):
+            core(torch.tensor([row[:-5]]), cache=cache.rows(index, 1))
+        return [native_step.step([row[at] for row in some], cache) for at in range(-5, 0)]
+
+    together = steps(rows)
+    for index, row in enumerate(rows):
+        alone = steps([row])
+        assert all(torch.equal(one[0], both[index]) for one, both in zip(alone, together, strict=True))
+        expected = twin.logits(twin(torch.tensor([row])))[0, -5:]
+        got = torch.stack([step[index] for step in together])
+        assert float((got - expected).abs().max() / expected.abs().max()) < 0.03
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("H", "G", "T", "S", "K"), [(9, 3, 70, 70, 64), (4, 4, 33, 100, 32), (2, 1, 5, 5, 96)])
 @torch.inference_mode()
