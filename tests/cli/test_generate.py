@@ -43,7 +43,8 @@ def test_stdout_is_the_new_text_alone(call) -> None:  # type: ignore[no-untyped-
     result = json.loads(line)
     assert out.removesuffix("\n") == result["text"].removesuffix("\n")
     assert "device: cpu" in err
-    assert "8 tokens in" in err
+    assert "5 prompt tokens in" in err
+    assert "8 tokens, " in err
     assert "\x1b" not in out + err
 
 
@@ -109,7 +110,7 @@ def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, 
 
 
 def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """One result a line of input, in its place: a broken line, one that is too long, and messages without a template."""
+    """One result a line of input, in its place: a broken line, one too long, and messages without a template."""
     path = tmp_path / "p.jsonl"
     rows = ['{"prompt": "a"}', "oops", '{"prompt": "b"}', json.dumps({"prompt": "long " * 100})]
     rows += ['{"messages": [{"role": "user", "content": "x"}]}', '{"messages": []}', '{"prompt": "c"}']

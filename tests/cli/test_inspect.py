@@ -249,3 +249,22 @@ def test_stdin_leaves_no_copy(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     assert described(capsys, "-")[0]["text_bytes"] == len(TEXT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> None:
+    """Would catch a model that is taken for text: its shape is that of the directory it was made from."""
+    from tfcli.formats import gguf_save, models
+    from tfcli.runtime import Runtime
+
+    loaded, codec = models.load(model, runtime=Runtime.detect(device="cpu", precision="fp32"))
+    folder = tmp_path / "compressed"
+    folder.mkdir()
+    gguf_save.save(folder / "model.gguf", loaded, codec, type="F16")
+    for target in (folder / "model.gguf", folder):
+        said = describe.describe(target)
+        assert said["kind"] == "model"
+        assert said["family"] == "qwen3"
+        assert said["shape"] == describe.describe(model)["shape"]
+        assert said["parameters"] == describe.describe(model)["parameters"]
+        assert "F16" in said["stored"]["dtype"]
+        assert said["tokenizer"]["vocab_size"] == CONFIG.vocab_size  # padded to the rows of the embedding

@@ -176,12 +176,17 @@ def generate(
     found = None if file is None else _Found(file, ask)
     engine = _load(model, sampling, device, precision, threads, quantize)
     start = time.perf_counter()
-    if found is not None:
-        tokens = _many(engine, found.prompts(engine, sampling), sampling, as_json, found)
+    if found is None and not as_json and sampling.num_samples == 1:
+        _one(engine, ask.wrapped(prompt if prompt is not None else _from_stdin()), sampling)
     else:
-        tokens = _one(engine, ask.wrapped(prompt if prompt is not None else _from_stdin()), sampling, as_json)
-    seconds = time.perf_counter() - start
-    print(f"{tokens} tokens in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s", file=sys.stderr)
+        prompts = (
+            iter([ask.wrapped(prompt if prompt is not None else _from_stdin())])
+            if found is None
+            else found.prompts(engine, sampling)
+        )
+        tokens = _many(engine, prompts, sampling, as_json, found)
+        seconds = time.perf_counter() - start
+        print(f"{tokens} tokens in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s", file=sys.stderr)
     if found is not None and found.failures:
         raise RunError(
             f"{len(found.failures)} of the prompts could not be read, as said above", hint="the others are done"
@@ -271,26 +276,31 @@ def _load(
     return engine
 
 
-def _one(engine: Engine, prompt: Prompt, sampling: Sampling, as_json: bool) -> int:
-    """One prompt: its text as it comes, or its results."""
+def _one(engine: Engine, prompt: Prompt, sampling: Sampling) -> None:
+    """One prompt: its text as it comes, and how fast its reading and the writing were."""
     from tfcli.infer.engine import Finished
 
-    if as_json or sampling.num_samples > 1:
-        return _many(engine, iter([prompt]), sampling, as_json)
     if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
         print(prompt, end="", file=sys.stderr, flush=True)
-    tokens, last = 0, ""
+    start, first, last = time.perf_counter(), 0.0, ""
     for event in engine.stream(prompt, sampling):
+        first = first or time.perf_counter()
         if event.text:
             last = event.text
             sys.stdout.write(event.text)
             sys.stdout.flush()
         if isinstance(event, Finished):
-            tokens = len(event.generation.ids)
+            if not last.endswith("\n"):
+                print(flush=True)
             _note(event.generation, engine)
-    if not last.endswith("\n"):
-        print(flush=True)
-    return tokens
+            _speed(event.generation, first - start, time.perf_counter() - first)
+
+
+def _speed(result: Generation, reading: float, writing: float) -> None:
+    """Of the prompt up to the first new token, and of those after it: what ``tfcli bench`` measures."""
+    said = f"{result.prompt_tokens} prompt tokens in {reading:.2f} s; {len(result.ids)} tokens"
+    rate = f", {(len(result.ids) - 1) / writing:.0f} tokens/s" if len(result.ids) > 1 and writing > 0 else ""
+    print(said + rate, file=sys.stderr)
 
 
 def _many(

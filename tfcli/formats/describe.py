@@ -17,10 +17,14 @@ import numpy as np
 
 from tfcli.config import DataOptions, ModelConfig, Wiring, to_dict
 from tfcli.errors import UserError
+from tfcli.formats import gguf_models, gguf_wiring
+from tfcli.formats.gguf import open_gguf
 from tfcli.formats.stored import CONFIG, read_settings
 from tfcli.formats.weights import FILE, INDEX, Entry, Weights, read_header
 from tfcli.model import cost
 from tfcli.text import files, sources, stats
+from tfcli.text.codec import Codec
+from tfcli.text.gguf_vocab import from_gguf
 from tfcli.text.hub import load_tokenizer
 from tfcli.text.shards import MAGIC, VERSION, Shard
 from tfcli.text.tokenizer import CONTROL, FILE_NAME, UNKNOWN, USER_DEFINED, Tokenizer
@@ -37,6 +41,7 @@ RUNNING_SECONDS = 120.0
 """Where no lock tells, a run that is not finished and wrote something this lately counts as running."""
 MARKER = "complete.json"
 """The file that a checkpoint is whole with (``tfcli.train.checkpoint``)."""
+GGUF = b"GGUF"
 TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}  # TrainerSpec.ModelType
 
 
@@ -65,6 +70,9 @@ def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description
         return {"target": str(path), "kind": "model", **model(path)}
     if (path / FILE_NAME).is_file():
         return {"target": str(path / FILE_NAME), "kind": "tokenizer", **tokenizer(path / FILE_NAME)}
+    held = sorted(path.glob("*.gguf"))
+    if len(held) == 1:  # as ``compress`` writes them
+        return {"target": str(held[0]), "kind": "model", **gguf_file(held[0])}
     return {"target": str(path), "kind": "corpus", **corpus([str(path)], on_note=on_note)}
 
 
@@ -76,6 +84,8 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith(MAGIC):
         return {"target": str(path), "kind": "shard", **shard(path)}
+    if head.startswith(GGUF) or path.suffix == ".gguf":
+        return {"target": str(path), "kind": "model", **gguf_file(path)}
     if path.suffix == ".model":
         return {"target": str(path), "kind": "tokenizer", **tokenizer(path)}
     if path.suffix == ".safetensors":
@@ -86,15 +96,7 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
 def model(directory: Path) -> Description:
     """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
     family, config, _ = read_settings(directory)
-    shape, own = to_dict(config), to_dict(Wiring())
-    wiring = shape.pop("wiring")
-    described = {
-        "architecture": "decoder" if config.wiring.causal else "encoder",
-        "family": family.model_type,
-        "shape": shape,
-        "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
-        **costs(config),
-    }
+    described = _shape(config, family.model_type)
     if (directory / FILE).is_file() or (directory / INDEX).is_file():
         described["stored"] = stored(directory)
     if (directory / FILE_NAME).is_file():
@@ -102,6 +104,36 @@ def model(directory: Path) -> Description:
     elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         described["tokenizer"] = codec(directory, config.vocab_size)
     return described
+
+
+def gguf_file(path: Path) -> Description:
+    """Shape, costs, types of blocks and tokenizer of a GGUF file, from its header."""
+    file = open_gguf(path)
+    settings = gguf_models.config_from_gguf(file)
+    config = gguf_wiring.from_gguf(settings, name=str(path))
+    types = Counter(tensor.type for tensor in file.tensors.values())
+    return {
+        **_shape(config, settings.architecture),
+        "stored": {
+            "tensors": len(file.tensors),
+            "numbers": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
+            "dtype": ", ".join(name for name, _ in types.most_common()),
+            "file_bytes": path.stat().st_size,
+        },
+        "tokenizer": _about_codec(from_gguf(file.metadata, name=str(path)), "GGUF"),
+    }
+
+
+def _shape(config: ModelConfig, family: str) -> Description:
+    shape, own = to_dict(config), to_dict(Wiring())
+    wiring = shape.pop("wiring")
+    return {
+        "architecture": "decoder" if config.wiring.causal else "encoder",
+        "family": family,
+        "shape": shape,
+        "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
+        **costs(config),
+    }
 
 
 def costs(config: ModelConfig) -> Description:
@@ -176,9 +208,13 @@ def tokenizer(path: Path) -> Description:
 
 def codec(directory: Path, vocab_size: int) -> Description:
     """Size, end and chat template of any other tokenizer of a model directory."""
-    loaded = load_tokenizer(directory, vocab_size=vocab_size)
+    kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
+    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size), kind)
+
+
+def _about_codec(loaded: Codec, kind: str) -> Description:
     return {
-        "type": "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary",
+        "type": kind,
         "vocab_size": loaded.vocab_size,
         "end_of_text_id": loaded.eos_id,
         "chat_template": loaded.chat_template is not None,

@@ -33,6 +33,8 @@ LAYER = {
 }
 CLOSE = 1e-5
 """Relative difference up to which two numbers are taken for one that was written in other ways."""
+SEEN = 1e-6
+"""A share of a frequency that is more than rounding to fp32."""
 
 
 def core_names(config: GgufConfig) -> dict[str, str]:
@@ -157,22 +159,24 @@ def llama3_scaling(factors: tuple[float, ...], head_width: int, theta: float) ->
     share = (1 / divided - 1 / factor) / (1 - 1 / factor)  # of the frequency as it was
     for low, high in _ends(kept, share):
         context = max(1, round(2 * math.pi / low))
-        found = RopeScaling(
-            kind="llama3",
-            factor=factor,
-            original_context=context,
-            low_freq_factor=round(context * low / (2 * math.pi), 5),
-            high_freq_factor=round(context * high / (2 * math.pi), 5),
-        )
-        if np.allclose(llama3_factors(found, head_width, theta), divided, rtol=10 * CLOSE):
-            return found
+        turns = [context * end / (2 * math.pi) for end in (low, high)]
+        for digits in (5, 15):  # 1.0, not 1.0000001: the decimals that were meant
+            found = RopeScaling(
+                kind="llama3",
+                factor=factor,
+                original_context=context,
+                low_freq_factor=round(turns[0], digits),
+                high_freq_factor=round(turns[1], digits),
+            )
+            if np.allclose(llama3_factors(found, head_width, theta), divided, rtol=CLOSE):
+                return found
     return None
 
 
 def _ends(kept: NDArray[np.float64], share: NDArray[np.float64]) -> Iterator[tuple[float, float]]:
     """Frequencies from which on a share of 0 and of 1 is kept; between them it is a line over the frequencies."""
-    between = np.flatnonzero((share > 1e-4) & (share < 1 - 1e-4))
-    last, first = kept[share <= 1e-4].max(initial=0.0), kept[share >= 1 - 1e-4].min(initial=math.inf)
+    between = np.flatnonzero((share > SEEN) & (share < 1 - SEEN))
+    last, first = kept[share <= SEEN].max(initial=0.0), kept[share >= 1 - SEEN].min(initial=math.inf)
     ends = []
     if len(between) > 1:
         slope, at_zero = np.polyfit(kept[between], share[between], 1)
@@ -196,7 +200,7 @@ def to_gguf(config: ModelConfig, *, name: str = "the model") -> GgufConfig:
     if not wiring.causal:
         raise UserError(
             f"{name} is an encoder, for which tfcli writes no GGUF file",
-            hint="GGUF files are written of decoders; an encoder stays a Hugging Face directory",
+            hint="GGUF files are written of decoders; an encoder can be quantized as it is read: --quantize int8",
         )
     if wiring.norm_place == "sandwich":
         architecture = "gemma3"

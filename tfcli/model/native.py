@@ -121,8 +121,8 @@ def attends(q_BHTK: Tensor, k_BGSK: Tensor) -> bool:
     return ours and not K % 32 and K <= 256 and all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))
 
 
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, causal: bool, window: int = 0) -> Tensor:
-    """``softmax(q k^T scale) v`` -> (B, H, T, K); causal queries see keys up to S - T + t, or ``window`` of them."""
+def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, causal: bool) -> Tensor:
+    """``softmax(q k^T scale) v`` -> (B, H, T, K); causal queries see the keys up to S - T + t."""
     lib, _ = library()
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1:3]
@@ -131,7 +131,7 @@ def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, caus
     strides = [stride for t in (q_BHTK, k_BGSK, v_BGSK, out) for stride in t.stride()[:3]]
     lib.tfcli_attend(
         address(q_BHTK), address(k_BGSK), address(v_BGSK), address(out), B, H, G, T, S, K,
-        (ctypes.c_int64 * 12)(*strides), scale, int(causal), S - T, window, torch.get_num_threads(),
+        (ctypes.c_int64 * 12)(*strides), scale, int(causal), S - T, 0, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
