@@ -194,6 +194,18 @@ class OptimOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraOptions:
+    """Adapters beside frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
+
+    rank: int = 8
+    """Inner width of an adapter."""
+    alpha: float = 16.0
+    """What the change is scaled by, over the rank."""
+    targets: tuple[str, ...] = ()
+    """Layers by the end of their name, as q,v or ffn.up; empty: all linear layers of the blocks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainOptions:
     """How long, how much at once, and how often to look."""
 

@@ -109,12 +109,14 @@ class _NormRope(torch.autograd.Function):
         return (unit * (C * w)).addcmul_(unit.roll(half, -1), S * w.roll(half, -1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         unit, scale, w, C, S = ctx.saved_tensors
         h = (grads[0] * C).addcmul_(grads[0].roll(unit.shape[-1] // 2, -1), S, value=-1)
         p = h * unit
-        rows = p.view(-1, w.numel())
-        d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(w.shape).to(ctx.weight_dtype)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            rows = p.reshape(-1, w.numel())
+            d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(w.shape).to(ctx.weight_dtype)
         mean = p.mul_(w).sum(-1, keepdim=True).div_(unit.shape[-1])
         return h.mul_(w).addcmul_(unit, mean, value=-1).mul_(scale), d_weight, None, None, None
 
@@ -228,9 +230,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden_ND, weight, d_logits_NV = ctx.saved_tensors
         g = grads[0].to(hidden_ND.dtype)
         d_hidden = (d_logits_NV @ weight).mul_(g)
-        d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype).mul_(grads[0])
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype).mul_(grads[0])
         return d_hidden, d_weight, None
