@@ -68,7 +68,7 @@ def test_every_parameter_has_one_owner() -> None:
     model = tiny_models.model()
     optimizers = Optimizers(model, OptimOptions(), muon_lr=0.02, lr=0.01)
     owned = [id(p) for group in optimizers._muon._shapes.values() for p in group]
-    owned += [id(p) for p in optimizers._adamw.params]
+    owned += [id(p) for owner in optimizers._adamw for p in owner.params]
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     gradients(list(model.parameters()), 0)

@@ -12,14 +12,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError
-from tfcli.formats import families
+from tfcli.formats import families, head_names
 from tfcli.formats.families import Family
+from tfcli.formats.head_names import HeadNames
 from tfcli.formats.stored import CONFIG, few, open_model, read_settings
 from tfcli.formats.stored import read_config as read_config
 from tfcli.formats.weights import FILE
@@ -31,6 +32,7 @@ from tfcli.text.tokenizer import FILE_NAME, Tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from tfcli.model.heads import Head
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -45,10 +47,13 @@ def save(
     *,
     card: str | None = None,
     dtype: torch.dtype | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model directory that tfcli and transformers read; ``dtype`` of the weights (default: fp32).
 
-    The family is that of the model's wiring. Every file is written aside and synced before the first is renamed into
+    The family is that of the model's wiring, and its class that with the model's task head, where it has one (the
+    head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
+    what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the first is renamed into
     place, so that a full disk or a crash leaves what was there. ``card`` is the text of the README (default:
     ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring that no family
     has, RunError for a full disk.
@@ -60,14 +65,18 @@ def save(
     dtype = dtype or torch.float32
     _fits(tokenizer, config, directory)
     family, settings = families.written(config)
+    head = _head(model)
+    names = None if head is None else head_names.names(family.model_type, head.kind)
+    if names is not None:
+        settings["architectures"] = [names.architecture]
     texts = {
-        CONFIG: _json(_config(settings, tokenizer, str(dtype).removeprefix("torch."))),
+        CONFIG: _json(_config(settings, tokenizer, str(dtype).removeprefix("torch."), about or {})),
         **_tokenizer_texts(config, tokenizer),
         "README.md": card if card is not None else model_card(config, tokenizer),
     }
-    if config.wiring.causal:
+    if config.wiring.causal and head is None:
         texts["generation_config.json"] = _json(_generation_config(tokenizer))
-    tensors = _theirs(model, family, dtype)
+    tensors = _theirs(model, family, dtype, names)
     with _aside(directory) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         if isinstance(tokenizer, Tokenizer):
@@ -77,14 +86,25 @@ def save(
         shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask decides
 
 
-def _theirs(model: Transformer, family: Family, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _head(model: Transformer) -> Head | None:
+    """The task head of a model; one without labels holds a pooler and is none."""
+    from tfcli.model import heads
+
+    head = heads.of(model)
+    return head if head is not None and head.labels else None
+
+
+def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNames | None) -> dict[str, torch.Tensor]:
     """The tensors as the family stores them: what ``Stored.tensors`` undoes."""
     import torch
 
+    from tfcli.model import heads
+
     state = model.state_dict()
-    if model.config.tied:
+    of_head = {name: state.pop(name) for name in list(state) if name.startswith(f"{heads.ATTRIBUTE}.")}
+    if model.config.tied or head is not None:
         del state["head.weight"]
-    places = family.names.places(state, family.names.prefixes[0])
+    places = family.names.places(state, family.names.prefixes[0] if head is None else head.prefix)
     parts: dict[str, list[torch.Tensor]] = {}
     for ours, place in places.items():
         tensor = state[ours].detach().to("cpu")
@@ -92,7 +112,12 @@ def _theirs(model: Transformer, family: Family, dtype: torch.dtype) -> dict[str,
         parts.setdefault(place.name, []).append(tensor)
     transposed = {place.name for place in places.values() if place.transposed}
     whole = {name: torch.cat(listed) if len(listed) > 1 else listed[0] for name, listed in parts.items()}
-    return {name: (value.T if name in transposed else value).contiguous() for name, value in whole.items()}
+    out = {name: (value.T if name in transposed else value).contiguous() for name, value in whole.items()}
+    if head is not None:
+        for ours, tensor in of_head.items():
+            _, part, end = ours.split(".")
+            out[f"{head.parts[part]}.{end}"] = tensor.detach().to("cpu", dtype).contiguous()
+    return out
 
 
 @contextlib.contextmanager
@@ -142,7 +167,9 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str) -> dict[str, Any]:
+def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {"tokenizer_sha256": tokenizer.hash} if isinstance(tokenizer, Tokenizer) else {}
+    ours |= about.get("tfcli", {})
     return {
         **settings,
         "initializer_range": 0.02,
@@ -151,7 +178,8 @@ def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str) -> dict[str,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
         "torch_dtype": dtype,
-        **({"tfcli": {"tokenizer_sha256": tokenizer.hash}} if isinstance(tokenizer, Tokenizer) else {}),
+        **about,
+        **({"tfcli": ours} if ours else {}),
     }
 
 

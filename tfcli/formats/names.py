@@ -79,6 +79,7 @@ LLAMA = Names(
     layer=_LLAMA_LAYER,
     prefixes=("model.", ""),
     buffers=("rotary_emb.inv_freq",),
+    others=("score.",),
 )
 
 GEMMA = Names(
@@ -97,6 +98,7 @@ GEMMA = Names(
     },
     prefixes=("model.", ""),
     buffers=("rotary_emb.inv_freq",),
+    others=("score.",),
 )
 
 GPT2 = Names(
@@ -113,6 +115,7 @@ GPT2 = Names(
     },
     prefixes=("transformer.", ""),
     buffers=(".attn.bias", ".attn.masked_bias"),
+    others=("score.",),
 )
 
 BERT = Names(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from tfcli.infer.decode import decode
 from tfcli.infer.score import evaluate
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
+from tfcli.tasks.batch import Rows
+from tfcli.tasks.task import Headline
 from tfcli.text.shards import Shard
 from tfcli.text.tokenizer import Tokenizer
 
@@ -54,9 +57,9 @@ class LanguageModeling:
         return max(1, (self.train.tokens - 1) // self.context - 1)
 
     @property
-    def tokens_per_example(self) -> int:
-        """Targets of one window."""
-        return self.context
+    def lengths(self) -> None:
+        """All windows have one length."""
+        return
 
     @property
     def evaluation_tokens(self) -> int:
@@ -70,6 +73,14 @@ class LanguageModeling:
         starts = offsets + indices * self.context
         ids = self.train.ids
         return torch.from_numpy(np.stack([ids[start : start + self.context + 1] for start in starts]).astype(np.int64))
+
+    def count(self, rows: Rows) -> int:
+        """Targets."""
+        return len(rows) * self.context
+
+    def tokens(self, rows: Rows) -> int:
+        """Targets."""
+        return len(rows) * self.context
 
     def loss(self, model: Transformer, rows: Tensor, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed next-token cross-entropy of the rows, and the number of targets."""
@@ -85,6 +96,10 @@ class LanguageModeling:
             runtime=self.runtime,
         )
         return {"val_bits_per_byte": scores.bits_per_byte, "val_loss": scores.loss}
+
+    def headline(self, scores: Mapping[str, float]) -> Headline:
+        """Bits per byte."""
+        return Headline(name="bits per byte", value=scores["val_bits_per_byte"])
 
     def sample(self, model: Transformer, seed: int) -> str:
         """Up to 64 tokens from an empty document."""

@@ -55,6 +55,12 @@ class Plan:
     muon_lr: float
     lr: float
     compile: bool
+    dropout_from: int = 1
+    """The first epoch with dropout: text that is seen for the first time cannot be learnt by heart."""
+    bucket: int = 1
+    """Batches among which examples are sorted by length, where they have lengths."""
+    patience: int | None = None
+    """Evaluations without a better one after which the run ends."""
 
     @property
     def tokens_per_step(self) -> int:
