@@ -83,6 +83,7 @@ def test_files_that_hold_no_sentences(tmp_path: Path) -> None:
     path.write_bytes("Zoë B-per\n".encode("latin-1"))
     with pytest.raises(UserError, match="not valid UTF-8"):
         read(path, Report())
+    assert read(path, Report(), encoding="latin-1").sentences[0].tokens == ["Zoë"]
     path.write_bytes("\ufeffZoe B-per\n".encode())
     assert read(path, Report()).sentences[0].tokens == ["Zoe"]
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from tfcli.errors import UserError
 from tfcli.tasks.entities.schemes import TAG, Entity, Scheme, broken, entities, scheme_of, unified, write
 from tfcli.tasks.entities.words import Span, joined, snapped, split
+from tfcli.tasks.labelled import texts
 from tfcli.tasks.report import Report
 from tfcli.text import files
-from tfcli.text.files import Count
 
 TOKENS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels")
@@ -69,6 +69,7 @@ def read(
     report: Report,
     *,
     repair: bool = True,
+    encoding: str = "utf-8",
     errors: Literal["strict", "replace"] = "strict",
     name: str | None = None,
 ) -> Tagged:
@@ -80,10 +81,8 @@ def read(
     """
     name = name or str(path)
     json_lines = files.stem_suffix(path)[0] in (".jsonl", ".ndjson", ".json")
-    count = Count(name=name)
-    lines = files.lines(files.texts(path, name, errors, count))
+    lines = files.lines(texts(path, name, report, encoding=encoding, errors=errors))
     rows = list((_json if json_lines else _conll)(lines, name, report))
-    report.note("invalid bytes that became U+FFFD", count.replaced)
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:

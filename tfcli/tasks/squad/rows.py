@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError
+from tfcli.tasks.labelled import texts
 from tfcli.tasks.report import Report
-from tfcli.text import files
-from tfcli.text.files import Count
 
 EXPECTED = (
     'expected {"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}, or rows with "question", "context" and '
@@ -54,7 +53,12 @@ class Questions:
 
 
 def read(
-    path: Path, report: Report, *, errors: Literal["strict", "replace"] = "strict", name: str | None = None
+    path: Path,
+    report: Report,
+    *,
+    encoding: str = "utf-8",
+    errors: Literal["strict", "replace"] = "strict",
+    name: str | None = None,
 ) -> Questions:
     """The questions of a file: SQuAD's JSON, a JSON list of rows, or JSON lines.
 
@@ -62,9 +66,7 @@ def read(
     counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     name = name or str(path)
-    count = Count(name=name)
-    text = "".join(files.texts(path, name, errors, count))
-    report.note("invalid bytes that became U+FFFD", count.replaced)
+    text = "".join(texts(path, name, report, encoding=encoding, errors=errors))
     found: list[Question] = []
     seen: set[str] = set()
     may_be_silent = False
