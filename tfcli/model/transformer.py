@@ -95,20 +95,27 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         mask_BT: Tensor | None = None,
         types_BT: Tensor | None = None,
+        segments_BT: Tensor | None = None,
     ) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: its own).
 
         With a cache (decoders only) the tokens follow what each of its rows holds, and it is advanced by T. ``mask_BT``
         is True where a token is real, in rows padded at their end; a decoder needs none, for no token sees what follows
-        it. ``types_BT`` are segment ids, 0 where left out. Raises ValueError for a cache in an encoder.
+        it. ``types_BT`` are segment ids, 0 where left out. ``segments_BT`` numbers the texts that lie one behind the other
+        in a row of a decoder: none sees another, and each begins at position 0. Raises ValueError for a cache in an
+        encoder, and for segments in one or with a cache.
         """
         wiring, T = self.config.wiring, tokens_BT.shape[1]
         if cache is not None and not wiring.causal:
             raise ValueError("an encoder sees its whole input at once: it has no cache")
+        if segments_BT is not None and (cache is not None or not wiring.causal):
+            raise ValueError("only a decoder without a cache reads several texts in a row")
         positions = torch.arange(T, device=tokens_BT.device) if cache is None else cache.positions(T)
+        if segments_BT is not None:
+            positions = restarting(segments_BT)
         x_BTD = F.dropout(self._embedded(tokens_BT, positions, types_BT, dtype), dropout, training=dropout > 0)
         kinds = [self.config.is_local(layer) for layer in range(self.config.depth)]
-        views = {local: self._view(local, positions, x_BTD, cache, mask_BT) for local in set(kinds)}
+        views = {local: self._view(local, positions, x_BTD, cache, mask_BT, segments_BT) for local in set(kinds)}
         for local, block in zip(kinds, self.blocks, strict=True):
             x_BTD = block(x_BTD, *views[local], cache, dropout)
         if cache is not None:
@@ -136,7 +143,13 @@ class Transformer(nn.Module):
         return x_BTD
 
     def _view(
-        self, local: bool, positions: Tensor, x_BTD: Tensor, cache: KVCache | None, mask_BT: Tensor | None
+        self,
+        local: bool,
+        positions: Tensor,
+        x_BTD: Tensor,
+        cache: KVCache | None,
+        mask_BT: Tensor | None,
+        segments_BT: Tensor | None,
     ) -> tuple[Rope | None, Tensor | None]:
         """Rotary tables and the mask of all local layers, or of all others."""
         config, wiring, T = self.config, self.config.wiring, x_BTD.shape[1]
@@ -159,6 +172,9 @@ class Transformer(nn.Module):
                 real = mask_BT[:, None, None, :].bool()
                 # A padded query near whose window nothing is real must still see something: itself.
                 mask = real if mask is None else mask & real | torch.eye(T, dtype=torch.bool, device=real.device)
+            if segments_BT is not None:  # block-diagonal
+                same = (segments_BT[:, None, :, None] == segments_BT[:, None, None, :]).tril()
+                mask = same if mask is None else mask & same
         return rope, None if mask is None else additive(mask, x_BTD.dtype)
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
@@ -172,6 +188,14 @@ class Transformer(nn.Module):
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""
         out: Tensor = self.head(hidden_BTD)
         return out
+
+
+def restarting(segments_BT: Tensor) -> Tensor:
+    """Positions (B, T) of texts that lie one behind the other: each begins at 0 where the number of its text changes."""
+    T = segments_BT.shape[1]
+    at_T = torch.arange(T, device=segments_BT.device)
+    new_BT = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
+    return at_T - torch.where(new_BT, at_T, 0).cummax(dim=1).values
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
