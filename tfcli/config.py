@@ -96,7 +96,15 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = True
+    encoder_depth: int = 0
+    """Blocks of an encoder beside the decoder, each of whose blocks then attends to what the encoder saw; 0: none."""
     wiring: Wiring = Wiring()
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """The shape of the encoder beside the decoder."""
+        wiring = dataclasses.replace(self.wiring, causal=False)
+        return dataclasses.replace(self, depth=self.encoder_depth, encoder_depth=0, wiring=wiring)
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer sees only a window of positions."""
@@ -108,6 +116,10 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"model.{name} is {value!r}", hint="it must be a whole number of at least 1")
+        if not isinstance(self.encoder_depth, int) or self.encoder_depth < 0:
+            raise UserError(f"model.encoder_depth is {self.encoder_depth!r}", hint="it must be 0 (no encoder) or more")
+        if self.encoder_depth and not self.wiring.causal:
+            raise UserError("an encoder has no other beside it", hint="model.encoder_depth goes with a decoder")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}",

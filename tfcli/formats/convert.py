@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,7 +167,8 @@ def probe(model: Transformer) -> Tensor:
     """
     V, T = model.config.vocab_size, min(model.config.context, PROBE_TOKENS)
     ids = (torch.arange(T, device=model.device) * 7919 + 1) % V
-    hidden = model(ids[None], dtype=torch.float32)[0]
+    memory = model.encode(ids[None], dtype=torch.float32) if model.config.encoder_depth else None
+    hidden = model(ids[None], dtype=torch.float32, memory=memory)[0]
     logits = (model.logits(hidden) if model.config.wiring.causal else hidden).cpu()
     if not torch.isfinite(logits).all():
         raise RunError("the model's logits are not numbers", hint="its weights are damaged, or its training diverged")
@@ -205,20 +205,7 @@ def portable(codec: Codec) -> Tokenizer | JsonTokenizer:
     assert isinstance(codec, Tokenizer)
     if not codec.prefix_ids and not codec.suffix_ids:
         return codec
-    around = {id: codec.piece(id) for id in (*codec.prefix_ids, *codec.suffix_ids)}
-
-    def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": around[id], "type_id": 0}} for id in ids]
-
-    whole = [*special(codec.prefix_ids), {"Sequence": {"id": "A", "type_id": 0}}, *special(codec.suffix_ids)]
-    described = tokenizer_json(codec) | {
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": whole,
-            "pair": [*whole, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {piece: {"id": piece, "ids": [id], "tokens": [piece]} for id, piece in around.items()},
-        }
-    }
+    described = tokenizer_json(codec)
     roles = Roles(
         bos=None if codec.bos_id is None else codec.piece(codec.bos_id),
         eos=codec.piece(codec.eos_id),

@@ -89,7 +89,7 @@ def model(directory: Path) -> Description:
     shape, own = to_dict(config), to_dict(Wiring())
     wiring = shape.pop("wiring")
     described = {
-        "architecture": "decoder" if config.wiring.causal else "encoder",
+        "architecture": _architecture(config),
         "family": family.model_type,
         "shape": shape,
         "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
@@ -102,6 +102,12 @@ def model(directory: Path) -> Description:
     elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         described["tokenizer"] = codec(directory, config.vocab_size)
     return described
+
+
+def _architecture(config: ModelConfig) -> str:
+    if config.encoder_depth:
+        return "encoder-decoder"
+    return "decoder" if config.wiring.causal else "encoder"
 
 
 def costs(config: ModelConfig) -> Description:

@@ -1,4 +1,4 @@
-"""Families of decoders and encoders: what each setting of their config.json means for the core, and back.
+"""Families of models: what each setting of their config.json means for the core, and back.
 
 A setting that the core does not have is refused by name, never ignored. What a config.json leaves out has the default
 of transformers' class. Standard library only.
@@ -468,4 +468,86 @@ BERT = Family(
     write=_write_bert,
 )
 
-FAMILIES = (QWEN3, LLAMA, QWEN2, MISTRAL, GEMMA, GPT2, BERT)
+
+# mBART (Liu et al. 2020): the encoder-decoder, and of the families that CTranslate2 reads the one that is the core's
+# exactly: norms before the parts and after the last (BART and Marian have them after each sum), learned positions, a
+# norm on the embedding, as the core's encoders have them (Pegasus and M2M100 need sinusoids, T5 relative positions).
+# CTranslate2 takes "normalize_before" and "tokenizer_class" from config.json and wants a bos_token; transformers takes
+# "forced_eos_token_id" for 2 unless it is null.
+
+
+def _read_mbart(settings: Settings) -> dict[str, Any]:
+    heads, width = settings.whole("decoder_attention_heads"), settings.whole("d_model")
+    if width % heads:
+        raise settings.error("decoder_attention_heads", f"it does not divide d_model, {width}")
+    for key in ("attention_heads", "ffn_dim"):
+        if settings.whole(f"encoder_{key}") != settings.whole(f"decoder_{key}"):
+            raise settings.error(f"encoder_{key}", f"tfcli has only decoder_{key}, {settings.get(f'decoder_{key}')}")
+    return {
+        "kv_heads": heads,
+        "head_width": width // heads,
+        "norm_eps": 1e-5,
+        "tied": True,
+        "wiring": Wiring(
+            norm="layer",
+            norm_bias=True,
+            qk_norm=False,
+            positions="learned",
+            activation=settings.one_of("activation_function", ACTIVATIONS),
+            gated=False,
+            qkv_bias=True,
+            out_bias=True,
+            ffn_bias=True,
+            embed_norm=True,
+            embed_scale=width**0.5 if settings.flag("scale_embedding") else 1.0,
+        ),
+    }
+
+
+def _write_mbart(config: ModelConfig) -> dict[str, Any]:
+    act = config.wiring.activation
+    return {
+        "encoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.ffn_width,
+        "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
+        "scale_embedding": config.wiring.embed_scale != 1.0,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        # What CTranslate2 asks for: the places of the norms, and (by the class) what begins a translation.
+        "normalize_before": True,
+        "normalize_embedding": True,
+        "add_final_layer_norm": True,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+
+
+MBART = Family(
+    model_type="mbart",
+    architecture="MBartForConditionalGeneration",
+    names=names.MBART,
+    sizes={
+        "vocab_size": "vocab_size",
+        "max_position_embeddings": "context",
+        "encoder_layers": "encoder_depth",
+        "decoder_layers": "depth",
+        "d_model": "width",
+        "decoder_attention_heads": "heads",
+        "decoder_ffn_dim": "ffn_width",
+    },
+    defaults={"activation_function": "gelu", "scale_embedding": False},
+    fixed={
+        **FIXED,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        "normalize_before": True,
+        "normalize_embedding": True,
+        "add_final_layer_norm": True,
+    },
+    read=_read_mbart,
+    write=_write_mbart,
+)
+
+FAMILIES = (QWEN3, LLAMA, QWEN2, MISTRAL, GEMMA, GPT2, BERT, MBART)

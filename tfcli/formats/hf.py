@@ -70,12 +70,14 @@ def save(
     if names is not None:
         settings["architectures"] = [names.architecture]
     texts = {
-        CONFIG: _json(_config(settings, tokenizer, str(dtype).removeprefix("torch."), about or {})),
+        CONFIG: _json(
+            _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
+        ),
         **_tokenizer_texts(config, tokenizer),
         "README.md": card if card is not None else model_card(config, tokenizer),
     }
     if config.wiring.causal and head is None:
-        texts["generation_config.json"] = _json(_generation_config(tokenizer))
+        texts["generation_config.json"] = _json(_generation_config(config, tokenizer))
     tensors = _theirs(model, family, dtype, names)
     with _aside(directory) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
@@ -109,6 +111,8 @@ def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNa
     for ours, place in places.items():
         tensor = state[ours].detach().to("cpu")
         tensor = (tensor.float() - place.plus if place.plus else tensor).to(dtype)
+        if place.skip:
+            tensor = torch.cat([tensor.new_zeros(place.skip, tensor.shape[1]), tensor])
         parts.setdefault(place.name, []).append(tensor)
     transposed = {place.name for place in places.values() if place.transposed}
     whole = {name: torch.cat(listed) if len(listed) > 1 else listed[0] for name, listed in parts.items()}
@@ -193,7 +197,8 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
         **{
             f"{role}_token": None if id is None else tokenizer.piece(id)
             for role, id in {
-                "bos": tokenizer.bos_id,
+                # CTranslate2 asks for one; a decoder beside an encoder begins with the end-of-text piece.
+                "bos": tokenizer.eos_id if config.encoder_depth and tokenizer.bos_id is None else tokenizer.bos_id,
                 "eos": tokenizer.eos_id,
                 "pad": tokenizer.pad_id,
                 "unk": tokenizer.unk_id,
@@ -202,13 +207,16 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
     }
     if isinstance(tokenizer, Tokenizer):
         settings |= {
-            "add_bos_token": False,
-            "add_eos_token": False,
+            "add_bos_token": bool(tokenizer.prefix_ids),
+            "add_eos_token": bool(tokenizer.suffix_ids),
             "split_special_tokens": True,  # "<|endoftext|>" in a text is text, as for SentencePiece
         }
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template
-    settings |= {"clean_up_tokenization_spaces": False, "padding_side": "left" if config.wiring.causal else "right"}
+    settings |= {
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left" if config.wiring.causal and not config.encoder_depth else "right",
+    }
     text = (
         json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
         if isinstance(tokenizer, Tokenizer)
@@ -217,8 +225,22 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
     return {"tokenizer.json": text, "tokenizer_config.json": _json(settings)}
 
 
-def _generation_config(tokenizer: Codec) -> dict[str, Any]:
+def _start(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
+    """What a decoder beside an encoder reads first: the end-of-text id, as fairseq has it; nothing is forced last."""
+    return {"decoder_start_token_id": tokenizer.eos_id, "forced_eos_token_id": None} if config.encoder_depth else {}
+
+
+def _generation_config(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
     ends = list(tokenizer.eos_ids)
+    if config.encoder_depth:
+        return {
+            **_start(config, tokenizer),
+            "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+            "max_length": config.context,
+            "num_beams": 4,
+            "length_penalty": 1.0,
+        }
     return {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
@@ -231,6 +253,28 @@ def _generation_config(tokenizer: Codec) -> dict[str, Any]:
 
 def model_card(config: ModelConfig, tokenizer: Codec) -> str:
     """A README for the directory: what the model is and how to use it, with the header that model hubs read."""
+    if config.encoder_depth:
+        return f"""---
+library_name: transformers
+pipeline_tag: translation
+tags:
+- tfcli
+---
+
+# An encoder-decoder, made with tfcli
+
+An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
+heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens. It turns one text into
+another.
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
+batch = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True))
+```
+"""
     if not config.wiring.causal:
         return f"""---
 library_name: transformers

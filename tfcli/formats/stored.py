@@ -42,6 +42,8 @@ class Stored:
             if place.name != name or stored is None:  # GPT-2's queries, keys and values are one tensor
                 name, stored = place.name, self.weights.read(place.name)
             tensor = stored.T if place.transposed else stored
+            if place.skip:
+                tensor = tensor[place.skip :]
             if place.plus:
                 tensor = tensor.float() + place.plus
             if place.parts > 1:
@@ -84,8 +86,14 @@ def open_model(directory: str | Path) -> Stored:
     if not config.tied and head not in found and not_read:  # a classifier: its class has no head of the vocabulary
         config = replace(config, tied=True)
         del places["head.weight"], shapes["head.weight"]
-    if config.tied and head in found and table is not None and found[head].shape == table.shape:
-        del found[head]
+    copies = [head] if config.tied else []
+    for name in (*copies, *(prefix + copy for copy in names.copies)):
+        if name in found and table is not None and found[name].shape == table.shape:
+            del found[name]
+    for name in set(names.zeros) & found.keys():
+        if Weights(found, weights.path).read(name).any():
+            raise UserError(f"{weights.path}: {name} is not zero", hint="tfcli has no such part")
+        del found[name]
     _check_tensors(weights.path, _expected(places, shapes), {name: entry.shape for name, entry in found.items()})
     return Stored(
         config=config, family=family, weights=Weights(entries, weights.path), places=places, not_read=not_read
@@ -105,7 +113,7 @@ def _expected(places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]
     expected = {}
     for ours, place in places.items():
         rows, *rest = shapes[ours]
-        shape = (rows * place.parts, *rest)
+        shape = (rows * place.parts + place.skip, *rest)
         expected[place.name] = shape[::-1] if place.transposed else shape
     return expected
 

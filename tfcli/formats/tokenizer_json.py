@@ -30,9 +30,27 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "added_tokens": _added_tokens(proto),
         "normalizer": _normalizer(proto.normalizer_spec),
         "pre_tokenizer": _apart(proto) if kind == UNIGRAM and proto.trainer_spec.byte_fallback else None,
-        "post_processor": None,
+        "post_processor": _around(tokenizer),
         "decoder": _decoder(proto.normalizer_spec),
         "model": _bpe(proto, tokenizer.unk_id) if kind == BPE else _unigram(proto, tokenizer.unk_id),
+    }
+
+
+def _around(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """What puts the ids before and after every text there."""
+    around = {id: tokenizer.piece(id) for id in (*tokenizer.prefix_ids, *tokenizer.suffix_ids)}
+    if not around:
+        return None
+
+    def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": around[id], "type_id": 0}} for id in ids]
+
+    whole = [*special(tokenizer.prefix_ids), {"Sequence": {"id": "A", "type_id": 0}}, *special(tokenizer.suffix_ids)]
+    return {
+        "type": "TemplateProcessing",
+        "single": whole,
+        "pair": [*whole, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {piece: {"id": piece, "ids": [id], "tokens": [piece]} for id, piece in around.items()},
     }
 
 

@@ -74,6 +74,7 @@ def supports(model: Transformer) -> bool:
         and wiring.norm_place != "post"
         and not wiring.token_types
         and not wiring.embed_norm
+        and not model.config.encoder_depth
         and not adapters(model)
         and native.ready()
         and _same_layout()
