@@ -101,8 +101,9 @@ class Finetuning(Task, Protocol):
 class Predictor(Protocol):
     """A finetuned model that answers."""
 
-    key: str
-    """The field that an object of JSON lines must have, for messages."""
+    @property
+    def key(self) -> str:
+        """The field that an object of JSON lines must have, for messages."""
 
     def plain(self, line: str) -> Any:
         """An input from a line of text."""
@@ -111,13 +112,13 @@ class Predictor(Protocol):
         """An input from an object of JSON lines; UserError where it has none."""
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """One object for each input, in their order."""
+        """One object for each input, in their order; with "cut" where it was longer than the context."""
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """An answer of ``predict`` as a line for people (--format text)."""
 
     def evaluate(self, data: Sequence[str], config: Any, *, limit: int | None) -> Evaluation:
-        """Scores of labelled data, and every answer."""
+        """Scores of labelled files, and every answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +131,20 @@ class Evaluation:
     """Tables for people."""
     predictions: list[dict[str, Any]]
     """One object an example, in the order of the data."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the data."""
 
 
 class Application(Protocol):
     """One --task. A module ``tfcli.tasks.NAME`` has it as ``APPLICATION``."""
 
-    name: str
-    config: type[FinetuneConfig]
+    @property
+    def name(self) -> str:
+        """The word after --task."""
+
+    @property
+    def config(self) -> type[FinetuneConfig]:
+        """Its settings."""
 
     def prepare(self, start: Start) -> Finetuning:
         """Read the data, attach the head that it needs to ``start.model``, and give the task.

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from tfcli.config import OptimOptions, PretrainConfig, TrainOptions, resolve, to_dict
 from tfcli.errors import UserError
-from tfcli.formats import heads, hf
+from tfcli.formats import adapters, heads, hf, models
+from tfcli.formats.convert import portable
+from tfcli.model import heads as task_heads
+from tfcli.model import lora
+from tfcli.model.quantized import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.applications import application
@@ -33,7 +37,7 @@ from tfcli.train.trainer import Trainer
 
 EPOCHS = 3.0
 LR, NEW_LR = 5e-5, 1e-3
-"""Peak learning rates: of a model that was trained before (Devlin et al. 2019, A.3), and of one from scratch."""
+"""Peak learning rates: of a model that was trained before (Devlin et al. 2019, A.3), and of what is new, also LoRA."""
 LEAST_EVALUATIONS = 4
 MICRO_TOKENS = 4096
 
@@ -138,7 +142,7 @@ class _Run:
     def go(self, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
         """Prepare, plan, train, score the best, with the directory held."""
         self._note(f"device: {self.runtime.describe()}")
-        loaded = heads.load(self.model, runtime=self.runtime, dtype=torch.float32)
+        loaded = self._load()
         if self.from_scratch:
             _renew(loaded.model, self.config.seed)
         start = Start(
@@ -151,7 +155,9 @@ class _Run:
             note=self._note,
         )
         task = self.app.prepare(start)
+        codec = getattr(task, "codec", loaded.codec)
         self._same_data(task)
+        self._adapt(loaded.model)
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch)
         optimizers = _optimizers(loaded.model, self.config, planned, task.size)
         state = self._restore(loaded.model, optimizers)
@@ -164,9 +170,12 @@ class _Run:
         self._announce(planned, task, loaded.model, state.step)
         stop.gentle = True
 
+        best: dict[str, Tensor] = {}
+
         def save_model(weights: dict[str, Tensor]) -> None:
+            best.update(weights)
             with _holding(loaded.model, weights):
-                self._save(loaded.model, loaded.codec, task)
+                self._save(loaded.model, codec, task)
 
         metrics = Metrics(
             self.directory, keep_bytes=state.metrics_bytes, step=state.step, tensorboard=self.config.train.tensorboard
@@ -188,11 +197,34 @@ class _Run:
                 save_model=save_model,
                 on_settled=lambda steps: None,
             ).train()
-        scores, lines = self._report(loaded.model, task, state)
+        self._best(loaded.model, best, task, state)
+        scores, lines = task.report(loaded.model)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )
         return Result(directory=self.directory, steps=state.step, scores=scores, lines=lines)
+
+    def _load(self) -> heads.Loaded:
+        """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
+        if models.locate(self.model).kind == "hf":
+            return heads.load(self.model, runtime=self.runtime, dtype=torch.float32)
+        model, codec = models.load(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self._note)
+        if not self.config.lora.on:
+            widen_model(model, torch.float32)
+        return heads.Loaded(model=model, codec=portable(codec), about={}, kind=None)
+
+    def _adapt(self, model: Transformer) -> None:
+        """With --lora, adapters that learn in place of the weights. UserError where that cannot be."""
+        if not self.config.lora.on:
+            return
+        if self.from_scratch:
+            raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
+        if task_heads.of(model) is not None:
+            raise UserError(
+                f"--lora goes with --task chat and lm: {self.app.name} has a head, which is no part of an adapter",
+                hint="leave --lora out",
+            )
+        lora.attach(model, self.config.lora, seed=self.config.seed)
 
     def _note(self, line: str) -> None:
         self.tell(Note(text=line))
@@ -205,10 +237,14 @@ class _Run:
             )
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
-        """The model directory; a task that writes something else than the whole model has ``save``."""
+        """The model directory; a task that writes something else than the whole model has ``save`` and ``restore``."""
         save = getattr(task, "save", None)
         if save is not None:
             save(self.directory, model)
+            return
+        if self.config.lora.on:
+            base = Path(self.model).absolute()
+            adapters.save(self.directory, model, base=base, chat_template=codec.chat_template)
             return
         about = dict(task.about)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
@@ -224,13 +260,18 @@ class _Run:
         optimizers.restore(moments)
         return state
 
-    def _report(self, model: Transformer, task: Finetuning, state: TrainState) -> tuple[dict[str, Any], list[str]]:
-        """Scores of the best model, which the last steps may have left behind."""
-        if state.best_step != state.step:
-            best = self.directory / checkpoint.FOLDER / f"{state.best_step:08d}"
-            if (best / checkpoint.MARKER).is_file():
-                _fill(model, checkpoint.load(best)[1], best)
-        return task.report(model)
+    def _best(self, model: Transformer, weights: dict[str, Tensor], task: Finetuning, state: TrainState) -> None:
+        """Put the best weights into the model: those saved last, also by the process that this one resumed."""
+        if state.best_step == state.step:
+            return
+        restore = getattr(task, "restore", None)
+        if weights:
+            _fill(model, weights, self.directory)
+        elif restore is not None:
+            restore(self.directory, model)
+        else:
+            saved = heads.load(self.directory, runtime=self.runtime, dtype=torch.float32).model
+            _fill(model, {name: p for name, p in saved.named_parameters() if p.requires_grad}, self.directory)
 
     def _record(self, planned: plan.Plan, task: Finetuning, tokenizer_hash: str, command: list[str]) -> record.Record:
         """The content of run.json when a run begins."""
@@ -275,7 +316,7 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
         steps = max(1, math.ceil((train.epochs or EPOCHS) * task.size / batch))
     lengths = task.lengths
     longest = model.config.context if lengths is None else int(lengths.max(initial=1))
-    lr = optim.lr if optim.lr is not None else (NEW_LR if new else LR)
+    lr = optim.lr if optim.lr is not None else (NEW_LR if new or config.lora.on else LR)
     return plan.Plan(
         model=model.config,
         steps=steps,
@@ -330,8 +371,6 @@ def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConf
 
 def _renew(model: Transformer, seed: int) -> None:
     """Forget what the model learnt."""
-    from tfcli.model import heads as task_heads
-
     task_heads.detach(model)
     initialize(model, seed)
 
