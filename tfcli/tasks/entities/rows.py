@@ -28,11 +28,15 @@ SPACES = re.compile(r"[ \t]+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sentence:
-    """A text, its words by their characters, and the entities of words; ``where`` it was read, "file:line"."""
+    """A text, its words by their characters, and the entities of words; ``where`` it was read, "file:line".
+
+    ``own_words``: the words were given; the text is made of them.
+    """
 
     text: str
     words: tuple[Span, ...]
     entities: tuple[Entity, ...] = ()
+    own_words: bool = False
     where: str = ""
 
     def tags(self, scheme: Scheme) -> list[str]:
@@ -133,7 +137,8 @@ def _sentence(row: _Row, scheme: Scheme | None, report: Report, repair: bool) ->
             )
         if at is not None:
             report.fault(f"sentences whose tags do not follow {scheme.upper()}, read as conlleval does", row.where)
-    return Sentence(text=row.text, words=row.words, entities=found, where=row.where)
+    own = row.tags is not None
+    return Sentence(text=row.text, words=row.words, entities=found, own_words=own, where=row.where)
 
 
 # CoNLL columns.
