@@ -209,6 +209,8 @@ class OptimOptions:
 class LoraOptions:
     """Adapters beside frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
 
+    on: bool = False
+    """Whether they are what is trained, in place of all weights."""
     rank: int = 8
     """Inner width of an adapter."""
     alpha: float = 16.0

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tiny_models import tokenizer
 
 from tfcli.errors import UserError
+from tfcli.tasks import labelled
+from tfcli.tasks.dialogue import rows
 from tfcli.tasks.dialogue.encode import Encoded, encode, fit, lay, pack, template_for
-from tfcli.tasks.dialogue.rows import Conversation, Fields, read
+from tfcli.tasks.dialogue.rows import Conversation, Fields
 from tfcli.tasks.report import Report
 from tfcli.text.chat import CHATML, ChatTemplate
 
@@ -22,9 +24,13 @@ ASK, SAY = {"role": "user", "content": "a king?"}, {"role": "assistant", "conten
 QUIET = {"role": "system", "content": "be brief"}
 
 
-def written(path: Path, *rows: Any) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+def written(path: Path, *entries: Any) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in entries) + "\n")
     return path
+
+
+def read(path: Path, report: Report, **options: Any) -> list[Conversation]:
+    return rows.read(labelled.texts(path, str(path), report), str(path), report, **options)
 
 
 def roles(conversation: Conversation) -> str:
@@ -159,11 +165,11 @@ def test_what_is_too_long_is_cut_and_counted() -> None:
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 40))
 def test_packing_keeps_every_one_once_and_within_the_row(lengths: list[int], room: int) -> None:
-    rows = pack(lengths, room)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    for row in rows:
+    packed = pack(lengths, room)
+    assert sorted(index for row in packed for index in row) == list(range(len(lengths)))
+    for row in packed:
         assert sum(lengths[index] for index in row) <= room or len(row) == 1
-    small = [sum(lengths[index] for index in row) for row in rows]
+    small = [sum(lengths[index] for index in row) for row in packed]
     assert sum(2 * total <= room for total in small) <= 1  # two such rows would have been one
 
 

@@ -28,6 +28,7 @@ from tfcli.model.lora import LoraLinear
 from tfcli.model.quant import QuantMatrix
 from tfcli.model.transformer import Transformer
 from tfcli.text import files
+from tfcli.text.hub import read_roles
 
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
@@ -241,6 +242,11 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         if key in data and not any(data[key] == value and type(data[key]) is type(value) for value in values):
             raise UserError(f"{path}: {key} is {str(data[key])[:60]!r}, which tfcli does not have")
     return data
+
+
+def chat_template(directory: str | Path) -> str | None:
+    """The template that its conversations were written by, where there is one beside the adapter."""
+    return read_roles(Path(directory)).chat_template
 
 
 def _read_tensors(directory: Path) -> dict[str, dict[str, Tensor]]:

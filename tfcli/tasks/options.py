@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tfcli.config import LoraOptions
 from tfcli.errors import UserError
 
 
@@ -89,6 +90,7 @@ class FinetuneConfig:
     data: FinetuneData = field(default_factory=FinetuneData)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     train: FinetuneTrain = field(default_factory=FinetuneTrain)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     seed: int = 1337
 
 
@@ -116,6 +118,12 @@ def check(config: FinetuneConfig) -> None:
     for key, number in {"optim.warmup": optim.warmup, "optim.decay": optim.decay}.items():
         if not 0 <= number <= 1:
             raise UserError(f"{key} is {number}", hint="it is a part of the run, from 0 to 1")
+    if config.lora.rank < 1:
+        raise UserError(f"lora.rank is {config.lora.rank}", hint="it must be at least 1")
+    if not 0 < config.lora.alpha < math.inf:
+        raise UserError(f"lora.alpha is {config.lora.alpha}", hint="it must be more than 0")
+    if not config.lora.on and config.lora != LoraOptions():
+        raise UserError("settings of LoRA are given, but not --lora", hint="add --lora, or leave them out")
     if not 0 < data.val_fraction < 1:
         raise UserError(f"data.val_fraction is {data.val_fraction}", hint="it must be between 0 and 1")
     if data.context is not None and data.context < 1:

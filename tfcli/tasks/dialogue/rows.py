@@ -6,14 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tfcli.errors import UserError
 from tfcli.tasks.report import Report
 from tfcli.text import files
 from tfcli.text.chat import ROLES, Message
-from tfcli.text.files import Count
 
 PAIRS = (
     ("prompt", "response"),
@@ -68,30 +66,19 @@ class _Broken(Exception):
     """A row that cannot be used: what kind of fault it is, in the plural."""
 
 
-def read(
-    path: Path,
-    report: Report,
-    *,
-    fields: Fields | None = None,
-    errors: Literal["strict", "replace"] = "strict",
-    name: str | None = None,
-) -> list[Conversation]:
-    """The conversations of a file: JSON lines or one JSON list, compressed or not.
+def read(pieces: Iterator[str], name: str, report: Report, *, fields: Fields | None = None) -> list[Conversation]:
+    """The conversations of a file's text: JSON lines or one JSON list.
 
-    What cannot be used is left out and counted in ``report``. Raises UserError for a file that is no text or holds no
-    conversation, and for fields that were named and that no row has.
+    What cannot be used is left out and counted in ``report``. Raises UserError for a file that holds no conversation.
     """
-    name = name or str(path)
-    count = Count(name=name)
     found: list[Conversation] = []
     rows = 0
-    for where, row in _rows(files.texts(path, name, errors, count), name, report):
+    for where, row in _rows(pieces, name, report):
         rows += 1
         try:
             found.append(conversation(row, fields or Fields(), where, report))
         except _Broken as broken:
             report.fault(f"{broken}, left out", where)
-    report.note("invalid bytes that became U+FFFD", count.replaced)
     if not found:
         said = f": {'; '.join(report.lines())}" if rows else ""
         raise UserError(f"{name} has no conversation that can be used{said}", hint=EXPECTED)
