@@ -87,6 +87,7 @@ FOREIGN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 10}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
     "bert": ("BertConfig", "BertModel", {}),
+    "modernbert": ("ModernBertConfig", "ModernBertModel", NO_IDS),
 }
 """transformers' classes of each family that is read, and settings of a small model beside those that all have."""
 

@@ -33,6 +33,22 @@ HEADS: Mapping[str, Mapping[str, HeadNames]] = {
             architecture="BertForTokenClassification", prefix="bert.", parts={"classifier": "classifier"}
         ),
         "span": HeadNames(architecture="BertForQuestionAnswering", prefix="bert.", parts={"ends": "qa_outputs"}),
+        "masked": HeadNames(
+            architecture="BertForMaskedLM",
+            prefix="bert.",
+            parts={
+                "dense": "cls.predictions.transform.dense",
+                "norm": "cls.predictions.transform.LayerNorm",
+                "output": "cls.predictions",
+            },
+        ),
+    },
+    "modernbert": {
+        "masked": HeadNames(
+            architecture="ModernBertForMaskedLM",
+            prefix="model.",
+            parts={"dense": "head.dense", "norm": "head.norm", "output": "decoder"},
+        ),
     },
     "qwen3": _decoder("Qwen3ForSequenceClassification"),
     "qwen2": _decoder("Qwen2ForSequenceClassification"),

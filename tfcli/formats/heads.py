@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats import families, hf
 from tfcli.formats.head_names import POOLERS, HeadNames, kind_of, names
-from tfcli.formats.stored import read_data
+from tfcli.formats.settings import Settings
+from tfcli.formats.stored import CONFIG, read_data
 from tfcli.formats.weights import Weights
 from tfcli.text.codec import Codec
 
@@ -45,7 +46,9 @@ def load(directory: str | Path, *, runtime: Runtime, dtype: torch.dtype | None =
     about = read_data(directory)
     kind = kind_of(about)
     weights = Weights.open(directory)
-    if kind is not None:
+    if kind == "masked":
+        heads.attach(model, _read_masked(weights, names(about["model_type"], kind), about, directory, model))
+    elif kind is not None:
         heads.attach(model, _read(weights, names(about["model_type"], kind), kind, model))
     elif not model.config.wiring.causal:
         pooler = next((name for name in POOLERS if f"{name}.weight" in weights.entries), None)
@@ -81,6 +84,42 @@ def _read(weights: Weights, table: HeadNames, kind: str, model: Transformer) -> 
                 f"{weights.path} lacks {theirs}, which a {table.architecture} has", hint="copy or save the model again"
             )
         found[ours] = weights.read(theirs)
+    _fill(head, found, weights.path)
+    return head
+
+
+def _read_masked(
+    weights: Weights, table: HeadNames, about: Mapping[str, Any], directory: Path, model: Transformer
+) -> Head:
+    """The masked-language head, which has the biases that the weights have."""
+    from tfcli.model.masked_head import MaskedHead
+
+    def has(part: str, end: str) -> bool:
+        return f"{table.parts[part]}.{end}" in weights.entries
+
+    config, wiring = model.config, model.config.wiring
+    head = MaskedHead(
+        config.width,
+        config.vocab_size,
+        eps=config.norm_eps,
+        norm_bias=has("norm", "bias"),
+        dense_bias=has("dense", "bias"),
+        output_bias=has("output", "bias"),
+        activation=Settings(directory / CONFIG, about, {"classifier_activation": "gelu"}).one_of(
+            "classifier_activation", families.ACTIVATIONS
+        )
+        if about["model_type"] == families.MODERNBERT.model_type
+        else wiring.activation,
+    )
+    found = {}
+    for ours in head.state_dict():
+        part, _, end = ours.rpartition(".")
+        if not has(part, end):
+            raise UserError(
+                f"{weights.path} lacks {table.parts[part]}.{end}, which a {table.architecture} has",
+                hint="copy or save the model again",
+            )
+        found[ours] = weights.read(f"{table.parts[part]}.{end}")
     _fill(head, found, weights.path)
     return head
 

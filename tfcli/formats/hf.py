@@ -211,6 +211,10 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
             "add_eos_token": bool(tokenizer.suffix_ids),
             "split_special_tokens": True,  # "<|endoftext|>" in a text is text, as for SentencePiece
         }
+        if tokenizer.mask_id is not None:  # an encoder's: a person writes [MASK]
+            roles = {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id, "mask": tokenizer.mask_id}
+            settings |= {f"{role}_token": tokenizer.piece(id) for role, id in roles.items() if id is not None}
+            settings["split_special_tokens"] = False
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template
     settings |= {

@@ -148,6 +148,25 @@ BERT = Names(
     others=("cls.", "classifier.", "qa_outputs.", "pooler.", "bert.pooler."),
 )
 
+MODERNBERT = Names(
+    outer={"embed": "embeddings.tok_embeddings", "embed_norm": "embeddings.norm", "norm": "final_norm"},
+    layer={
+        "attention_norm": "layers.{}.attn_norm",
+        "attention.q": Place(name="layers.{}.attn.Wqkv", part=0, parts=3),
+        "attention.k": Place(name="layers.{}.attn.Wqkv", part=1, parts=3),
+        "attention.v": Place(name="layers.{}.attn.Wqkv", part=2, parts=3),
+        "attention.o": "layers.{}.attn.Wo",
+        "ffn_norm": "layers.{}.mlp_norm",
+        "ffn.gate": Place(name="layers.{}.mlp.Wi", part=0, parts=2),
+        "ffn.up": Place(name="layers.{}.mlp.Wi", part=1, parts=2),
+        "ffn.down": "layers.{}.mlp.Wo",
+    },
+    head="decoder",
+    prefixes=("", "model."),
+    buffers=("rotary_emb.inv_freq",),
+    others=("head.", "decoder.bias", "classifier."),
+)
+
 _MBART_PARTS = {
     "attention.q": "self_attn.q_proj",
     "attention.k": "self_attn.k_proj",

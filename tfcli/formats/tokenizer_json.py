@@ -10,7 +10,7 @@ import base64
 from typing import Any
 
 from tfcli.errors import UserError
-from tfcli.text.tokenizer import BYTE, CONTROL, SPACE, UNKNOWN, USER_DEFINED, Tokenizer
+from tfcli.text.tokenizer import BYTE, CONTROL, MASK, SPACE, UNKNOWN, USER_DEFINED, Tokenizer
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 HIDDEN = (UNKNOWN, CONTROL, BYTE)
@@ -64,7 +64,7 @@ def _added_tokens(proto: Any) -> list[dict[str, Any]]:
             "id": id,
             "content": piece.piece,
             "single_word": False,
-            "lstrip": False,
+            "lstrip": piece.piece == MASK and piece.type == CONTROL,
             "rstrip": False,
             "normalized": piece.type == USER_DEFINED,
             "special": piece.type != USER_DEFINED,

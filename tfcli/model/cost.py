@@ -80,7 +80,7 @@ def parameters(config: ModelConfig) -> Parameters:
         embedding=rows * D,
         attention=config.depth * (D * (H + 2 * G) * K + H * K * D),
         feed_forward=config.depth * (2 + wiring.gated) * D * F,
-        norms=config.depth * (norms * norm + wiring.qk_norm * 2 * K) + outer * norm,
+        norms=config.depth * (norms * norm + wiring.qk_norm * 2 * K) + (outer - (not wiring.first_norm)) * norm,
         biases=config.depth * biases,
         head=0 if config.tied else config.vocab_size * D,
     )
@@ -258,9 +258,8 @@ def _seen(config: ModelConfig, length: int) -> int:
 
 def _layers(config: ModelConfig) -> tuple[int, int]:
     """Number of layers that see all, and of local ones."""
-    window, every = config.wiring.local_window, config.wiring.local_every
-    far = config.depth if not window else config.depth // every if every else 0
-    return far, config.depth - far
+    near = sum(map(config.is_local, range(config.depth)))
+    return config.depth - near, near
 
 
 def _flops_per_key(config: ModelConfig) -> float:

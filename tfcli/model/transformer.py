@@ -30,7 +30,8 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.place = config.wiring.norm_place
-        self.attention_norm = make_norm(config, config.width)
+        normed = layer > 0 or config.wiring.first_norm
+        self.attention_norm = make_norm(config, config.width) if normed else nn.Identity()
         self.attention = Attention(config, layer)
         self.crosses = config.encoder_depth > 0
         if self.crosses:

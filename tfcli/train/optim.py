@@ -119,8 +119,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def rule(name: str, parameter: nn.Parameter) -> str:
-    """Which optimizer a parameter belongs to: matrices inside blocks to Muon, all else to AdamW."""
-    return MUON if name.startswith("blocks.") and parameter.ndim == 2 else ADAMW
+    """Which optimizer a parameter belongs to: matrices inside blocks, or of a head between hidden states, to Muon."""
+    return MUON if name.startswith(("blocks.", "task_head.dense.")) and parameter.ndim == 2 else ADAMW
 
 
 class Optimizers:
