@@ -6,17 +6,18 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from tfcli.cli.lines import read_lines, read_objects
 from tfcli.cli.options import Device, Precision, Quantize, Threads
+from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
-from tfcli.cli.tasks import task_of
 from tfcli.errors import RunError, UserError, unknown
 
-TASKS = ("embed",)
+TASKS = ("embed", "fill")
 FORMATS = ("json", "text")
 WINDOW = 1024
 """Texts that are held at once."""
@@ -25,11 +26,15 @@ WINDOW = 1024
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory.")],
     file: Annotated[
-        str, typer.Argument(metavar="[FILE]", show_default="stdin", help="One text a line, or .jsonl.")
+        str, typer.Argument(metavar="[FILE]", show_default="stdin", help="One text a line, or .jsonl; of fill, a text.")
     ] = "-",
     task: Annotated[
         str | None,
-        typer.Option("--task", help="embed: texts as vectors.", show_default="what it was finetuned for, else embed"),
+        typer.Option(
+            "--task",
+            help="embed: texts as vectors; fill: words for [MASK].",
+            show_default="what it was finetuned for, else embed",
+        ),
     ] = None,
     form: Annotated[
         str, typer.Option("--format", help="json, or text: a line for people (of finetuned models).")
@@ -46,7 +51,8 @@ def predict(
 
     Input is a text a line, or JSON lines with "text". A finetuned model answers its task: a classifier gives "label"
     and "probabilities". embed gives the mean of the last hidden states as a vector of
-    length 1; it computes in fp32 unless --precision says otherwise.
+    length 1; it computes in fp32 unless --precision says otherwise. fill gives the likeliest words for each [MASK] of
+    a text, which may stand in the place of FILE.
 
     Example: echo "A sentence." | tfcli predict all-MiniLM-L6-v2 --task embed
     """  # fmt: skip
@@ -54,7 +60,7 @@ def predict(
         raise unknown("format", form, FORMATS)
     finetuned = task_of(model)
     name = task or finetuned or "embed"
-    if name == finetuned:
+    if name in (finetuned, "fill"):
         _answer(model, name, file, limit, form, (device, precision, threads, quantize))
         return
     if name not in TASKS:
@@ -96,9 +102,12 @@ def _answer(
     machine: tuple[str | None, str | None, int | None, str | None],
 ) -> None:
     """The answers of a finetuned model, a window of inputs at a time."""
-    predictor = load_task(model, name, *machine)
+    predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
     failures: list[int] = []
-    lines = islice(read_objects(file, predictor.key, failures, predictor.parse, predictor.plain), limit)
+    if name == "fill" and "[MASK]" in file and not Path(file).exists():
+        lines: Iterator[Any] = iter([predictor.plain(file)])
+    else:
+        lines = islice(read_objects(file, predictor.key, failures, predictor.parse, predictor.plain), limit)
     cut = 0
     while window := list(islice(lines, WINDOW)):
         for answer in predictor.predict(window):
