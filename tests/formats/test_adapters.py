@@ -10,11 +10,11 @@ import pytest
 import tiny_gguf
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import cpu, foreign, model, tokenizer
+from tiny_models import cpu, foreign, model, save, tokenizer
 
 from tfcli.config import LoraOptions
 from tfcli.errors import UserError
-from tfcli.formats import adapters, hf, models
+from tfcli.formats import adapters, convert, hf, models
 from tfcli.model import lora
 from tfcli.model.transformer import Transformer
 
@@ -97,6 +97,46 @@ def test_what_peft_trained_is_read(tmp_path: Path, family: str, settings: dict[s
     out = theirs_of(tuned)
     assert (out - expected).abs().max() > 0.05
     torch.testing.assert_close(ours(core), out, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_convert_merges_what_peft_merges(tmp_path: Path, family: str) -> None:
+    """The directory that --merge writes is peft's merge_and_unload, as transformers reads both."""
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    theirs, core = base(family, tmp_path / "base", vocab_size=400, bos_token_id=1, eos_token_id=2)
+    tokenizer().save(tmp_path / "base" / "tokenizer.model")
+    adapters.save(tmp_path / "adapter", trained(core), base=tmp_path / "base", chat_template="{{ messages }}")
+    made = convert.convert(tmp_path / "base", tmp_path / "out", to="hf", merge=tmp_path / "adapter")
+    assert made.merge_delta is not None and made.merge_delta <= 1e-4 * made.largest_logit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        expected = theirs_of(peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").merge_and_unload())
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(theirs_of(again), expected, atol=1e-4, rtol=1e-4)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("type", ["f16", "q8_0", "q4_1"])
+def test_adapters_of_a_file_in_4_bits_are_merged_into_files(tmp_path: Path, type: str) -> None:
+    """Those without adapters too are quantized anew; a directory of adapters converts by itself."""
+    source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
+    core, _ = models.load(source, runtime=cpu())
+    adapters.save(tmp_path / "adapter", trained(core, targets=("q", "v")), base=source)
+    made = convert.convert(source, tmp_path / "a.gguf", to="gguf", type=type, merge=tmp_path / "adapter")
+    assert made.merge_delta is not None and made.merge_delta <= 1e-4 * made.largest_logit
+    assert made.logit_change <= {"f16": 0.01, "q8_0": 0.1, "q4_1": 1.0}[type] * made.largest_logit
+    convert.convert(tmp_path / "adapter", tmp_path / "b", to="hf")
+    again, _ = models.load(tmp_path / "b", runtime=cpu())
+    torch.testing.assert_close(ours(again), ours(core), atol=1e-4, rtol=1e-4)
+
+
+def test_a_merge_with_another_base_leaves_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "base", seed=1)
+    with pytest.raises(UserError, match="an adapter for another model"):
+        convert.convert(tmp_path / "base", tmp_path / "out", to="hf", merge=saved(tmp_path / "adapter"))
+    assert not (tmp_path / "out").exists()
 
 
 def saved(directory: Path, **options: Any) -> Path:

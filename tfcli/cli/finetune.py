@@ -33,6 +33,14 @@ def finetune(
         bool,
         typer.Option("--from-scratch", help="Only the shape and tokenizer of MODEL.", rich_help_panel=RUN),
     ] = False,
+    lora: Annotated[
+        bool,
+        typer.Option(
+            "--lora",
+            help="Adapters in place of all weights: chat and lm; --set lora.rank=, .alpha=, .targets=.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     config: Annotated[
         Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
     ] = None,
@@ -111,6 +119,7 @@ def finetune(
         "data.val_fraction": val_fraction,
         "data.encoding": encoding,
         "data.errors": errors,
+        "lora.on": lora or None,
         "seed": seed,
     }
     with view() as listen:

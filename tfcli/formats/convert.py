@@ -14,12 +14,14 @@ from torch import Tensor
 
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats import families, gguf_save, gguf_wiring, hf, models
+from tfcli.formats import adapters, families, gguf_save, gguf_wiring, hf, models
 from tfcli.formats.tokenizer_json import tokenizer_json
+from tfcli.model import lora
 from tfcli.model.quantized import Quantization, quantize_model, widen_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text import files
+from tfcli.text.chat import with_template
 from tfcli.text.codec import Codec
 from tfcli.text.gguf_vocab_writer import differences
 from tfcli.text.json_tokenizer import JsonTokenizer, Roles
@@ -53,6 +55,8 @@ class Converted:
     logit_change: float
     """The largest difference between its logits and those of the model that it was made from: what ``type`` costs."""
     largest_logit: float
+    merge_delta: float | None = None
+    """The largest difference that merging adapters made to the logits, of base and adapters apart; None without."""
 
 
 def convert(
@@ -62,13 +66,15 @@ def convert(
     to: str,
     type: str | None = None,
     tokenizer: str | Path | None = None,
+    merge: str | Path | None = None,
     force: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Converted:
     """Write the model at ``source`` as a GGUF file or a Hugging Face directory ``out``.
 
     ``to`` is "gguf" or "hf"; ``type`` of the matrices f32, f16, bf16 and for GGUF also q8_0 and q4_1 (default:
-    ``DEFAULTS``). ``tokenizer`` goes with a llama2.c checkpoint. ``force`` overwrites. Raises UserError for a model
+    ``DEFAULTS``). ``tokenizer`` goes with a llama2.c checkpoint; ``merge`` is a directory of adapters in PEFT's format,
+    which become a part of the weights. ``force`` overwrites. Raises UserError for a model
     that the format does not have, RunError where what was written does not give the same logits; then nothing is left.
     """
     source, out = Path(source), Path(out)
@@ -80,6 +86,11 @@ def convert(
     check_place(source, out, directory=to == "hf", force=force)
     runtime = Runtime.detect(device="cpu", precision="fp32")
     model, codec = models.load(source, runtime=runtime, tokenizer=tokenizer, on_note=on_note)
+    merge_delta = None
+    if merge is not None:
+        merge_delta = merged(model, Path(merge), on_note)
+        template = adapters.chat_template(merge)
+        codec = codec if template is None else with_template(codec, template)
     inexact = differences(codec) if to == "gguf" else []
     for said in inexact:
         (on_note or print)(f"llama.cpp will take some texts otherwise: {said}")
@@ -103,7 +114,26 @@ def convert(
         logit_delta=float((after - expected).abs().max()),
         logit_change=float((after - before).abs().max()),
         largest_logit=float(before.abs().max()),
+        merge_delta=merge_delta,
     )
+
+
+def merged(model: Transformer, directory: Path, on_note: Callable[[str], None] | None = None) -> float:
+    """Merge the adapters of a directory into a model, in place; returns the largest difference to the logits of both.
+
+    Raises UserError as ``adapters.load``, RunError where the logits are not the same.
+    """
+    adapters.load(directory, model, on_note=on_note)
+    apart = probe(model)
+    lora.merge(model)
+    widen_model(model, torch.float32)  # what has no adapter: all can be quantized anew
+    difference, largest = float((probe(model) - apart).abs().max()), float(apart.abs().max())
+    if not difference <= CLOSE * max(1.0, largest):
+        raise RunError(
+            f"merging changes the logits by up to {difference:.3g}, of {largest:.3g}",
+            hint="the adapters are too large for these weights",
+        )
+    return difference
 
 
 def check(to: str, type: str | None) -> str:

@@ -172,7 +172,8 @@ def _adapted(
     lora.merge(model)
     if to is not None:
         quantize_model(model, to, name=str(directory))
-    model.to(dtype or runtime.dtype)
+    for parameter in model.parameters():  # not the fp16 scales of quantized matrices
+        parameter.data = parameter.data.to(dtype or runtime.dtype)
     template = adapters.chat_template(directory)
     return model, codec if template is None else with_template(codec, template)
 
