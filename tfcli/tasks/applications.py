@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 APPLICATIONS = {
     "classify": "texts or pairs of texts into labels",
     "tag": "words of a text into entities",
+    "answer": "questions into spans of a text",
     "chat": "conversations into answers",
 }
 """{--task: what it does}; ``tfcli.tasks.NAME`` has the ``APPLICATION``."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+
+from tfcli.tasks.labelled import interval
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
@@ -113,3 +118,51 @@ def best_threshold(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     if count == len(ordered):
         return margins[-1] + 1.0, highest / len(ordered)
     return (margins[count - 1] + margins[count]) / 2, highest / len(ordered)
+
+
+def as_numbers(found: Sequence[Outcome], *, threshold: float, version: Literal[1, 2]) -> dict[str, Any]:
+    """Scores from 0 to 1 by the names of DESIGN.md, with 95 % bootstrap intervals over questions."""
+    scores = score(found, threshold=threshold, version=version)
+    columns = np.concatenate([np.array(scores.pairs), np.ones((len(found), 1))], axis=1)
+    numbers: dict[str, Any] = {
+        "exact_match": scores.exact_match,
+        "f1": scores.f1,
+        "interval": {
+            "exact_match": interval(columns, lambda sums: sums[:, 0] / sums[:, 2]),
+            "f1": interval(columns, lambda sums: sums[:, 1] / sums[:, 2]),
+        },
+        "examples": len(found),
+    }
+    if version == 2:
+        at, best = best_threshold(found)
+        numbers |= _by_kind(scores)
+        numbers |= {"threshold": threshold if math.isfinite(threshold) else None, "best_f1": best, "best_threshold": at}
+    return numbers
+
+
+def _by_kind(scores: Scores) -> dict[str, float | None]:
+    return {
+        "has_answer_exact_match": scores.has_answer_exact_match,
+        "has_answer_f1": scores.has_answer_f1,
+        "no_answer_accuracy": scores.no_answer_accuracy,
+    }
+
+
+def table(numbers: Mapping[str, Any]) -> list[str]:
+    """Scores in percent, for people."""
+    shown = {
+        "exact match": "exact_match",
+        "F1": "f1",
+        "exact match, of questions with an answer": "has_answer_exact_match",
+        "F1, of questions with an answer": "has_answer_f1",
+        "right, of questions without one": "no_answer_accuracy",
+        "F1 at the best threshold for this data": "best_f1",
+    }
+    lines = []
+    for words, name in shown.items():
+        value = numbers.get(name)
+        if value is not None:
+            low_high = numbers["interval"].get(name)
+            between = f"  (95 %: {100 * low_high[0]:.2f} to {100 * low_high[1]:.2f})" if low_high else ""
+            lines.append(f"{words:42} {100 * value:6.2f}{between}")
+    return lines
