@@ -37,18 +37,24 @@ HEADS: Mapping[str, Mapping[str, HeadNames]] = {
             architecture="BertForMaskedLM",
             prefix="bert.",
             parts={
-                "dense": "cls.predictions.transform.dense",
-                "norm": "cls.predictions.transform.LayerNorm",
+                "transform.dense": "cls.predictions.transform.dense",
+                "transform.norm": "cls.predictions.transform.LayerNorm",
                 "output": "cls.predictions",
             },
         ),
     },
     "modernbert": {
-        "masked": HeadNames(
-            architecture="ModernBertForMaskedLM",
+        kind: HeadNames(
+            architecture=architecture,
             prefix="model.",
-            parts={"dense": "head.dense", "norm": "head.norm", "output": "decoder"},
-        ),
+            parts={"transform.dense": "head.dense", "transform.norm": "head.norm", ours: theirs},
+        )
+        for kind, architecture, ours, theirs in (
+            ("masked", "ModernBertForMaskedLM", "output", "decoder"),
+            ("sequence", "ModernBertForSequenceClassification", "classifier", "classifier"),
+            ("token", "ModernBertForTokenClassification", "classifier", "classifier"),
+            ("span", "ModernBertForQuestionAnswering", "ends", "classifier"),
+        )
     },
     "qwen3": _decoder("Qwen3ForSequenceClassification"),
     "qwen2": _decoder("Qwen2ForSequenceClassification"),

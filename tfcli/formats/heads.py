@@ -18,9 +18,12 @@ from tfcli.text.codec import Codec
 if TYPE_CHECKING:
     import torch
 
-    from tfcli.model.heads import Head
+    from tfcli.model.heads import Head, Transform
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
+
+POOLED = {"classifier_pooling": "cls", "classifier_activation": "gelu"}
+"""What ModernBERT's config.json leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +49,11 @@ def load(directory: str | Path, *, runtime: Runtime, dtype: torch.dtype | None =
     about = read_data(directory)
     kind = kind_of(about)
     weights = Weights.open(directory)
-    if kind == "masked":
-        heads.attach(model, _read_masked(weights, names(about["model_type"], kind), about, directory, model))
-    elif kind is not None:
-        heads.attach(model, _read(weights, names(about["model_type"], kind), kind, model))
+    if kind is not None:
+        heads.attach(
+            model,
+            _read(weights, names(about["model_type"], kind), kind, model, Settings(directory / CONFIG, about, POOLED)),
+        )
     elif not model.config.wiring.causal:
         pooler = next((name for name in POOLERS if f"{name}.weight" in weights.entries), None)
         if pooler is not None:
@@ -63,65 +67,54 @@ def load(directory: str | Path, *, runtime: Runtime, dtype: torch.dtype | None =
     return Loaded(model=model, codec=codec, about=about, kind=kind)
 
 
-def _read(weights: Weights, table: HeadNames, kind: str, model: Transformer) -> Head:
+def _read(weights: Weights, table: HeadNames, kind: str, model: Transformer, settings: Settings) -> Head:
     """The head that the weights hold."""
     from tfcli.model import heads
+    from tfcli.model.masked_head import MaskedHead
 
-    last = list(table.parts.values())[-1]
-    if f"{last}.weight" not in weights.entries:
-        raise UserError(
-            f"{weights.path} lacks {last}.weight, which a {table.architecture} has",
-            hint="copy or save the model again",
+    def lacks(name: str) -> UserError:
+        return UserError(
+            f"{weights.path} lacks {name}, which a {table.architecture} has", hint="copy or save the model again"
         )
-    labels = weights.entries[f"{last}.weight"].shape[0]
-    head = heads.make(kind, model.config.width, labels, causal=model.config.wiring.causal)
+
+    transform = _transform(weights, table, model, settings) if "transform.dense" in table.parts else None
+    last = list(table.parts.values())[-1]
+    if transform is not None and kind == MaskedHead.kind:
+        head: Head = MaskedHead(model.config.vocab_size, transform, bias=f"{last}.bias" in weights.entries)
+    elif f"{last}.weight" not in weights.entries:
+        raise lacks(f"{last}.weight")
+    else:
+        labels, causal = weights.entries[f"{last}.weight"].shape[0], model.config.wiring.causal
+        pooling = settings.one_of("classifier_pooling", {"cls": "cls", "mean": "mean"})
+        head = heads.make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     found = {}
     for ours in head.state_dict():
         part, _, end = ours.rpartition(".")
         theirs = f"{table.parts[part]}.{end}"
         if theirs not in weights.entries:
-            raise UserError(
-                f"{weights.path} lacks {theirs}, which a {table.architecture} has", hint="copy or save the model again"
-            )
+            raise lacks(theirs)
         found[ours] = weights.read(theirs)
     _fill(head, found, weights.path)
     return head
 
 
-def _read_masked(
-    weights: Weights, table: HeadNames, about: Mapping[str, Any], directory: Path, model: Transformer
-) -> Head:
-    """The masked-language head, which has the biases that the weights have."""
-    from tfcli.model.masked_head import MaskedHead
+def _transform(weights: Weights, table: HeadNames, model: Transformer, settings: Settings) -> Transform:
+    """The transform of a head, with the biases that the weights have, not yet filled."""
+    from tfcli.model.heads import Transform
 
-    def has(part: str, end: str) -> bool:
-        return f"{table.parts[part]}.{end}" in weights.entries
+    def has_bias(part: str) -> bool:
+        return f"{table.parts[part]}.bias" in weights.entries
 
-    config, wiring = model.config, model.config.wiring
-    head = MaskedHead(
-        config.width,
-        config.vocab_size,
-        eps=config.norm_eps,
-        norm_bias=has("norm", "bias"),
-        dense_bias=has("dense", "bias"),
-        output_bias=has("output", "bias"),
-        activation=Settings(directory / CONFIG, about, {"classifier_activation": "gelu"}).one_of(
-            "classifier_activation", families.ACTIVATIONS
-        )
-        if about["model_type"] == families.MODERNBERT.model_type
-        else wiring.activation,
+    modern = settings.data["model_type"] == families.MODERNBERT.model_type
+    return Transform(
+        model.config.width,
+        model.config.norm_eps,
+        norm_bias=has_bias("transform.norm"),
+        bias=has_bias("transform.dense"),
+        activation=settings.one_of("classifier_activation", families.ACTIVATIONS)
+        if modern
+        else model.config.wiring.activation,
     )
-    found = {}
-    for ours in head.state_dict():
-        part, _, end = ours.rpartition(".")
-        if not has(part, end):
-            raise UserError(
-                f"{weights.path} lacks {table.parts[part]}.{end}, which a {table.architecture} has",
-                hint="copy or save the model again",
-            )
-        found[ours] = weights.read(f"{table.parts[part]}.{end}")
-    _fill(head, found, weights.path)
-    return head
 
 
 def _fill(head: Head, found: Mapping[str, torch.Tensor], path: Path, *, partly: bool = False) -> None:

@@ -53,9 +53,9 @@ def save(
 
     The family is that of the model's wiring, and its class that with the model's task head, where it has one (the
     head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
-    what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the first is renamed into
-    place, so that a full disk or a crash leaves what was there. ``card`` is the text of the README (default:
-    ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring that no family
+    what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
+    first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
+    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring that no family
     has, RunError for a full disk.
     """
     import torch
@@ -69,6 +69,7 @@ def save(
     names = None if head is None else head_names.names(family.model_type, head.kind)
     if names is not None:
         settings["architectures"] = [names.architecture]
+        settings |= _head_settings(head) if family is families.MODERNBERT else {}
     texts = {
         CONFIG: _json(
             _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
@@ -96,6 +97,21 @@ def _head(model: Transformer) -> Head | None:
     return head if head is not None and head.labels else None
 
 
+def _head_settings(head: Head | None) -> dict[str, Any]:
+    """What ModernBERT's config.json says of a head."""
+    from tfcli.model.heads import Transform
+
+    transform = getattr(head, "transform", None)
+    if not isinstance(transform, Transform):
+        return {}
+    return {
+        "classifier_bias": transform.dense.bias is not None,
+        "classifier_activation": families.WRITTEN[transform.activation],
+        "classifier_pooling": getattr(head, "pooling", "cls"),
+        "decoder_bias": hasattr(head, "output"),
+    }
+
+
 def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNames | None) -> dict[str, torch.Tensor]:
     """The tensors as the family stores them: what ``Stored.tensors`` undoes."""
     import torch
@@ -119,7 +135,7 @@ def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNa
     out = {name: (value.T if name in transposed else value).contiguous() for name, value in whole.items()}
     if head is not None:
         for ours, tensor in of_head.items():
-            _, part, end = ours.split(".")
+            part, _, end = ours.removeprefix(f"{heads.ATTRIBUTE}.").rpartition(".")
             out[f"{head.parts[part]}.{end}"] = tensor.detach().to("cpu", dtype).contiguous()
     return out
 

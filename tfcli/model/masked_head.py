@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from tfcli.model.heads import Head, of
+from tfcli.model.heads import Head, Transform, of
 from tfcli.model.kernels import linear_cross_entropy
-from tfcli.model.layers import LayerNorm, Linear, activate
 from tfcli.model.transformer import Transformer
 
 KIND = "masked"
@@ -24,29 +21,15 @@ class Output(nn.Module):
 
 
 class MaskedHead(Head):
-    """``norm(act(W h + b))`` (Devlin et al. 2019's published code), then the token embedding, and a bias.
-
-    ``labels`` is the size of the vocabulary.
-    """
+    """A transform, then the token embedding, and a bias; ``labels`` is the size of the vocabulary."""
 
     kind = KIND
 
-    def __init__(
-        self,
-        width: int,
-        vocab_size: int,
-        *,
-        eps: float,
-        norm_bias: bool = False,
-        dense_bias: bool = False,
-        output_bias: bool = True,
-        activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "gelu",
-    ) -> None:
+    def __init__(self, vocab_size: int, transform: Transform, *, bias: bool = True) -> None:
         super().__init__()
-        self.labels, self.activation = vocab_size, activation
-        self.dense = Linear(width, width, dense_bias)
-        self.norm = LayerNorm(width, eps, norm_bias)
-        if output_bias:
+        self.labels = vocab_size
+        self.transform = transform
+        if bias:
             self.output = Output(vocab_size)
 
     @property
@@ -56,7 +39,7 @@ class MaskedHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         """(..., D) -> (..., D): what the vocabulary's matrix is multiplied with."""
-        out: Tensor = self.norm(activate(self.dense(hidden_BTD), self.activation))
+        out: Tensor = self.transform(hidden_BTD)
         return out
 
 

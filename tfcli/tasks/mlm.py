@@ -15,6 +15,7 @@ from torch import Tensor
 from tfcli.config import MaskOptions
 from tfcli.errors import UserError
 from tfcli.model import heads, masked_head
+from tfcli.model.heads import Transform
 from tfcli.model.masked_head import MaskedHead
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -32,17 +33,11 @@ ROWS_TOKENS = 4096
 """Tokens that are scored at once."""
 SPECIMEN = 48
 """Pieces of a sample."""
-ABOUT: Mapping[str, Any] = {
-    "decoder_bias": True,
-    "classifier_bias": False,
-    "classifier_activation": "gelu",
-}
-"""What config.json says of the head that ``attach`` makes."""
 
 
 def attach(model: Transformer) -> MaskedHead:
     """Make the head of ModernBERT a part of ``model``, not yet filled."""
-    head = MaskedHead(model.config.width, model.config.vocab_size, eps=model.config.norm_eps)
+    head = MaskedHead(model.config.vocab_size, Transform(model.config.width, model.config.norm_eps))
     heads.attach(model, head)
     return head
 

@@ -81,7 +81,7 @@ def save(
         hf.save(directory, made, tokenizer)
         return
     ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
-    hf.save(directory, made, tokenizer, card=_card(model), about={**mlm.ABOUT, **ids})
+    hf.save(directory, made, tokenizer, card=_card(model), about=ids)
 
 
 def _card(config: ModelConfig) -> str:
