@@ -25,6 +25,7 @@ from tfcli.tasks.batch import Batch
 from tfcli.tasks.dialogue import encode, rows
 from tfcli.tasks.dialogue.encode import Encoded
 from tfcli.tasks.dialogue.rows import Conversation, Fields
+from tfcli.tasks.lm import refuse
 from tfcli.tasks.options import FinetuneConfig, FinetuneTrain
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
@@ -315,13 +316,6 @@ class Chat:
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """Of a model with a chat template."""
         return Answerer(model=model, codec=codec, runtime=runtime)
-
-
-def refuse(model: Transformer, task: str) -> None:
-    """UserError for a model that is no decoder alone."""
-    if not model.config.wiring.causal or getattr(model.config, "encoder_depth", 0):
-        kind = "an encoder" if not model.config.wiring.causal else "an encoder-decoder"
-        raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
