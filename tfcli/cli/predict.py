@@ -42,6 +42,10 @@ def predict(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, show_default="all", help="Only the first N texts.")
     ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option("--beam", min=1, help="Beams of a translation; 1 is greedy.", show_default="the model's, else 4"),
+    ] = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -61,7 +65,7 @@ def predict(
     finetuned = task_of(model)
     name = task or finetuned or "embed"
     if name in (finetuned, "fill"):
-        _answer(model, name, file, limit, form, (device, precision, threads, quantize))
+        _answer(model, name, file, limit, form, beam, (device, precision, threads, quantize))
         return
     if name not in TASKS:
         from tfcli.tasks.applications import APPLICATIONS
@@ -99,10 +103,16 @@ def _answer(
     file: str,
     limit: int | None,
     form: str,
+    beam: int | None,
     machine: tuple[str | None, str | None, int | None, str | None],
 ) -> None:
-    """The answers of a finetuned model, a window of inputs at a time."""
+    """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
     predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
+    if beam is not None:
+        search = getattr(predictor, "search", None)
+        if search is None:
+            raise UserError("--beam goes with models that translate", hint=f"this one answers the task {name}")
+        search(beam)
     failures: list[int] = []
     if name == "fill" and "[MASK]" in file and not Path(file).exists():
         lines: Iterator[Any] = iter([predictor.plain(file)])

@@ -15,6 +15,7 @@ APPLICATIONS = {
     "tag": "words of a text into entities",
     "answer": "questions into spans of a text",
     "chat": "conversations into answers",
+    "translate": "texts into other texts, as those of another language",
     "lm": "text, of which the model reads on",
 }
 """{--task: what it does}; ``tfcli.tasks.NAME`` has the ``APPLICATION``."""

@@ -6,11 +6,11 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from tfcli.config import OptimOptions, PretrainConfig, TrainOptions, resolve, to
 from tfcli.errors import UserError
 from tfcli.formats import adapters, heads, hf, models
 from tfcli.formats.convert import portable
+from tfcli.formats.stored import CONFIG
 from tfcli.model import heads as task_heads
 from tfcli.model import lora
 from tfcli.model.quantized import widen_model
@@ -27,6 +28,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.applications import application
 from tfcli.tasks.options import FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start
+from tfcli.text.codec import Codec
 from tfcli.train import checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note
@@ -35,6 +37,8 @@ from tfcli.train.optim import Optimizers
 from tfcli.train.signals import Stop, stop_signals
 from tfcli.train.trainer import Trainer
 
+Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
+"""Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
 EPOCHS = 3.0
 LR, NEW_LR = 5e-5, 1e-3
 """Peak learning rates: of a model that was trained before (Devlin et al. 2019, A.3), and of what is new, also LoRA."""
@@ -90,9 +94,13 @@ def finetune(
                 raise UserError(f"{directory} is of the task {before['task']}, not {task}")
             task, from_scratch = str(before["task"]), bool(before["from_scratch"])
             model, specs = before["model"], before["corpus"]
-        if task is None or model is None or not specs:
-            raise UserError("a model, data and a --task are needed", hint="tfcli finetune MODEL DATA --task classify")
+        if task is None:
+            raise UserError("a --task is needed", hint="tfcli finetune MODEL DATA --task classify")
         app = application(task)
+        if from_scratch and model is not None and hasattr(app, "fresh") and not (Path(model) / CONFIG).is_file():
+            model, specs = None, [str(model), *specs]  # a model of a size for the data, which is all that is named
+        if not specs or (model is None and not (from_scratch and hasattr(app, "fresh"))):
+            raise UserError("a model and data are needed", hint=f"tfcli finetune MODEL DATA --task {task}")
         file = None if config_file is None else Path(config_file)
         config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
         check(config)
@@ -103,13 +111,14 @@ def finetune(
             threads = machine["threads"] if threads is None else threads
         else:
             directory = record.new_directory(out, [f"{Path(specs[0]).name.split('.')[0]}-{task}"])
-            if Path(model).resolve() == directory.resolve():
+            if model is not None and Path(model).resolve() == directory.resolve():
                 raise UserError(f"--out {directory} is the model itself", hint="choose another --out")
         if config.train.tensorboard:
             check_tensorboard()
         runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-        run = _Run(directory, app, str(model), specs, config, sources, from_scratch, runtime, tell, before)
-        with record.full_disk(directory), checkpoint.locked(directory):
+        base = None if model is None else str(model)
+        run = _Run(directory, app, base, specs, config, sources, from_scratch, runtime, tell, before)
+        with _no_empty_folders(directory), record.full_disk(directory), checkpoint.locked(directory):
             return run.go(list(command), stop, lambda: time.time() - began)
 
 
@@ -130,7 +139,8 @@ class _Run:
 
     directory: Path
     app: Application
-    model: str
+    model: str | None
+    """None for one of a size for the data (``fresh`` of the application)."""
     specs: list[str]
     config: FinetuneConfig
     sources: dict[str, str]
@@ -143,7 +153,7 @@ class _Run:
         """Prepare, plan, train, score the best, with the directory held."""
         self._note(f"device: {self.runtime.describe()}")
         loaded = self._load()
-        if self.from_scratch:
+        if self.from_scratch and self.model is not None:
             _renew(loaded.model, self.config.seed)
         start = Start(
             model=loaded.model,
@@ -206,6 +216,10 @@ class _Run:
 
     def _load(self) -> heads.Loaded:
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
+        if self.model is None:
+            fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
+            model, codec = fresh(self.specs, self.config, self.runtime, self._note)
+            return heads.Loaded(model=model, codec=codec, about={}, kind=None)
         if models.locate(self.model).kind == "hf":
             return heads.load(self.model, runtime=self.runtime, dtype=torch.float32)
         model, codec = models.load(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self._note)
@@ -242,7 +256,7 @@ class _Run:
         if save is not None:
             save(self.directory, model)
             return
-        if self.config.lora.on:
+        if self.config.lora.on and self.model is not None:
             base = Path(self.model).absolute()
             adapters.save(self.directory, model, base=base, chat_template=codec.chat_template)
             return
@@ -278,7 +292,7 @@ class _Run:
         return {
             "kind": "finetune",
             "task": self.app.name,
-            "model": str(Path(self.model).absolute()),
+            "model": None if self.model is None else str(Path(self.model).absolute()),
             "from_scratch": self.from_scratch,
             "command": command,
             "corpus": [record.absolute(spec) for spec in self.specs],
@@ -313,7 +327,8 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
     batch = min(train.batch_size, task.size)
     steps = train.steps
     if steps is None:
-        steps = max(1, math.ceil((train.epochs or EPOCHS) * task.size / batch))
+        epochs = train.epochs or getattr(task, "epochs", None) or EPOCHS
+        steps = max(1, math.ceil(epochs * task.size / batch))
     lengths = task.lengths
     longest = model.config.context if lengths is None else int(lengths.max(initial=1))
     lr = optim.lr if optim.lr is not None else (NEW_LR if new or config.lora.on else LR)
@@ -376,6 +391,18 @@ def _renew(model: Transformer, seed: int) -> None:
 
 
 @contextmanager
+def _no_empty_folders(directory: Path) -> Iterator[None]:
+    """Leave no folder behind that was made for a run which then wrote nothing."""
+    made = [folder for folder in directory.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+
+
+@contextmanager
 def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other weights for a while."""
     named = dict(model.named_parameters())
@@ -406,9 +433,10 @@ def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None
             parameter.copy_(weights[name])
 
 
-def _card(task: str, base: str, model: Transformer) -> str:
+def _card(task: str, base: str | None, model: Transformer) -> str:
     """A README for the directory."""
     c = model.config
+    made = "Trained from scratch" if base is None else f"From {Path(base).name}"
     return f"""---
 library_name: transformers
 tags:
@@ -417,7 +445,7 @@ tags:
 
 # A model for {task}, finetuned with tfcli
 
-From {Path(base).name}: {c.depth} blocks of width {c.width}, {c.heads} heads, a vocabulary of {c.vocab_size} pieces, a
+{made}: {c.depth} blocks of width {c.width}, {c.heads} heads, a vocabulary of {c.vocab_size} pieces, a
 context of {c.context} tokens.
 
 ```sh
