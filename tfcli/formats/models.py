@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from tfcli.config import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats import hf
-from tfcli.formats.stored import few, open_model, read_settings
+from tfcli.formats.stored import CONFIG, few, open_model, read_settings
 from tfcli.text import files
 from tfcli.text.chat import with_template
 from tfcli.text.codec import Codec
@@ -50,7 +50,7 @@ def locate(path: str | Path) -> Found:
             return Found(kind="gguf", path=held[0])
         if held:
             raise UserError(f"{path} holds {len(held)} GGUF files", hint=f"name one of them, for example {held[0]}")
-        if (path / ADAPTER).is_file() and not (path / hf.CONFIG).is_file():
+        if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
             return Found(kind="adapter", path=path)
     return Found(kind="hf", path=path)
 

@@ -21,7 +21,7 @@ from tfcli.infer.engine import Engine
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks import batch, labelled
-from tfcli.tasks.batch import Batch
+from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.dialogue import encode, rows
 from tfcli.tasks.dialogue.encode import Encoded
 from tfcli.tasks.dialogue.rows import Conversation, Fields
@@ -183,12 +183,14 @@ class Chatting:
         """The rows at ``indices``; they are the same in every epoch."""
         return examples([self.train[index] for index in indices])
 
-    def count(self, rows: Batch) -> int:
+    def count(self, rows: Rows) -> int:
         """Ids of answers."""
+        assert isinstance(rows, Batch)
         return count(rows)
 
-    def tokens(self, rows: Batch) -> int:
+    def tokens(self, rows: Rows) -> int:
         """All that is read."""
+        assert isinstance(rows, Batch)
         return rows.real_tokens
 
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:

@@ -85,8 +85,8 @@ def _before(render: Any, text: str, index: int) -> str | None:
     return shared if len(shared) > len(render(index, False)) else None
 
 
-def _shared(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many ids both begin with."""
+def _shared(some: Sequence[object], others: Sequence[object]) -> int:
+    """How many ids, or characters, both begin with."""
     return next(
         (at for at, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others))
     )
