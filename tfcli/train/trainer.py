@@ -236,7 +236,8 @@ class Trainer:
         """Progress since the last line of metrics."""
         state, speed = self.state, self._speed()
         self._told = self.clock()
-        left = None if state.steps is None else (state.steps - state.step) * self.plan.tokens_per_step / max(1.0, speed)
+        step_tokens = state.tokens / max(1, state.step)
+        left = None if state.steps is None else (state.steps - state.step) * step_tokens / max(1.0, speed)
         self.listen(
             Progress(
                 step=state.step,

@@ -77,7 +77,7 @@ def read(specs: Sequence[str], options: ClassifyData, *, name: str, note: Callab
     for path in labelled.expand(specs):
         table = labelled.read(path, known=known(options), encoding=options.encoding, errors=options.errors)
         if not table.rows:
-            raise UserError(f"{table.name} has no rows")
+            raise UserError(f"{table.name} has no rows", hint="expected one example a row, with a text and a label")
         columns = find_columns(table, options)
         if not table.header:
             note(f"{table.name} has no header: column {columns.label} is the label, column {columns.text} the text")
@@ -146,11 +146,17 @@ def _text(row: Row, key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{row.where}: {key!r} is {type(value).__name__}, expected a string")
+        raise UserError(
+            f"{row.where}: {key!r} is {type(value).__name__}, expected a string",
+            hint="name the column with the text: --set data.text_key=NAME",
+        )
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{row.where}: {key!r} has a lone surrogate, which is not text") from None
+        raise UserError(
+            f"{row.where}: {key!r} has a lone surrogate, which is not text",
+            hint="repair the text, or leave the row out",
+        ) from None
     return value
 
 
@@ -175,7 +181,10 @@ def _label(value: object, row: Row, key: str) -> str:
         return value.strip()
     if isinstance(value, int | float):
         return str(value)
-    raise UserError(f"{row.where}: {key!r} is {type(value).__name__}, expected a label or a list of labels")
+    raise UserError(
+        f"{row.where}: {key!r} is {type(value).__name__}, expected a label or a list of labels",
+        hint="name the column with the label: --set data.label_key=NAME",
+    )
 
 
 def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
@@ -209,7 +218,7 @@ def names_of(part: Part) -> list[str]:
     """The labels of the training part, numbers by size and others by name. UserError where they are too few."""
     found = {label for example in part.examples for label in example.labels}
     if not part.examples:
-        raise UserError(f"{part.name} has no rows with a label")
+        raise UserError(f"{part.name} has no rows with a label", hint="name its column: --set data.label_key=NAME")
     if len(found) < 2 and not (part.multi and found):
         raise UserError(
             f"all {len(part.examples)} examples of {part.name} have one label, {min(found, default='')!r}",
@@ -251,6 +260,10 @@ def split(part: Part, fraction: float, seed: int) -> tuple[list[Example], list[E
         indices = groups[key]
         count = min(round(len(indices) * fraction) or (len(indices) >= 5), len(indices) - 1)
         held.update(int(i) for i in generator.permutation(indices)[:count])
+    if not held:  # few of each: one each of as many labels as are needed, where one is left to learn from
+        spare = [indices[-1] for indices in groups.values() if len(indices) > 1]
+        wanted = max(1, round(len(part.examples) * fraction))
+        held.update(int(i) for i in generator.permutation(spare)[:wanted])
     if not held:
         raise UserError(
             f"{len(part.examples)} examples are too few to hold some out", hint="give more, or a file: --val FILE"
