@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny_gguf
 import torch
+from safetensors.torch import load_file
 from tiny_models import cpu, model, save, tokenizer
 
-from tfcli.errors import UserError
+from tfcli.errors import Interrupted, UserError
 from tfcli.formats import adapters, hf, models
 from tfcli.model.transformer import Transformer
 from tfcli.tasks import chat
@@ -18,6 +19,7 @@ from tfcli.tasks.chat import APPLICATION, ChatConfig, ChatOptions
 from tfcli.tasks.dialogue.encode import Encoded, template_for
 from tfcli.tasks.task import Start
 from tfcli.text.chat import prompt_ids, template_of
+from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune
 
 
@@ -157,6 +159,25 @@ def test_adapters_are_trained_on_a_quantized_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is an adapter for .*m\.gguf', which is not there .*--merge"):
         models.load(tmp_path / "run", runtime=cpu())
     assert moved.exists()
+
+
+def test_a_resumed_run_of_adapters_is_one_never_stopped(tmp_path: Path) -> None:
+    """To the bit. Checkpoints hold adapters alone: the frozen base comes from its own place again."""
+    base, rows = save(tmp_path / "base", context=128), data(tmp_path / "a.jsonl")
+    sets = ["lora.on=true", "train.steps=6", "train.batch_size=4", "train.checkpoint_every=2", "train.eval_every=2"]
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == 4:
+            raise Interrupted("stopped")
+
+    finetune(base, rows, task="chat", out=tmp_path / "whole", sets=sets, device="cpu")
+    with pytest.raises(Interrupted):
+        finetune(base, rows, task="chat", out=tmp_path / "halves", sets=sets, device="cpu", listen=stop)
+    finetune(None, out=tmp_path / "halves", resume=True)
+    whole, halves = (load_file(tmp_path / name / adapters.WEIGHTS) for name in ("whole", "halves"))
+    assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
+    size = sum(path.stat().st_size for path in (tmp_path / "halves" / "checkpoints" / "00000006").iterdir())
+    assert size < 4 * (tmp_path / "halves" / adapters.WEIGHTS).stat().st_size
 
 
 @pytest.mark.parametrize(
