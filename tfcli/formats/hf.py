@@ -55,8 +55,8 @@ def save(
     head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
     what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
     first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
-    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring that no family
-    has, RunError for a full disk.
+    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring
+    that no family has, RunError for a full disk.
     """
     import torch
     from safetensors.torch import save_file
