@@ -104,6 +104,11 @@ def test_columns_and_splits(bert: tuple[Path, Any], tmp_path: Path) -> None:
     named = [{"x": row["label"], "y": row["text"], "label": 1, "text": "no"} for row in LETTERS]
     task, _ = prepare(bert, [write(tmp_path, named)], data__text_key="y", data__label_key="x")
     assert task.names == ["a", "b", "c"]
+    about = {**task.about, "architectures": ["BertForSequenceClassification"]}
+    loaded = formats.load(bert[0], runtime=tiny_models.cpu())
+    heads.fresh(loaded.model, "sequence", 3, seed=0)
+    predictor = APPLICATION.predictor(loaded.model, loaded.codec, about, tiny_models.cpu())
+    assert predictor.parse({"text": "no", "y": "yes"}) == ("yes", None), "the column that was trained on"
     table = tmp_path / "t.tsv"
     table.write_text("".join(f"{row['label']}\t{row['text']}\n" for row in LETTERS))
     task, notes = prepare(bert, [str(table)])

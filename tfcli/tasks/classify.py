@@ -153,10 +153,16 @@ class Classification:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Entries of config.json, as transformers names them."""
-        return about_labels(
-            self.names, multi=self.multi, context=self.context, threshold=self.config.classify.threshold
-        )
+        """Entries of config.json, as transformers names them, and the columns by which predict finds a text."""
+        settings: dict[str, Any] = {"context": self.context, "threshold": self.config.classify.threshold}
+        named = {"text_key": self.config.data.text_key, "pair_key": self.config.data.pair_key}
+        settings |= {key: value for key, value in named.items() if value is not None and not value.isdecimal()}
+        return {
+            "id2label": {str(index): name for index, name in enumerate(self.names)},
+            "label2id": {name: index for index, name in enumerate(self.names)},
+            "problem_type": "multi_label_classification" if self.multi else "single_label_classification",
+            "tfcli": settings,
+        }
 
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Batch:
         """Examples, the same in every epoch."""
@@ -219,16 +225,6 @@ class Classification:
             logits, self.val.targets.numpy(), self.names, multi=self.multi, threshold=self.config.classify.threshold
         )
         return {f"val_{name}": value for name, value in made[0].items()}, made[1]
-
-
-def about_labels(names: Sequence[str], *, multi: bool, context: int, threshold: float) -> dict[str, Any]:
-    """What config.json says of the labels, to transformers and to ``predictor``."""
-    return {
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
-        "problem_type": "multi_label_classification" if multi else "single_label_classification",
-        "tfcli": {"context": context, "threshold": threshold},
-    }
 
 
 def probabilities(logits: npt.NDArray[np.float32], *, multi: bool) -> npt.NDArray[np.float64]:
@@ -410,8 +406,6 @@ def _notes(receipt: Mapping[str, Any], names: Sequence[str], context: int) -> li
 class ClassifyPredictor:
     """Labels of texts."""
 
-    key = "text"
-
     def __init__(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> None:
         head = heads.of(model)
         if head is None or head.kind != "sequence" or not head.labels:
@@ -425,6 +419,9 @@ class ClassifyPredictor:
         settings = ours if isinstance(ours, Mapping) else {}
         self.context = min(int(settings.get("context", model.config.context)), model.config.context)
         self.threshold = float(settings.get("threshold", 0.5))
+        named = {key: settings.get(key) for key in ("text_key", "pair_key")}
+        self.text_keys, self.pair_keys = ([name] if isinstance(name, str) else [] for name in named.values())
+        self.key = next(iter(self.text_keys), "text")
 
     def plain(self, line: str) -> tuple[str, str | None]:
         """A line is a text."""
@@ -432,10 +429,11 @@ class ClassifyPredictor:
 
     def parse(self, row: dict[str, Any]) -> tuple[str, str | None]:
         """The text, and the second where there is one, under the names that training takes them by."""
-        text = next((row[key] for key in labelled.TEXTS if isinstance(row.get(key), str)), None)
+        text = next((row[key] for key in (*self.text_keys, *labelled.TEXTS) if isinstance(row.get(key), str)), None)
         if text is None:
-            raise UserError('has no "text" with a string')
-        return text, next((row[key] for key in labelled.PAIRS if isinstance(row.get(key), str)), None)
+            raise UserError(f'has no "{self.key}" with a string')
+        pairs = (*self.pair_keys, *labelled.PAIRS)
+        return text, next((row[key] for key in pairs if isinstance(row.get(key), str)), None)
 
     def encoded(self, inputs: Sequence[tuple[str, str | None]]) -> Encoded:
         """As the model is fed them."""
