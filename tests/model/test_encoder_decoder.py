@@ -91,3 +91,19 @@ def test_a_memory_goes_with_an_encoder() -> None:
     with pytest.raises(UserError, match="encoder_depth is -1"):
         tiny_models.config(encoder_depth=-1)
     assert isinstance(model, Transformer)
+
+
+def test_flops_are_those_of_the_products_that_are_run() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_models.encoder_decoder(0).requires_grad_(False)
+    L = 4
+    memory = model.encode(LONG[:1, :L])
+    with FlopCounterMode(display=False) as counter:
+        cache = KVCache(model.config, batch=1, capacity=8, dtype=torch.float32, device=torch.device("cpu"))
+        model.logits(model(TARGET[:1, :1], memory=memory, cache=cache))
+    # A first token sees itself and the four of the source; the counter misses the fused attention kernel on CPU.
+    config = model.config
+    key = config.depth * 2 * 2 * config.heads * config.head_width
+    counted = counter.get_total_flops()
+    assert cost.decode_flops(config, L) - (L - 1) * key in (counted, counted + (1 + L) * key)

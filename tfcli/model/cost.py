@@ -119,8 +119,13 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
 
 
 def decode_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs of one new token that attends to ``length`` positions, itself among them."""
-    return 2 * parameters(config).matrices + _seen(config, length) * _flops_per_key(config) + _head_flops(config)
+    """FLOPs of one new token that attends to ``length`` positions, itself among them, and to a source as long."""
+    matrices, seen = parameters(config).matrices, _seen(config, length)
+    if config.encoder_depth:  # the source was read once, and stays as keys and values
+        once = parameters(config.encoder).matrices
+        once += config.depth * 2 * config.width * config.kv_heads * config.head_width
+        matrices, seen = matrices - once, seen + config.depth * length
+    return 2 * matrices + seen * _flops_per_key(config) + _head_flops(config)
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> int:
@@ -247,6 +252,8 @@ def _read_flops(config: ModelConfig, length: int) -> float:
     else:
         w = min(window // 2, length - 1)  # to each side, but for those near an end
         keys = far * length**2 + near * (length * (2 * w + 1) - w * (w + 1))
+    if config.encoder_depth:  # as many tokens of a source: each sees all of them, and each target token too
+        keys += (config.encoder_depth + config.depth) * length**2
     return length * 2.0 * parameters(config).matrices + keys * _flops_per_key(config)
 
 
