@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tfcli.config import ModelConfig, TokenizerOptions
+from tfcli.config import ModelConfig, TokenizerOptions, Wiring
 from tfcli.formats import hf
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -46,6 +46,27 @@ def model(seed: int = 0, scale: float = 0.3, **changes: Any) -> Transformer:
     return made
 
 
+SEQ2SEQ = Wiring(
+    norm="layer",
+    norm_bias=True,
+    qk_norm=False,
+    positions="learned",
+    activation="relu",
+    gated=False,
+    qkv_bias=True,
+    out_bias=True,
+    ffn_bias=True,
+    embed_norm=True,
+)
+"""An encoder-decoder's, as it is written."""
+
+
+def encoder_decoder(seed: int = 0, scale: float = 0.3, **changes: Any) -> Transformer:
+    """As ``model``, with three blocks of an encoder beside the decoder."""
+    shape = {"encoder_depth": 3, "kv_heads": 4, "norm_eps": 1e-5, "wiring": SEQ2SEQ}
+    return model(seed, scale, **{**shape, **changes})
+
+
 def save(directory: Path, seed: int = 0, **changes: Any) -> Path:
     """A saved model directory with the BPE tokenizer."""
     hf.save(directory, model(seed, **changes), tokenizer())
@@ -57,6 +78,7 @@ def cpu(precision: str = "fp32") -> Runtime:
     return Runtime.detect(device="cpu", precision=precision)
 
 
+NO_IDS = {f"{role}_token_id": 0 for role in ("pad", "bos", "eos", "cls", "sep")}
 FOREIGN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 2}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": None}),
@@ -65,6 +87,7 @@ FOREIGN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 10}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
     "bert": ("BertConfig", "BertModel", {}),
+    "modernbert": ("ModernBertConfig", "ModernBertModel", NO_IDS),
 }
 """transformers' classes of each family that is read, and settings of a small model beside those that all have."""
 

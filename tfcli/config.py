@@ -55,6 +55,8 @@ class Wiring:
     norm_bias: bool = False
     norm_place: Literal["pre", "post", "sandwich"] = "pre"
     """Before each part; after the sum (Vaswani et al. 2017); or before and after each part (Gemma 2)."""
+    first_norm: bool = True
+    """Whether the first block norms what its attention reads; not after an ``embed_norm`` of pre-norm (ModernBERT)."""
     qk_norm: bool = True
     """RMSNorm of queries and keys, per head (Henry et al. 2020)."""
     positions: Literal["rope", "learned"] = "rope"
@@ -76,6 +78,8 @@ class Wiring:
     """Positions that a local layer sees, itself among them; an encoder's sees half to each side. 0: no local layers."""
     local_every: int = 0
     """Every this-many-th layer sees all, the others are local; 0: all are local."""
+    global_first: bool = False
+    """Of each ``local_every`` layers the first sees all (ModernBERT), not the last."""
     local_theta: float = 10_000.0
     """rope_theta of local layers, which are not stretched by ``rope_scaling``."""
     rope_scaling: RopeScaling = RopeScaling()
@@ -96,18 +100,30 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tied: bool = True
+    encoder_depth: int = 0
+    """Blocks of an encoder beside the decoder, each of whose blocks then attends to what the encoder saw; 0: none."""
     wiring: Wiring = Wiring()
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """The shape of the encoder beside the decoder."""
+        wiring = dataclasses.replace(self.wiring, causal=False)
+        return dataclasses.replace(self, depth=self.encoder_depth, encoder_depth=0, wiring=wiring)
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer sees only a window of positions."""
         window, every = self.wiring.local_window, self.wiring.local_every
-        return window > 0 and (every == 0 or (layer + 1) % every != 0)
+        return window > 0 and (every == 0 or (layer + (not self.wiring.global_first)) % every != 0)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "depth", "width", "heads", "kv_heads", "head_width", "ffn_width"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"model.{name} is {value!r}", hint="it must be a whole number of at least 1")
+        if not isinstance(self.encoder_depth, int) or self.encoder_depth < 0:
+            raise UserError(f"model.encoder_depth is {self.encoder_depth!r}", hint="it must be 0 (no encoder) or more")
+        if self.encoder_depth and not self.wiring.causal:
+            raise UserError("an encoder has no other beside it", hint="model.encoder_depth goes with a decoder")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}",
@@ -121,6 +137,8 @@ class ModelConfig:
 class ModelOptions:
     """What a person may fix about a new model's shape; what is left out follows from ``depth``."""
 
+    arch: Literal["gpt", "bert"] = "gpt"
+    """A decoder that continues text, or an encoder that fills in what is masked."""
     depth: int | None = None
     """Number of blocks; the one dial: width, heads and learning rate follow from it."""
     context: int | None = None
@@ -194,6 +212,20 @@ class OptimOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraOptions:
+    """Adapters beside frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
+
+    on: bool = False
+    """Whether they are what is trained, in place of all weights."""
+    rank: int = 8
+    """Inner width of an adapter."""
+    alpha: float = 16.0
+    """What the change is scaled by, over the rank."""
+    targets: tuple[str, ...] = ()
+    """Layers by the end of their name, as q,v or ffn.up; empty: all linear layers of the blocks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainOptions:
     """How long, how much at once, and how often to look."""
 
@@ -226,6 +258,20 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MaskOptions:
+    """What an encoder is to guess in pretraining (Devlin et al. 2019, 3.1)."""
+
+    rate: float = 0.3
+    """Share of the tokens: more to learn from a text than BERT's 0.15 (Wettig et al. 2023; ModernBERT)."""
+    mask_share: float = 0.8
+    """Of these, the share that is replaced by [MASK]."""
+    random_share: float = 0.1
+    """The share that is replaced by another piece; the rest stays as it is."""
+    whole_words: bool = False
+    """Choose words, and all pieces of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """Everything that decides a pretraining run, machine and paths apart."""
 
@@ -234,6 +280,7 @@ class PretrainConfig:
     data: DataOptions = field(default_factory=DataOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    mlm: MaskOptions = field(default_factory=MaskOptions)
     seed: int = 1337
 
 

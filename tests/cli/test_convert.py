@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import save
+from tiny_models import cpu, save
 
 from tfcli.cli.main import main
+from tfcli.config import LoraOptions
+from tfcli.formats import adapters, hf
+from tfcli.model import lora
 
 
 @pytest.fixture
@@ -27,6 +30,19 @@ def test_there_and_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (made["path"], made["format"], made["type"], made["logit_change"]) == ("hf", "hf", "f32", 0.0)
     assert made["bytes"] == (run.parent / "hf" / "model.safetensors").stat().st_size
     assert main(["generate", "--model", "hf", "--prompt", "a king", "--max-tokens", "2", "--device", "cpu"]) == 0
+
+
+def test_adapters_are_merged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the model that they were made for, with both comparisons said."""
+    core = hf.load_model(run, runtime=cpu())
+    for layer in lora.attach(core, LoraOptions(), seed=0).values():
+        layer.b.data.fill_(0.01)
+    adapters.save("adapter", core, base=run)
+    assert main(["convert", "run", "merged", "--merge", "adapter"]) == 0
+    out, err = capsys.readouterr()
+    assert "by merging, of base and adapters apart" in out.splitlines()[1] and err == ""
+    assert main(["convert", "run", "again", "--merge", "run"]) == 2
+    assert "no adapter_config.json in run" in capsys.readouterr().err
 
 
 CASES = [

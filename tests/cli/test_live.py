@@ -30,8 +30,8 @@ RUN: list[Event] = [
     Note(text="device: cpu [bold]not markup[/bold]"),
     Preparing(stage="encode", done=2_000_000, total=5_000_000),
     *[progress(step) for step in range(10, 401, 10)],
-    Evaluated(step=100, bits_per_byte=2.2863, loss=4.0, best=True),
-    Evaluated(step=400, bits_per_byte=2.7987, loss=4.9, best=False),
+    Evaluated(step=100, name="bits per byte", value=2.2863, best=True),
+    Evaluated(step=400, name="bits per byte", value=2.7987, best=False),
     Sampled(step=400, text="廢難，莫身。\x1b[31mred\x07\n庭。"),
     Saved(step=400),
 ]

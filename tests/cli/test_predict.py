@@ -70,3 +70,48 @@ def test_bad_input(call, arguments: list[str], said: str) -> None:  # type: igno
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert said in err
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small encoder, pretrained for a moment by the command itself."""
+    from tiny_models import TEXT
+
+    from tfcli.cli.main import main
+
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    sizes = ["--depth", "1", "--context", "32", "--batch-size", "4", "--vocab-size", "400", "--steps", "4"]
+    code = main(["pretrain", str(folder / "corpus.txt"), "--arch", "bert", "--out", str(folder / "run"), *sizes,
+                 "--set", "model.width=32", "--set", "mlm.whole_words=true", "--device", "cpu", "--json"])  # fmt: skip
+    assert code == 0
+    return folder / "run"
+
+
+def test_filling_in(bert: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text as the argument and lines of stdin; a line without a mask is said, the others are done."""
+    from tfcli.cli.main import main
+
+    said = "Once upon a [MASK] there was a [MASK]."
+    assert main(["predict", str(bert), "--task", "fill", said, "--device", "cpu"]) == 0
+    one = json.loads(capfd.readouterr().out)
+    assert one["text"] == said
+    assert [len(words) for words in one["masks"]] == [5, 5]
+    shares = [guess["probability"] for guess in one["masks"][0]]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+    assert all(guess["word"] == guess["word"].strip() != "" for guess in one["masks"][0])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"the king\n{said}\n".encode())))
+    assert main(["predict", str(bert), "--task", "fill", "--device", "cpu"]) == 1
+    out, err = capfd.readouterr()
+    answer = json.loads(out)
+    assert [[guess["word"] for guess in words] for words in answer["masks"]] == [
+        [guess["word"] for guess in words] for words in one["masks"]
+    ]
+    assert "stdin:1 there is no [MASK] in the text" in err
+
+
+def test_a_decoder_does_not_fill_in(call) -> None:  # type: ignore[no-untyped-def]
+    """Exit code 2, and what would."""
+    code, out, err = call("--task", "fill", "the [MASK]")
+    assert (code, out) == (2, "")
+    assert "pretrain corpus.txt --arch bert" in err

@@ -69,3 +69,13 @@ def test_progress_ends_at_the_end() -> None:
     evaluate(model(), token_ids(500), text_bytes=1, first=1, runtime=cpu(), on_progress=lambda *at: said.append(at))
     assert said[-1] == (500, 500)
     assert said == sorted(said)
+
+
+def test_an_encoder_is_not_scored() -> None:
+    """Would catch a perplexity of a model that sees what it is to predict: near 1, and no score at all."""
+    from tfcli.config import Wiring
+    from tfcli.errors import UserError
+
+    encoder = model(wiring=Wiring(causal=False))
+    with pytest.raises(UserError, match="does not read a text from left to right"):
+        evaluate(encoder, token_ids(20), text_bytes=20, first=1, runtime=cpu())

@@ -68,7 +68,7 @@ def test_every_parameter_has_one_owner() -> None:
     model = tiny_models.model()
     optimizers = Optimizers(model, OptimOptions(), muon_lr=0.02, lr=0.01)
     owned = [id(p) for group in optimizers._muon._shapes.values() for p in group]
-    owned += [id(p) for p in optimizers._adamw.params]
+    owned += [id(p) for owner in optimizers._adamw for p in owner.params]
     assert sorted(owned) == sorted(id(p) for p in model.parameters())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     gradients(list(model.parameters()), 0)
@@ -138,3 +138,26 @@ def test_schedule_of_a_very_short_run(steps: int) -> None:
     """Catches a run that is all warm-up or all zero."""
     factors = [schedule(step, steps, warmup=10, decay=0.7) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
+
+
+def test_plain_is_torchs_adamw_with_decay_of_matrices() -> None:
+    """Catches Muon in a run without it, decay of norms and biases, and frozen parameters that move."""
+    model, twin = tiny_models.model(), tiny_models.model()
+    for each in (model, twin):
+        each.blocks[0].requires_grad_(False)
+    options = OptimOptions(beta1=0.9, beta2=0.999, weight_decay=0.1)
+    optimizers = Optimizers(model, options, muon_lr=0.02, lr=0.01, plain=True, eps=1e-8)
+    trained = [p for p in twin.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    oracle = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for step in range(3):
+        gradients([p for p in model.parameters() if p.requires_grad], step)
+        gradients(trained, step)
+        optimizers.step(1.0)
+        oracle.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)  # fp32 rounding of numbers near 1
+    assert not any(name.startswith("blocks.0.") for name, _ in optimizers.tensors())

@@ -58,3 +58,27 @@ def test_does_not_depend_on_the_size_of_a_batch() -> None:
     one = np.concatenate([order.batch(step, seed=9, size=11, batch=2)[0] for step in range(12)])
     other = np.concatenate([order.batch(step, seed=9, size=11, batch=8)[0] for step in range(3)])
     assert (one == other).all()
+
+
+def test_buckets_hold_the_same_examples() -> None:
+    """Catches an example that is seen twice or never in an epoch, and batches of mixed lengths."""
+    lengths = np.random.default_rng(0).integers(1, 100, 64)
+    seen = [order.bucketed(step, seed=3, lengths=lengths, batch=4, chunk=8, steps=32)[0] for step in range(32)]
+    for epoch in range(2):
+        assert sorted(np.concatenate(seen[16 * epoch : 16 * epoch + 16])) == list(range(64))
+    spread = [int(np.ptp(lengths[indices])) for indices in seen]
+    mixed = [int(np.ptp(lengths[order.batch(step, seed=3, size=64, batch=4)[0]])) for step in range(32)]
+    assert np.mean(spread) < np.mean(mixed) / 3
+    firsts = [lengths[indices].mean() for indices in seen[:8]]
+    assert sorted(firsts) != firsts, "short ones first is no order of chance"
+
+
+def test_buckets_end_with_the_run_and_do_not_depend_on_the_past() -> None:
+    """Catches a last chunk that reaches beyond the run, and a resumed run that sees other batches."""
+    lengths = np.arange(10)
+
+    def batch(step: int) -> list[int]:
+        return order.bucketed(step, seed=1, lengths=lengths, batch=2, chunk=4, steps=5)[0].tolist()
+
+    assert sorted(index for step in range(5) for index in batch(step)) == list(range(10))
+    assert [batch(step) for step in reversed(range(5))] == [batch(step) for step in range(5)][::-1]

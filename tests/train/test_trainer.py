@@ -12,13 +12,14 @@ from small_trainer import rows, trainer
 from torch import Tensor
 
 from tfcli.errors import Interrupted, RunError
+from tfcli.tasks.batch import Rows
 from tfcli.train import checkpoint, order
 from tfcli.train.events import Evaluated, Event, Progress, Sampled, Saved
 from tfcli.train.metrics import read
 from tfcli.train.trainer import Trainer
 
 
-def gradient(made: Trainer, examples: Tensor, dropout: float = 0.0) -> dict[str, Tensor]:
+def gradient(made: Trainer, examples: Rows, dropout: float = 0.0) -> dict[str, Tensor]:
     made.model.zero_grad(set_to_none=True)
     made.gradients(examples, dropout=dropout)
     return {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
@@ -80,7 +81,7 @@ def test_dropout_waits_for_the_second_epoch(tmp_path: Path, monkeypatch: pytest.
     used: list[float] = []
     gradients = Trainer.gradients
 
-    def spy(self: Trainer, examples: Tensor, *, dropout: float) -> tuple[Tensor, int]:
+    def spy(self: Trainer, examples: Rows, *, dropout: float) -> tuple[Tensor, int]:
         used.append(dropout)
         return gradients(self, examples, dropout=dropout)
 

@@ -35,6 +35,15 @@ def convert(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            "--merge",
+            metavar="ADAPTER",
+            help="LoRA adapters in PEFT's format, to be merged into MODEL.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +59,8 @@ def convert(
     """Write a model in another format: a GGUF file for llama.cpp, or a Hugging Face directory for everything else.
 
     The tokenizer goes with it. What was written is read again and its logits compared before it is left in place.
-    Quantized weights of a GGUF file become plain numbers.
+    Quantized weights of a GGUF file become plain numbers. With --merge the model is written as its adapters change it,
+    and its logits are compared with those of the two apart.
 
     Example: tfcli convert runs/first first.gguf --type q8_0
     """  # fmt: skip
@@ -63,6 +73,7 @@ def convert(
         to=to,
         type=type,
         tokenizer=tokenizer,
+        merge=merge,
         force=force,
         on_note=lambda line: print(line, file=sys.stderr),
     )
@@ -70,6 +81,8 @@ def convert(
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))
         return
     print(f"{made.path}: {made.type}, {made.bytes / 1e6:,.1f} MB")
+    if made.merge_delta is not None:
+        print(f"max |delta| of logits: {made.merge_delta:.2g} by merging, of base and adapters apart")
     print(
         f"max |delta| of logits: {made.logit_delta:.2g} when read again, "
         f"{made.logit_change:.2g} from {model} (largest logit {made.largest_logit:.3g})"

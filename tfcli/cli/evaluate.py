@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfcli.cli import options
-from tfcli.cli.options import Device, Errors, Precision, Quantize, TextKey, Threads
+from tfcli.cli.options import Device, Encoding, Errors, Precision, Quantize, TextKey, Threads
+from tfcli.cli.tasks import task_of
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
 
@@ -48,7 +49,21 @@ def evaluate(
             "--limit", help="Score only the first N documents.", show_default="all", rich_help_panel=options.TEXT
         ),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", help="Write each answer to this file, as JSON lines.", rich_help_panel=SCORE),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the task, such as data.label_key=topic.",
+            rich_help_panel=options.TEXT,
+        ),
+    ] = None,
     text_key: TextKey = None,
+    encoding: Encoding = None,
     errors: Errors = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=SCORE)] = False,
     device: Device = None,
@@ -57,6 +72,8 @@ def evaluate(
     quantize: Quantize = None,
 ) -> None:
     """Score a text: loss (nats per token), perplexity and bits per byte of its UTF-8 form.
+
+    A model that was finetuned for a task is scored by that task on labelled data, with 95 % bootstrap intervals.
 
     Every token is scored once, with at least context - stride tokens before it where there are that many. Documents
     are joined by the end-of-text token, which is scored and counts as a token but not as a byte.
@@ -69,6 +86,24 @@ def evaluate(
         raise UserError(f"--stride is {stride}", hint="it must be at least 1")
     if limit is not None and limit < 1:
         raise UserError(f"--limit is {limit}", hint="it must be at least 1")
+    finetuned = task_of(model)
+    if finetuned is not None:
+        flags = {"data.text_key": text_key, "data.encoding": encoding, "data.errors": errors}
+        _of_task(
+            model,
+            finetuned,
+            data,
+            sets or [],
+            flags,
+            limit,
+            predictions,
+            as_json,
+            (device, precision, threads, quantize),
+        )
+        return
+    for flag, given in {"--predictions": predictions, "--set": sets, "--encoding": encoding}.items():
+        if given is not None:
+            raise UserError(f"{flag} goes with a model that was finetuned for a task", hint=f"{model} was not")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.infer.engine import load
     from tfcli.infer.score import evaluate as score
@@ -100,6 +135,44 @@ def evaluate(
         return
     for name, value in fields.items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
+
+
+def _of_task(
+    model: str,
+    name: str,
+    data: list[str],
+    sets: list[str],
+    flags: dict[str, str | None],
+    limit: int | None,
+    predictions: Path | None,
+    as_json: bool,
+    machine: tuple[str | None, str | None, int | None, str | None],
+) -> None:
+    """Score a finetuned model on labelled data."""
+    from tfcli.cli.tasks import load
+    from tfcli.config import known_keys
+    from tfcli.tasks.applications import application
+    from tfcli.tasks.options import check
+
+    kind = application(name).config
+    unused = [key for key, value in flags.items() if value is not None and key not in known_keys(kind)]
+    if unused:
+        raise UserError(f"--{unused[0].partition('.')[2].replace('_', '-')} does not go with the task {name}")
+    config, _ = resolve(kind, sets=sets, flags={key: value for key, value in flags.items() if value is not None})
+    check(config)
+    predictor = load(model, name, *machine)
+    result = predictor.evaluate(data, config, limit=limit)
+    for line in result.notes:
+        print(line, file=sys.stderr)
+    if predictions is not None:
+        from tfcli.text import files
+
+        lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
+        files.write(predictions, "".join(lines).encode())
+    if as_json:
+        print(json.dumps(result.scores, ensure_ascii=False))
+    else:
+        print("\n".join(result.lines))
 
 
 def _encode(

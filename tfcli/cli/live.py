@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from tfcli.train.events import Event, Progress
+    from tfcli.train.events import Evaluated, Event, Progress
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SECONDS_BETWEEN_LINES = 10.0
@@ -46,7 +46,7 @@ class PlainView:
                 _line(_progress(event))
             case Evaluated():
                 mark = " (best)" if event.best else ""
-                _line(f"step {event.step:,}: {event.bits_per_byte:.4f} bits per byte held out{mark}")
+                _line(f"step {event.step:,}: {event.value:.4f} {event.name} held out{mark}")
             case Sampled():
                 _line(f"sample: {' '.join(harmless(event.text).split())[:160]}")
 
@@ -71,6 +71,7 @@ class LiveView:
         self._stage = ""
         self._losses: deque[float] = deque(maxlen=2000)
         self._scores: list[tuple[int, float]] = []
+        self._score: Evaluated | None = None
         self._sample = ""
         self._live: Live | None = None
 
@@ -106,7 +107,8 @@ class LiveView:
                 self._stage = ""
                 self._losses.append(event.train_loss)
             case Evaluated():
-                self._scores.append((event.step, event.bits_per_byte))
+                self._score = event
+                self._scores.append((event.step, event.value))
             case Sampled():
                 self._sample = harmless(event.text)
 
@@ -133,9 +135,11 @@ class LiveView:
         grid.add_row("speed", f"{p.tokens_per_second:,.0f} tokens/s, peak memory {p.memory / 1e6:,.0f} MB")
         loss = f"{p.train_loss:.3f}  "
         grid.add_row("train loss", loss + spark(self._losses, width - 13 - len(loss)))
-        if self._scores:
-            best_step, best = min(self._scores, key=lambda pair: pair[1])
-            grid.add_row("held out", f"{self._scores[-1][1]:.4f} bits per byte; best {best:.4f} at step {best_step:,}")
+        if self._score is not None:
+            pick = max if self._score.higher_is_better else min
+            best_step, best = pick(self._scores, key=lambda pair: pair[1])
+            said = f"{self._score.value:.4f} {self._score.name}; best {best:.4f} at step {best_step:,}"
+            grid.add_row("held out", said)
         parts: list[RenderableType] = [grid]
         room = min(7, self._live.console.height - grid.row_count - 4)
         if self._sample and room > 0:

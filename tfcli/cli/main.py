@@ -21,9 +21,10 @@ HELP = ["-h", "--help"]
 COMMANDS = {
     "tokenize": "Train a SentencePiece tokenizer, and use it in pipelines.",
     "pretrain": "Train a language model on text: text in, model directory out.",
+    "finetune": "Train a model for a task on labelled data.",
     "generate": "Continue text: stdout gets the new text and nothing else.",
     "predict": "Say what a model makes of texts: JSON lines in order.",
-    "evaluate": "Score a text: loss, perplexity and bits per byte.",
+    "evaluate": "Score a model: of a text bits per byte, of a task accuracy, F1 and the like.",
     "convert": "Write a model in another format: GGUF, or a Hugging Face directory.",
     "compress": "Make a model smaller: weights in 8 or 4 bits.",
     "inspect": "Say what a model, run, tokenizer or text is, and what it costs.",

@@ -37,3 +37,7 @@ Errors: TypeAlias = Annotated[
         "--errors", help="Invalid UTF-8: strict or replace.", show_default="strict", rich_help_panel=TEXT
     ),
 ]  # fmt: skip
+Encoding: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Of text files, as latin-1.", show_default="utf-8", rich_help_panel=TEXT),
+]

@@ -6,15 +6,19 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.lines import read_lines
+from tfcli.cli.lines import read_lines, read_objects
 from tfcli.cli.options import Device, Precision, Quantize, Threads
-from tfcli.errors import RunError, unknown
+from tfcli.cli.tasks import filler, task_of
+from tfcli.cli.tasks import load as load_task
+from tfcli.errors import RunError, UserError, unknown
 
-TASKS = ("embed",)
+TASKS = ("embed", "fill")
+FORMATS = ("json", "text")
 WINDOW = 1024
 """Texts that are held at once."""
 
@@ -22,11 +26,25 @@ WINDOW = 1024
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory.")],
     file: Annotated[
-        str, typer.Argument(metavar="[FILE]", show_default="stdin", help="One text a line, or .jsonl.")
+        str, typer.Argument(metavar="[FILE]", show_default="stdin", help="One text a line, or .jsonl; of fill, a text.")
     ] = "-",
-    task: Annotated[str, typer.Option("--task", help="embed: texts as vectors.")] = "embed",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="embed: texts as vectors; fill: words for [MASK].",
+            show_default="what it was finetuned for, else embed",
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="json, or text: a line for people (of finetuned models).")
+    ] = "json",
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, show_default="all", help="Only the first N texts.")
+    ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option("--beam", min=1, help="Beams of a translation; 1 is greedy.", show_default="the model's, else 4"),
     ] = None,
     device: Device = None,
     precision: Precision = None,
@@ -35,13 +53,28 @@ def predict(
 ) -> None:
     """Say what a model makes of each text: one JSON object a line, in the order of the input.
 
-    Input is a text a line, or JSON lines with "text". embed gives the mean of the last hidden states as a vector of
-    length 1; it computes in fp32 unless --precision says otherwise.
+    Input is a text a line, or JSON lines with "text". A finetuned model answers its task: a classifier gives "label"
+    and "probabilities". embed gives the mean of the last hidden states as a vector of
+    length 1; it computes in fp32 unless --precision says otherwise. fill gives the likeliest words for each [MASK] of
+    a text, which may stand in the place of FILE.
 
     Example: echo "A sentence." | tfcli predict all-MiniLM-L6-v2 --task embed
     """  # fmt: skip
-    if task not in TASKS:
-        raise unknown("task", task, TASKS)
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    finetuned = task_of(model)
+    name = task or finetuned or "embed"
+    if name in (finetuned, "fill"):
+        _answer(model, name, file, limit, form, beam, (device, precision, threads, quantize))
+        return
+    if name not in TASKS:
+        from tfcli.tasks.applications import APPLICATIONS
+
+        if name in APPLICATIONS:
+            raise UserError(f"{model} was not finetuned for {name}", hint=f"tfcli finetune {model} DATA --task {name}")
+        raise unknown("task", name, (*TASKS, *APPLICATIONS))
+    if form != "json":
+        raise UserError(f"--format {form} goes with a finetuned model", hint=f"the task {name} gives JSON lines")
     from tfcli.infer.engine import load
 
     failures: list[int] = []
@@ -60,5 +93,38 @@ def predict(
     if cut:
         context = engine.model.config.context
         print(f"{cut} texts are longer than the model's {context} tokens: what follows was left out", file=sys.stderr)
+    if failures:
+        raise RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
+
+
+def _answer(
+    model: str,
+    name: str,
+    file: str,
+    limit: int | None,
+    form: str,
+    beam: int | None,
+    machine: tuple[str | None, str | None, int | None, str | None],
+) -> None:
+    """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
+    predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
+    if beam is not None:
+        search = getattr(predictor, "search", None)
+        if search is None:
+            raise UserError("--beam goes with models that translate", hint=f"this one answers the task {name}")
+        search(beam)
+    failures: list[int] = []
+    if name == "fill" and "[MASK]" in file and not Path(file).exists():
+        lines: Iterator[Any] = iter([predictor.plain(file)])
+    else:
+        lines = islice(read_objects(file, predictor.key, failures, predictor.parse, predictor.plain), limit)
+    cut = 0
+    while window := list(islice(lines, WINDOW)):
+        for answer in predictor.predict(window):
+            cut += bool(answer.get("cut"))
+            print(predictor.show(answer) if form == "text" else json.dumps(answer, ensure_ascii=False))
+        sys.stdout.flush()
+    if cut:
+        print(f"{cut} inputs are longer than the model's context: what follows was left out", file=sys.stderr)
     if failures:
         raise RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")

@@ -67,6 +67,15 @@ def pretrain(
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the text.", rich_help_panel=LENGTH)
     ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch",
+            help="gpt: continues text; bert: an encoder that fills in.",
+            show_default="gpt",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
     depth: Annotated[
         int | None,
         typer.Option(
@@ -137,6 +146,7 @@ def pretrain(
         "train.batch_size": batch_size,
         "train.checkpoint_every": checkpoint_every,
         "train.tensorboard": tensorboard or None,
+        "model.arch": arch,
         "model.depth": depth,
         "model.context": context,
         "tokenizer.vocab_size": vocab_size,
@@ -163,9 +173,14 @@ def pretrain(
             started=started,
             command=["tfcli", *sys.argv[1:]],
         )
+    masked = result.masked_loss
     if as_json:
-        record = {"model": str(result.directory), "steps": result.steps, "val_bits_per_byte": result.bits_per_byte}
+        best = {"val_bits_per_byte": result.bits_per_byte} if masked is None else {"val_loss": masked}
+        record = {"model": str(result.directory), "steps": result.steps, **best}
         print(json.dumps({**record, "seconds": round(time.time() - started, 3)}))
+    elif masked is not None:
+        loss = f"{masked:.4f} nats per masked piece held out"
+        print(f'{result.directory} ({loss}): tfcli predict {result.directory} --task fill "... [MASK] ..."')
     else:
         score = "" if result.bits_per_byte is None else f" ({result.bits_per_byte:.4f} bits per byte held out)"
         print(f'{result.directory}{score}: tfcli generate --model {result.directory} --prompt "..."')

@@ -8,19 +8,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats import families, gguf_save, gguf_wiring, hf, models
+from tfcli.formats import adapters, families, gguf_save, gguf_wiring, hf, models
 from tfcli.formats.tokenizer_json import tokenizer_json
+from tfcli.model import lora
 from tfcli.model.quantized import Quantization, quantize_model, widen_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text import files
+from tfcli.text.chat import with_template
 from tfcli.text.codec import Codec
 from tfcli.text.gguf_vocab_writer import differences
 from tfcli.text.json_tokenizer import JsonTokenizer, Roles
@@ -54,6 +55,8 @@ class Converted:
     logit_change: float
     """The largest difference between its logits and those of the model that it was made from: what ``type`` costs."""
     largest_logit: float
+    merge_delta: float | None = None
+    """The largest difference that merging adapters made to the logits, of base and adapters apart; None without."""
 
 
 def convert(
@@ -63,15 +66,17 @@ def convert(
     to: str,
     type: str | None = None,
     tokenizer: str | Path | None = None,
+    merge: str | Path | None = None,
     force: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Converted:
     """Write the model at ``source`` as a GGUF file or a Hugging Face directory ``out``.
 
     ``to`` is "gguf" or "hf"; ``type`` of the matrices f32, f16, bf16 and for GGUF also q8_0 and q4_1 (default:
-    ``DEFAULTS``); q4_1 keeps embedding and head in q8_0. ``tokenizer`` goes with a llama2.c checkpoint. ``force``
-    overwrites. Raises UserError for a model that the format does not have, RunError where what was written does not
-    give the same logits; then nothing is left.
+    ``DEFAULTS``); q4_1 keeps embedding and head in q8_0. ``tokenizer`` goes with a llama2.c checkpoint; ``merge`` is a
+    directory of adapters in PEFT's format, which become a part of the weights. ``force`` overwrites. Raises UserError
+    for a model that the format does not have, RunError where what was written does not give the same logits; then
+    nothing is left.
     """
     source, out = Path(source), Path(out)
     type = check(to, type)
@@ -82,6 +87,11 @@ def convert(
     check_place(source, out, directory=to == "hf", force=force)
     runtime = Runtime.detect(device="cpu", precision="fp32")
     model, codec = models.load(source, runtime=runtime, tokenizer=tokenizer, on_note=on_note)
+    merge_delta = None
+    if merge is not None:
+        merge_delta = merged(model, Path(merge), on_note)
+        template = adapters.chat_template(merge)
+        codec = codec if template is None else with_template(codec, template)
     inexact = differences(codec) if to == "gguf" else []
     for said in inexact:
         (on_note or print)(f"llama.cpp will take some texts otherwise: {said}")
@@ -105,7 +115,26 @@ def convert(
         logit_delta=float((after - expected).abs().max()),
         logit_change=float((after - before).abs().max()),
         largest_logit=float(before.abs().max()),
+        merge_delta=merge_delta,
     )
+
+
+def merged(model: Transformer, directory: Path, on_note: Callable[[str], None] | None = None) -> float:
+    """Merge the adapters of a directory into a model, in place; returns the largest difference to the logits of both.
+
+    Raises UserError as ``adapters.load``, RunError where the logits are not the same.
+    """
+    adapters.load(directory, model, on_note=on_note)
+    apart = probe(model)
+    lora.merge(model)
+    widen_model(model, torch.float32)  # what has no adapter: all can be quantized anew
+    difference, largest = float((probe(model) - apart).abs().max()), float(apart.abs().max())
+    if not difference <= CLOSE * max(1.0, largest):
+        raise RunError(
+            f"merging changes the logits by up to {difference:.3g}, of {largest:.3g}",
+            hint="the adapters are too large for these weights",
+        )
+    return difference
 
 
 def check(to: str, type: str | None) -> str:
@@ -169,7 +198,8 @@ def probe(model: Transformer) -> Tensor:
     """
     V, T = model.config.vocab_size, min(model.config.context, PROBE_TOKENS)
     ids = (torch.arange(T, device=model.device) * 7919 + 1) % V
-    hidden = model(ids[None], dtype=torch.float32)[0]
+    memory = model.encode(ids[None], dtype=torch.float32) if model.config.encoder_depth else None
+    hidden = model(ids[None], dtype=torch.float32, memory=memory)[0]
     logits = (model.logits(hidden) if model.config.wiring.causal else hidden).cpu()
     if not torch.isfinite(logits).all():
         raise RunError("the model's logits are not numbers", hint="its weights are damaged, or its training diverged")
@@ -206,20 +236,7 @@ def portable(codec: Codec) -> Tokenizer | JsonTokenizer:
     assert isinstance(codec, Tokenizer)
     if not codec.prefix_ids and not codec.suffix_ids:
         return codec
-    around = {id: codec.piece(id) for id in (*codec.prefix_ids, *codec.suffix_ids)}
-
-    def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": around[id], "type_id": 0}} for id in ids]
-
-    whole = [*special(codec.prefix_ids), {"Sequence": {"id": "A", "type_id": 0}}, *special(codec.suffix_ids)]
-    described = tokenizer_json(codec) | {
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": whole,
-            "pair": [*whole, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {piece: {"id": piece, "ids": [id], "tokens": [piece]} for id, piece in around.items()},
-        }
-    }
+    described = tokenizer_json(codec)
     roles = Roles(
         bos=None if codec.bos_id is None else codec.piece(codec.bos_id),
         eos=codec.piece(codec.eos_id),

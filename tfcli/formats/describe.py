@@ -128,12 +128,18 @@ def _shape(config: ModelConfig, family: str) -> Description:
     shape, own = to_dict(config), to_dict(Wiring())
     wiring = shape.pop("wiring")
     return {
-        "architecture": "decoder" if config.wiring.causal else "encoder",
+        "architecture": _architecture(config),
         "family": family,
         "shape": shape,
         "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
         **costs(config),
     }
+
+
+def _architecture(config: ModelConfig) -> str:
+    if config.encoder_depth:
+        return "encoder-decoder"
+    return "decoder" if config.wiring.causal else "encoder"
 
 
 def costs(config: ModelConfig) -> Description:

@@ -197,10 +197,10 @@ def to_gguf(config: ModelConfig, *, name: str = "the model") -> GgufConfig:
     Raises UserError for a model that none of them has.
     """
     wiring = config.wiring
-    if not wiring.causal:
+    if not wiring.causal or config.encoder_depth:
         raise UserError(
-            f"{name} is an encoder, for which tfcli writes no GGUF file",
-            hint="GGUF files are written of decoders; an encoder can be quantized as it is read: --quantize int8",
+            f"{name} is an encoder{'-decoder' if config.encoder_depth else ''}, for which tfcli writes no GGUF file",
+            hint="GGUF files are written of decoders; others can be quantized as they are read: --quantize int8",
         )
     if wiring.norm_place == "sandwich":
         architecture = "gemma3"

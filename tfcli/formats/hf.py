@@ -12,14 +12,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError
-from tfcli.formats import families
+from tfcli.formats import families, head_names
 from tfcli.formats.families import Family
+from tfcli.formats.head_names import HeadNames
 from tfcli.formats.stored import CONFIG, few, open_model, read_settings
 from tfcli.formats.stored import read_config as read_config
 from tfcli.formats.weights import FILE
@@ -31,6 +32,7 @@ from tfcli.text.tokenizer import FILE_NAME, Tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from tfcli.model.heads import Head
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -45,13 +47,16 @@ def save(
     *,
     card: str | None = None,
     dtype: torch.dtype | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model directory that tfcli and transformers read; ``dtype`` of the weights (default: fp32).
 
-    The family is that of the model's wiring. Every file is written aside and synced before the first is renamed into
-    place, so that a full disk or a crash leaves what was there. ``card`` is the text of the README (default:
-    ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring that no family
-    has, RunError for a full disk.
+    The family is that of the model's wiring, and its class that with the model's task head, where it has one (the
+    head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
+    what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
+    first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
+    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring
+    that no family has, RunError for a full disk.
     """
     import torch
     from safetensors.torch import save_file
@@ -60,14 +65,21 @@ def save(
     dtype = dtype or torch.float32
     _fits(tokenizer, config, directory)
     family, settings = families.written(config)
+    head = _head(model)
+    names = None if head is None else head_names.names(family.model_type, head.kind)
+    if names is not None:
+        settings["architectures"] = [names.architecture]
+        settings |= _head_settings(head) if family is families.MODERNBERT else {}
     texts = {
-        CONFIG: _json(_config(settings, tokenizer, str(dtype).removeprefix("torch."))),
+        CONFIG: _json(
+            _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
+        ),
         **_tokenizer_texts(config, tokenizer),
         "README.md": card if card is not None else model_card(config, tokenizer),
     }
-    if config.wiring.causal:
-        texts["generation_config.json"] = _json(_generation_config(tokenizer))
-    tensors = _theirs(model, family, dtype)
+    if config.wiring.causal and head is None:
+        texts["generation_config.json"] = _json(_generation_config(config, tokenizer))
+    tensors = _theirs(model, family, dtype, names)
     with _aside(directory) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         if isinstance(tokenizer, Tokenizer):
@@ -77,22 +89,55 @@ def save(
         shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask decides
 
 
-def _theirs(model: Transformer, family: Family, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _head(model: Transformer) -> Head | None:
+    """The task head of a model; one without labels holds a pooler and is none."""
+    from tfcli.model import heads
+
+    head = heads.of(model)
+    return head if head is not None and head.labels else None
+
+
+def _head_settings(head: Head | None) -> dict[str, Any]:
+    """What ModernBERT's config.json says of a head."""
+    from tfcli.model.heads import Transform
+
+    transform = getattr(head, "transform", None)
+    if not isinstance(transform, Transform):
+        return {}
+    return {
+        "classifier_bias": transform.dense.bias is not None,
+        "classifier_activation": families.WRITTEN[transform.activation],
+        "classifier_pooling": getattr(head, "pooling", "cls"),
+        "decoder_bias": hasattr(head, "output"),
+    }
+
+
+def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNames | None) -> dict[str, torch.Tensor]:
     """The tensors as the family stores them: what ``Stored.tensors`` undoes."""
     import torch
 
+    from tfcli.model import heads
+
     state = model.state_dict()
-    if model.config.tied:
+    of_head = {name: state.pop(name) for name in list(state) if name.startswith(f"{heads.ATTRIBUTE}.")}
+    if model.config.tied or head is not None:
         del state["head.weight"]
-    places = family.names.places(state, family.names.prefixes[0])
+    places = family.names.places(state, family.names.prefixes[0] if head is None else head.prefix)
     parts: dict[str, list[torch.Tensor]] = {}
     for ours, place in places.items():
         tensor = state[ours].detach().to("cpu")
         tensor = (tensor.float() - place.plus if place.plus else tensor).to(dtype)
+        if place.skip:
+            tensor = torch.cat([tensor.new_zeros(place.skip, tensor.shape[1]), tensor])
         parts.setdefault(place.name, []).append(tensor)
     transposed = {place.name for place in places.values() if place.transposed}
     whole = {name: torch.cat(listed) if len(listed) > 1 else listed[0] for name, listed in parts.items()}
-    return {name: (value.T if name in transposed else value).contiguous() for name, value in whole.items()}
+    out = {name: (value.T if name in transposed else value).contiguous() for name, value in whole.items()}
+    if head is not None:
+        for ours, tensor in of_head.items():
+            part, _, end = ours.removeprefix(f"{heads.ATTRIBUTE}.").rpartition(".")
+            out[f"{head.parts[part]}.{end}"] = tensor.detach().to("cpu", dtype).contiguous()
+    return out
 
 
 @contextlib.contextmanager
@@ -142,7 +187,9 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str) -> dict[str, Any]:
+def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {"tokenizer_sha256": tokenizer.hash} if isinstance(tokenizer, Tokenizer) else {}
+    ours |= about.get("tfcli", {})
     return {
         **settings,
         "initializer_range": 0.02,
@@ -151,7 +198,8 @@ def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str) -> dict[str,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
         "torch_dtype": dtype,
-        **({"tfcli": {"tokenizer_sha256": tokenizer.hash}} if isinstance(tokenizer, Tokenizer) else {}),
+        **about,
+        **({"tfcli": ours} if ours else {}),
     }
 
 
@@ -165,7 +213,8 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
         **{
             f"{role}_token": None if id is None else tokenizer.piece(id)
             for role, id in {
-                "bos": tokenizer.bos_id,
+                # CTranslate2 asks for one; a decoder beside an encoder begins with the end-of-text piece.
+                "bos": tokenizer.eos_id if config.encoder_depth and tokenizer.bos_id is None else tokenizer.bos_id,
                 "eos": tokenizer.eos_id,
                 "pad": tokenizer.pad_id,
                 "unk": tokenizer.unk_id,
@@ -174,13 +223,20 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
     }
     if isinstance(tokenizer, Tokenizer):
         settings |= {
-            "add_bos_token": False,
-            "add_eos_token": False,
+            "add_bos_token": bool(tokenizer.prefix_ids),
+            "add_eos_token": bool(tokenizer.suffix_ids),
             "split_special_tokens": True,  # "<|endoftext|>" in a text is text, as for SentencePiece
         }
+        if tokenizer.mask_id is not None:  # an encoder's: a person writes [MASK]
+            roles = {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id, "mask": tokenizer.mask_id}
+            settings |= {f"{role}_token": tokenizer.piece(id) for role, id in roles.items() if id is not None}
+            settings["split_special_tokens"] = False
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template
-    settings |= {"clean_up_tokenization_spaces": False, "padding_side": "left" if config.wiring.causal else "right"}
+    settings |= {
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left" if config.wiring.causal and not config.encoder_depth else "right",
+    }
     text = (
         json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
         if isinstance(tokenizer, Tokenizer)
@@ -189,8 +245,22 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
     return {"tokenizer.json": text, "tokenizer_config.json": _json(settings)}
 
 
-def _generation_config(tokenizer: Codec) -> dict[str, Any]:
+def _start(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
+    """What a decoder beside an encoder reads first: the end-of-text id, as fairseq has it; nothing is forced last."""
+    return {"decoder_start_token_id": tokenizer.eos_id, "forced_eos_token_id": None} if config.encoder_depth else {}
+
+
+def _generation_config(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
     ends = list(tokenizer.eos_ids)
+    if config.encoder_depth:
+        return {
+            **_start(config, tokenizer),
+            "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+            "max_length": config.context,
+            "num_beams": 4,
+            "length_penalty": 1.0,
+        }
     return {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
@@ -203,6 +273,28 @@ def _generation_config(tokenizer: Codec) -> dict[str, Any]:
 
 def model_card(config: ModelConfig, tokenizer: Codec) -> str:
     """A README for the directory: what the model is and how to use it, with the header that model hubs read."""
+    if config.encoder_depth:
+        return f"""---
+library_name: transformers
+pipeline_tag: translation
+tags:
+- tfcli
+---
+
+# An encoder-decoder, made with tfcli
+
+An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
+heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens. It turns one text into
+another.
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
+batch = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True))
+```
+"""
     if not config.wiring.causal:
         return f"""---
 library_name: transformers

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from tfcli.config import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats import hf
-from tfcli.formats.stored import few, open_model, read_settings
+from tfcli.formats.stored import CONFIG, few, open_model, read_settings
 from tfcli.text import files
+from tfcli.text.chat import with_template
 from tfcli.text.codec import Codec
 from tfcli.text.hub import load_tokenizer
 
@@ -23,15 +24,16 @@ if TYPE_CHECKING:
     from tfcli.runtime import Runtime
 
 GGUF = b"GGUF"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """What a path leads to."""
 
-    kind: Literal["hf", "gguf", "llama2.c"]
+    kind: Literal["hf", "gguf", "llama2.c", "adapter"]
     path: Path
-    """The directory of "hf", else the file."""
+    """The directory of "hf" and of "adapter", else the file."""
 
 
 def locate(path: str | Path) -> Found:
@@ -48,7 +50,25 @@ def locate(path: str | Path) -> Found:
             return Found(kind="gguf", path=held[0])
         if held:
             raise UserError(f"{path} holds {len(held)} GGUF files", hint=f"name one of them, for example {held[0]}")
+        if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
+            return Found(kind="adapter", path=path)
     return Found(kind="hf", path=path)
+
+
+def base_of(directory: Path) -> Path:
+    """The model that an adapter names as its base. Raises UserError where it is not there."""
+    from tfcli.formats import adapters
+
+    named = adapters.read_config(directory).get("base_model_name_or_path")
+    base = Path(named) if isinstance(named, str) and named else None
+    if base is None or not base.exists():
+        raise UserError(
+            f"{directory} is an adapter for {named!r}, which is not there",
+            hint=f"merge it into its base: tfcli convert BASE OUT --merge {directory}",
+        )
+    if locate(base).kind == "adapter":
+        raise UserError(f"{directory} is an adapter for {base}, an adapter itself", hint="merge that one first")
+    return base
 
 
 def _file(path: Path) -> Found:
@@ -72,6 +92,8 @@ def _file(path: Path) -> Found:
 def read_config(path: str | Path) -> ModelConfig:
     """The shape of the model at a path; no weights are read. Raises UserError as ``load`` does."""
     found = locate(path)
+    if found.kind == "adapter":
+        return read_config(base_of(found.path))
     if found.kind == "hf":
         return hf.read_config(found.path)
     if found.kind == "gguf":
@@ -86,6 +108,8 @@ def read_config(path: str | Path) -> ModelConfig:
 def stored_bytes(path: str | Path) -> int:
     """Bytes of the weights at a path, as they are stored."""
     found = locate(path)
+    if found.kind == "adapter":
+        return stored_bytes(base_of(found.path))
     held = found.path.glob("*.safetensors") if found.kind == "hf" else [found.path]
     return sum(file.stat().st_size for file in held)
 
@@ -103,7 +127,8 @@ def load(
     """The model at a path, on the runtime's device, and its tokenizer.
 
     ``dtype`` of what is not quantized (default: the runtime's). ``quantize`` is "int8" or "int4": matrices are
-    quantized one at a time as they are read; ``whole_groups`` as in ``Quantization``. ``tokenizer`` is the file of a
+    quantized one at a time as they are read; ``whole_groups`` as in ``Quantization``. A directory of adapters is its
+    base with them merged in. ``tokenizer`` is the file of a
     llama2.c checkpoint, where it does not lie beside it. ``on_note`` is told what of a directory was not read. Raises
     UserError for what is absent, damaged, not read by tfcli or does not belong together, and for quantizing twice.
     """
@@ -113,6 +138,8 @@ def load(
     to = None if quantize is None else Quantization.of(quantize, whole_groups=whole_groups)
     if tokenizer is not None and found.kind != "llama2.c":
         raise UserError(f"{path} has a tokenizer of its own", hint="--tokenizer goes with a checkpoint of llama2.c")
+    if found.kind == "adapter":
+        return _adapted(found.path, runtime, dtype, to, on_note)
     if found.kind == "gguf":
         from tfcli.formats import gguf_load
 
@@ -124,6 +151,31 @@ def load(
     if to is None:
         return hf.load(found.path, runtime=runtime, dtype=dtype, on_note=on_note)
     return _quantized(found.path, to, runtime, dtype, on_note)
+
+
+def _adapted(
+    directory: Path,
+    runtime: Runtime,
+    dtype: torch.dtype | None,
+    to: Quantization | None,
+    on_note: Callable[[str], None] | None,
+) -> tuple[Transformer, Codec]:
+    """The base of an adapter with it merged in, quantized where ``to`` says so, and the template that it learnt."""
+    import torch
+
+    from tfcli.formats import adapters
+    from tfcli.model import lora
+    from tfcli.model.quantized import quantize_model
+
+    model, codec = load(base_of(directory), runtime=runtime, dtype=torch.float32, on_note=on_note)
+    adapters.load(directory, model, on_note=on_note)
+    lora.merge(model)
+    if to is not None:
+        quantize_model(model, to, name=str(directory))
+    for parameter in model.parameters():  # not the fp16 scales of quantized matrices
+        parameter.data = parameter.data.to(dtype or runtime.dtype)
+    template = adapters.chat_template(directory)
+    return model, codec if template is None else with_template(codec, template)
 
 
 def _quantized(

@@ -20,6 +20,8 @@ class Place:
     part: int = 0
     """Which of ``parts`` equal parts of what is stored: of the rows of the core's matrix."""
     parts: int = 1
+    skip: int = 0
+    """Rows that are stored before the core's and hold nothing: BART's tables of positions begin with two."""
     plus: float = 0.0
     """Added to what is stored: Gemma stores a norm's weight less one."""
 
@@ -33,6 +35,10 @@ class Names:
     head: str = "lm_head"
     prefixes: tuple[str, ...] = ("",)
     """Before all names but the head's, by the class that was saved; the first is written."""
+    copies: tuple[str, ...] = ()
+    """Ends of names of tensors that repeat the token embedding, in old files."""
+    zeros: tuple[str, ...] = ()
+    """Names of tensors that the core has not; they may be there as long as every number is zero."""
     aliases: Mapping[str, str] | None = None
     """Last parts of names in old files: what they are called today."""
     buffers: tuple[str, ...] = ()
@@ -48,9 +54,10 @@ class Names:
             if part == "head":
                 found[ours] = Place(name=f"{self.head}.{kind}")
                 continue
-            if part.startswith("blocks."):
-                _, layer, inner = part.split(".", 2)
-                entry = self.layer[inner]
+            if "blocks." in part:
+                stack, _, rest = part.rpartition("blocks.")
+                layer, inner = rest.split(".", 1)
+                entry = self.layer[stack + inner]
             else:
                 layer, entry = "", self.outer[part]
             place = entry if isinstance(entry, Place) else Place(name=entry)
@@ -79,6 +86,7 @@ LLAMA = Names(
     layer=_LLAMA_LAYER,
     prefixes=("model.", ""),
     buffers=("rotary_emb.inv_freq",),
+    others=("score.",),
 )
 
 GEMMA = Names(
@@ -97,6 +105,7 @@ GEMMA = Names(
     },
     prefixes=("model.", ""),
     buffers=("rotary_emb.inv_freq",),
+    others=("score.",),
 )
 
 GPT2 = Names(
@@ -113,6 +122,7 @@ GPT2 = Names(
     },
     prefixes=("transformer.", ""),
     buffers=(".attn.bias", ".attn.masked_bias"),
+    others=("score.",),
 )
 
 BERT = Names(
@@ -136,4 +146,61 @@ BERT = Names(
     aliases={"gamma": "weight", "beta": "bias"},
     buffers=("embeddings.position_ids",),
     others=("cls.", "classifier.", "qa_outputs.", "pooler.", "bert.pooler."),
+)
+
+MODERNBERT = Names(
+    outer={"embed": "embeddings.tok_embeddings", "embed_norm": "embeddings.norm", "norm": "final_norm"},
+    layer={
+        "attention_norm": "layers.{}.attn_norm",
+        "attention.q": Place(name="layers.{}.attn.Wqkv", part=0, parts=3),
+        "attention.k": Place(name="layers.{}.attn.Wqkv", part=1, parts=3),
+        "attention.v": Place(name="layers.{}.attn.Wqkv", part=2, parts=3),
+        "attention.o": "layers.{}.attn.Wo",
+        "ffn_norm": "layers.{}.mlp_norm",
+        "ffn.gate": Place(name="layers.{}.mlp.Wi", part=0, parts=2),
+        "ffn.up": Place(name="layers.{}.mlp.Wi", part=1, parts=2),
+        "ffn.down": "layers.{}.mlp.Wo",
+    },
+    head="decoder",
+    prefixes=("", "model."),
+    buffers=("rotary_emb.inv_freq",),
+    others=("head.", "decoder.bias", "classifier."),
+)
+
+_MBART_PARTS = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "cross.q": "encoder_attn.q_proj",
+    "cross.k": "encoder_attn.k_proj",
+    "cross.v": "encoder_attn.v_proj",
+    "cross.o": "encoder_attn.out_proj",
+    "cross_norm": "encoder_attn_layer_norm",
+    "ffn.up": "fc1",
+    "ffn.down": "fc2",
+    "ffn_norm": "final_layer_norm",
+}
+
+# The decoder's parts, and the encoder's, whose names begin with "encoder." on both sides.
+MBART = Names(
+    outer={"embed": "shared"}
+    | {
+        f"{ours}{part}": Place(name=f"{theirs}.{name}", skip=2 if part == "positions" else 0)
+        for ours, theirs in {"": "decoder", "encoder.": "encoder"}.items()
+        for part, name in {
+            "positions": "embed_positions",
+            "embed_norm": "layernorm_embedding",
+            "norm": "layer_norm",
+        }.items()
+    },
+    layer={
+        f"{ours}{part}": f"{theirs}.layers.{{}}.{name}"
+        for ours, theirs in {"": "decoder", "encoder.": "encoder"}.items()
+        for part, name in _MBART_PARTS.items()
+    },
+    prefixes=("model.", ""),
+    copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    zeros=("final_logits_bias",),
 )

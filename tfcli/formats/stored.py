@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Stored:
             if place.name != name or stored is None:  # GPT-2's queries, keys and values are one tensor
                 name, stored = place.name, self.weights.read(place.name)
             tensor = stored.T if place.transposed else stored
+            if place.skip:
+                tensor = tensor[place.skip :]
             if place.plus:
                 tensor = tensor.float() + place.plus
             if place.parts > 1:
@@ -81,8 +83,17 @@ def open_model(directory: str | Path) -> Stored:
     not_read = tuple(name for name in found if name.startswith(names.others)) if names.others else ()
     found = {name: entry for name, entry in found.items() if name not in not_read}
     head, table = f"{names.head}.weight", found.get(places["embed.weight"].name)
-    if config.tied and head in found and table is not None and found[head].shape == table.shape:
-        del found[head]
+    if not config.tied and head not in found and not_read:  # a classifier: its class has no head of the vocabulary
+        config = replace(config, tied=True)
+        del places["head.weight"], shapes["head.weight"]
+    copies = [head] if config.tied else []
+    for name in (*copies, *(prefix + copy for copy in names.copies)):
+        if name in found and table is not None and found[name].shape == table.shape:
+            del found[name]
+    for name in set(names.zeros) & found.keys():
+        if Weights(found, weights.path).read(name).any():
+            raise UserError(f"{weights.path}: {name} is not zero", hint="tfcli has no such part")
+        del found[name]
     _check_tensors(weights.path, _expected(places, shapes), {name: entry.shape for name, entry in found.items()})
     return Stored(
         config=config, family=family, weights=Weights(entries, weights.path), places=places, not_read=not_read
@@ -102,7 +113,7 @@ def _expected(places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]
     expected = {}
     for ours, place in places.items():
         rows, *rest = shapes[ours]
-        shape = (rows * place.parts, *rest)
+        shape = (rows * place.parts + place.skip, *rest)
         expected[place.name] = shape[::-1] if place.transposed else shape
     return expected
 
@@ -137,6 +148,14 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 def read_settings(directory: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
     """Family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``."""
+    data = read_data(directory)
+    family, config = families.read(directory / CONFIG, data)
+    extra = data.get("tfcli")
+    return family, config, extra if isinstance(extra, dict) else {}
+
+
+def read_data(directory: Path) -> dict[str, Any]:
+    """What config.json in a directory holds. Raises UserError where there is none, or not an object."""
     path = directory / CONFIG
     if not directory.is_dir():
         raise _no_model(directory)
@@ -148,9 +167,7 @@ def read_settings(directory: Path) -> tuple[Family, ModelConfig, dict[str, Any]]
         raise UserError(f"{path} is not JSON: {error}", hint="copy or save the model again") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} is a JSON {type(data).__name__}, expected an object")
-    family, config = families.read(path, data)
-    extra = data.get("tfcli")
-    return family, config, extra if isinstance(extra, dict) else {}
+    return data
 
 
 def _no_model(directory: Path) -> UserError:

@@ -10,7 +10,7 @@ import base64
 from typing import Any
 
 from tfcli.errors import UserError
-from tfcli.text.tokenizer import BYTE, CONTROL, SPACE, UNKNOWN, USER_DEFINED, Tokenizer
+from tfcli.text.tokenizer import BYTE, CONTROL, MASK, SPACE, UNKNOWN, USER_DEFINED, Tokenizer
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 HIDDEN = (UNKNOWN, CONTROL, BYTE)
@@ -30,9 +30,27 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "added_tokens": _added_tokens(proto),
         "normalizer": _normalizer(proto.normalizer_spec),
         "pre_tokenizer": _apart(proto) if kind == UNIGRAM and proto.trainer_spec.byte_fallback else None,
-        "post_processor": None,
+        "post_processor": _around(tokenizer),
         "decoder": _decoder(proto.normalizer_spec),
         "model": _bpe(proto, tokenizer.unk_id) if kind == BPE else _unigram(proto, tokenizer.unk_id),
+    }
+
+
+def _around(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """What puts the ids before and after every text there."""
+    around = {id: tokenizer.piece(id) for id in (*tokenizer.prefix_ids, *tokenizer.suffix_ids)}
+    if not around:
+        return None
+
+    def special(ids: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": around[id], "type_id": 0}} for id in ids]
+
+    whole = [*special(tokenizer.prefix_ids), {"Sequence": {"id": "A", "type_id": 0}}, *special(tokenizer.suffix_ids)]
+    return {
+        "type": "TemplateProcessing",
+        "single": whole,
+        "pair": [*whole, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {piece: {"id": piece, "ids": [id], "tokens": [piece]} for id, piece in around.items()},
     }
 
 
@@ -46,7 +64,7 @@ def _added_tokens(proto: Any) -> list[dict[str, Any]]:
             "id": id,
             "content": piece.piece,
             "single_word": False,
-            "lstrip": False,
+            "lstrip": piece.piece == MASK and piece.type == CONTROL,
             "rstrip": False,
             "normalized": piece.type == USER_DEFINED,
             "special": piece.type != USER_DEFINED,

@@ -110,6 +110,11 @@ class Engine:
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",
                 )
+            if self.model.config.encoder_depth:
+                raise UserError(
+                    f"{self.tokenizer.name} belongs to an encoder-decoder, which turns one text into another",
+                    hint="give it the texts, a line each: tfcli predict MODEL FILE",
+                )
             settle(self.model)
             self._decoder = Decoder(self.model)
         return self._decoder

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tfcli.errors import RunError
+from tfcli.errors import RunError, UserError
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 
@@ -55,8 +55,14 @@ def evaluate(
     Windows as long as the model's context start every ``stride`` tokens (default: three quarters of a context); of each
     but the first only the tokens that the window before did not reach are scored, so that they have at least
     context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be
-    memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all).
+    memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all). Raises
+    UserError for a model that is no decoder.
     """
+    if not model.config.wiring.causal or model.config.encoder_depth:
+        raise UserError(
+            "this model does not read a text from left to right, so it gives no loss of each token after those before",
+            hint="perplexity is of decoders; see what it was trained for with: tfcli predict",
+        )
     context = model.config.context
     stride = min(stride or max(1, 3 * context // 4), context)
     rows = max(1, ROWS_TOKENS // context)

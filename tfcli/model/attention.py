@@ -74,6 +74,38 @@ class Attention(nn.Module):
         return q, k, v
 
 
+class CrossAttention(nn.Module):
+    """Attention of a decoder to an encoder's output (Vaswani et al. 2017, 3.2.3): no order, no causality."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        wiring, D, K = config.wiring, config.width, config.head_width
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
+        self.scale = wiring.attention_scale
+        self.q = Linear(D, config.heads * K, wiring.qkv_bias)
+        self.k = Linear(D, config.kv_heads * K, wiring.qkv_bias)
+        self.v = Linear(D, config.kv_heads * K, wiring.qkv_bias)
+        self.o = Linear(config.heads * K, D, wiring.out_bias)
+
+    def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, G, S, K) of an encoder's output (B, S, D)."""
+        B, S, _ = x_BSD.shape
+        k, v = (layer(x_BSD).view(B, S, self.kv_heads, self.head_width) for layer in (self.k, self.v))
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, D) -> (B, T, D). B may be n times the rows of keys and values: each serves n that follow each other.
+
+        Queries have no order here, so that n rows (the beams of a sentence) are taken as one with n T queries.
+        """
+        B, T, _ = x_BTD.shape
+        rows = k_BGSK.shape[0]
+        q_BHTK = self.q(x_BTD).view(rows, B // rows * T, self.heads, self.head_width).transpose(1, 2)
+        out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask=mask, causal=False, scale=self.scale)
+        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
+        return out
+
+
 def attend(
     q_BHTK: Tensor,
     k_BGSK: Tensor,

@@ -154,6 +154,32 @@ class KVCache:
         self._store.lengths[self.first : self.first + len(rows)] = [before[row] for row in rows]
 
 
+class Memory:
+    """What a decoder sees of an encoder's output: keys and values of every layer's cross-attention, made once.
+
+    ``keys[layer]`` and ``values[layer]`` are (B, G, S, K); ``mask`` (B, 1, 1, S) is added to the scores, None where
+    every position is real.
+    """
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], mask: Tensor | None) -> None:
+        self.keys, self.values, self.mask = tuple(keys), tuple(values), mask
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.keys[0].shape[0]
+
+    def select(self, rows: Sequence[int]) -> Memory:
+        """A memory of these rows, in this order."""
+        index = torch.tensor(list(rows), device=self.keys[0].device)
+
+        def picked(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+            return [tensor.index_select(0, index) for tensor in tensors]
+
+        mask = None if self.mask is None else self.mask.index_select(0, index)
+        return Memory(picked(self.keys), picked(self.values), mask)
+
+
 class _Store:
     """The buffers that all views of a cache share."""
 

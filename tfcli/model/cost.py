@@ -68,7 +68,7 @@ class TrainingMemory:
 
 
 def parameters(config: ModelConfig) -> Parameters:
-    """Count the parameters of each part of ``tfcli.model.transformer.Transformer``."""
+    """Count the parameters of each part of ``tfcli.model.transformer.Transformer``, of an encoder beside it too."""
     D, H, G, K, F = config.width, config.heads, config.kv_heads, config.head_width, config.ffn_width
     wiring = config.wiring
     norm = D * (2 if wiring.norm == "layer" and wiring.norm_bias else 1)
@@ -76,13 +76,30 @@ def parameters(config: ModelConfig) -> Parameters:
     outer = (wiring.norm_place != "post") + wiring.embed_norm
     rows = config.vocab_size + wiring.token_types + (config.context if wiring.positions == "learned" else 0)
     biases = wiring.qkv_bias * (H + 2 * G) * K + wiring.out_bias * D + wiring.ffn_bias * ((1 + wiring.gated) * F + D)
-    return Parameters(
+    parts = Parameters(
         embedding=rows * D,
         attention=config.depth * (D * (H + 2 * G) * K + H * K * D),
         feed_forward=config.depth * (2 + wiring.gated) * D * F,
-        norms=config.depth * (norms * norm + wiring.qk_norm * 2 * K) + outer * norm,
+        norms=config.depth * (norms * norm + wiring.qk_norm * 2 * K) + (outer - (not wiring.first_norm)) * norm,
         biases=config.depth * biases,
         head=0 if config.tied else config.vocab_size * D,
+    )
+    return _with_encoder(parts, config, norm) if config.encoder_depth else parts
+
+
+def _with_encoder(decoder: Parameters, config: ModelConfig, norm: int) -> Parameters:
+    """A decoder with its cross-attention, and the encoder beside it; they share the tokens' embedding."""
+    wiring, encoder = config.wiring, parameters(config.encoder)
+    HK, GK = config.heads * config.head_width, config.kv_heads * config.head_width
+    cross = 2 * config.width * (HK + GK)
+    biases = wiring.qkv_bias * (HK + 2 * GK) + wiring.out_bias * config.width
+    return Parameters(
+        embedding=decoder.embedding + encoder.embedding - config.vocab_size * config.width,
+        attention=decoder.attention + encoder.attention + config.depth * cross,
+        feed_forward=decoder.feed_forward + encoder.feed_forward,
+        norms=decoder.norms + encoder.norms + config.depth * (2 if wiring.norm_place == "sandwich" else 1) * norm,
+        biases=decoder.biases + encoder.biases + config.depth * biases,
+        head=decoder.head,
     )
 
 
@@ -102,8 +119,13 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
 
 
 def decode_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs of one new token that attends to ``length`` positions, itself among them."""
-    return 2 * parameters(config).matrices + _seen(config, length) * _flops_per_key(config) + _head_flops(config)
+    """FLOPs of one new token that attends to ``length`` positions, itself among them, and to a source as long."""
+    matrices, seen = parameters(config).matrices, _seen(config, length)
+    if config.encoder_depth:  # the source was read once, and stays as keys and values
+        once = parameters(config.encoder).matrices
+        once += config.depth * 2 * config.width * config.kv_heads * config.head_width
+        matrices, seen = matrices - once, seen + config.depth * length
+    return 2 * matrices + seen * _flops_per_key(config) + _head_flops(config)
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> int:
@@ -230,6 +252,8 @@ def _read_flops(config: ModelConfig, length: int) -> float:
     else:
         w = min(window // 2, length - 1)  # to each side, but for those near an end
         keys = far * length**2 + near * (length * (2 * w + 1) - w * (w + 1))
+    if config.encoder_depth:  # as many tokens of a source: each sees all of them, and each target token too
+        keys += (config.encoder_depth + config.depth) * length**2
     return length * 2.0 * parameters(config).matrices + keys * _flops_per_key(config)
 
 
@@ -241,9 +265,8 @@ def _seen(config: ModelConfig, length: int) -> int:
 
 def _layers(config: ModelConfig) -> tuple[int, int]:
     """Number of layers that see all, and of local ones."""
-    window, every = config.wiring.local_window, config.wiring.local_every
-    far = config.depth if not window else config.depth // every if every else 0
-    return far, config.depth - far
+    near = sum(map(config.is_local, range(config.depth)))
+    return config.depth - near, near
 
 
 def _flops_per_key(config: ModelConfig) -> float:

@@ -109,12 +109,14 @@ class _NormRope(torch.autograd.Function):
         return (unit * (C * w)).addcmul_(unit.roll(half, -1), S * w.roll(half, -1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         unit, scale, w, C, S = ctx.saved_tensors
         h = (grads[0] * C).addcmul_(grads[0].roll(unit.shape[-1] // 2, -1), S, value=-1)
         p = h * unit
-        rows = p.view(-1, w.numel())
-        d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(w.shape).to(ctx.weight_dtype)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            rows = p.reshape(-1, w.numel())
+            d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(w.shape).to(ctx.weight_dtype)
         mean = p.mul_(w).sum(-1, keepdim=True).div_(unit.shape[-1])
         return h.mul_(w).addcmul_(unit, mean, value=-1).mul_(scale), d_weight, None, None, None
 
@@ -192,16 +194,21 @@ class _CausalAttention(torch.autograd.Function):
         return dq.view(shape), dk.view(shape), dv.view(shape), None
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T)`` against the targets."""
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+) -> Tensor:
+    """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T + bias)`` against the targets."""
     if _by_hand(hidden_ND):
-        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-untyped-call]
-    return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
+        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, bias_V)  # type: ignore[no-untyped-call]
+    return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V)
 
 
-def linear_cross_entropy_reference(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def linear_cross_entropy_reference(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+) -> Tensor:
     """Logits, then ``-log softmax`` at the target, in fp32."""
-    logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype))
+    bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
+    logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype), bias)
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
 
 
@@ -209,17 +216,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """d logits = softmax - onehot is known in the forward pass, so the probabilities are the only large tensor kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+    ) -> Tensor:
         weight = weight_VD.to(hidden_ND.dtype)
+        bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
         # Training in bf16 keeps the probabilities in bf16: rounding to nearest leaves the mean loss right to 1e-5, and
         # the gradient is bf16 anyway. A score without gradient is exact.
         grad = any(ctx.needs_input_grad)
-        p_NV = torch.softmax(F.linear(hidden_ND, weight), dim=-1, dtype=hidden_ND.dtype if grad else torch.float32)
+        p_NV = torch.softmax(
+            F.linear(hidden_ND, weight, bias), dim=-1, dtype=hidden_ND.dtype if grad else torch.float32
+        )
         rows = torch.arange(len(targets_N), device=targets_N.device)
         at_target_N = p_NV[rows, targets_N].float()
         loss = at_target_N.log().sum().neg_()
         if not torch.isfinite(loss):  # a target less likely than fp32's smallest number, or a true NaN
-            loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N)
+            loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V)
         if not grad:
             return loss
         p_NV[rows, targets_N] = (at_target_N - 1.0).to(hidden_ND.dtype)  # now the gradient of the logits
@@ -228,9 +240,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
         hidden_ND, weight, d_logits_NV = ctx.saved_tensors
         g = grads[0].to(hidden_ND.dtype)
         d_hidden = (d_logits_NV @ weight).mul_(g)
-        d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype).mul_(grads[0])
-        return d_hidden, d_weight, None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype).mul_(grads[0])
+        d_bias = d_logits_NV.float().sum(dim=0).mul_(grads[0]) if ctx.needs_input_grad[3] else None
+        return d_hidden, d_weight, None, d_bias

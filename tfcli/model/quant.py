@@ -10,7 +10,7 @@ time of the product: large products want bf16 matrices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,12 @@ class QuantMatrix(nn.Module):
         return sum(t.numel() * t.element_size() for t in (self.codes, self.scale, self.low, self.bias) if t is not None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows) in the dtype of ``x``."""
+        """(..., columns) -> (..., rows) in the dtype of ``x``; its gradient goes to ``x``."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         few = x.numel() <= FEW_ROWS * x.shape[-1]
         if x.device.type == "cpu" and native.ready() and (few or native.fast(x.dtype)):
             return native.linear(self, x)
@@ -104,6 +109,19 @@ class QuantMatrix(nn.Module):
         codes = laid.flatten(2) if self.bits == 8 else torch.cat([(laid & 15).flatten(2), (laid >> 4).flatten(2)], -1)
         low = None if self.low is None else self.low[tile, :, within]
         return codes, self.scale[tile, :, within], low
+
+
+class _Product(torch.autograd.Function):
+    """y = x W^T + bias with a W that learns nothing:  dx = dy W.  W is widened in each direction, never kept wide."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: QuantMatrix) -> Tensor:
+        ctx.matrix = matrix
+        return matrix._multiply(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ ctx.matrix.widened(grads[0].dtype), None
 
 
 class PackedMatrix(nn.Module):

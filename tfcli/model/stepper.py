@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tfcli.model import native
 from tfcli.model.cache import KVCache
 from tfcli.model.layers import rope_frequencies
+from tfcli.model.lora import adapters
 from tfcli.model.native import Matrix, address, matrix_of
 from tfcli.model.transformer import Transformer
 
@@ -73,6 +74,8 @@ def supports(model: Transformer) -> bool:
         and wiring.norm_place != "post"
         and not wiring.token_types
         and not wiring.embed_norm
+        and not model.config.encoder_depth
+        and not adapters(model)
         and native.ready()
         and _same_layout()
     )

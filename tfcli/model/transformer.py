@@ -1,4 +1,7 @@
-"""The Transformer: blocks over a residual stream, wired by ModelConfig."""
+"""The Transformer: blocks over a residual stream, wired by ModelConfig.
+
+A decoder, an encoder, or a decoder with an encoder beside it, to which each of its blocks attends: the same ``Block``.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
-from tfcli.model.attention import Attention, Rope, additive, band_mask, causal_mask
-from tfcli.model.cache import KVCache
+from tfcli.model.attention import Attention, CrossAttention, Rope, additive, band_mask, causal_mask
+from tfcli.model.cache import KVCache, Memory
 from tfcli.model.kernels import linear_cross_entropy
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
+
+Seen = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream, with norms where the wiring places them.
+
+    With an encoder beside the decoder (``config.encoder_depth``), attention to its output comes between the two.
 
     pre: ``x + f(norm(x))`` (Xiong et al. 2020); post: ``norm(x + f(x))`` (Vaswani et al. 2017); sandwich:
     ``x + post_norm(f(norm(x)))`` (Ding et al. 2021).
@@ -23,47 +30,63 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.place = config.wiring.norm_place
-        self.attention_norm = make_norm(config, config.width)
+        normed = layer > 0 or config.wiring.first_norm
+        self.attention_norm = make_norm(config, config.width) if normed else nn.Identity()
         self.attention = Attention(config, layer)
+        self.crosses = config.encoder_depth > 0
+        if self.crosses:
+            self.cross_norm = make_norm(config, config.width)
+            self.cross = CrossAttention(config)
         self.ffn_norm = make_norm(config, config.width)
         self.ffn = FeedForward(config)
         if self.place == "sandwich":
             self.attention_post_norm = make_norm(config, config.width)
             self.ffn_post_norm = make_norm(config, config.width)
+            if self.crosses:
+                self.cross_post_norm = make_norm(config, config.width)
 
     def forward(
-        self, x_BTD: Tensor, rope: Rope | None, mask: Tensor | None, cache: KVCache | None, dropout: float
+        self,
+        x_BTD: Tensor,
+        rope: Rope | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        dropout: float,
+        seen: Seen | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """(B, T, D) -> (B, T, D). ``seen`` are this layer's keys, values and mask of the encoder's output."""
         if self.place == "post":
-            y_BTD = self.attention(x_BTD, rope, mask, cache)
-            x_BTD = self.attention_norm(x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0))
-            y_BTD = self.ffn(x_BTD)
-            out_BTD: Tensor = self.ffn_norm(x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0))
-            return out_BTD
+            x_BTD = self._joined(x_BTD, self.attention(x_BTD, rope, mask, cache), "attention", dropout)
+            if seen is not None:
+                x_BTD = self._joined(x_BTD, self.cross(x_BTD, *seen), "cross", dropout)
+            return self._joined(x_BTD, self.ffn(x_BTD), "ffn", dropout)
         y_BTD = self.attention(self.attention_norm(x_BTD), rope, mask, cache)
+        x_BTD = self._joined(x_BTD, y_BTD, "attention", dropout)
+        if seen is not None:
+            x_BTD = self._joined(x_BTD, self.cross(self.cross_norm(x_BTD), *seen), "cross", dropout)
+        return self._joined(x_BTD, self.ffn(self.ffn_norm(x_BTD)), "ffn", dropout)
+
+    def _joined(self, x_BTD: Tensor, y_BTD: Tensor, part: str, dropout: float) -> Tensor:
+        """The residual stream with the output of a part added, as the place of the norms has it."""
         if self.place == "sandwich":
-            y_BTD = self.attention_post_norm(y_BTD)
+            y_BTD = self.get_submodule(f"{part}_post_norm")(y_BTD)
         x_BTD = x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
-        y_BTD = self.ffn(self.ffn_norm(x_BTD))
-        if self.place == "sandwich":
-            y_BTD = self.ffn_post_norm(y_BTD)
-        return x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
+        return self.get_submodule(f"{part}_norm")(x_BTD) if self.place == "post" else x_BTD
 
 
-class Transformer(nn.Module):
-    """A decoder or an encoder: token embedding, ``depth`` blocks, a final norm and an output head.
+class Stack(nn.Module):
+    """What stands between a token embedding and a head: positions, ``depth`` blocks and a final norm.
 
-    One forward serves training and inference: the cache is a value passed in. Constructors only declare; ``initialize``
-    or loaded weights fill the parameters. What a wiring does not have (positions, types, embed_norm, the final norm of
-    post-norm blocks) is no attribute with parameters.
+    What a wiring does not have (positions, types, embed_norm, the final norm of post-norm blocks) is no attribute with
+    parameters. ``embed``, where given, is its first.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, embed: nn.Embedding | None = None) -> None:
         super().__init__()
         self.config = config
         wiring, D = config.wiring, config.width
-        self.embed = _embedding(config.vocab_size, D)
+        if embed is not None:
+            self.embed = embed
         if wiring.positions == "learned":
             self.positions = _embedding(config.context, D)
         if wiring.token_types:
@@ -72,63 +95,44 @@ class Transformer(nn.Module):
             self.embed_norm = make_norm(config, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = nn.Identity() if wiring.norm_place == "post" else make_norm(config, D)
-        self.head = Linear(D, config.vocab_size)
-        if config.tied:
-            self.head.weight = self.embed.weight
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device  # norms, at least: quantized layers have none
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in, unless ``forward`` is told otherwise: the dtype of its norms."""
-        return self.get_parameter("blocks.0.attention_norm.weight").dtype
-
-    def forward(
+    def hidden(
         self,
-        tokens_BT: Tensor,
+        x_BTD: Tensor,
         *,
         cache: KVCache | None = None,
-        dtype: torch.dtype | None = None,
         dropout: float = 0.0,
         mask_BT: Tensor | None = None,
         types_BT: Tensor | None = None,
+        memory: Memory | None = None,
+        segments_BT: Tensor | None = None,
     ) -> Tensor:
-        """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: its own).
-
-        With a cache (decoders only) the tokens follow what each of its rows holds, and it is advanced by T. ``mask_BT``
-        is True where a token is real, in rows padded at their end; a decoder needs none, for no token sees what follows
-        it. ``types_BT`` are segment ids, 0 where left out. Raises ValueError for a cache in an encoder.
-        """
-        wiring, T = self.config.wiring, tokens_BT.shape[1]
-        if cache is not None and not wiring.causal:
-            raise ValueError("an encoder sees its whole input at once: it has no cache")
-        positions = torch.arange(T, device=tokens_BT.device) if cache is None else cache.positions(T)
-        x_BTD = F.dropout(self._embedded(tokens_BT, positions, types_BT, dtype), dropout, training=dropout > 0)
+        """Embedded tokens (B, T, D) -> hidden states (B, T, D) after the final norm, as ``Transformer.forward``."""
+        T = x_BTD.shape[1]
+        positions = torch.arange(T, device=x_BTD.device) if cache is None else cache.positions(T)
+        if segments_BT is not None:
+            positions = restarting(segments_BT)
+        x_BTD = F.dropout(self._placed(x_BTD, positions, types_BT), dropout, training=dropout > 0)
         kinds = [self.config.is_local(layer) for layer in range(self.config.depth)]
-        views = {local: self._view(local, positions, x_BTD, cache, mask_BT) for local in set(kinds)}
-        for local, block in zip(kinds, self.blocks, strict=True):
-            x_BTD = block(x_BTD, *views[local], cache, dropout)
+        views = {local: self._view(local, positions, x_BTD, cache, mask_BT, segments_BT) for local in set(kinds)}
+        for layer, (local, block) in enumerate(zip(kinds, self.blocks, strict=True)):
+            seen = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
+            x_BTD = block(x_BTD, *views[local], cache, dropout, seen)
         if cache is not None:
             cache.advance(T)
         hidden_BTD: Tensor = self.norm(x_BTD)
         return hidden_BTD
 
-    def _embedded(
-        self, tokens_BT: Tensor, positions: Tensor, types_BT: Tensor | None, dtype: torch.dtype | None
-    ) -> Tensor:
+    def _placed(self, x_BTD: Tensor, positions: Tensor, types_BT: Tensor | None) -> Tensor:
         """What the first block reads (B, T, D)."""
         wiring = self.config.wiring
-        x_BTD: Tensor = self.embed(tokens_BT)
-        x_BTD = x_BTD.to(dtype or self.dtype)
         if wiring.embed_scale != 1.0:
             # Rounded to the dtype, as Gemma was trained: in bf16 sqrt(640) is 25.25.
             x_BTD = x_BTD * torch.tensor(wiring.embed_scale, dtype=x_BTD.dtype)
         if wiring.token_types:
-            types_BTD = self.types(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)
-            x_BTD = x_BTD + types_BTD.to(x_BTD.dtype)
+            if types_BT is None:
+                types_BT = torch.zeros(x_BTD.shape[:2], dtype=torch.int64, device=x_BTD.device)
+            x_BTD = x_BTD + self.types(types_BT).to(x_BTD.dtype)
         if wiring.positions == "learned":
             x_BTD = x_BTD + self.positions(positions).to(x_BTD.dtype)
         if wiring.embed_norm:
@@ -136,7 +140,13 @@ class Transformer(nn.Module):
         return x_BTD
 
     def _view(
-        self, local: bool, positions: Tensor, x_BTD: Tensor, cache: KVCache | None, mask_BT: Tensor | None
+        self,
+        local: bool,
+        positions: Tensor,
+        x_BTD: Tensor,
+        cache: KVCache | None,
+        mask_BT: Tensor | None,
+        segments_BT: Tensor | None,
     ) -> tuple[Rope | None, Tensor | None]:
         """Rotary tables and the mask of all local layers, or of all others."""
         config, wiring, T = self.config, self.config.wiring, x_BTD.shape[1]
@@ -159,7 +169,88 @@ class Transformer(nn.Module):
                 real = mask_BT[:, None, None, :].bool()
                 # A padded query near whose window nothing is real must still see something: itself.
                 mask = real if mask is None else mask & real | torch.eye(T, dtype=torch.bool, device=real.device)
+            if segments_BT is not None:  # block-diagonal
+                same = (segments_BT[:, None, :, None] == segments_BT[:, None, None, :]).tril()
+                mask = same if mask is None else mask & same
         return rope, None if mask is None else additive(mask, x_BTD.dtype)
+
+
+class Transformer(Stack):
+    """A decoder or an encoder: token embedding, ``depth`` blocks, a final norm and an output head.
+
+    With ``config.encoder_depth`` a decoder and, as ``encoder``, the stack to whose output its blocks attend; both share
+    the token embedding. One forward serves training and inference: the cache and the memory are values passed in.
+    Constructors only declare; ``initialize`` or loaded weights fill the parameters.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, _embedding(config.vocab_size, config.width))
+        if config.encoder_depth:
+            self.encoder = Stack(config.encoder)
+        self.head = Linear(config.width, config.vocab_size)
+        if config.tied:
+            self.head.weight = self.embed.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device  # norms, at least: quantized layers have none
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, unless ``forward`` is told otherwise: the dtype of its norms."""
+        return self.get_parameter("blocks.0.ffn_norm.weight").dtype
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        cache: KVCache | None = None,
+        dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
+        mask_BT: Tensor | None = None,
+        types_BT: Tensor | None = None,
+        memory: Memory | None = None,
+        segments_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: its own).
+
+        With a cache (decoders only) the tokens follow what each of its rows holds, and it is advanced by T. ``mask_BT``
+        is True where a token is real, in rows padded at their end; a decoder needs none, for no token sees what follows
+        it. ``types_BT`` are segment ids, 0 where left out. ``memory`` is what ``encode`` gave for these rows, or for
+        every n-th of them, where the encoder is there. ``segments_BT`` numbers the texts that lie one behind the other
+        in a row of a decoder: none sees another, and each begins at position 0. Raises ValueError for a cache in an
+        encoder, for segments in one or with a cache, and for a memory that is missing or that nothing looks at.
+        """
+        if cache is not None and not self.config.wiring.causal:
+            raise ValueError("an encoder sees its whole input at once: it has no cache")
+        if segments_BT is not None and (cache is not None or not self.config.wiring.causal):
+            raise ValueError("only a decoder without a cache reads several texts in a row")
+        if (memory is not None) != (self.config.encoder_depth > 0):
+            raise ValueError("a decoder with an encoder needs the memory that encode() gives, and no other takes one")
+        x_BTD = self.embed(tokens_BT).to(dtype or self.dtype)
+        return self.hidden(
+            x_BTD, cache=cache, dropout=dropout, mask_BT=mask_BT, types_BT=types_BT, memory=memory,
+            segments_BT=segments_BT,
+        )  # fmt: skip
+
+    def encode(
+        self,
+        tokens_BS: Tensor,
+        *,
+        mask_BS: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
+    ) -> Memory:
+        """What the decoder sees of token ids (B, S): the encoder's output as keys and values of every layer.
+
+        ``mask_BS`` is True where a token is real, in rows padded at their end.
+        """
+        x_BSD = self.embed(tokens_BS).to(dtype or self.dtype)
+        x_BSD = self.encoder.hidden(x_BSD, dropout=dropout, mask_BT=mask_BS)
+        pairs = [block.get_submodule("cross").keys_values(x_BSD) for block in self.blocks]  # type: ignore[operator]
+        mask = None if mask_BS is None else additive(mask_BS[:, None, None, :].bool(), x_BSD.dtype)
+        return Memory([k for k, _ in pairs], [v for _, v in pairs], mask)
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
@@ -172,6 +263,14 @@ class Transformer(nn.Module):
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""
         out: Tensor = self.head(hidden_BTD)
         return out
+
+
+def restarting(segments_BT: Tensor) -> Tensor:
+    """Positions (B, T) of texts that lie one behind the other: 0 again where the number of the text changes."""
+    T = segments_BT.shape[1]
+    at_T = torch.arange(T, device=segments_BT.device)
+    new_BT = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
+    return at_T - torch.where(new_BT, at_T, 0).cummax(dim=1).values
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
@@ -194,7 +293,7 @@ def initialize(model: Transformer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         value = torch.empty(parameter.shape)
-        if name in ("embed.weight", "positions.weight", "types.weight"):
+        if name.removeprefix("encoder.") in ("embed.weight", "positions.weight", "types.weight"):
             value.normal_(0.0, 0.02, generator=generator)
         elif name.endswith("norm.weight"):
             value.fill_(1.0)

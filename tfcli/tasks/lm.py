@@ -1,22 +1,35 @@
-"""Language modelling: predict each token from those before it."""
+"""Language modelling: predict each token from those before it; also on new text, with a tokenizer that is kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tfcli.config import Sampling
+from tfcli.config import DataOptions, Sampling
 from tfcli.errors import UserError
 from tfcli.infer.decode import decode
 from tfcli.infer.score import evaluate
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
+from tfcli.tasks.batch import Rows
+from tfcli.tasks.options import FinetuneConfig, FinetuneTrain
+from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
+from tfcli.text.codec import Codec
+from tfcli.text.files import Counts
 from tfcli.text.shards import Shard
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.sources import find, read, spooling, utf8_length
+
+CONTEXT = 512
+"""Tokens of a window in finetuning, where the settings do not say."""
 
 
 def loss(model: Transformer, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float = 0.0) -> tuple[Tensor, int]:
@@ -35,9 +48,12 @@ class LanguageModeling:
 
     train: Shard
     val: Shard
-    tokenizer: Tokenizer
+    tokenizer: Codec
     context: int
     runtime: Runtime
+    receipt: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=lambda: {"tfcli": {"task": None}})
+    """A model that reads on stays a model of text: generate and evaluate take it as before."""
 
     def __post_init__(self) -> None:
         if self.train.tokens < self.context + 1:
@@ -54,9 +70,9 @@ class LanguageModeling:
         return max(1, (self.train.tokens - 1) // self.context - 1)
 
     @property
-    def tokens_per_example(self) -> int:
-        """Targets of one window."""
-        return self.context
+    def lengths(self) -> None:
+        """All windows have one length."""
+        return
 
     @property
     def evaluation_tokens(self) -> int:
@@ -71,6 +87,14 @@ class LanguageModeling:
         ids = self.train.ids
         return torch.from_numpy(np.stack([ids[start : start + self.context + 1] for start in starts]).astype(np.int64))
 
+    def count(self, rows: Rows) -> int:
+        """Targets."""
+        return len(rows) * self.context
+
+    def tokens(self, rows: Rows) -> int:
+        """Targets."""
+        return len(rows) * self.context
+
     def loss(self, model: Transformer, rows: Tensor, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed next-token cross-entropy of the rows, and the number of targets."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
@@ -81,15 +105,167 @@ class LanguageModeling:
             model,
             self.val.ids,
             text_bytes=self.val.bytes,
-            first=self.tokenizer.eos_id,
+            first=first_id(self.tokenizer),
             runtime=self.runtime,
         )
         return {"val_bits_per_byte": scores.bits_per_byte, "val_loss": scores.loss}
 
+    def headline(self, scores: Mapping[str, float]) -> Headline:
+        """Bits per byte."""
+        return Headline(name="bits per byte", value=scores["val_bits_per_byte"])
+
     def sample(self, model: Transformer, seed: int) -> str:
         """Up to 64 tokens from an empty document."""
         sampling = Sampling(max_tokens=min(64, self.context), ignore_eos=True)
-        eos = self.tokenizer.eos_id
-        steps = decode(model, [[eos]], sampling, seeds=[seed], eos_id=eos)
+        steps = decode(model, [[first_id(self.tokenizer)]], sampling, seeds=[seed], eos_id=self.tokenizer.eos_id)
         ids = [step.id for row in steps for step in row if step.id is not None]
         return self.tokenizer.decode(ids)
+
+    def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
+        """Loss, perplexity and bits per byte of the held-out text."""
+        scores = evaluate(
+            model, self.val.ids, text_bytes=self.val.bytes, first=first_id(self.tokenizer), runtime=self.runtime
+        )
+        line = f"loss {scores.loss:.4f}, perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
+        return asdict(scores), [f"{line} ({scores.tokens:,} held-out tokens)"]
+
+
+def first_id(tokenizer: Codec) -> int:
+    """The id that a text begins after: the beginning of text where there is one, else the end of text."""
+    return (tokenizer.prefix_ids or (tokenizer.eos_id,))[0]
+
+
+# Reading on: finetuning on new text with the tokenizer kept.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmOptions:
+    """How the text is read."""
+
+    text_key: str | None = None
+    """Field or column with the text; left out: text, content, or the only one with strings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmTrain(FinetuneTrain):
+    """Windows are long, so a step takes few; decoders are finetuned without dropout."""
+
+    batch_size: int = 8
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LmConfig(FinetuneConfig):
+    """Everything that decides a run on text."""
+
+    train: LmTrain = field(default_factory=LmTrain)
+    lm: LmOptions = field(default_factory=LmOptions)
+
+
+class Lm:
+    """--task lm; ``Application``."""
+
+    name = "lm"
+    config = LmConfig
+
+    def prepare(self, start: Start) -> Finetuning:
+        """Read the text and encode it with the model's tokenizer, in memory."""
+        config: LmConfig = start.config
+        refuse(start.model, self.name)
+        data = config.data
+        if data.encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
+            raise UserError(f"--task lm reads UTF-8, not {data.encoding}", hint="convert the files first, with iconv")
+        options = DataOptions(text_key=config.lm.text_key, errors=data.errors)
+        documents = _documents(start.data, options, start.note)
+        if data.val is None:
+            train, val = _split(documents, data.val_fraction)
+        else:
+            train, val = documents, _documents([data.val], options, start.note)
+        context = min(data.context or CONTEXT, start.model.config.context)
+        learnt, held = _shard(train, start.codec), _shard(val, start.codec)
+        if not held.tokens:
+            raise UserError("nothing is held out", hint="give more text, or a file with --val")
+        whole = hashlib.sha256()
+        for text in (*train, "\0", *val):
+            whole.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+        receipt = {
+            "files": [*start.data, *([data.val] if data.val is not None else [])],
+            "content_hash": whole.hexdigest(),
+            "context": context,
+            **{
+                name: {"documents": part.documents, "bytes": part.bytes, "tokens": part.tokens}
+                for name, part in (("train", learnt), ("val", held))
+            },
+        }
+        start.note(f"data: {learnt.tokens:,} tokens in windows of {context:,}, {held.tokens:,} held out")
+        return LanguageModeling(
+            train=learnt, val=held, tokenizer=start.codec, context=context, runtime=start.runtime, receipt=receipt
+        )
+
+    def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
+        """There is nothing to predict. Raises UserError."""
+        raise UserError("a model of text continues it", hint="use: tfcli generate, or tfcli evaluate")
+
+
+def refuse(model: Transformer, task: str) -> None:
+    """UserError for a model that is no decoder alone."""
+    config = model.config
+    if config.wiring.causal and not config.encoder_depth:
+        return
+    kind = "an encoder-decoder" if config.encoder_depth else "an encoder"
+    raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")
+
+
+def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str], None]) -> list[str]:
+    """The documents that files hold, those without text left out."""
+    documents: list[str] = []
+    parts: list[str] = []
+    counts = Counts()
+    with spooling() as spool:
+        for chunk in read(find(specs, spool=spool, on_note=note), options, counts):
+            parts.append(chunk.text)
+            if chunk.end:
+                documents.append("".join(parts))
+                parts = []
+    for count in counts.sources:
+        for number, what in ((count.empty, "empty documents left out"), (count.replaced, "invalid bytes replaced")):
+            if number:
+                note(f"{count.name}: {number:,} {what}")
+    documents = [text for text in documents if text]
+    if not documents:
+        raise UserError("the files hold no text", hint="name text, .jsonl, .csv, .tsv or .parquet files")
+    return documents
+
+
+def _split(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
+    """The last ``fraction`` of the text held out: whole documents where there are several, else from a line's end."""
+    if len(documents) > 1:
+        ends = np.cumsum([len(text) for text in documents])
+        cut = int(np.abs(ends[:-1] - (1 - fraction) * ends[-1]).argmin()) + 1
+        return list(documents[:cut]), list(documents[cut:])
+    (text,) = documents
+    at = int(len(text) * (1 - fraction))
+    at = text.rfind("\n", 1, at) + 1 or at
+    return [text[:at]], [text[at:]]
+
+
+def _shard(documents: Sequence[str], codec: Codec) -> Shard:
+    """Documents one behind the other, each with the end of text behind it and, but the first, what texts begin with."""
+    parts: list[npt.NDArray[np.int32]] = []
+    for ids in codec.encode_arrays(documents):
+        before = codec.prefix_ids if parts else ()
+        parts.append(np.concatenate([np.array(before, np.int32), ids, np.array([codec.eos_id], np.int32)]))
+    ids = np.concatenate(parts)
+    return Shard(
+        path=Path(codec.name),
+        ids=ids,
+        tokenizer_hash=codec.hash,
+        vocab_size=codec.vocab_size,
+        tokens=len(ids),
+        documents=len(documents),
+        bytes=sum(utf8_length(text) for text in documents),
+        checksum=zlib.crc32(ids.tobytes()),
+    )
+
+
+APPLICATION = Lm()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +128,18 @@ def template_of(codec: Codec) -> ChatTemplate:
             f"{codec.name} has no chat template", hint="the model continues text: give it a prompt instead of messages"
         )
     return ChatTemplate(codec.chat_template)
+
+
+def with_template(codec: Codec, template: str) -> Codec:
+    """The same tokenizer with another chat template."""
+    from tfcli.text.json_tokenizer import JsonTokenizer
+
+    if isinstance(codec, JsonTokenizer):
+        roles = dataclasses.replace(codec.roles, chat_template=template)
+        return JsonTokenizer(codec.text, name=codec.name, roles=roles)
+    made = copy.copy(codec)
+    made.chat_template = template  # type: ignore[misc]
+    return made
 
 
 def prompt_ids(

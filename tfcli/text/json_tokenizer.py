@@ -177,6 +177,15 @@ class JsonTokenizer:
             lists = self._encode(texts, threads=threads)
         return [np.array(ids, dtype=np.int32) for ids in lists]
 
+    def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """``encode`` of each text, and for each id the characters that it comes from, as the library says."""
+        with self._lock:
+            try:
+                found = self.backend.encode_batch(list(texts), add_special_tokens=False)
+            except (TypeError, UnicodeEncodeError):
+                raise not_text(texts) from None
+        return [(encoding.ids, encoding.offsets) for encoding in found]
+
     def _encode(self, texts: Sequence[str], *, threads: int | None, special: bool = False) -> list[list[int]]:
         with self._lock:  # what special pieces are is a state of the library's object
             if special:

@@ -26,6 +26,9 @@ from tfcli.text.codec import not_text
 FILE_NAME = "tokenizer.model"
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
+MASK = "[MASK]"
+"""The control piece that stands for what an encoder is to guess. It takes the place of the spaces before it as well, as
+pieces begin with theirs."""
 SPACE_BYTES = tuple(SPACE.encode())
 GROUP = 512
 """Characters that are encoded at once, about: long enough for speed, short enough for the processor's cache."""
@@ -67,7 +70,8 @@ class Tokenizer:
     """A SentencePiece model with the ids that its special pieces have.
 
     ``dummy_prefix`` says that the model puts a space before a text (Llama and Mistral do); ``lossless`` that text comes
-    back as it went in. Without byte fallback a model still loads. ``prefix_ids``, ``suffix_ids``, ``eos_ids`` and
+    back as it went in. A model with the piece [MASK] is an encoder's: a text stands between its beginning and end of
+    text. Without byte fallback a model still loads. ``prefix_ids``, ``suffix_ids``, ``eos_ids`` and
     ``chat_template`` are what a model's files say beside the SentencePiece model, as ``Codec`` has them.
     """
 
@@ -95,6 +99,9 @@ class Tokenizer:
         self._unigram = proto.trainer_spec.model_type == 1
         self._processor = self._processor_of(proto)
         self._read_pieces(proto)
+        self.mask_id: int | None = self._named.get(MASK)
+        if self.mask_id is not None and self.bos_id is not None and not (prefix_ids or suffix_ids):
+            self.prefix_ids, self.suffix_ids = (self.bos_id,), (self.eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *eos_ids)))
         for id in (*self.eos_ids, *prefix_ids, *suffix_ids):
             self.id_bytes(id)
@@ -221,10 +228,14 @@ class Tokenizer:
 
         A model with ``dummy_prefix`` gets its space after each of them too, as in llama.cpp.
         """
-        names = "|".join(re.escape(name) for name in sorted(self._named, key=len, reverse=True) if name)
+        names = "|".join(
+            (r"\s*" if name == MASK else "") + re.escape(name)
+            for name in sorted(self._named, key=len, reverse=True)
+            if name
+        )
         ids: list[int] = []
-        for part in re.split(f"({names})", text) if names else [text]:
-            ids += [self._named[part]] if part in self._named else self.encode(part)
+        for index, part in enumerate(re.split(f"({names})", text) if names else [text]):
+            ids += [self._named[part.lstrip()]] if index % 2 else self.encode(part)
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from tfcli.config import TokenizerOptions
 from tfcli.errors import UserError, unknown
 from tfcli.text.sources import Chunk
-from tfcli.text.tokenizer import SPACE, Tokenizer
+from tfcli.text.tokenizer import MASK, SPACE, Tokenizer
 
 DEFAULT_VOCAB_SIZE = 8192
 EOS = "<|endoftext|>"
@@ -27,6 +27,15 @@ OUR_OPTIONS = {
     "character_coverage": "--character-coverage",
     "user_defined_symbols": "--user-symbol",
 }
+ENCODER: Mapping[str, str | int] = {
+    "bos_id": 3,
+    "bos_piece": "[CLS]",
+    "eos_piece": "[SEP]",
+    "unk_piece": "[UNK]",
+    "pad_piece": "[PAD]",
+    "control_symbols": MASK,
+}
+"""Trainer options that give a vocabulary the special pieces of an encoder, by BERT's names."""
 NOT_OPTIONS = ("input", "input_format", "model_prefix", "name", "precompiled_charsmap")
 
 

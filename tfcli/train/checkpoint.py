@@ -44,6 +44,8 @@ class TrainState:
     """Best validation metric so far."""
     best_step: int = 0
     """The step that reached it."""
+    stale: int = 0
+    """Evaluations since then."""
     metrics_bytes: int = 0
     """Length of metrics.jsonl at this step."""
     checkpoint_every: int | None = None
@@ -177,7 +179,10 @@ def _take(run: Path) -> AbstractContextManager[object]:
 
 def resume_command(run: Path) -> str:
     """What a person types to go on with a run."""
-    return f"tfcli pretrain --resume --out {shlex.quote(str(run))}"
+    kind = None
+    with suppress(OSError, ValueError, AttributeError):
+        kind = json.loads((run / "run.json").read_bytes()).get("kind")
+    return f"tfcli {'finetune' if kind == 'finetune' else 'pretrain'} --resume --out {shlex.quote(str(run))}"
 
 
 def _broken(path: Path, why: str) -> UserError:

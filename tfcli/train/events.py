@@ -39,11 +39,12 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
-    """The held-out text was scored."""
+    """The held-out part was scored: by its first number, such as ("bits per byte", 1.9) or ("accuracy", 0.9)."""
 
     step: int
-    bits_per_byte: float
-    loss: float
+    name: str
+    value: float
+    higher_is_better: bool = False
     best: bool
 
 

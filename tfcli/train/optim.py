@@ -57,17 +57,27 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 class AdamW:
-    """torch's AdamW (Loshchilov and Hutter 2019), by its function, without decay: for embeddings, head and norms."""
+    """torch's AdamW (Loshchilov and Hutter 2019), by its function; in pretraining for embeddings, head and norms."""
 
-    def __init__(self, params: Iterable[nn.Parameter], *, beta1: float, beta2: float, eps: float = 1e-10) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.params = list(params)
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the gradients; a parameter without one is left alone."""
         params = [p for p in self.params if p.grad is not None]
+        if not params:
+            return
         for p in params:
             if p not in self.state:
                 moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
@@ -85,7 +95,7 @@ class AdamW:
             beta1=self.beta1,
             beta2=self.beta2,
             lr=lr,
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
             eps=self.eps,
             maximize=False,
         )
@@ -109,46 +119,67 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def rule(name: str, parameter: nn.Parameter) -> str:
-    """Which optimizer a parameter belongs to: matrices inside blocks to Muon, all else to AdamW."""
-    return MUON if name.startswith("blocks.") and parameter.ndim == 2 else ADAMW
+    """Which optimizer a parameter belongs to: matrices inside blocks, or of a head between hidden states, to Muon."""
+    return MUON if name.startswith(("blocks.", "task_head.transform.")) and parameter.ndim == 2 else ADAMW
 
 
 class Optimizers:
-    """Both optimizers of a model, stepped together, with one schedule factor over their peak rates."""
+    """The optimizers of a model, stepped together, with one schedule factor over their peak rates.
 
-    def __init__(self, model: nn.Module, options: OptimOptions, *, muon_lr: float, lr: float) -> None:
-        self.named = dict(model.named_parameters())
+    With ``plain`` there is no Muon: AdamW with ``options.weight_decay`` for all matrices, and without for the rest.
+    Frozen parameters belong to none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: OptimOptions,
+        *,
+        muon_lr: float,
+        lr: float,
+        plain: bool = False,
+        eps: float = 1e-10,
+    ) -> None:
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.lr = lr
         self.muon_lr = muon_lr
-        matrices = [p for name, p in self.named.items() if rule(name, p) == MUON]
-        rest = [p for name, p in self.named.items() if rule(name, p) == ADAMW]
+        self.shown_lr = lr if plain else muon_lr
+        """Peak rate that stands in the metrics."""
+        matrices = [p for name, p in self.named.items() if not plain and rule(name, p) == MUON]
+        decayed = [p for p in self.named.values() if plain and p.ndim > 1]
+        taken = {id(p) for p in (*matrices, *decayed)}
+        rest = [p for p in self.named.values() if id(p) not in taken]
         self._muon = Muon(matrices, momentum=options.momentum, weight_decay=options.weight_decay)
-        self._adamw = AdamW(rest, beta1=options.beta1, beta2=options.beta2)
+        betas = {"beta1": options.beta1, "beta2": options.beta2, "eps": eps}
+        self._adamw = [AdamW(rest, **betas), AdamW(decayed, **betas, weight_decay=options.weight_decay)]
+        self._owners: dict[int, Muon | AdamW] = {id(p): self._muon for p in matrices}
+        self._owners |= {id(p): owner for owner in self._adamw for p in owner.params}
 
     def step(self, factor: float) -> None:
         """Update every parameter at ``factor`` times its peak rate and clear the gradients."""
         self._muon.step(self.muon_lr * factor)
-        self._adamw.step(self.lr * factor)
+        for owner in self._adamw:
+            owner.step(self.lr * factor)
         for p in self.named.values():
             p.grad = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every state tensor as ("parameter.state", tensor), in the order of the parameters."""
         for name, p in self.named.items():
-            state = self._muon.state.get(p) or self._adamw.state.get(p) or {}
-            for key, value in state.items():
+            for key, value in self._owners[id(p)].state.get(p, {}).items():
                 yield f"{name}.{key}", value
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what ``tensors`` gave."""
         for name, p in self.named.items():
-            owner = self._muon if rule(name, p) == MUON else self._adamw
             prefix = name + "."
-            owner.state[p] = {
+            state = {
                 key.removeprefix(prefix): value.to(p.device)
                 for key, value in tensors.items()
                 if key.startswith(prefix) and "." not in key.removeprefix(prefix)
             }
+            if state:  # a parameter that never had a gradient has none
+                self._owners[id(p)].state[p] = state
 
 
 def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:

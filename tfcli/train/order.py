@@ -13,13 +13,33 @@ def batch(step: int, *, seed: int, size: int, batch: int) -> tuple[Indices, Indi
 
     Every epoch visits every example once in an order of its own; a batch may straddle two epochs.
     """
-    position = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
-    epochs, places = np.divmod(position, size)
+    return at(np.arange(step * batch, (step + 1) * batch, dtype=np.int64), seed=seed, size=size)
+
+
+def at(positions: Indices, *, seed: int, size: int) -> tuple[Indices, Indices]:
+    """The examples at ``positions`` of the endless row of epochs: indices below ``size``, and epochs."""
+    epochs, places = np.divmod(positions, size)
     indices = np.empty_like(places)
     for epoch in np.unique(epochs):
         mine = epochs == epoch
         indices[mine] = permute(places[mine], size=size, key=mix(seed, int(epoch)))
     return indices, epochs
+
+
+def bucketed(step: int, *, seed: int, lengths: Indices, batch: int, chunk: int, steps: int) -> tuple[Indices, Indices]:
+    """As ``batch``, with examples of similar ``lengths`` (size,) together, so that little is padding.
+
+    The steps go in chunks. Those of a chunk share the examples that ``batch`` would give them: sorted by length, cut
+    into batches, and the batches taken in an order of their own. The last chunk ends with the run, at ``steps``.
+    """
+    first = step // chunk * chunk
+    count = max(1, min(chunk, steps - first))
+    positions = np.arange(first * batch, (first + count) * batch, dtype=np.int64)
+    indices, epochs = at(positions, seed=seed, size=len(lengths))
+    by_length = np.argsort(lengths[indices], kind="stable")
+    turn = permute(np.array([step - first]), size=count, key=mix(seed ^ 0x5DEECE66D, first))[0]
+    mine = by_length[turn * batch : (turn + 1) * batch]
+    return indices[mine], epochs[mine]
 
 
 def permute(places: Indices, *, size: int, key: int) -> Indices:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tfcli.config import ModelConfig, ModelOptions, PretrainConfig, seconds
+from tfcli.config import ModelConfig, ModelOptions, PretrainConfig, Wiring, seconds
 from tfcli.errors import UserError
 from tfcli.model.cost import parameters, training_flops
 from tfcli.model.layers import FeedForward, RMSNorm
@@ -38,6 +38,9 @@ FIRST_EVALUATION = 70
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is settled from its measured speed."""
 
+ENCODER = Wiring(causal=False, norm="layer", first_norm=False, qk_norm=False, activation="gelu", embed_norm=True)
+"""Of a new encoder: ModernBERT's (Warner et al. 2024)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -55,6 +58,12 @@ class Plan:
     muon_lr: float
     lr: float
     compile: bool
+    dropout_from: int = 1
+    """The first epoch with dropout: text that is seen for the first time cannot be learnt by heart."""
+    bucket: int = 1
+    """Batches among which examples are sorted by length, where they have lengths."""
+    patience: int | None = None
+    """Evaluations without a better one after which the run ends."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -74,7 +83,10 @@ def vocab_size(text_bytes: int, config: PretrainConfig) -> int:
 
 
 def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
-    """The model of a depth: width 64 a block, heads of 64, a feed-forward of 8/3 of the width (Shazeer 2020, 2)."""
+    """The model of a depth: width 64 a block, heads of 64, a feed-forward of 8/3 of the width (Shazeer 2020, 2).
+
+    An encoder is wired as ModernBERT, each layer of which sees all.
+    """
     width = options.width or 64 * depth
     heads = options.heads or max(1, width // 64)
     if width % heads:
@@ -92,6 +104,8 @@ def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
         head_width=width // heads,
         ffn_width=options.ffn_width or math.ceil(8 * width / 3 / 64) * 64,
         tied=options.tied,
+        norm_eps=1e-5 if options.arch == "bert" else 1e-6,
+        wiring=ENCODER if options.arch == "bert" else Wiring(),
     )
 
 
@@ -286,10 +300,32 @@ def check(config: PretrainConfig) -> None:
     _budget(config)
     options = config.model
     _check_sizes(options)
+    if options.arch == "bert":
+        _check_encoder(config)
     if config.tokenizer.vocab_size is not None and config.tokenizer.vocab_size < 1:
         raise UserError(f"tokenizer.vocab_size is {config.tokenizer.vocab_size}", hint="it must be at least 1")
     if options.depth is not None or options.width is not None:
         shape(options, depth=options.depth or 1, vocab_size=1)
+
+
+def _check_encoder(config: PretrainConfig) -> None:
+    options, mlm = config.model, config.mlm
+    if not options.tied:
+        raise UserError("model.tied is false", hint="the head of an encoder is its token embedding: leave it out")
+    if options.kv_heads not in (None, options.heads):
+        raise UserError(
+            f"model.kv_heads is {options.kv_heads}", hint="an encoder has as many as heads: leave it out (ModernBERT)"
+        )
+    if options.context is not None and options.context < 8:
+        raise UserError(f"model.context is {options.context}", hint="an encoder's must be at least 8")
+    if not 0 < mlm.rate < 1:
+        raise UserError(f"mlm.rate is {mlm.rate}", hint="it must be above 0 and below 1")
+    shares = (mlm.mask_share, mlm.random_share)
+    if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
+        raise UserError(
+            f"mlm.mask_share is {mlm.mask_share} and mlm.random_share {mlm.random_share}",
+            hint="they are shares of what is guessed: at least 0, and at most 1 together",
+        )
 
 
 def _check_sizes(options: ModelOptions) -> None:

@@ -18,10 +18,10 @@ from tfcli.errors import UserError
 from tfcli.formats import hf
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
-from tfcli.tasks.lm import LanguageModeling
+from tfcli.tasks.task import Task
 from tfcli.text.corpus import Corpus, found, prepare
 from tfcli.text.tokenizer import Tokenizer
-from tfcli.train import checkpoint, plan, record
+from tfcli.train import arch, checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
 from tfcli.train.metrics import Metrics, check_tensorboard
@@ -34,11 +34,15 @@ SHARDS = ".shards"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken and the best model's bits per byte."""
+    """What a finished run left: its directory, the steps taken and the best model's score.
+
+    That is its bits per byte, or of an encoder its loss on masked pieces (nats).
+    """
 
     directory: Path
     steps: int
     bits_per_byte: float | None
+    masked_loss: float | None = None
 
 
 def pretrain(
@@ -58,7 +62,7 @@ def pretrain(
     started: float | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Train a GPT on text and leave a Hugging Face model directory.
+    """Train a GPT, or a BERT, on text and leave a Hugging Face model directory.
 
     ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig`` such as
     {"train.steps": 500}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in ``out``, to bitwise
@@ -85,6 +89,7 @@ def pretrain(
             if not specs:
                 raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
             plan.check(config)
+            arch.check(config, sources)
             runtime = Runtime.detect(device=device, precision=precision, threads=threads)
             run = _Run(record.new_directory(out, specs), specs, config, sources, runtime, tell)
         if run.config.train.tensorboard:
@@ -170,14 +175,8 @@ class _Run:
                 runtime=self.runtime,
                 on_note=lambda line: self.tell(Note(text=line)),
             )
-        task = LanguageModeling(
-            train=corpus.train,
-            val=corpus.val,
-            tokenizer=corpus.tokenizer,
-            context=planned.model.context,
-            runtime=self.runtime,
-        )
-        model = Transformer(planned.model).to(self.runtime.device)
+        task = arch.task(self.config, planned.model, corpus, self.runtime)
+        model = arch.build(self.config, planned.model).to(self.runtime.device)
         optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr)
         state = self._restore(model, optimizers)
         about = self.before or record.make(
@@ -191,12 +190,14 @@ class _Run:
             shards=str(corpus.train.path.parent.relative_to(self.directory.parent)),
         )
         self._begin(about, corpus)
-        for line in _announce(planned, corpus, self.directory, resumed=state.step):
+        size = sum(parameter.numel() for parameter in model.parameters())
+        for line in _announce(planned, corpus, self.directory, size, resumed=state.step):
             self.tell(Note(text=line))
         stop.gentle = True
-        self._train(planned, task, model, optimizers, state, corpus.tokenizer, stop, clock)
+        self._train(planned, task, corpus.train.tokens, model, optimizers, state, corpus.tokenizer, stop, clock)
         record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
-        return Result(directory=self.directory, steps=state.step, bits_per_byte=state.best)
+        bits, masked = (state.best, None) if self.config.model.arch == "gpt" else (None, state.best)
+        return Result(directory=self.directory, steps=state.step, bits_per_byte=bits, masked_loss=masked)
 
     def _begin(self, about: record.Record, corpus: Corpus) -> None:
         """Write what makes the directory a run, run.json first, so that it is never taken for anything else."""
@@ -212,7 +213,9 @@ class _Run:
         """The encoded text: of a run to resume just as it was left, without reading the sources again."""
         note: Callable[[str], None] = lambda line: self.tell(Note(text=line))  # noqa: E731
         if self.before is None:
-            return self._prepared(self.config.tokenizer if tokenizer is None else tokenizer, note)
+            if tokenizer is not None:
+                arch.check_tokenizer(self.config, tokenizer)
+            return self._prepared(tokenizer or arch.tokenizer_options(self.config), note)
         if tokenizer is not None and tokenizer.hash != self.before["tokenizer_hash"]:
             raise UserError(
                 f"{self.directory} was started with another tokenizer",
@@ -275,7 +278,8 @@ class _Run:
     def _train(
         self,
         planned: plan.Plan,
-        task: LanguageModeling,
+        task: Task,
+        train_tokens: int,
         model: Transformer,
         optimizers: Optimizers,
         state: TrainState,
@@ -284,15 +288,11 @@ class _Run:
         clock: Callable[[], float],
     ) -> None:
         def save_model(weights: dict[str, Tensor]) -> None:
-            best = Transformer(planned.model)
-            with torch.no_grad():
-                for name, parameter in best.named_parameters():
-                    parameter.copy_(weights[name])
-            hf.save(self.directory, best, tokenizer)
+            arch.save(self.directory, self.config, planned.model, weights, tokenizer)
 
         def settled(steps: int) -> None:
             tokens = steps * planned.tokens_per_step
-            epochs = tokens / max(1, task.train.tokens)
+            epochs = tokens / max(1, train_tokens)
             self.tell(Note(text=f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text"))
 
         metrics = Metrics(
@@ -320,14 +320,12 @@ class _Run:
             ).train()
 
 
-def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, *, resumed: int) -> Iterator[str]:
-    """What will be done, before it is done."""
-    from tfcli.model.cost import parameters
-
+def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *, resumed: int) -> Iterator[str]:
+    """What will be done, before it is done; ``size`` is the number of parameters."""
     m = planned.model
     yield f"text: {corpus.train.bytes:,} bytes, {corpus.train.tokens:,} tokens; {corpus.val.tokens:,} tokens held out"
     yield (
-        f"model: {parameters(m).total / 1e6:.2f} M parameters: depth {m.depth}, width {m.width}, heads {m.heads}, "
+        f"model: {size / 1e6:.2f} M parameters: depth {m.depth}, width {m.width}, heads {m.heads}, "
         f"context {m.context}, vocabulary {m.vocab_size}"
     )
     batch = f"{planned.batch_size} x {m.context} = {planned.tokens_per_step:,} tokens a step"

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from tfcli.train.plan import Plan
 RUN_FILE, DATA_FILE = "run.json", "data.json"
 RUNS = Path("runs")
 Record = dict[str, Any]
+C = TypeVar("C", bound=object)
 KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokenizer_hash": str, "checksums": dict}
 """What a record must have to be resumed, and of which kind."""
 
@@ -51,20 +52,25 @@ def make(
         "config": to_dict(config),
         "sources": sources,
         "plan": asdict(planned),
-        "machine": {
-            "device": str(runtime.device),
-            "precision": runtime.precision,
-            "threads": runtime.threads,
-            "processor": platform.processor() or platform.machine(),
-            "system": platform.platform(),
-        },
+        "machine": machine(runtime),
         "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "seed": config.seed,
         "data_hash": corpus.receipt["content_hash"],
         "tokenizer_hash": corpus.tokenizer.hash,
         "shards": shards,
         "checksums": checksums(corpus),
+    }
+
+
+def machine(runtime: Runtime) -> dict[str, Any]:
+    """What a run computes on."""
+    return {
+        "device": str(runtime.device),
+        "precision": runtime.precision,
+        "threads": runtime.threads,
+        "processor": platform.processor() or platform.machine(),
+        "system": platform.platform(),
     }
 
 
@@ -102,10 +108,10 @@ def plan_of(record: Record, directory: Path) -> Plan:
         raise _damaged(directory / RUN_FILE, f"has a plan that cannot be read: {error}") from None
 
 
-def unchanged(record: Record, config: PretrainConfig, sources: dict[str, str], directory: Path) -> PretrainConfig:
+def unchanged(record: Record, config: C, sources: dict[str, str], directory: Path) -> C:
     """The run's own settings. Raises UserError, with the difference, where a given one is not the run's."""
     try:
-        before = from_dict(PretrainConfig, record["config"])
+        before = from_dict(type(config), record["config"])
     except (TypeError, AttributeError, TfcliError) as error:
         raise _damaged(directory / RUN_FILE, f"has settings that cannot be read: {error}") from None
     old, new = _flat(to_dict(before)), _flat(to_dict(config))
@@ -167,7 +173,7 @@ def _is_ours(name: str) -> bool:
     return name == checkpoint.LOCK or (name.startswith(f".{RUN_FILE}.") and name.endswith(".tmp"))
 
 
-def resumable(out: str | Path | None, specs: Sequence[str]) -> Path:
+def resumable(out: str | Path | None, specs: Sequence[str], *, kind: str | None = None) -> Path:
     """The run to continue: ``out``, else that under runs/ which was started last, of the same text where it is given.
 
     Finished ones count only where no other is left.
@@ -184,7 +190,7 @@ def resumable(out: str | Path | None, specs: Sequence[str]) -> Path:
     for path in RUNS.glob(f"*/{RUN_FILE}"):
         with suppress(UserError):  # a damaged one is not the one that is meant, unless it is named with --out
             record = read(path.parent)
-            if not wanted or record["corpus"] == wanted:
+            if record.get("kind") == kind and (not wanted or record["corpus"] == wanted):
                 found.append((not record.get("finished"), str(record.get("started")), path.parent))
     if not found:
         raise UserError("no run to resume under runs/", hint="name it with --out DIR")
@@ -237,7 +243,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the working directory, read without running git; None where there is none or it is packed."""
     with suppress(OSError, ValueError):
         for parent in [Path.cwd(), *Path.cwd().parents]:

@@ -16,6 +16,7 @@ from tfcli.config import PretrainConfig
 from tfcli.errors import Interrupted, RunError
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
+from tfcli.tasks.batch import Rows
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
@@ -72,6 +73,9 @@ class Trainer:
             last = self.state.steps is not None and step >= self.state.steps
             if step and step != saved:
                 self._look(last)
+                if self._exhausted() and not last:
+                    self.state.steps, last = step, True
+                    self.listen(Note(text=f"stopped early: {self.state.stale} evaluations without a better one"))
             stopping = self.stop()
             if step != saved and (last or stopping or self._due(self.state.checkpoint_every)):
                 self._save()
@@ -91,12 +95,11 @@ class Trainer:
     def _step(self) -> None:
         """One update from ``batch_size`` examples."""
         state = self.state
-        indices, epochs = order.batch(
-            state.step, seed=self.config.seed, size=self.task.size, batch=self.plan.batch_size
-        )
-        rows = self.task.rows(indices, epochs).to(self.runtime.device)
-        # Text that is seen for the first time cannot be learnt by heart: dropout waits for the second epoch.
-        dropout = self.plan.dropout if epochs[0] > 0 else 0.0
+        indices, epochs = self._examples(state.step)
+        examples = self.task.rows(indices, epochs)
+        tokens = self.task.tokens(examples)
+        rows = examples.to(self.runtime.device)
+        dropout = self.plan.dropout if epochs[0] >= self.plan.dropout_from else 0.0
         loss_sum, count = self.gradients(rows, dropout=dropout)
         norm = clip(self.optimizers.named.values(), self.config.optim.clip)
         loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
@@ -106,18 +109,32 @@ class Trainer:
             self._diverged(f"step {state.step + 1}: {bad}; first in {where}")
         self.optimizers.step(self._factor())
         state.step += 1
-        state.tokens += count
+        state.tokens += tokens
         state.loss_sum += loss_value
         state.loss_count += count
         state.seconds = self.clock() + self._offset
 
-    def gradients(self, rows: Tensor, *, dropout: float) -> tuple[Tensor, int]:
+    def _examples(self, step: int) -> tuple[order.Indices, order.Indices]:
+        """Indices and epochs of a step's examples."""
+        lengths = self.task.lengths
+        if lengths is None or self.plan.bucket <= 1:
+            return order.batch(step, seed=self.config.seed, size=self.task.size, batch=self.plan.batch_size)
+        return order.bucketed(
+            step,
+            seed=self.config.seed,
+            lengths=lengths,
+            batch=self.plan.batch_size,
+            chunk=self.plan.bucket,
+            steps=self.plan.max_steps,
+        )
+
+    def gradients(self, rows: Rows, *, dropout: float) -> tuple[Tensor, int]:
         """Leave in every parameter the gradient of the mean loss of ``rows``; returns the summed loss and the count.
 
         A micro-batch at a time; the count of the whole batch is known before, so each one is divided by it at once.
         """
         torch.manual_seed(order.mix(self.config.seed, self.state.step) % 2**63)
-        count = len(rows) * self.task.tokens_per_example
+        count = self.task.count(rows)
         loss_sum = torch.zeros((), device=self.runtime.device)
         for micro in rows.split(self.plan.micro_batch):
             loss, _ = self.task.loss(self.model, micro, dtype=self.runtime.dtype, dropout=dropout)
@@ -179,7 +196,11 @@ class Trainer:
         if last or (self._due(train.sample_every) if train.sample_every else number is not None and number % 4 == 3):
             with self._beside():
                 text = self.task.sample(self.model, seed=order.mix(self.config.seed, state.step))
-            self.listen(Sampled(step=state.step, text=text))
+            if text is not None:
+                self.listen(Sampled(step=state.step, text=text))
+
+    def _exhausted(self) -> bool:
+        return self.plan.patience is not None and self.state.stale >= self.plan.patience
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -204,7 +225,7 @@ class Trainer:
             "seconds": round(state.seconds, 3),
             "tokens": state.tokens,
             "train_loss": state.loss_sum / max(1, state.loss_count),
-            "lr": self.optimizers.muon_lr * self._factor(),
+            "lr": self.optimizers.shown_lr * self._factor(),
             "tokens_per_second": round(self._speed(), 1),
         }
         self.metrics.write(record)
@@ -215,7 +236,8 @@ class Trainer:
         """Progress since the last line of metrics."""
         state, speed = self.state, self._speed()
         self._told = self.clock()
-        left = None if state.steps is None else (state.steps - state.step) * self.plan.tokens_per_step / max(1.0, speed)
+        step_tokens = state.tokens / max(1, state.step)
+        left = None if state.steps is None else (state.steps - state.step) * step_tokens / max(1.0, speed)
         self.listen(
             Progress(
                 step=state.step,
@@ -223,7 +245,7 @@ class Trainer:
                 seconds=state.seconds,
                 seconds_left=left,
                 train_loss=state.loss_sum / max(1, state.loss_count),
-                lr=self.optimizers.muon_lr * self._factor(),
+                lr=self.optimizers.shown_lr * self._factor(),
                 tokens_per_second=speed,
                 memory=self.runtime.peak_memory(),
             )
@@ -234,7 +256,7 @@ class Trainer:
         for block in self.model.blocks:
             block.compile()
         indices, epochs = order.batch(0, seed=0, size=self.task.size, batch=self.plan.micro_batch)
-        rows = self.task.rows(indices, epochs).to(self.runtime.device)
+        rows: Rows = self.task.rows(indices, epochs).to(self.runtime.device)
         try:
             loss, _ = self.task.loss(self.model, rows, dtype=self.runtime.dtype, dropout=0.0)
             loss.backward()
@@ -251,22 +273,32 @@ class Trainer:
         with self._beside():
             scores = self.task.evaluate(self.model)
         state.seconds = self.clock() + self._offset
-        score = next(iter(scores.values()))
-        if not math.isfinite(score):
+        wrong = [value for value in scores.values() if not math.isfinite(value)]
+        if wrong:
             where = divergence.weights(self.model) or "the held-out text"
-            self._diverged(f"after step {state.step} the held-out loss is {score}; first in {where}")
+            self._diverged(f"after step {state.step} the held-out loss is {wrong[0]}; first in {where}")
+        headline = self.task.headline(scores)
+        score = -headline.value if headline.higher_is_better else headline.value
         record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens}
         self.metrics.write({**record, **scores})
         best = state.best is None or score < state.best
         if best:
             state.best, state.best_step = score, state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
+        state.stale = 0 if best else state.stale + 1
         self.listen(
-            Evaluated(step=state.step, bits_per_byte=scores["val_bits_per_byte"], loss=scores["val_loss"], best=best)
+            Evaluated(
+                step=state.step,
+                name=headline.name,
+                value=headline.value,
+                higher_is_better=headline.higher_is_better,
+                best=best,
+            )
         )
 
     def _weights(self) -> dict[str, Tensor]:
-        return dict(self.model.named_parameters())
+        """What is trained: all parameters but frozen ones."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self) -> None:
         """The best model into the run directory, then a checkpoint, then clear old ones."""
@@ -292,7 +324,10 @@ class Trainer:
         if self._best_weights is not None:
             self.save_model(self._best_weights)
         kept = f"step {int(whole[-1].name)}" if whole else "none yet"
+        rate = f"--set optim.lr={self.optimizers.lr / 5:.1g}"
+        if self.optimizers.shown_lr != self.optimizers.lr:
+            rate = f"--set optim.muon_lr={self.optimizers.muon_lr / 4:.1g} {rate}"
         raise RunError(
             f"{what} (last good checkpoint: {kept})",
-            hint="start again with lower rates, as --set optim.muon_lr=0.005 --set optim.lr=0.001, or --precision fp32",
+            hint=f"start again with lower rates, as {rate}, or --precision fp32",
         )

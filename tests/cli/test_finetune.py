@@ -1,0 +1,105 @@
+"""tfcli finetune, predict and evaluate of a classifier, as a shell sees them."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, data, and a classifier that was finetuned from them."""
+    from tfcli.cli.main import main
+
+    folder = tmp_path_factory.mktemp("finetune")
+    save(folder / "base", scale=0.15)
+    rows = [("the king", "king"), ("a dark forest", "forest"), ("one castle", "king"), ("the tree", "forest")] * 12
+    (folder / "data.csv").write_text(
+        "text,label\n" + "".join(f'"{text}, {i}",{label}\n' for i, (text, label) in enumerate(rows))
+    )
+    arguments = ["--task", "classify", "--out", str(folder / "run"), "--epochs", "2", "--lr", "1e-3", "--seed", "3"]
+    assert main(["finetune", str(folder / "base"), str(folder / "data.csv"), *arguments, "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def call(folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """(exit code, stdout, stderr) of ``tfcli ARGUMENTS`` with {} for the folder."""
+    from tfcli.cli.main import main
+
+    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main([*(argument.format(folder) for argument in arguments), "--device", "cpu"])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_predict_answers_in_order(call: Any) -> None:
+    """Catches answers in the order of length, probabilities that are none, an empty line that is skipped."""
+    texts = ["a dark forest and a castle and a tree", "", "the king"]
+    code, out, err = call("predict", "{}/run", stdin="\n".join(texts).encode())
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert (code, [answer["text"] for answer in answers]) == (0, texts)
+    for answer in answers:
+        assert set(answer["probabilities"]) == {"king", "forest"}
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert answer["score"] == max(answer["probabilities"].values()) == answer["probabilities"][answer["label"]]
+    assert "device: cpu" in err
+    code, out, _ = call("predict", "{}/run", "--format", "text", stdin=b"the king\n")
+    assert (code, out.split("\t")[2]) == (0, "the king\n")
+
+
+def test_evaluate_gives_scores_and_answers(call: Any, folder: Path) -> None:
+    """Catches scores under other names than DESIGN.md has, and answers that do not belong to their rows."""
+    code, out, _ = call("evaluate", "{}/run", "{}/data.csv", "--json", "--predictions", "{}/answers.jsonl")
+    scores = json.loads(out)
+    assert (code, scores["examples"]) == (0, 48)
+    low, high = scores["interval"]["accuracy"]
+    assert low <= scores["accuracy"] <= high
+    assert 0 <= scores["macro_f1"] <= 1
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert sum(answer["correct"] for answer in answers) / 48 == pytest.approx(scores["accuracy"])
+    assert [answer["text"] for answer in answers][1] == "a dark forest, 1"
+    code, out, _ = call("evaluate", "{}/run", "{}/data.csv", "--limit", "4")
+    assert code == 0
+    assert out.startswith("accuracy") and "true \\ predicted" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["finetune", "{}/base", "{}/data.csv", "--task", "clasify"], "did you mean 'classify'?"),
+        (["finetune", "{}/base", "{}/data.cvs", "--task", "classify"], "did you mean"),
+        (["finetune", "{}/base"], "a --task is needed"),
+        (["finetune", "{}/base", "{}/data.csv", "--task", "classify", "--epochs", "0"], "train.epochs is 0.0"),
+        (["finetune", "{}/base", "{}/data.csv", "--task", "classify", "--set", "data.labelkey=x"], "did you mean"),
+        (["finetune", "{}/base", "{}/data.csv", "--task", "classify", "--set", "data.label_key=lable"], "did you mean"),
+        (["finetune", "{}/base", "{}/data.csv", "--task", "classify", "--out", "{}/run"], "holds another run"),
+        (["finetune", "--resume", "--out", "{}/run"], "is finished"),
+        (["predict", "{}/base", "--task", "classify"], "was not finetuned for classify"),
+        (["predict", "{}/run", "--format", "xml"], "unknown format 'xml'"),
+        (["evaluate", "{}/run", "{}/data.csv", "--stride", "0"], "--stride is 0"),
+        (["evaluate", "{}/base", "{}/data.csv", "--predictions", "x"], "finetuned for a task"),
+    ],
+)
+def test_bad_input(call: Any, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2, nothing on stdout, and what to do; no directory is left behind."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_the_model_does_not_know(call: Any, tmp_path: Path) -> None:
+    """Catches a score over rows that were left out in silence."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "label": "kings"}\n{"text": "b", "label": "forest"}\n')
+    code, out, err = call("evaluate", "{}/run", str(path))
+    assert (code, out) == (2, "")
+    assert "labels that the model does not have: 'kings' (1)" in err and "did you mean 'king'?" in err

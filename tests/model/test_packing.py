@@ -1,0 +1,57 @@
+"""Texts packed into one row: each is what it is alone, in every wiring of a decoder."""
+
+import pytest
+import torch
+from tiny_models import model
+
+from tfcli.config import Wiring
+from tfcli.model.cache import KVCache
+from tfcli.model.transformer import restarting
+
+LENGTHS = (7, 1, 9, 4)
+LEARNED = Wiring(
+    norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu_tanh", gated=False,
+    qkv_bias=True, out_bias=True, ffn_bias=True,
+)  # fmt: skip
+WINDOWED = Wiring(local_window=4, local_every=2, local_theta=100.0)
+
+
+@pytest.mark.parametrize("wiring", [Wiring(), LEARNED, WINDOWED], ids=["qwen3", "learned", "windows"])
+@pytest.mark.parametrize("train", [True, False])
+def test_packed_texts_are_those_alone(wiring: Wiring, train: bool) -> None:
+    """Would catch a look into the text before, and positions that go on instead of beginning anew."""
+    core = model(wiring=wiring)
+    ids = torch.randint(0, 400, (2, sum(LENGTHS) + 3), generator=torch.Generator().manual_seed(1))
+    first = torch.repeat_interleave(torch.arange(5), torch.tensor([*LENGTHS, 3]))
+    other = torch.repeat_interleave(torch.arange(2), torch.tensor([20, 4]))
+    with torch.set_grad_enabled(train):
+        packed = core.logits(core(ids, segments_BT=torch.stack([first, other])))
+        for row, segments in enumerate((first, other)):
+            for number in segments.unique():
+                alone = core.logits(core(ids[row, segments == number][None]))[0]
+                torch.testing.assert_close(packed[row, segments == number], alone, atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_nothing_of_another_text_is_seen() -> None:
+    """Exact: one bit of a neighbour would let training look at what it is not asked about."""
+    core = model()
+    ids = torch.randint(0, 399, (1, 16), generator=torch.Generator().manual_seed(2))
+    segments = torch.tensor([[0] * 6 + [1] * 5 + [2] * 5])
+    before = core(ids, segments_BT=segments)
+    changed = ids.clone()
+    changed[0, 6:11] += 1
+    after = core(changed, segments_BT=segments)
+    assert torch.equal(after[0, :6], before[0, :6]) and torch.equal(after[0, 11:], before[0, 11:])
+    assert not torch.equal(after[0, 6:11], before[0, 6:11])
+
+
+def test_positions_begin_anew() -> None:
+    assert restarting(torch.tensor([[0, 0, 1, 1, 1], [3, 3, 3, 3, 0]])).tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
+
+
+def test_a_cache_has_no_segments() -> None:
+    core, ids = model(), torch.zeros(1, 4, dtype=torch.int64)
+    cache = KVCache(core.config, batch=1, capacity=8, dtype=torch.float32, device=core.device)
+    with pytest.raises(ValueError, match="without a cache"):
+        core(ids, cache=cache, segments_BT=ids)

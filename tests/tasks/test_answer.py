@@ -1,0 +1,230 @@
+"""Question answering: logits and loss as transformers', spans as by trying all, a run that learns, offsets."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_bert
+import tiny_models
+import torch
+
+from tfcli.errors import UserError
+from tfcli.formats import heads as head_files
+from tfcli.tasks import answer
+from tfcli.tasks.answer import AnswerConfig, AnswerPredictor
+from tfcli.tasks.squad import reader
+from tfcli.train.finetune import finetune
+
+NAMES = ["ada", "grace", "alan", "kurt"]
+OTHERS = ["is", "in", "the", "and", "far", "from", "was"]
+
+
+def squad(path: Path, count: int, seed: int, *, impossible: bool) -> Path:
+    """Who is it? The one name of the context, which every third lacks where ``impossible``."""
+    rng = random.Random(seed)
+    articles = []
+    for number in range(count):
+        words = rng.choices(OTHERS, k=rng.randrange(2, 9))
+        silent = impossible and number % 3 == 0
+        at = rng.randrange(len(words))
+        name = rng.choice(NAMES)
+        if not silent:
+            words[at] = name
+        start = sum(len(word) + 1 for word in words[:at])
+        answers = [] if silent else [{"text": name, "answer_start": start}]
+        qa: dict[str, Any] = {"id": f"{seed}-{number}", "question": "who?", "answers": answers}
+        if impossible:
+            qa["is_impossible"] = silent
+        articles.append({"title": f"t{number}", "paragraphs": [{"context": " ".join(words), "qas": [qa]}]})
+    path.write_text(json.dumps({"version": "x", "data": articles}))
+    return path
+
+
+def predictor(directory: Path) -> AnswerPredictor:
+    loaded = head_files.load(directory, runtime=tiny_models.cpu())
+    return answer.APPLICATION.predictor(loaded.model, loaded.codec, loaded.about, tiny_models.cpu())
+
+
+def test_logits_and_loss_equal_transformers(tmp_path: Path) -> None:
+    """Segments, positions of the ends; fp32, 1e-4. Rows of one length: theirs gives padding a share of the softmax."""
+    theirs = small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
+    ours = predictor(tmp_path)
+    encoded = ours.answers.encode([("who is it?", "ada was in rome"), ("where is i", "ada was in york")])
+    part = answer.examples(encoded.windows, [(12, 14), (0, 0)])
+    assert part["mask_BT"].all()
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=part["tokens_BT"],
+            attention_mask=part["mask_BT"].long(),
+            token_type_ids=part["types_BT"],
+            start_positions=part["targets_B2"][:, 0],
+            end_positions=part["targets_B2"][:, 1],
+        )
+        logits = reader.logits(ours.answers.model, part)
+        loss, count = answer.loss(ours.answers.model, part)
+    assert (logits[..., 0] - expected.start_logits).abs().max() < 1e-4
+    assert (logits[..., 1] - expected.end_logits).abs().max() < 1e-4
+    assert float(loss) / count == pytest.approx(float(expected.loss), abs=1e-4)
+
+
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    """The loss of a short row beside a long one is that of the row alone."""
+    small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
+    ours = predictor(tmp_path)
+    windows = ours.answers.encode([("who?", "ada"), ("who is it then?", "ada was in rome and york")]).windows
+    targets = [(7, 9), (0, 0)]
+    with torch.no_grad():
+        both = answer.loss(ours.answers.model, answer.examples(windows, targets))[0]
+        pairs = zip(windows, targets, strict=True)
+        alone = [float(answer.loss(ours.answers.model, answer.examples([w], [t]))[0]) for w, t in pairs]
+    assert float(both) == pytest.approx(sum(alone), abs=1e-4)
+
+
+def test_the_best_span_is_that_of_trying_all(tmp_path: Path) -> None:
+    """Over windows, never longer than allowed, never within the question; probabilities of all spans and none are 1."""
+    small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
+    ours = predictor(tmp_path)
+    context = "ada was in rome and york, far from the old city. " * 4
+    encoded = ours.answers.encode([("who is it?", context), ("where?", "rome")])
+    assert len(encoded.windows) > 3
+    found = ours.answers.read(encoded)
+    for index in range(2):
+        spans, nulls = [], []
+        for window, owner in zip(encoded.windows, encoded.owner, strict=True):
+            if owner != index:
+                continue
+            logits = reader.logits(ours.answers.model, answer.examples([window], [(0, 0)]))[0].double()
+            nulls.append(float(logits[0].sum()))
+            for first in range(window.at, window.at + window.count):
+                for last in range(first, min(first + ours.answers.longest, window.at + window.count)):
+                    shift = window.first - window.at
+                    spans.append((float(logits[first, 0] + logits[last, 1]), first + shift, last + shift))
+        score, first, last = max(spans)
+        pieces = encoded.contexts[index].spans
+        assert (found[index].start, found[index].end) == (pieces[first][0], pieces[last][1])
+        assert found[index].null_margin == pytest.approx(min(nulls) - score, abs=1e-4)
+        total = math.fsum(math.exp(each) for each, _, _ in spans) + math.exp(min(nulls))
+        assert found[index].probability == pytest.approx(math.exp(score) / total, abs=1e-5)
+        assert found[index].null_probability == pytest.approx(math.exp(min(nulls)) / total, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over a tiny BERT, long enough to learn the names by heart."""
+    folder = tmp_path_factory.mktemp("answer")
+    small_bert.save(folder / "base", words=(*NAMES, *OTHERS, "who"), initializer_range=0.1)
+    val = squad(folder / "val.json", 40, 2, impossible=True)
+    settings = {"train.epochs": 8, "optim.lr": 3e-3, "train.batch_size": 8, "train.dropout": 0.0, "data.val": str(val)}
+    finetune(
+        folder / "base",
+        squad(folder / "train.json", 240, 1, impossible=True),
+        task="answer",
+        out=folder / "run",
+        settings=settings,
+        device="cpu",
+        precision="fp32",
+    )
+    return folder
+
+
+def test_a_run_learns_and_is_scored(trained: Path) -> None:
+    """Would catch answers beside their pieces, questions without one, and metrics that are not written."""
+    scores = json.loads((trained / "run" / "run.json").read_text())["scores"]
+    assert scores["val_f1"] > 0.9
+    assert scores["val_no_answer_accuracy"] > 0.8
+    assert scores["val_has_answer_exact_match"] > 0.8
+    receipt = json.loads((trained / "run" / "data.json").read_text())
+    assert (receipt["version"], receipt["train"]["questions"], receipt["train"]["without_answer"]) == (2, 240, 80)
+    threshold = json.loads((trained / "run" / "config.json").read_text())["tfcli"]["threshold"]
+    assert threshold == pytest.approx(scores["val_threshold"], abs=1e-6), "of the best model, not of the last"
+
+
+def test_the_directory_is_a_model_of_transformers(trained: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(trained / "run").eval()
+    assert type(theirs).__name__ == "BertForQuestionAnswering"
+    ours = predictor(trained / "run")
+    part = answer.examples(ours.answers.encode([("who?", "far from ada")]).windows, [(0, 0)])
+    with torch.no_grad():
+        logits = reader.logits(ours.answers.model, part)
+        expected = theirs(input_ids=part["tokens_BT"], token_type_ids=part["types_BT"])
+    assert (logits[..., 0] - expected.start_logits).abs().max() < 1e-4
+    assert (logits[..., 1] - expected.end_logits).abs().max() < 1e-4
+
+
+def test_predictions_have_offsets_into_the_context(trained: Path) -> None:
+    """Whitespace and case of the context are kept, no answer has no offsets, and the batch does not matter."""
+    ours = predictor(trained / "run")
+    context = "was  far\tfrom ADA and\u00a0the"
+    asked = [
+        ours.parse({"id": 7, "question": "who?", "context": context}),
+        ours.plain("who?\tis in the far"),
+        ours.plain("who?\t"),
+    ]
+    first, second, third = ours.predict(asked)
+    assert first["id"] == "7"
+    assert (first["answer"], context[first["start"] : first["end"]]) == ("ADA", "ADA")
+    assert 0 < first["score"] <= 1
+    assert (second["answer"], second["start"], second["end"]) == ("", None, None)
+    assert third["answer"] == ""
+    assert [ours.predict([each])[0] for each in asked] == [first, second, third]
+    assert ours.show(first).startswith("ADA\t")
+    assert ours.show(second).startswith("-\t")
+    with pytest.raises(UserError, match="no context"):
+        ours.plain("who?")
+    with pytest.raises(UserError, match='no "question"'):
+        ours.parse({"question": "who?"})
+
+
+def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
+    """Scores equal those of the answers that are written beside them; version 1 always answers."""
+    from test_squad_scores import compute_exact, compute_f1
+
+    ours = predictor(trained / "run")
+    for impossible in (True, False):
+        path = squad(tmp_path / "test.json", 30, 3, impossible=impossible)
+        made = ours.evaluate([str(path)], AnswerConfig(), limit=None, note=lambda line: None)
+        exact = [max(compute_exact(g, p["answer"]) for g in p["expected"] or [""]) for p in made.predictions]
+        f1 = [max(compute_f1(g, p["answer"]) for g in p["expected"] or [""]) for p in made.predictions]
+        assert made.scores["exact_match"] == pytest.approx(sum(exact) / 30)
+        assert made.scores["f1"] == pytest.approx(sum(f1) / 30)
+        assert made.scores["f1"] > 0.8
+        assert ("no_answer_accuracy" in made.scores) == impossible
+        assert all(p["answer"] for p in made.predictions) or impossible
+    silent = AnswerConfig(answer=answer.AnswerOptions(threshold=-1e9))
+    path = squad(tmp_path / "test.json", 30, 3, impossible=True)
+    made = ours.evaluate([str(path)], silent, limit=9, note=lambda line: None)
+    assert made.scores["no_answer_accuracy"] == 1
+    assert made.scores["has_answer_f1"] == 0
+    assert made.scores["examples"] == 9
+
+
+def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
+    """No answers at all, strict data, a window without room, a decoder."""
+    small_bert.save(tmp_path / "base")
+    path = tmp_path / "data.json"
+
+    def run(model: Path, qas: list[dict[str, Any]], **settings: Any) -> None:
+        data = [{"title": str(n), "paragraphs": [{"context": "ada is", "qas": [qa]}]} for n, qa in enumerate(qas)]
+        path.write_text(json.dumps({"data": data}))
+        finetune(
+            model, path, task="answer", out=tmp_path / "run", settings={"train.steps": 1, **settings}, device="cpu"
+        )
+
+    good = [{"id": str(n), "question": "who?", "answers": [{"text": "ada", "answer_start": 0}]} for n in range(3)]
+    misses = {"id": "x", "question": "who?", "answers": [{"text": "ada", "answer_start": 1}]}
+    none = [{"id": str(n), "question": "who?", "answers": [], "is_impossible": True} for n in range(3)]
+    with pytest.raises(UserError, match="no question of the data has an answer"):
+        run(tmp_path / "base", none)
+    with pytest.raises(UserError, match=r"data\[0\].*offset misses"):
+        run(tmp_path / "base", [misses, *good], **{"data.strict": True})
+    with pytest.raises(UserError, match="for the context"):
+        run(tmp_path / "base", good, **{"data.context": 9})
+    with pytest.raises(UserError, match=r"answer\.longest is 0"):
+        run(tmp_path / "base", good, **{"answer.longest": 0})
+    tiny_models.save(tmp_path / "gpt")
+    with pytest.raises(UserError, match="no head of kind 'span'"):
+        run(tmp_path / "gpt", good)

@@ -1,0 +1,195 @@
+"""Chat: only answers are learnt, packed or not the loss is the same, and it falls from the command to the directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_gguf
+import torch
+from safetensors.torch import load_file
+from tiny_models import cpu, model, save, tokenizer
+
+from tfcli.errors import Interrupted, UserError
+from tfcli.formats import adapters, hf, models
+from tfcli.model.transformer import Transformer
+from tfcli.tasks import chat
+from tfcli.tasks.chat import APPLICATION, ChatConfig, ChatOptions
+from tfcli.tasks.dialogue.encode import Encoded, template_for
+from tfcli.tasks.task import Start
+from tfcli.text.chat import prompt_ids, template_of
+from tfcli.train.events import Event, Saved
+from tfcli.train.finetune import finetune
+
+
+def data(path: Path, count: int = 24) -> Path:
+    rows = [{"prompt": f"who is {number}?", "response": f"the king {number % 3}"} for number in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+def some(lengths: tuple[int, ...], seed: int = 0) -> list[Encoded]:
+    random = np.random.default_rng(seed)
+    made = []
+    for length in lengths:
+        answer = random.random(length) < 0.5
+        answer[0], answer[-1] = False, True
+        made.append(Encoded(ids=random.integers(3, 400, length).astype(np.int32), answer=answer))
+    return made
+
+
+def prepared(path: Path, core: Transformer | None = None, **options: Any) -> tuple[Any, list[str]]:
+    notes: list[str] = []
+    start = Start(
+        model=core or model(context=128), codec=tokenizer(), data=[str(path)], config=ChatConfig(**options),
+        runtime=cpu(), about={}, note=notes.append,
+    )  # fmt: skip
+    return APPLICATION.prepare(start), notes
+
+
+def test_packed_rows_have_the_loss_and_gradient_of_conversations_alone() -> None:
+    """Would catch targets of a neighbour, attention to it, and padding that counts."""
+    listed = some((9, 5, 12, 7, 3))
+    alone, together = model(), model()
+    total = torch.zeros(())
+    number = 0
+    for one in listed:
+        part, found = chat.loss(alone, chat.examples([[one]]))
+        part.backward()
+        total, number = total + part.detach(), number + found
+    assert number == sum(int(one.answer.sum()) for one in listed)
+    packed, found = chat.loss(together, chat.examples([listed[:3], listed[3:]]))
+    packed.backward()
+    assert found == number
+    torch.testing.assert_close(packed.detach(), total, atol=1e-3, rtol=1e-5)
+    for (name, a), (_, b) in zip(alone.named_parameters(), together.named_parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None, name
+        torch.testing.assert_close(a.grad, b.grad, atol=2e-4 * float(a.grad.abs().max()), rtol=1e-3)
+    lost, ids, right = chat.score(alone, listed, cpu()).T
+    assert lost.sum() == pytest.approx(float(total), rel=1e-5)
+    assert ids.tolist() == [one.answer.sum() for one in listed] and (right <= ids).all()
+
+
+def test_what_is_not_an_answer_is_not_in_the_loss() -> None:
+    """Prompts are read, not foretold: one that is never followed by an answer changes nothing."""
+    (one,) = some((12,))
+    core = model()
+    answer = np.zeros(12, bool)
+    answer[4:8] = True
+    ids = one.ids.copy()
+    first, _ = chat.loss(core, chat.examples([[Encoded(ids=ids, answer=answer)]]))
+    ids[8:] = 399
+    second, _ = chat.loss(core, chat.examples([[Encoded(ids=ids, answer=answer)]]))
+    torch.testing.assert_close(first, second)
+
+
+def test_the_receipt_says_what_was_read_packed_cut_and_repeated(tmp_path: Path) -> None:
+    path = data(tmp_path / "a.jsonl")
+    with path.open("a") as file:
+        file.write('{"messages": []}\n' + json.dumps({"prompt": "x", "response": "the sun " * 120}) + "\n")
+    task, notes = prepared(path)
+    receipt = task.receipt
+    assert receipt["train"]["conversations"] + receipt["val"]["conversations"] == 25
+    assert receipt["data"]["faults"] == {"empty conversations, left out": 1}
+    assert receipt["data"]["notes"]["conversations cut at the context"] == 1
+    assert receipt["train"]["rows"] == task.size < receipt["train"]["conversations"]
+    assert task.lengths.max() <= 128
+    for said in ("has no chat template", "empty conversations"):
+        assert any(said in note for note in notes)
+    loose, _ = prepared(path, chat=ChatOptions(pack=False))
+    assert loose.size == receipt["train"]["conversations"]
+    with pytest.raises(UserError, match=r"a\.jsonl:25: empty conversations"):
+        prepared(path, data=chat.ChatConfig().data.__class__(strict=True))
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    from tfcli.config import Wiring
+
+    with pytest.raises(UserError, match="is an encoder, --task chat needs a decoder"):
+        prepared(data(tmp_path / "a.jsonl"), model(wiring=Wiring(causal=False)))
+
+
+@pytest.mark.parametrize("options", [(), ("lora.on=true", "lora.rank=4")], ids=["full", "lora"])
+def test_a_run_learns_and_leaves_what_answers_by_its_template(tmp_path: Path, options: tuple[str, ...]) -> None:
+    base = save(tmp_path / "base", scale=0.1, context=128)
+    sets = ["train.epochs=12", "optim.lr=0.01", "train.batch_size=4", *options]
+    result = finetune(base, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=sets, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.scores["loss"] == pytest.approx(min(losses), rel=1e-3)
+    assert (tmp_path / "run" / adapters.WEIGHTS).exists() == bool(options)
+    assert (tmp_path / "run" / hf.WEIGHTS).exists() != bool(options)
+    core, codec = models.load(tmp_path / "run", runtime=cpu())
+    assert codec.chat_template == template_for(tokenizer())
+    predictor = APPLICATION.predictor(core, codec, {}, cpu())
+    scored = predictor.evaluate([str(data(tmp_path / "b.jsonl"))], ChatConfig(), limit=None)
+    assert scored.scores["loss"] < 0.7 * losses[0]
+    (answer,) = predictor.predict([predictor.plain("who is 4?")])
+    assert answer["response"].startswith("the king")
+
+
+def test_transformers_writes_chats_of_the_directory_alike(tmp_path: Path) -> None:
+    """The template is in the tokenizer's files: every engine asks in the way that was learnt."""
+    import transformers
+
+    base = save(tmp_path / "base", context=128)
+    finetune(base, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=["train.steps=1"], device="cpu")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    _, codec = models.load(tmp_path / "run", runtime=cpu())
+    messages = [{"role": "user", "content": "a king?"}]
+    asked = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert codec.encode_special(asked) == prompt_ids(codec, template_of(codec), messages)
+
+
+def test_adapters_are_trained_on_a_quantized_file(tmp_path: Path) -> None:
+    """QLoRA from the command's library call: what is left is adapters, and the directory is the base with them."""
+    source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
+    sets = ["lora.on=true", "lora.targets=q,v", "train.steps=4", "train.batch_size=4"]
+    finetune(source, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=sets, device="cpu")
+    made, codec = models.load(tmp_path / "run", runtime=cpu())
+    plain, _ = models.load(source, runtime=cpu())
+    assert codec.chat_template is not None
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert not torch.equal(made.logits(made(ids)), plain.logits(plain(ids)))
+    assert not (tmp_path / "run" / hf.WEIGHTS).exists()
+    moved = (tmp_path / "m.gguf").rename(tmp_path / "n.gguf")
+    with pytest.raises(UserError, match=r"is an adapter for .*m\.gguf', which is not there .*--merge"):
+        models.load(tmp_path / "run", runtime=cpu())
+    assert moved.exists()
+
+
+def test_a_resumed_run_of_adapters_is_one_never_stopped(tmp_path: Path) -> None:
+    """To the bit. Checkpoints hold adapters alone: the frozen base comes from its own place again."""
+    base, rows = save(tmp_path / "base", context=128), data(tmp_path / "a.jsonl")
+    sets = ["lora.on=true", "train.steps=6", "train.batch_size=4", "train.checkpoint_every=2", "train.eval_every=2"]
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == 4:
+            raise Interrupted("stopped")
+
+    finetune(base, rows, task="chat", out=tmp_path / "whole", sets=sets, device="cpu")
+    with pytest.raises(Interrupted):
+        finetune(base, rows, task="chat", out=tmp_path / "halves", sets=sets, device="cpu", listen=stop)
+    finetune(None, out=tmp_path / "halves", resume=True)
+    whole, halves = (load_file(tmp_path / name / adapters.WEIGHTS) for name in ("whole", "halves"))
+    assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
+    size = sum(path.stat().st_size for path in (tmp_path / "halves" / "checkpoints" / "00000006").iterdir())
+    assert size < 4 * (tmp_path / "halves" / adapters.WEIGHTS).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["lora.rank=4"], "settings of LoRA are given, but not --lora"),
+        (["lora.on=true", "lora.rank=0"], "lora.rank is 0"),
+        (["lora.on=true", "lora.targets=qq"], "unknown target of LoRA 'qq'"),
+        (["chat.prompt=asked"], "no conversation that can be used"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path: Path, sets: list[str], said: str) -> None:
+    base = save(tmp_path / "base", context=128)
+    with pytest.raises(UserError, match=said):
+        finetune(base, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=sets, device="cpu")

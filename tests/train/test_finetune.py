@@ -1,0 +1,147 @@
+"""A finetuning run: stopped and resumed to the same end, the best kept, early stopping, the whole way from Python."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from small_runs import digest, facts
+
+from tfcli.errors import Interrupted, UserError
+from tfcli.formats import heads
+from tfcli.tasks.classify import run
+from tfcli.train.events import Evaluated, Event, Note, Saved
+from tfcli.train.finetune import Result, finetune
+
+WORDS = {"sun": ("sun", "lovely", "shone"), "well": ("well", "forest", "dark"), "king": ("king", "castle", "daughters")}
+SETTINGS: dict[str, Any] = {
+    "train.epochs": 4, "train.batch_size": 8, "train.checkpoint_every": 5, "train.eval_every": 4, "optim.lr": 3e-3,
+}  # fmt: skip
+
+
+def rows(count: int = 72) -> list[dict[str, str]]:
+    """Texts whose label is decided by one word in them, of three to eight words."""
+    made = []
+    for index in range(count):
+        label = list(WORDS)[index % 3]
+        text = ["the", "old", "tree", "was", "there", "a"][: 2 + index % 5]
+        text.insert(index % len(text), WORDS[label][index // 3 % 3])
+        made.append({"text": " ".join(text), "label": label})
+    return made
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model directory (a decoder) and a data set."""
+    folder = tmp_path_factory.mktemp("finetune")
+    tiny_models.save(folder / "base", scale=0.15)
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return folder / "base", folder / "data.jsonl"
+
+
+def train(start: tuple[Path, Path], out: Path, settings: dict[str, Any] | None = None, **more: Any) -> Result:
+    machine = {"device": "cpu", "precision": "fp32", "threads": 1}
+    return finetune(
+        start[0], start[1], task="classify", out=out, settings=SETTINGS | (settings or {}), **machine, **more
+    )
+
+
+def test_learns_and_keeps_the_best(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches a head that is not trained, labels in another order, and a last model that is kept for the best."""
+    events: list[Event] = []
+    length = {"train.epochs": 16, "optim.lr": 5e-3, "train.eval_every": 12}
+    result = train(start, tmp_path / "a", length, from_scratch=True, listen=events.append)
+    scored = [event for event in events if isinstance(event, Evaluated)]
+    best = max(event.value for event in scored)
+    assert best > 0.8
+    assert result.scores["val_accuracy"] == pytest.approx(best)
+    assert [event.name for event in scored] == ["accuracy"] * len(scored)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["id2label"] == {"0": "king", "1": "sun", "2": "well"}
+    assert config["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert config["tfcli"]["task"] == "classify"
+    about = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert (about["kind"], about["task"], about["finished"] is not None) == ("finetune", "classify", True)
+    receipt = json.loads((tmp_path / "a" / "data.json").read_text())
+    assert (receipt["rows"], receipt["split"]) == (72, "stratified")
+    assert receipt["val"]["labels"] == {"king": 2, "sun": 2, "well": 2}
+
+
+def test_resumed_is_never_stopped(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches anything that a checkpoint forgets: optimizer, order, dropout, early stopping, the best so far."""
+    train(start, tmp_path / "a")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == 10:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        train(start, tmp_path / "b", listen=stop)
+    again = finetune(None, out=tmp_path / "b", resume=True)
+    assert facts(tmp_path / "a") == facts(tmp_path / "b")
+    assert (
+        again.scores["val_accuracy"] == json.loads((tmp_path / "a" / "run.json").read_text())["scores"]["val_accuracy"]
+    )
+    with pytest.raises(UserError, match="is finished"):
+        finetune(None, out=tmp_path / "b", resume=True)
+
+
+def test_other_data_cannot_be_resumed(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches a run that goes on with other examples under the same name."""
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(start[1].read_bytes())
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        train((start[0], data), tmp_path / "b", listen=stop)
+    with data.open("a") as file:
+        file.write('{"text": "one more", "label": "sun"}\n')
+    with pytest.raises(UserError, match="the data is not what"):
+        finetune(None, out=tmp_path / "b", resume=True)
+
+
+def test_early_stopping(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches patience that is not counted, and an end without a model: at a rate of 0 nothing becomes better."""
+    events: list[Event] = []
+    result = train(start, tmp_path / "a", {"train.patience": 2, "optim.lr": 0.0}, listen=events.append)
+    assert result.steps == 12, "the first evaluation is the best, two more are not"
+    assert any(isinstance(event, Note) and event.text.startswith("stopped early") for event in events)
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+
+
+def test_from_scratch_takes_the_shape_only(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches weights of the base in a model that should have none."""
+    train(start, tmp_path / "a", {"train.epochs": None, "train.steps": 1, "optim.lr": 0.0}, from_scratch=True)
+    base = heads.load(start[0], runtime=tiny_models.cpu()).model
+    made = heads.load(tmp_path / "a", runtime=tiny_models.cpu()).model
+    assert made.config == base.config
+    assert not torch.equal(made.embed.weight, base.embed.weight)
+
+
+def test_the_model_directory_is_left_alone(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches a run that writes into the model that it began with, and one that is given that place."""
+    before = digest(start[0] / "model.safetensors")
+    train(start, tmp_path / "a", {"train.epochs": None, "train.steps": 2})
+    assert digest(start[0] / "model.safetensors") == before
+    with pytest.raises(UserError, match="is not empty"):
+        train(start, start[0])
+
+
+def test_padding_changes_nothing(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches padding that is attended to or classified: alone and in a batch a text has the same logits."""
+    from tfcli.tasks.classify import encode
+
+    loaded = heads.load(start[0], runtime=tiny_models.cpu())
+    from tfcli.model import heads as of_model
+
+    of_model.fresh(loaded.model, "sequence", 3, seed=0)
+    texts = [row["text"] for row in rows(9)]
+    together = run(loaded.model, encode(loaded.codec, texts, [None] * 9, 32), tiny_models.cpu())
+    for text, expected in zip(texts, together, strict=True):
+        alone = run(loaded.model, encode(loaded.codec, [text], [None], 32), tiny_models.cpu())[0]
+        assert alone == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,149 @@
+"""tfcli finetune: a model and labelled data in, a model directory for a task out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfcli.cli.options import TEXT, Device, Encoding, Errors, Precision, Threads
+
+LENGTH, RUN = "Length", "Run"
+
+
+def finetune(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Model directory, of tfcli or Hugging Face.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Argument(metavar="DATA...", help="Labelled files: jsonl, json, csv, tsv, parquet, txt.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="What is learnt: classify.", rich_help_panel=RUN)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
+    ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Only the shape and tokenizer of MODEL.", rich_help_panel=RUN),
+    ] = False,
+    lora: Annotated[
+        bool,
+        typer.Option(
+            "--lora",
+            help="Adapters in place of all weights: chat and lm; --set lora.rank=, .alpha=, .targets=.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting, such as data.label_key=topic; repeatable.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of all that is random.", show_default="1337", rich_help_panel=RUN)
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)] = False,
+    epochs: Annotated[
+        float | None,
+        typer.Option("--epochs", help="Passes over the data.", show_default="3", rich_help_panel=LENGTH),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Examples a step.", show_default="32", rich_help_panel=LENGTH),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Peak learning rate.", show_default="5e-5, new 1e-3", rich_help_panel=LENGTH),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--patience",
+            help="Stop after so many evaluations without a better one.",
+            show_default="never",
+            rich_help_panel=LENGTH,
+        ),
+    ] = None,
+    val: Annotated[str | None, typer.Option("--val", help="Hold out this file.", rich_help_panel=TEXT)] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--val-fraction", help="Else this part, of each label alike.", show_default="0.1", rich_help_panel=TEXT
+        ),
+    ] = None,
+    encoding: Encoding = None,
+    errors: Errors = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+) -> None:
+    """Train a model for a task on labelled data; the best one on the held-out part is kept.
+
+    Example: tfcli finetune all-MiniLM-L6-v2 reviews.csv --task classify --out runs/reviews
+    """
+    from tfcli.runtime import process_started
+
+    started = process_started()
+    from tfcli.cli.live import view
+    from tfcli.train.finetune import finetune as run
+
+    settings: dict[str, Any] = {
+        "train.epochs": epochs,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "train.patience": patience,
+        "train.checkpoint_every": checkpoint_every,
+        "optim.lr": lr,
+        "data.val": val,
+        "data.val_fraction": val_fraction,
+        "data.encoding": encoding,
+        "data.errors": errors,
+        "lora.on": lora or None,
+        "seed": seed,
+    }
+    with view() as listen:
+        result = run(
+            model,
+            data or [],
+            task=task,
+            out=out,
+            settings=settings,
+            config_file=config,
+            sets=sets or [],
+            from_scratch=from_scratch,
+            resume=resume,
+            device=device,
+            precision=precision,
+            threads=threads,
+            listen=listen,
+            started=started,
+            command=["tfcli", *sys.argv[1:]],
+        )
+    for line in result.lines:
+        print(line, file=sys.stderr)
+    if as_json:
+        record = {"model": str(result.directory), "steps": result.steps, **result.scores}
+        print(json.dumps({**record, "seconds": round(time.time() - started, 3)}, ensure_ascii=False))
+    else:
+        print(f"{result.directory}: tfcli predict {result.directory}")

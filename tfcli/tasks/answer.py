@@ -1,0 +1,446 @@
+"""Extractive question answering: the span of a text that answers a question, or none (Rajpurkar et al. 2016, 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfcli.errors import UserError
+from tfcli.formats import families, head_names
+from tfcli.model import heads
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+from tfcli.tasks import labelled
+from tfcli.tasks.batch import Batch, by_length
+from tfcli.tasks.options import FinetuneConfig
+from tfcli.tasks.report import Report
+from tfcli.tasks.squad import reader, rows
+from tfcli.tasks.squad.reader import PADDED, Encoded, Reading, encode, logits, pairs
+from tfcli.tasks.squad.rows import Question
+from tfcli.tasks.squad.scores import Outcome, as_numbers, best_threshold, score, table
+from tfcli.tasks.squad.windows import Layout, Window, pieces_of
+from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.text.codec import Codec
+
+CONTEXT = 384
+"""Tokens of a row where data.context is left out, or what the model has (Devlin et al. 2019's published code)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerOptions:
+    """How questions are laid out and answered."""
+
+    overlap: int = 128
+    """Pieces of a long context that neighbouring windows share; its "stride" elsewhere."""
+    question: int = 64
+    """Pieces of a question at most, and at most a third of a row; what follows is cut."""
+    longest: int = 30
+    """Pieces of an answer at most."""
+    threshold: float | None = None
+    """By how much "no answer" must score above the best answer to be given; left out: what is best on the held-out
+    part. Data in which every question has an answer has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerConfig(FinetuneConfig):
+    """Everything that decides a run of answering."""
+
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
+
+
+def loss(
+    model: Transformer, part: Batch, *, dtype: torch.dtype | None = None, dropout: float = 0.0
+) -> tuple[Tensor, int]:
+    """Summed mean of the cross-entropies (nats, fp32) of an answer's first and last position, and the rows."""
+    logits_BT2 = logits(model, part, dtype=dtype, dropout=dropout)
+    first_BT, last_BT = logits_BT2.unbind(dim=-1)
+    targets_B2 = part["targets_B2"]
+    first = F.cross_entropy(first_BT, targets_B2[:, 0], reduction="sum")
+    last = F.cross_entropy(last_BT, targets_B2[:, 1], reduction="sum")
+    return (first + last) / 2, len(part)
+
+
+def examples(windows: Sequence[Window], targets: Sequence[tuple[int, int]]) -> Batch:
+    """Windows as a batch, with the positions of their answers."""
+    wanted = torch.tensor(list(targets), dtype=torch.int64).reshape(-1, 2)
+    return Batch({**reader.tensors(windows), "targets_B2": wanted}, padded=PADDED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How one model answers: laid out, read, and silent where ``null_margin`` is above ``threshold``."""
+
+    model: Transformer
+    codec: Codec
+    runtime: Runtime
+    layout: Layout
+    longest: int
+
+    def encode(self, questions: Sequence[tuple[str, str]]) -> Encoded:
+        """The windows of (question, context) pairs."""
+        return encode(self.codec, self.layout, questions)
+
+    def read(self, encoded: Encoded) -> list[Reading]:
+        """The best answer to each question."""
+        return reader.read(self.model, encoded, self.runtime, longest=self.longest)
+
+
+def outcomes(questions: Sequence[Question], readings: Sequence[Reading]) -> list[Outcome]:
+    """Readings against their golds."""
+    return [
+        Outcome(answer=q.context[r.start : r.end], null_margin=r.null_margin, golds=q.golds)
+        for q, r in zip(questions, readings, strict=True)
+    ]
+
+
+def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[list[Question], Literal[1, 2]]:
+    """The questions of all files, and whether some may have no answer (2)."""
+    labelled.check(specs)
+    options = config.data
+    found = [rows.read(Path(spec), report, encoding=options.encoding, errors=options.errors) for spec in specs]
+    questions = [question for each in found for question in each.questions]
+    if len(found) > 1:
+        seen: set[str] = set()
+        for question in questions:
+            if question.id in seen:
+                report.fault("questions with an id that another file has too", question.where)
+            seen.add(question.id)
+    version: Literal[1, 2] = 2 if any(each.version == 2 for each in found) else 1
+    return questions, version
+
+
+@dataclass(kw_only=True)
+class Answering:
+    """Questions to learn from and to be scored on: the ``Finetuning`` of ``answer``."""
+
+    answers: Answers
+    config: AnswerConfig
+    version: Literal[1, 2]
+    windows: list[Window]
+    targets: list[tuple[int, int]]
+    held_out: list[Question]
+    held: Encoded
+    held_targets: list[tuple[int, int]]
+    receipt: dict[str, Any]
+    best: tuple[float, float] | None = None
+    """F1 of the best evaluation so far and the threshold that goes with it, as the trainer keeps the best weights."""
+
+    @property
+    def size(self) -> int:
+        """Windows in one epoch."""
+        return len(self.windows)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each window."""
+        return np.array([len(window.ids) for window in self.windows], np.int64)
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Of the held-out part, once for its loss and once for its answers."""
+        return 2 * sum(len(window.ids) for window in self.held.windows)
+
+    def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Batch:
+        """The same in every epoch."""
+        return examples([self.windows[index] for index in indices], [self.targets[index] for index in indices])
+
+    def count(self, rows: Batch) -> int:
+        """Windows."""
+        return len(rows)
+
+    def tokens(self, rows: Batch) -> int:
+        """All that are read."""
+        return rows.real_tokens
+
+    def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
+        """Summed cross-entropy of the ends of answers."""
+        return loss(model, rows, dtype=dtype, dropout=dropout)
+
+    @torch.inference_mode()
+    def _loss(self, model: Transformer) -> float:
+        """The mean over the held-out windows."""
+        total = 0.0
+        for chosen in by_length([len(window.ids) for window in self.held.windows]):
+            part = examples([self.held.windows[i] for i in chosen], [self.held_targets[i] for i in chosen])
+            total += float(loss(model, part.to(self.answers.runtime.device), dtype=self.answers.runtime.dtype)[0])
+        return total / max(1, len(self.held.windows))
+
+    def evaluate(self, model: Transformer) -> dict[str, float]:
+        """Exact match and F1 at the threshold, and the loss a window."""
+        found = outcomes(self.held_out, self.answers.read(self.held))
+        threshold = self._threshold(found)
+        scores = score(found, threshold=threshold, version=self.version)
+        if self.best is None or scores.f1 > self.best[0]:
+            self.best = scores.f1, threshold
+        said = {"val_f1": scores.f1, "val_exact_match": scores.exact_match, "val_loss": self._loss(model)}
+        return said | ({"val_threshold": threshold} if self.version == 2 else {})
+
+    def _threshold(self, found: Sequence[Outcome]) -> float:
+        if self.version == 1:
+            return math.inf
+        given = self.config.answer.threshold
+        return best_threshold(found)[0] if given is None else given
+
+    def headline(self, scores: Mapping[str, float]) -> Headline:
+        """F1."""
+        return Headline(name="F1", value=scores["val_f1"], higher_is_better=True)
+
+    def sample(self, model: Transformer, seed: int) -> str | None:
+        """Nothing to read."""
+        return None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How rows are laid out, and when to give no answer (null: never)."""
+        threshold = 0.0 if self.best is None else self.best[1]
+        layout = self.answers.layout
+        return {
+            "tfcli": {
+                "context": layout.length,
+                "overlap": layout.overlap,
+                "question": layout.question,
+                "longest": self.answers.longest,
+                "threshold": threshold if self.version == 2 else None,
+            }
+        }
+
+    def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
+        """Scores of the held-out part."""
+        found = outcomes(self.held_out, self.answers.read(self.held))
+        numbers = as_numbers(found, threshold=self._threshold(found), version=self.version)
+        return {f"val_{name}": value for name, value in numbers.items()}, table(numbers)
+
+
+class AnswerPredictor:
+    """A finetuned model that answers: the ``Predictor`` of ``answer``."""
+
+    key = "question"
+
+    def __init__(self, answers: Answers, threshold: float) -> None:
+        self.answers, self.threshold = answers, threshold
+        self.cut = 0
+        """Questions so far that lost what follows; contexts of any length are read whole."""
+
+    def plain(self, line: str) -> Question:
+        """A question and a context with a tab between them."""
+        question, tab, context = line.partition("\t")
+        if not tab:
+            raise UserError("has no context: expected a question, a tab and a text")
+        return _asked(question, context)
+
+    def parse(self, row: dict[str, Any]) -> Question:
+        """{"question": "...", "context": "..."}, perhaps with an "id"."""
+        if not isinstance(row.get("question"), str) or not isinstance(row.get("context"), str):
+            raise UserError('has no "question" and "context" with strings')
+        return _asked(row["question"], row["context"], str(row.get("id", "")))
+
+    def read(self, questions: Sequence[Question]) -> list[Reading]:
+        """The best answer to each, silent or not."""
+        encoded = self.answers.encode(pairs(questions))
+        self.cut += encoded.cut
+        return self.answers.read(encoded)
+
+    def predict(self, inputs: Sequence[Question]) -> list[dict[str, Any]]:
+        """{"question", "answer", "start", "end", "score", "no_answer"}, offsets in characters of the context.
+
+        ``score`` is the probability of the answer, ``no_answer`` that of none; where none is given, "answer" is "" and
+        has no offsets. An input's "id" comes back.
+        """
+        return [self._answer(*each) for each in zip(inputs, self.read(inputs), strict=True)]
+
+    def _answer(self, asked: Question, found: Reading) -> dict[str, Any]:
+        silent = found.null_margin > self.threshold or found.start == found.end
+        return {
+            **({"id": asked.id} if asked.id else {}),
+            "question": asked.question,
+            "answer": "" if silent else asked.context[found.start : found.end],
+            "start": None if silent else found.start,
+            "end": None if silent else found.end,
+            "score": round(found.null_probability if silent else found.probability, 6),
+            "no_answer": round(found.null_probability, 6),
+        }
+
+    def show(self, answer: Mapping[str, Any]) -> str:
+        """The answer, its probability and the question, with tabs between; "-" for no answer."""
+        said = " ".join(str(answer["answer"]).split()) or "-"
+        return f"{said}\t{answer['score']:.4f}\t{' '.join(str(answer['question']).split())}"
+
+    def evaluate(
+        self, specs: Sequence[str], config: AnswerConfig, *, limit: int | None, note: Callable[[str], None]
+    ) -> Evaluation:
+        """Exact match and F1 by the rules of the official scripts, with 95 % bootstrap intervals over questions."""
+        report = Report(strict=config.data.strict)
+        questions, version = read(specs, config, report)
+        questions = questions[:limit]
+        for line in report.lines():
+            note(f"data: {line}")
+        readings = self.read(questions)
+        threshold = self.threshold if config.answer.threshold is None else config.answer.threshold
+        numbers = as_numbers(outcomes(questions, readings), threshold=threshold, version=version)
+        numbers["data"] = report.as_json()
+        answering = AnswerPredictor(self.answers, threshold if version == 2 else math.inf)
+        predictions = [answering._answer(*each) for each in zip(questions, readings, strict=True)]
+        for answer, question in zip(predictions, questions, strict=True):
+            answer["expected"] = list(question.golds)
+        return Evaluation(scores=numbers, lines=table(numbers), predictions=predictions)
+
+
+def _asked(question: str, context: str, id: str = "") -> Question:
+    return Question(id=id, question=question, context=context, answers=(), group="")
+
+
+class Answer:
+    """``--task answer``."""
+
+    name = "answer"
+    config = AnswerConfig
+
+    def prepare(self, start: Start) -> Answering:
+        """Read questions, cut contexts into windows, and attach a head for the two ends of a span."""
+        config: AnswerConfig = start.config
+        _check(config)
+        shape = start.model.config
+        head_names.names(families.written(shape)[0].model_type, heads.SpanHead.kind)
+        report = Report(strict=config.data.strict)
+        train, held_out, version, files = _halves(start, report)
+        length = min(config.data.context or CONTEXT, shape.context)
+        answers = Answers(
+            model=start.model,
+            codec=start.codec,
+            runtime=start.runtime,
+            layout=Layout.of(
+                start.codec,
+                length=length,
+                overlap=config.answer.overlap,
+                question=min(config.answer.question, length // 3),
+            ),
+            longest=config.answer.longest,
+        )
+        usable = [q for q in train if not q.answers or any(answer.start is not None for answer in q.answers)]
+        if not any(q.answers for q in usable):
+            raise UserError("no question of the data has an answer in its context", hint="is this the right file?")
+        encoded, held = answers.encode(pairs(usable)), answers.encode(pairs(held_out))
+        targets = _targets(usable, encoded, report)
+        report.note("questions that are too long, cut", encoded.cut + held.cut)
+        report.note("questions with a context that is read in several windows", encoded.long + held.long)
+        for line in report.lines():
+            start.note(f"data: {line}")
+        heads.fresh(start.model, heads.SpanHead.kind, 2, seed=config.seed)
+        return Answering(
+            answers=answers,
+            config=config,
+            version=version,
+            windows=encoded.windows,
+            targets=targets,
+            held_out=held_out,
+            held=held,
+            held_targets=_targets(held_out, held, None),
+            receipt=_receipt(train, held_out, version, files, report),
+        )
+
+    def predictor(
+        self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime
+    ) -> AnswerPredictor:
+        """Of a directory with a span head, ours or another's; another's always answers."""
+        head = heads.of(model)
+        if head is None or head.kind != heads.SpanHead.kind:
+            raise UserError("this model has no head that finds answers", hint="finetune it with --task answer")
+        ours = about.get("tfcli")
+        said: Mapping[str, Any] = ours if isinstance(ours, Mapping) else {}
+        usual = AnswerOptions()
+        length = min(int(said.get("context") or CONTEXT), model.config.context)
+        layout = Layout.of(
+            codec,
+            length=length,
+            overlap=int(said.get("overlap", usual.overlap)),
+            question=min(int(said.get("question", usual.question)), length // 3),
+        )
+        answers = Answers(
+            model=model, codec=codec, runtime=runtime, layout=layout, longest=int(said.get("longest", usual.longest))
+        )
+        threshold = said.get("threshold")
+        return AnswerPredictor(answers, math.inf if threshold is None else float(threshold))
+
+
+def _check(config: AnswerConfig) -> None:
+    options = config.answer
+    for name, least in (("overlap", 0), ("question", 1), ("longest", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"answer.{name} is {getattr(options, name)}", hint=f"it must be at least {least}")
+
+
+def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question], Literal[1, 2], list[str]]:
+    """The training and the held-out part, the version, and the files."""
+    config: AnswerConfig = start.config
+    whole, version = read(start.data, config, report)
+    if config.data.val is not None:
+        held_out, other = read([config.data.val], config, report)
+        return whole, held_out, max(version, other), [*start.data, config.data.val]
+    groups = [question.group for question in whole]
+    what = "articles"
+    if len(set(groups)) < 2:
+        groups, what = [question.context for question in whole], "contexts"
+    train, held = labelled.split(groups, config.data.val_fraction)
+    start.note(f"held out: {len(held):,} of {len(whole):,} questions, by whole {what}, drawn at random")
+    return [whole[i] for i in train], [whole[i] for i in held], version, list(start.data)
+
+
+def _targets(questions: Sequence[Question], encoded: Encoded, report: Report | None) -> list[tuple[int, int]]:
+    """Positions of the first answer of each question in its windows; (0, 0) where a window does not hold it."""
+    spans = []
+    for question, context in zip(questions, encoded.contexts, strict=True):
+        known = next((answer for answer in question.answers if answer.start is not None), None)
+        span = None
+        if known is not None and known.start is not None:
+            span = pieces_of(context, known.start, known.start + len(known.text))
+        spans.append(span)
+    targets = [window.target(spans[owner]) for window, owner in zip(encoded.windows, encoded.owner, strict=True)]
+    if report is not None:
+        found = {owner for owner, target in zip(encoded.owner, targets, strict=True) if target != (0, 0)}
+        lost = sum(bool(question.answers) and index not in found for index, question in enumerate(questions))
+        report.note("questions whose answer is whole in no window, learnt as without one", lost)
+    return targets
+
+
+def _receipt(
+    train: Sequence[Question], held_out: Sequence[Question], version: int, files: Sequence[str], report: Report
+) -> dict[str, Any]:
+    """data.json."""
+    asked = Counter((question.question, question.context) for question in train)
+    contexts = {question.context for question in train}
+    return {
+        "task": "answer",
+        "sources": list(files),
+        "version": version,
+        "train": _summary(train),
+        "val": {**_summary(held_out), "contexts_also_in_training": len({q.context for q in held_out} & contexts)},
+        **report.as_json(),
+        "duplicates": {
+            "within_train": sum(number - 1 for number in asked.values()),
+            "across_splits": sum((question.question, question.context) in asked for question in held_out),
+        },
+        "content_hash": labelled.content_hash(files),
+    }
+
+
+def _summary(questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "questions": len(questions),
+        "without_answer": sum(not question.answers for question in questions),
+        "contexts": len({question.context for question in questions}),
+        "longest_context": max((len(question.context) for question in questions), default=0),
+    }
+
+
+APPLICATION = Answer()

@@ -1,0 +1,31 @@
+"""The applications by name; the module of one is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from tfcli.errors import unknown
+
+if TYPE_CHECKING:
+    from tfcli.tasks.task import Application
+
+APPLICATIONS = {
+    "classify": "texts or pairs of texts into labels",
+    "tag": "words of a text into entities",
+    "answer": "questions into spans of a text",
+    "chat": "conversations into answers",
+    "translate": "texts into other texts, as those of another language",
+    "lm": "text, of which the model reads on",
+}
+"""{--task: what it does}; ``tfcli.tasks.NAME`` has the ``APPLICATION``."""
+KINDS = {"sequence": "classify", "token": "tag", "span": "answer"}
+"""{kind of head: the task of a model with it}, of models that tfcli did not finetune."""
+
+
+def application(name: str) -> Application:
+    """The application of a --task. Raises UserError for an unknown name, with the nearest known one."""
+    if name not in APPLICATIONS:
+        raise unknown("task", name, APPLICATIONS)
+    module = importlib.import_module(f"tfcli.tasks.{name}")
+    return cast("Application", module.APPLICATION)

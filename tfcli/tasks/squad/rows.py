@@ -1,0 +1,204 @@
+"""Questions about texts, read from SQuAD's JSON (v1 and v2) or from rows of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tfcli.errors import UserError
+from tfcli.tasks.labelled import texts
+from tfcli.tasks.report import Report
+
+EXPECTED = (
+    'expected {"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}, or rows with "question", "context" and '
+    '"answers"'
+)
+LEFT_OUT = "questions that are to have an answer and have none, left out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A text, and the character of the context where it begins; None where the context does not hold it."""
+
+    text: str
+    start: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question; without ``answers`` the context does not answer it. ``group`` is its article."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+    group: str
+    where: str = ""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """The texts of its answers."""
+        return tuple(answer.text for answer in self.answers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """All of a file; version 2 where a question may have no answer."""
+
+    questions: tuple[Question, ...]
+    version: Literal[1, 2]
+
+
+def read(
+    path: Path,
+    report: Report,
+    *,
+    encoding: str = "utf-8",
+    errors: Literal["strict", "replace"] = "strict",
+    name: str | None = None,
+) -> Questions:
+    """The questions of a file: SQuAD's JSON, a JSON list of rows, or JSON lines.
+
+    What cannot be used is left out, and offsets that miss their answer are moved to where it is next; ``report``
+    counts both. Raises UserError for a file that is not such JSON, or holds no question.
+    """
+    name = name or str(path)
+    text = "".join(texts(path, name, report, encoding=encoding, errors=errors))
+    found: list[Question] = []
+    seen: set[str] = set()
+    may_be_silent = False
+    for row, group, where in _rows(text, name):
+        may_be_silent |= "is_impossible" in row or not _listed(row.get("answers"))
+        made = parse(row, group, where, report)
+        if made is None:
+            continue
+        if made.id in seen:
+            report.fault("questions with the id of another, left out", where)
+            continue
+        seen.add(made.id)
+        found.append(made)
+    if not found:
+        raise UserError(f"{name} has no questions", hint=EXPECTED)
+    return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
+
+
+def _rows(text: str, name: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(row, its article, where) of every question, whichever form the file has."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        yield from _json_lines(text, name, error)
+        return
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        data = data["data"]
+    elif isinstance(data, dict):
+        data = [data]
+    if not isinstance(data, list):
+        raise UserError(f"{name} is a JSON {type(data).__name__}", hint=EXPECTED)
+    for index, item in enumerate(data):
+        where = f"{name}: data[{index}]"
+        if not isinstance(item, dict):
+            raise UserError(f"{where} is not an object", hint=EXPECTED)
+        if "paragraphs" in item:
+            yield from _article(item, where)
+        else:
+            yield item, _group(item), where
+
+
+def _json_lines(text: str, name: str, error: Exception) -> Iterator[tuple[dict[str, Any], str, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as inner:
+            said = error if number == 1 else inner  # the first line is none: the file is not JSON lines
+            raise UserError(f"{name}:{number} is not JSON: {said}", hint=EXPECTED) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}:{number} is not an object", hint=EXPECTED)
+        yield row, _group(row), f"{name}:{number}"
+
+
+def _group(row: dict[str, Any]) -> str:
+    return str(row.get("title") or row.get("context") or "")
+
+
+def _article(item: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    for number, paragraph in enumerate(_list(item, "paragraphs", where)):
+        inside = f"{where}.paragraphs[{number}]"
+        if not isinstance(paragraph, dict) or not isinstance(paragraph.get("context"), str):
+            raise UserError(f'{inside} has no "context" with a string', hint=EXPECTED)
+        for index, qa in enumerate(_list(paragraph, "qas", inside)):
+            if not isinstance(qa, dict):
+                raise UserError(f"{inside}.qas[{index}] is not an object", hint=EXPECTED)
+            row = {**qa, "context": paragraph["context"]}
+            yield row, str(item.get("title") or paragraph["context"]), f"{inside}.qas[{index}]"
+
+
+def _list(item: dict[str, Any], key: str, where: str) -> list[Any]:
+    if not isinstance(item.get(key), list):
+        raise UserError(f'{where} has no list "{key}"', hint=EXPECTED)
+    return list(item[key])
+
+
+def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Question | None:
+    """A row as a question, None where it cannot be used, which the report is told.
+
+    Raises UserError for a row without a question or context.
+    """
+    question, context = row.get("question"), row.get("context")
+    if not isinstance(question, str) or not isinstance(context, str):
+        raise UserError(f'{where} has no "question" and "context" with strings', hint=EXPECTED)
+    if not question.strip() or not context.strip():
+        report.fault("questions or contexts that are empty, left out", where)
+        return None
+    listed = _listed(row.get("answers"))
+    answers = tuple(made for made in (_answer(item, context, where, report) for item in listed) if made)
+    impossible = row.get("is_impossible")
+    if not answers and (listed or impossible is False):
+        report.fault(LEFT_OUT, where)
+        return None
+    if answers and impossible is True:
+        report.fault("questions that are said to be impossible and have an answer, which counts", where)
+    id = row.get("id", where)
+    return Question(id=str(id), question=question, context=context, answers=answers, group=group, where=where)
+
+
+def _listed(answers: Any) -> list[tuple[Any, Any]]:
+    """(text, start) of each answer: a list of objects, or an object of two lists, as in datasets."""
+    if isinstance(answers, dict):
+        texts = answers.get("text")
+        starts = answers.get("answer_start")
+        if isinstance(texts, str):
+            return [(texts, starts)]
+        if not isinstance(texts, list):
+            return [(None, None)]
+        starts = starts if isinstance(starts, list) and len(starts) == len(texts) else [None] * len(texts)
+        return list(zip(texts, starts, strict=True))
+    if isinstance(answers, list):
+        return [
+            (item.get("text"), item.get("answer_start")) if isinstance(item, dict) else (None, None) for item in answers
+        ]
+    return [] if answers is None else [(None, None)]
+
+
+def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> Answer | None:
+    text, start = item
+    if not isinstance(text, str) or not text.strip():
+        report.fault("answers without a text, left out", where)
+        return None
+    known = isinstance(start, int) and not isinstance(start, bool)
+    if known and start >= 0 and context[start : start + len(text)] == text:
+        return Answer(text=text, start=start)
+    places = [index for index in range(len(context)) if context.startswith(text, index)]
+    if not places:
+        report.fault("answers that the context does not hold, scored but not trained on", where)
+        return Answer(text=text, start=None)
+    if known and not 0 <= start < len(context):
+        report.fault("answers whose offset is outside the context, moved to where they are", where)
+    else:
+        report.fault("answers whose offset misses them, moved to where they are", where)
+    return Answer(text=text, start=min(places, key=lambda place: abs(place - (start if known else 0))))

@@ -1,0 +1,454 @@
+"""Finetuning from a model and labelled files to a model directory: prepare the task, plan, train, keep the best."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tfcli.config import OptimOptions, PretrainConfig, TrainOptions, resolve, to_dict
+from tfcli.errors import UserError
+from tfcli.formats import adapters, heads, hf, models
+from tfcli.formats.convert import portable
+from tfcli.formats.stored import CONFIG
+from tfcli.model import heads as task_heads
+from tfcli.model import lora
+from tfcli.model.quantized import widen_model
+from tfcli.model.transformer import Transformer, initialize
+from tfcli.runtime import Runtime
+from tfcli.tasks.applications import application
+from tfcli.tasks.options import FinetuneConfig, check
+from tfcli.tasks.task import Application, Finetuning, Start
+from tfcli.text.codec import Codec
+from tfcli.train import checkpoint, plan, record
+from tfcli.train.checkpoint import TrainState
+from tfcli.train.events import Listener, Note
+from tfcli.train.metrics import Metrics, check_tensorboard
+from tfcli.train.optim import Optimizers
+from tfcli.train.signals import Stop, stop_signals
+from tfcli.train.trainer import Trainer
+
+Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
+"""Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
+EPOCHS = 3.0
+LR, NEW_LR = 5e-5, 1e-3
+"""Peak learning rates: of a model that was trained before (Devlin et al. 2019, A.3), and of what is new, also LoRA."""
+LEAST_EVALUATIONS = 4
+MICRO_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a finished run left: its directory, the steps taken, and the best model's scores on the held-out part."""
+
+    directory: Path
+    steps: int
+    scores: dict[str, Any]
+    lines: list[str]
+    """Tables for people."""
+
+
+def finetune(
+    model: str | Path | None,
+    data: str | Path | Sequence[str | Path] = (),
+    *,
+    task: str | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    config_file: str | Path | None = None,
+    sets: Sequence[str] = (),
+    from_scratch: bool = False,
+    resume: bool = False,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    listen: Listener | None = None,
+    started: float | None = None,
+    command: Sequence[str] = (),
+) -> Result:
+    """Train a model directory on labelled data for a task, and leave one that transformers reads under its class.
+
+    ``settings`` are dotted keys of the task's configuration, such as {"train.epochs": 3}; ``from_scratch`` takes only
+    shape and tokenizer of ``model``. ``resume`` continues the run in ``out``, to bitwise the same end as a run never
+    stopped (CPU). Raises UserError for bad input, RunError for divergence or a full disk, Interrupted when a signal
+    stopped it after saving.
+    """
+    began = time.time() if started is None else started
+    tell: Listener = listen if listen is not None else lambda event: None
+    specs = [str(spec) for spec in ([data] if isinstance(data, str | Path) else data)]
+    with stop_signals() as stop:
+        before = None
+        if resume:
+            directory = record.resumable(out, specs, kind="finetune")
+            before = _before(directory)
+            if task not in (None, before["task"]):
+                raise UserError(f"{directory} is of the task {before['task']}, not {task}")
+            task, from_scratch = str(before["task"]), bool(before["from_scratch"])
+            model, specs = before["model"], before["corpus"]
+        if task is None:
+            raise UserError("a --task is needed", hint="tfcli finetune MODEL DATA --task classify")
+        app = application(task)
+        if from_scratch and model is not None and hasattr(app, "fresh") and not (Path(model) / CONFIG).is_file():
+            model, specs = None, [str(model), *specs]  # a model of a size for the data, which is all that is named
+        if not specs or (model is None and not (from_scratch and hasattr(app, "fresh"))):
+            raise UserError("a model and data are needed", hint=f"tfcli finetune MODEL DATA --task {task}")
+        file = None if config_file is None else Path(config_file)
+        config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
+        check(config)
+        if before is not None:
+            config = record.unchanged(before, config, sources, directory)
+            machine = before["machine"]
+            device, precision = device or machine["device"], precision or machine["precision"]
+            threads = machine["threads"] if threads is None else threads
+        else:
+            directory = record.new_directory(out, [f"{Path(specs[0]).name.split('.')[0]}-{task}"])
+            if model is not None and Path(model).resolve() == directory.resolve():
+                raise UserError(f"--out {directory} is the model itself", hint="choose another --out")
+        if config.train.tensorboard:
+            check_tensorboard()
+        runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+        base = None if model is None else str(model)
+        run = _Run(directory, app, base, specs, config, sources, from_scratch, runtime, tell, before)
+        with _no_empty_folders(directory), record.full_disk(directory), checkpoint.locked(directory):
+            return run.go(list(command), stop, lambda: time.time() - began)
+
+
+def _before(directory: Path) -> record.Record:
+    """The record of a run to resume."""
+    before = record.read(directory)
+    if before.get("kind") != "finetune":
+        again = checkpoint.resume_command(directory)
+        raise UserError(f"{directory} is a run of pretrain", hint=f"continue it: {again}")
+    if before.get("finished"):
+        raise UserError(f"{directory} is finished", hint=f"use it: tfcli predict {directory}")
+    return before
+
+
+@dataclass
+class _Run:
+    """One call's fixed things; ``before`` is the record of the run that it resumes."""
+
+    directory: Path
+    app: Application
+    model: str | None
+    """None for one of a size for the data (``fresh`` of the application)."""
+    specs: list[str]
+    config: FinetuneConfig
+    sources: dict[str, str]
+    from_scratch: bool
+    runtime: Runtime
+    tell: Listener
+    before: record.Record | None
+
+    def go(self, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
+        """Prepare, plan, train, score the best, with the directory held."""
+        self._note(f"device: {self.runtime.describe()}")
+        loaded = self._load()
+        if self.from_scratch and self.model is not None:
+            _renew(loaded.model, self.config.seed)
+        start = Start(
+            model=loaded.model,
+            codec=loaded.codec,
+            data=self.specs,
+            config=self.config,
+            runtime=self.runtime,
+            about=loaded.about,
+            note=self._note,
+        )
+        task = self.app.prepare(start)
+        codec = getattr(task, "codec", loaded.codec)
+        self._same_data(task)
+        self._adapt(loaded.model)
+        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch)
+        optimizers = _optimizers(loaded.model, self.config, planned, task.size)
+        state = self._restore(loaded.model, optimizers)
+        about = self.before or self._record(planned, task, loaded.codec.hash, command)
+        if self.before is None:
+            record.clear(self.directory)
+            record.write(self.directory, record.RUN_FILE, about)
+        if not (self.directory / record.DATA_FILE).exists():
+            record.write(self.directory, record.DATA_FILE, task.receipt)
+        self._announce(planned, task, loaded.model, state.step)
+        stop.gentle = True
+
+        best: dict[str, Tensor] = {}
+
+        def save_model(weights: dict[str, Tensor]) -> None:
+            best.update(weights)
+            with _holding(loaded.model, weights):
+                self._save(loaded.model, codec, task)
+
+        metrics = Metrics(
+            self.directory, keep_bytes=state.metrics_bytes, step=state.step, tensorboard=self.config.train.tensorboard
+        )
+        with closing(metrics):
+            Trainer(
+                run=self.directory,
+                model=loaded.model,
+                task=task,
+                plan=planned,
+                config=_loop(self.config, planned, task.size),
+                runtime=self.runtime,
+                state=state,
+                optimizers=optimizers,
+                metrics=metrics,
+                listen=self.tell,
+                clock=clock,
+                stop=stop,
+                save_model=save_model,
+                on_settled=lambda steps: None,
+            ).train()
+        self._best(loaded.model, best, task, state)
+        scores, lines = task.report(loaded.model)
+        record.write(
+            self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
+        )
+        return Result(directory=self.directory, steps=state.step, scores=scores, lines=lines)
+
+    def _load(self) -> heads.Loaded:
+        """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
+        if self.model is None:
+            fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
+            model, codec = fresh(self.specs, self.config, self.runtime, self._note)
+            return heads.Loaded(model=model, codec=codec, about={}, kind=None)
+        if models.locate(self.model).kind == "hf":
+            return heads.load(self.model, runtime=self.runtime, dtype=torch.float32)
+        model, codec = models.load(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self._note)
+        if not self.config.lora.on:
+            widen_model(model, torch.float32)
+        return heads.Loaded(model=model, codec=portable(codec), about={}, kind=None)
+
+    def _adapt(self, model: Transformer) -> None:
+        """With --lora, adapters that learn in place of the weights. UserError where that cannot be."""
+        if not self.config.lora.on:
+            return
+        if self.from_scratch:
+            raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
+        if task_heads.of(model) is not None:
+            raise UserError(
+                f"--lora goes with --task chat and lm: {self.app.name} has a head, which is no part of an adapter",
+                hint="leave --lora out",
+            )
+        lora.attach(model, self.config.lora, seed=self.config.seed)
+
+    def _note(self, line: str) -> None:
+        self.tell(Note(text=line))
+
+    def _same_data(self, task: Finetuning) -> None:
+        if self.before is not None and self.before["data_hash"] != task.receipt["content_hash"]:
+            raise UserError(
+                f"the data is not what {self.directory} was trained on",
+                hint="resume with the same files, or start a new run with another --out",
+            )
+
+    def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
+        """The model directory; a task that writes something else than the whole model has ``save`` and ``restore``."""
+        save = getattr(task, "save", None)
+        if save is not None:
+            save(self.directory, model)
+            return
+        if self.config.lora.on and self.model is not None:
+            base = Path(self.model).absolute()
+            adapters.save(self.directory, model, base=base, chat_template=codec.chat_template)
+            return
+        about = dict(task.about)
+        about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
+        hf.save(self.directory, model, codec, about=about, card=_card(self.app.name, self.model, model))
+
+    def _restore(self, model: Transformer, optimizers: Optimizers) -> TrainState:
+        """Weights, optimizer and counters of the newest whole checkpoint; new ones where there is none yet."""
+        whole = checkpoint.complete(self.directory) if self.before else []
+        if not whole:
+            return TrainState()
+        state, weights, moments = checkpoint.load(whole[-1])
+        _fill(model, weights, whole[-1])
+        optimizers.restore(moments)
+        return state
+
+    def _best(self, model: Transformer, weights: dict[str, Tensor], task: Finetuning, state: TrainState) -> None:
+        """Put the best weights into the model: those saved last, also by the process that this one resumed."""
+        if state.best_step == state.step:
+            return
+        restore = getattr(task, "restore", None)
+        if weights:
+            _fill(model, weights, self.directory)
+        elif restore is not None:
+            restore(self.directory, model)
+        else:
+            saved = heads.load(self.directory, runtime=self.runtime, dtype=torch.float32).model
+            _fill(model, {name: p for name, p in saved.named_parameters() if p.requires_grad}, self.directory)
+
+    def _record(self, planned: plan.Plan, task: Finetuning, tokenizer_hash: str, command: list[str]) -> record.Record:
+        """The content of run.json when a run begins."""
+        return {
+            "kind": "finetune",
+            "task": self.app.name,
+            "model": None if self.model is None else str(Path(self.model).absolute()),
+            "from_scratch": self.from_scratch,
+            "command": command,
+            "corpus": [record.absolute(spec) for spec in self.specs],
+            "started": record.now(),
+            "finished": None,
+            "config": to_dict(self.config),
+            "sources": self.sources,
+            "plan": asdict(planned),
+            "machine": record.machine(self.runtime),
+            "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
+            "git_commit": record.git_commit(),
+            "seed": self.config.seed,
+            "data_hash": task.receipt["content_hash"],
+            "tokenizer_hash": tokenizer_hash,
+            "checksums": {},
+        }
+
+    def _announce(self, planned: plan.Plan, task: Finetuning, model: Transformer, resumed: int) -> None:
+        trained = [p.numel() for p in model.parameters() if p.requires_grad]
+        total = sum(p.numel() for p in model.parameters())
+        self._note(f"model: {sum(trained) / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained")
+        epochs = (planned.steps or 0) * planned.batch_size / task.size
+        self._note(
+            f"length: {planned.steps:,} steps of {planned.batch_size} examples, {epochs:.3g} passes over {task.size:,}"
+        )
+        self._note(f"{f'continuing at step {resumed:,}' if resumed else 'writing'} {self.directory}")
+
+
+def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, new: bool) -> plan.Plan:
+    """What a run will do: its steps, its rates, and how much at once. ``new``: from scratch."""
+    train, optim = config.train, config.optim
+    batch = min(train.batch_size, task.size)
+    steps = train.steps
+    if steps is None:
+        epochs = train.epochs or getattr(task, "epochs", None) or EPOCHS
+        steps = max(1, math.ceil(epochs * task.size / batch))
+    lengths = task.lengths
+    longest = model.config.context if lengths is None else int(lengths.max(initial=1))
+    lr = optim.lr if optim.lr is not None else (NEW_LR if new or config.lora.on else LR)
+    return plan.Plan(
+        model=model.config,
+        steps=steps,
+        max_steps=steps,
+        budget=None,
+        batch_size=batch,
+        micro_batch=min(batch, train.micro_batch or max(1, MICRO_TOKENS // max(1, longest))),
+        dropout=train.dropout,
+        muon_lr=optim.muon_lr if optim.muon_lr is not None else 40 * lr,
+        lr=lr,
+        compile=False,
+        dropout_from=0,
+        bucket=train.bucket,
+        patience=train.patience,
+    )
+
+
+def _optimizers(model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int) -> Optimizers:
+    options, optim = _loop(config, planned, size).optim, config.optim
+    return Optimizers(
+        model, options, muon_lr=planned.muon_lr, lr=planned.lr, plain=optim.kind == "adamw", eps=optim.eps
+    )
+
+
+def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
+    """The settings as the trainer takes them: warm-up in steps, and the fall from where it ends."""
+    optim, train, steps = config.optim, config.train, planned.max_steps
+    warmup = round(optim.warmup * steps)
+    every = train.eval_every
+    if every is None:  # at the ends of epochs; in parts of them where there are only a few
+        every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
+    return PretrainConfig(
+        optim=OptimOptions(
+            weight_decay=optim.weight_decay,
+            beta1=optim.beta1,
+            beta2=optim.beta2,
+            momentum=optim.momentum,
+            warmup=warmup,
+            decay=min(optim.decay, (steps - warmup) / steps),
+            clip=optim.clip,
+        ),
+        train=TrainOptions(
+            eval_every=every,
+            sample_every=train.sample_every,
+            checkpoint_every=train.checkpoint_every,
+            keep=train.keep,
+            tensorboard=train.tensorboard,
+        ),
+        seed=config.seed,
+    )
+
+
+def _renew(model: Transformer, seed: int) -> None:
+    """Forget what the model learnt."""
+    task_heads.detach(model)
+    initialize(model, seed)
+
+
+@contextmanager
+def _no_empty_folders(directory: Path) -> Iterator[None]:
+    """Leave no folder behind that was made for a run which then wrote nothing."""
+    made = [folder for folder in directory.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
+
+
+@contextmanager
+def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other weights for a while."""
+    named = dict(model.named_parameters())
+    own = {name: named[name].detach().clone() for name in weights}
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name].copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                named[name].copy_(value)
+
+
+def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights of a checkpoint into the model."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    have, need = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, named))
+    if have != need:
+        name = sorted(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))[0]
+        raise UserError(
+            f"{path} does not fit the model: {name} is {have.get(name)} in the one and {need.get(name)} in the other",
+            hint="the model that the run began with was changed: start a new run with another --out",
+        )
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(weights[name])
+
+
+def _card(task: str, base: str | None, model: Transformer) -> str:
+    """A README for the directory."""
+    c = model.config
+    made = "Trained from scratch" if base is None else f"From {Path(base).name}"
+    return f"""---
+library_name: transformers
+tags:
+- tfcli
+---
+
+# A model for {task}, finetuned with tfcli
+
+{made}: {c.depth} blocks of width {c.width}, {c.heads} heads, a vocabulary of {c.vocab_size} pieces, a
+context of {c.context} tokens.
+
+```sh
+echo "Some text." | tfcli predict .
+```
+"""
