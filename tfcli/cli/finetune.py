@@ -20,9 +20,12 @@ def finetune(
         str | None, typer.Argument(metavar="MODEL", help="Model directory, of tfcli or Hugging Face.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Argument(metavar="DATA...", help="Labelled files: jsonl, json, csv, tsv, parquet, txt.")
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="Labelled files: jsonl, json, csv, tsv, parquet, txt, CoNLL."),
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="What is learnt: classify.", rich_help_panel=RUN)] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
     ] = None,
@@ -31,7 +34,9 @@ def finetune(
     ] = False,
     from_scratch: Annotated[
         bool,
-        typer.Option("--from-scratch", help="Only the shape and tokenizer of MODEL.", rich_help_panel=RUN),
+        typer.Option(
+            "--from-scratch", help="Only the shape and tokenizer of MODEL; translate needs none.", rich_help_panel=RUN
+        ),
     ] = False,
     lora: Annotated[
         bool,
