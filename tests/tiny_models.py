@@ -88,6 +88,12 @@ FOREIGN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
     "bert": ("BertConfig", "BertModel", {}),
     "modernbert": ("ModernBertConfig", "ModernBertModel", NO_IDS),
+    "mbart": (
+        "MBartConfig",
+        "MBartForConditionalGeneration",
+        {"encoder_layers": 3, "decoder_layers": 3, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40}
+        | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 24, "vocab_size": 400},
+    ),
 }
 """transformers' classes of each family that is read, and settings of a small model beside those that all have."""
 

@@ -37,6 +37,7 @@ KEYS: dict[str, tuple[str, str, Any]] = {
     "--batch-size": ("train.batch_size", "3", 3),
     "--checkpoint-every": ("train.checkpoint_every", "11", 11),
     "--tensorboard": ("train.tensorboard", "", True),
+    "--arch": ("model.arch", "bert", "bert"),
     "--depth": ("model.depth", "5", 5),
     "--context": ("model.context", "96", 96),
     "--vocab-size": ("tokenizer.vocab_size", "777", 777),

@@ -96,7 +96,7 @@ def test_the_best_span_is_that_of_trying_all(tmp_path: Path) -> None:
         for window, owner in zip(encoded.windows, encoded.owner, strict=True):
             if owner != index:
                 continue
-            logits = reader.logits(ours.answers.model, answer.examples([window], [(0, 0)]))[0].double()
+            logits = reader.logits(ours.answers.model, answer.examples([window], [(0, 0)]))[0].detach().double()
             nulls.append(float(logits[0].sum()))
             for first in range(window.at, window.at + window.count):
                 for last in range(first, min(first + ours.answers.longest, window.at + window.count)):
