@@ -1182,11 +1182,11 @@ void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out
 
 #ifdef BF16_PRODUCTS
 // Attention of many queries at once in bf16 (Vaswani et al. 2017, eq. 1): out (B, H, T, K) of q (B, H, T, K) and keys and
-// values (B, G, S, K) with strides of their own; query t sees the keys up to offset + t, or all where it is not causal,
-// and no more than `window` of them. K is a multiple of 32 of at most 256. Scores and sums are fp32.
+// values (B, G, S, K) with strides of their own; query t sees the keys up to offset + t, or all where it is not causal.
+// K is a multiple of 32 of at most 256. Scores and sums are fp32.
 void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch, int32_t heads,
                   int32_t groups, int32_t queries, int32_t length, int32_t width, const int64_t* strides, float scale,
-                  int32_t causal, int32_t offset, int32_t window, int32_t threads) {
+                  int32_t causal, int32_t offset, int32_t threads) {
   // strides: of q, keys, values and out, from row to row, head to head and position to position
   const int n = heads / groups, S = (length + 31) / 32 * 32, K = width;
   constexpr int ROWS = 32;  // queries of a task
@@ -1218,13 +1218,12 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
       const uint16_t* pk = &packed_keys[(size_t(b) * groups + h / n) * S * K];
       const uint16_t* pv = &packed_values[(size_t(b) * groups + h / n) * S * K];
       const int end = causal ? std::min(length, offset + first + count) : length;  // of any query here
-      const int begin = window && causal ? std::max(0, offset + first - window + 1) / 32 * 32 : 0;
       const int stop = (end + 31) / 32 * 32;
       for (int t = 0; t < count; t += 8) {
         const uint16_t* rows[8];
         for (int i = 0; i < 8; i++)
           rows[i] = q + b * strides[0] + h * strides[1] + (first + std::min(t + i, count - 1)) * strides[2];
-        for (int s = begin; s < stop; s += 16) {
+        for (int s = 0; s < stop; s += 16) {
           __m512 acc[8];
           for (auto& a : acc) a = _mm512_setzero_ps();
           const uint16_t* p = pk + size_t(s / 16) * K * 16;
@@ -1240,19 +1239,16 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
         float* s = &scores[size_t(t) * S];
         uint16_t* w = &weights[size_t(t) * S];
         const int to = causal ? std::min(length, offset + first + t + 1) : length;
-        const int from = window ? std::max(0, (causal ? to - window : offset + first + t - window / 2)) : 0;
-        const int last = window && !causal ? std::min(to, offset + first + t + window / 2 + 1) : to;
-        for (int i = begin; i < from; i++) s[i] = -INFINITY;
-        for (int i = last; i < stop; i++) s[i] = -INFINITY;
+        for (int i = to; i < stop; i++) s[i] = -INFINITY;
         F16 most = splat(-INFINITY);
-        for (int i = begin; i < stop; i += 16) {
+        for (int i = 0; i < stop; i += 16) {
           const F16 v = load(s + i);
           most = v > most ? v : most;
         }
         float top = -INFINITY;
         for (int l = 0; l < 16; l++) top = most[l] > top ? most[l] : top;
         F16 total{};
-        for (int i = begin; i < stop; i += 16) {
+        for (int i = 0; i < stop; i += 16) {
           const F16 v = load(s + i), e = v == -INFINITY ? F16{} : exponential((v - top) * scale);
           const __m256bh r = _mm512_cvtneps_pbh(e);
           memcpy(w + i, &r, 32);
@@ -1266,7 +1262,7 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
           for (auto& a : acc) a[0] = a[1] = _mm512_setzero_ps();
           const uint16_t* w[4];
           for (int i = 0; i < 4; i++) w[i] = &weights[size_t(std::min(t + i, count - 1)) * S];
-          for (int s = begin; s < stop; s += 2) {
+          for (int s = 0; s < stop; s += 2) {
             const uint16_t* p = pv + size_t(s / 2) * 2 * K + j * 2;
             const __m512bh v0 = (__m512bh)_mm512_loadu_si512(p), v1 = (__m512bh)_mm512_loadu_si512(p + 32);
 #pragma GCC unroll 4

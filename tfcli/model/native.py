@@ -131,7 +131,7 @@ def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, caus
     strides = [stride for t in (q_BHTK, k_BGSK, v_BGSK, out) for stride in t.stride()[:3]]
     lib.tfcli_attend(
         address(q_BHTK), address(k_BGSK), address(v_BGSK), address(out), B, H, G, T, S, K,
-        (ctypes.c_int64 * 12)(*strides), scale, int(causal), S - T, 0, torch.get_num_threads(),
+        (ctypes.c_int64 * 12)(*strides), scale, int(causal), S - T, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -244,7 +244,7 @@ def library() -> tuple[Any, str | None]:
         "tfcli_pick": [p, i, i, p, p, i, i],
     }
     if lib.tfcli_bf16_products():
-        arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, i, i, i, i]
+        arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, i, i, i]
     for name, types in arguments.items():
         getattr(lib, name).argtypes, getattr(lib, name).restype = types, None
     return lib, None
