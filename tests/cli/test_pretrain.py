@@ -230,7 +230,7 @@ def test_the_library(folder: Path) -> None:
     assert result.bits_per_byte is not None
     kinds = {events.Note, events.Preparing, events.Progress, events.Evaluated, events.Sampled, events.Saved}
     assert {type(event) for event in told} == kinds
-    assert len(tfcli.load(result.directory).generate("Once", max_tokens=2).ids) == 2
+    assert len(tfcli.load(result.directory).generate("Once", max_tokens=2, ignore_eos=True).ids) == 2
 
 
 def test_in_a_thread(folder: Path) -> None:
