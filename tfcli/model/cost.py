@@ -176,7 +176,9 @@ def training_memory(
     fused = config.depth * (qkv + (2 * D * F if _swiglu(config) else 0))
     cast = parts.matrices - fused + V * D if b != 4 else 0
     far, near = _layers(config)
-    kept = far * _kept_per_token(config, length, device, False) + near * _kept_per_token(config, length, device, True)
+    short = device == "cpu" and length <= 512
+    batched = [short and (b == 2 or _hides(config, length, local)) for local in (False, True)]
+    kept = far * _kept_per_token(config, length, batched[0]) + near * _kept_per_token(config, length, batched[1])
     held = tokens * (kept + (2 + config.wiring.embed_norm) * D)  # and the final norm's two ends
     return TrainingMemory(
         weights=4 * parts.total,
@@ -190,12 +192,15 @@ def training_memory(
     )
 
 
-def _kept_per_token(config: ModelConfig, length: int, device: str, local: bool) -> int:
-    """Numbers of a token that one block keeps for its backward pass."""
+def _hides(config: ModelConfig, length: int, local: bool) -> bool:
+    """Whether causality alone hides keys, without a mask."""
+    return config.wiring.causal and not (local and config.wiring.local_window < length)
+
+
+def _kept_per_token(config: ModelConfig, length: int, batched: bool) -> int:
+    """Numbers of a token that one block keeps for its backward pass; ``batched``: attention by batched products."""
     D, H, G, K, F = config.width, config.heads, config.kv_heads, config.head_width, config.ffn_width
     wiring = config.wiring
-    unmasked = wiring.causal and not (local and wiring.local_window < length)
-    batched = device == "cpu" and length <= 512 and unmasked
     attention = D + D + H * K  # x, its norm, the output
     if wiring.qk_norm or not batched:
         attention += (H + 2 * G) * K  # as they were multiplied

@@ -157,67 +157,123 @@ class _SwiGLU(torch.autograd.Function):
         return dx
 
 
-def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:
-    """Causal attention for training at short length, (B, H, T, K) each, by batched products.
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Each number of ``x`` zeroed with probability ``p``, the others divided by 1 - p (Srivastava et al. 2014)."""
+    if p <= 0:
+        return x
+    return x * _kept(x, p) if _by_hand(x) else F.dropout(x, p)
 
-    torch's fused CPU kernel has a slow backward: at T = 128 this takes a fifth of its time. It holds T x T weights of
-    every head, so the caller keeps T short.
+
+def add_dropout(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """``x + dropout(y)``, of one shape, in one pass over memory."""
+    if p <= 0:
+        return x + y
+    return torch.addcmul(x, y, _kept(y, p)) if _by_hand(y) else x + F.dropout(y, p)
+
+
+def _kept(x: Tensor, p: float) -> Tensor:
+    """1 / (1 - p) where a number of ``x`` stays, else 0, in the dtype of ``x``.
+
+    torch draws one number of its CPU generator for each, one after the other; here it is one for four, 16 bits each.
     """
-    return _CausalAttention.apply(q_BHTK, k_BHTK, v_BHTK, scale)  # type: ignore[no-untyped-call]
+    drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = drawn.view(torch.int16)[: x.numel()].view(x.shape)
+    return (bits >= round(p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - p))
 
 
-class _CausalAttention(torch.autograd.Function):
-    """P = softmax(c q k^T), o = P v:  dv = P^T do,  dS = P (dP - sum(dP P)), dP = do v^T,  dq = c dS k,  dk = c dS^T q.
+def short_attention(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scale: float, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Attention for training at short length by batched products -> (B, H, T, K).
+
+    ``mask`` (broadcast to B, 1, T, S) is added to the scores; ``causal`` (T = S, no mask) hides what follows. torch's
+    fused CPU kernel has a slow backward: at T = 128 this takes a fifth of its time. It holds T x S weights of every
+    head, so the caller keeps them short.
+    """
+    B, H, T, _ = q_BHTK.shape
+    S = k_BHSK.shape[2]
+    if mask is not None:
+        bias = mask.expand(B, H, mask.shape[2], S).reshape(B * H, mask.shape[2], S)
+    elif causal:
+        bias = q_BHTK.new_full((T, S), float("-inf")).triu_(1)
+    else:
+        bias = q_BHTK.new_zeros(1)
+    return _ShortAttention.apply(q_BHTK, k_BHSK, v_BHSK, bias, scale)  # type: ignore[no-untyped-call]
+
+
+class _ShortAttention(torch.autograd.Function):
+    """P = softmax(c q k^T + b), o = P v: dv = P^T do, dS = P (dP - sum(dP P)), dP = do v^T, dq = c dS k, dk = c dS^T q.
 
     Vaswani et al. 2017, eq. 1, and its derivative.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:
-        T = q_BHTK.shape[2]
-        q, k, v = (x.reshape(-1, T, x.shape[3]) for x in (q_BHTK, k_BHTK, v_BHTK))
-        bias = q.new_full((T, T), float("-inf")).triu_(1)
+    def forward(ctx: Any, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor, scale: float) -> Tensor:
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_BHTK, k_BHSK, v_BHSK))
         p = torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), dim=-1)
         ctx.save_for_backward(q, k, v, p)
         ctx.scale = scale
+        ctx.shapes = q_BHTK.shape, k_BHSK.shape
         return torch.bmm(p, v).view(q_BHTK.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, p = ctx.saved_tensors
-        shape = grads[0].shape
+        of_q, of_k = ctx.shapes
         g = grads[0].reshape(q.shape)
         dv = torch.bmm(p.transpose(1, 2), g)
         ds = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
         dq = torch.bmm(ds, k).mul_(ctx.scale)
         dk = torch.bmm(ds.transpose(1, 2), q).mul_(ctx.scale)
-        return dq.view(shape), dk.view(shape), dv.view(shape), None
+        return dq.view(of_q), dk.view(of_k), dv.view(of_k), None, None
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> Tensor:
-    """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T + bias)`` against the targets."""
+    """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T + bias)`` against the targets.
+
+    ``smoothing`` is the part of a target's probability that all V share (Szegedy et al. 2016, 7).
+    """
     if _by_hand(hidden_ND):
-        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, bias_V)  # type: ignore[no-untyped-call]
-    return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V)
+        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, bias_V, smoothing)  # type: ignore[no-untyped-call]
+    return linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V, smoothing=smoothing)
 
 
 def linear_cross_entropy_reference(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Logits, then ``-log softmax`` at the target, in fp32."""
     bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
     logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype), bias)
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", label_smoothing=smoothing)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """d logits = softmax - onehot is known in the forward pass, so the probabilities are the only large tensor kept."""
+    """d logits = softmax - onehot is known in the forward pass, so the probabilities are the only large tensor kept.
+
+    Smoothing by e adds e (mean_v -log p_v - -log p_t) to the loss and e (onehot - 1/V) to the gradient of the logits.
+    The mean of the logits is the logit of the mean row, so neither needs a pass over the (N, V) of them.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        bias_V: Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> Tensor:
         weight = weight_VD.to(hidden_ND.dtype)
         bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
@@ -230,22 +286,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = torch.arange(len(targets_N), device=targets_N.device)
         at_target_N = p_NV[rows, targets_N].float()
         loss = at_target_N.log().sum().neg_()
+        if smoothing:  # mean_v -log p_v - -log p_t = logit_t - mean logit
+            mean_D = weight_VD.float().mean(dim=0)
+            ahead = (hidden_ND.float() * (weight_VD[targets_N].float() - mean_D)).sum()
+            if bias_V is not None:
+                ahead += (bias_V[targets_N].float() - bias_V.float().mean()).sum()
+            loss += smoothing * ahead
         if not torch.isfinite(loss):  # a target less likely than fp32's smallest number, or a true NaN
-            loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V)
+            loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V, smoothing=smoothing)
         if not grad:
             return loss
-        p_NV[rows, targets_N] = (at_target_N - 1.0).to(hidden_ND.dtype)  # now the gradient of the logits
+        p_NV[rows, targets_N] = (at_target_N - (1.0 - smoothing)).to(hidden_ND.dtype)  # the logits' gradient, but e / V
         ctx.save_for_backward(hidden_ND, weight, p_NV)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.weight_dtype, ctx.smoothing = weight_VD.dtype, smoothing
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor | None, None]:
         hidden_ND, weight, d_logits_NV = ctx.saved_tensors
+        share = ctx.smoothing / len(weight)
         g = grads[0].to(hidden_ND.dtype)
-        d_hidden = (d_logits_NV @ weight).mul_(g)
+        d_hidden = d_logits_NV @ weight
+        if share:
+            d_hidden -= (share * weight.float().sum(dim=0)).to(d_hidden.dtype)
         d_weight = None
         if ctx.needs_input_grad[1]:
-            d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype).mul_(grads[0])
-        d_bias = d_logits_NV.float().sum(dim=0).mul_(grads[0]) if ctx.needs_input_grad[3] else None
-        return d_hidden, d_weight, None, d_bias
+            d_weight = (d_logits_NV.T @ hidden_ND).to(ctx.weight_dtype)
+            if share:
+                d_weight -= share * hidden_ND.float().sum(dim=0)
+            d_weight.mul_(grads[0])
+        d_bias = None
+        if ctx.needs_input_grad[3]:
+            d_bias = (d_logits_NV.float().sum(dim=0) - share * len(hidden_ND)).mul_(grads[0])
+        return d_hidden.mul_(g), d_weight, None, d_bias, None

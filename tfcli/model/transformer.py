@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config import ModelConfig
+from tfcli.model import kernels
 from tfcli.model.attention import Attention, CrossAttention, Rope, additive, band_mask, causal_mask
 from tfcli.model.cache import KVCache, Memory
-from tfcli.model.kernels import linear_cross_entropy
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
 
 Seen = tuple[Tensor, Tensor, Tensor | None]
@@ -70,7 +70,7 @@ class Block(nn.Module):
         """The residual stream with the output of a part added, as the place of the norms has it."""
         if self.place == "sandwich":
             y_BTD = self.get_submodule(f"{part}_post_norm")(y_BTD)
-        x_BTD = x_BTD + F.dropout(y_BTD, dropout, training=dropout > 0)
+        x_BTD = kernels.add_dropout(x_BTD, y_BTD, dropout)
         return self.get_submodule(f"{part}_norm")(x_BTD) if self.place == "post" else x_BTD
 
 
@@ -112,7 +112,7 @@ class Stack(nn.Module):
         positions = torch.arange(T, device=x_BTD.device) if cache is None else cache.positions(T)
         if segments_BT is not None:
             positions = restarting(segments_BT)
-        x_BTD = F.dropout(self._placed(x_BTD, positions, types_BT), dropout, training=dropout > 0)
+        x_BTD = kernels.dropout(self._placed(x_BTD, positions, types_BT), dropout)
         kinds = [self.config.is_local(layer) for layer in range(self.config.depth)]
         views = {local: self._view(local, positions, x_BTD, cache, mask_BT, segments_BT) for local in set(kinds)}
         for layer, (local, block) in enumerate(zip(kinds, self.blocks, strict=True)):
@@ -252,12 +252,16 @@ class Transformer(Stack):
         mask = None if mask_BS is None else additive(mask_BS[:, None, None, :].bool(), x_BSD.dtype)
         return Memory([k for k, _ in pairs], [v for _, v in pairs], mask)
 
-    def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
+    def loss(self, hidden_BTD: Tensor, targets_BT: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Summed cross-entropy (nats, fp32) of the targets (B, T), or (N,), given the hidden states (B, T, D).
+
+        ``smoothing`` is the part of a target's probability that the whole vocabulary shares.
+        """
         head = self.head
         # A quantized head as the numbers that its codes stand for.
         weight = head.weight if isinstance(head, Linear) else head.widened(hidden_BTD.dtype)
-        return linear_cross_entropy(hidden_BTD.flatten(0, 1), weight, targets_BT.flatten())
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        return kernels.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""

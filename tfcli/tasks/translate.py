@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
@@ -113,8 +112,7 @@ class Translation:
         memory = model.encode(rows["tokens_BT"], mask_BS=rows["mask_BT"], dtype=dtype, dropout=dropout)
         hidden_BUD = model(read_BU, memory=memory, dtype=dtype, dropout=dropout)
         targets_N = targets_BU[real_BU]
-        logits_NV = model.logits(hidden_BUD[real_BU]).float()
-        return F.cross_entropy(logits_NV, targets_N, reduction="sum", label_smoothing=smoothing), len(targets_N)
+        return model.loss(hidden_BUD[real_BU], targets_N, smoothing=smoothing), len(targets_N)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """val_loss (nats a token, without smoothing) of the held-out part; val_bleu, val_chrf of its first texts."""
