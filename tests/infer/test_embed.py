@@ -52,7 +52,7 @@ def test_a_vector_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) 
     """Small batches, one alone, and all at once: the same to the last digits."""
     engine = Engine(model(context=64), tokenizer(), cpu())
     together = engine.embed(TEXTS)
-    monkeypatch.setattr("tfcli.infer.embed.BATCH_TOKENS", 40)
+    monkeypatch.setattr("tfcli.infer.batches.POSITIONS", {"cpu": 40})
     assert np.allclose(engine.embed(TEXTS), together, atol=1e-6)
     assert np.allclose(engine.embed(TEXTS[0]), together[0], atol=1e-6)
     assert embed(engine.model, [[5]]).shape == (1, 32)

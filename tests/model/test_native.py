@@ -6,7 +6,7 @@ from tiny_models import config, model
 
 from tfcli.config import RopeScaling, Wiring
 from tfcli.model import kernels, native, native_build, quant, stepper
-from tfcli.model.attention import attend, attend_reference, causal_mask
+from tfcli.model.attention import additive, attend, attend_reference, causal_mask
 from tfcli.model.cache import KVCache
 from tfcli.model.layers import activate, gated
 from tfcli.model.settle import settle
@@ -176,10 +176,15 @@ def test_attention_of_prompts_equals_the_formula(causal: bool, H: int, G: int, T
     expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=mask)
     strided = torch.zeros(2, G, S + 20, K, dtype=torch.bfloat16)  # as a cache that has room to grow
     strided[:, :, :S] = k
-    assert native.attends(q, strided[:, :, :S])
+    assert native.attends(q, strided[:, :, :S], None)
     for keys in (k, strided[:, :, :S]):
         got = attend(q, keys, v, causal=causal)
         torch.testing.assert_close(got.float(), expected, atol=0.02, rtol=0.01)
+    real = torch.arange(S) < torch.tensor([S, S // 2])[:, None]  # rows padded at their end, as of an encoder
+    added = additive(real[:, None, None], q.dtype)
+    assert native.attends(q, k, added)
+    expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=real[:, None, None])
+    torch.testing.assert_close(attend(q, k, v, mask=added).float(), expected, atol=0.02, rtol=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -212,7 +217,7 @@ def test_norms_rotations_and_activations_equal_their_formulas(dtype: torch.dtype
     gate, up = (torch.randn(3, 1100, generator=generator).to(dtype) * 4 for _ in range(2))
     for activation in native.ACTIVATIONS:
         with torch.inference_mode():
-            both, alone = gated(gate, up, activation), gated(None, up, activation)
+            both, alone = gated(gate, up, activation), native.activate(None, up, activation)
         torch.testing.assert_close(both.float(), (activate(gate, activation) * up).float(), **near)
         torch.testing.assert_close(alone.float(), activate(up, activation).float(), **near)
 

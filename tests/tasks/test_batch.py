@@ -2,7 +2,7 @@
 
 import torch
 
-from tfcli.tasks.batch import Batch, by_length, mask, pad
+from tfcli.tasks.batch import Batch, mask, pad
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
 
@@ -32,13 +32,3 @@ def test_parts_are_short_and_whole() -> None:
     assert seen == dict(enumerate(ROWS))
     whole = batch()
     assert whole.split(4) == [whole]
-
-
-def test_by_length_visits_each_once() -> None:
-    """Catches a text that is never read, and batches beyond what was asked for."""
-    lengths = [7, 1, 30, 2, 2, 9, 100, 1]
-    batches = by_length(lengths, tokens=40, most=3)
-    assert sorted(index for chosen in batches for index in chosen) == list(range(8))
-    for chosen in batches:
-        longest = max(lengths[index] for index in chosen)
-        assert len(chosen) == 1 or (len(chosen) <= 3 and len(chosen) * longest <= 40)

@@ -12,10 +12,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from tfcli.infer.batches import by_length
 from tfcli.model.transformer import Transformer
-
-BATCH_TOKENS = 4096
-"""Positions of a batch, its padding among them."""
 
 
 @torch.inference_mode()
@@ -25,12 +23,8 @@ def embed(model: Transformer, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.
     Texts of similar length are read together, so that padding is small; it is never attended to.
     """
     out = np.empty((len(texts), model.config.width), np.float32)
-    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    start = 0
-    while start < len(order):
-        longest = len(texts[order[start]])
-        batch = order[start : start + max(1, BATCH_TOKENS // longest)]
-        start += len(batch)
+    for batch in by_length([len(text) for text in texts], device=model.device):
+        longest = len(texts[batch[0]])
         rows = [[*texts[index], *[0] * (longest - len(texts[index]))] for index in batch]
         lengths = torch.tensor([len(texts[index]) for index in batch])
         real_BT = (torch.arange(longest) < lengths[:, None]).to(model.device)

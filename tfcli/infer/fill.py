@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from tfcli.errors import UserError
+from tfcli.infer.batches import by_length
 from tfcli.model import heads, masked_head
 from tfcli.model.masked_head import MaskedHead
 from tfcli.model.transformer import Transformer
 from tfcli.text.codec import Codec
 from tfcli.text.tokenizer import MASK
 
-BATCH_TOKENS = 4096
-"""Positions of a batch, its padding among them."""
 NAMES = (MASK, "<mask>")
 """What the piece is called: BERT's name, RoBERTa's."""
 
@@ -74,12 +73,8 @@ class Filler:
         """
         encoded = [self.encode(text) for text in texts]
         out: list[list[list[Guess]]] = [[] for _ in texts]
-        order = sorted(range(len(texts)), key=lambda index: -len(encoded[index]))
-        start = 0
-        while start < len(order):
-            longest = len(encoded[order[start]])
-            batch = order[start : start + max(1, BATCH_TOKENS // longest)]
-            start += len(batch)
+        for batch in by_length([len(ids) for ids in encoded], device=self.model.device):
+            longest = len(encoded[batch[0]])
             rows = [encoded[index] + [0] * (longest - len(encoded[index])) for index in batch]
             tokens_BT = torch.tensor(rows, device=self.model.device)
             lengths = torch.tensor([len(encoded[index]) for index in batch], device=self.model.device)

@@ -129,12 +129,13 @@ def attend(
         q_BGnK = q_BHTK.reshape(B, G, H // G, K)
         out = F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, K)
-    if mask is None and native.attends(q_BHTK, k_BGSK):
-        return native.attend(q_BHTK, k_BGSK, v_BGSK, scale=K**-0.5 if scale is None else scale, causal=causal)
+    causal = causal and mask is None
+    if native.attends(q_BHTK, k_BGSK, mask):
+        scale = K**-0.5 if scale is None else scale
+        return native.attend(q_BHTK, k_BGSK, v_BGSK, scale=scale, causal=causal, mask=mask)
     if G != H:
         k_BGSK = k_BGSK.repeat_interleave(H // G, dim=1)
         v_BGSK = v_BGSK.repeat_interleave(H // G, dim=1)
-    causal = causal and mask is None
     if torch.is_grad_enabled() and _short(q_BHTK, S, causal) and (S == T or not causal):
         if mask is not None and mask.dtype is torch.bool:
             mask = additive(mask, q_BHTK.dtype)

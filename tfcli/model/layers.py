@@ -155,7 +155,7 @@ class FeedForward(nn.Module):
 
 def gated(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     """``act(gate) * up``, or ``act(up)`` without a gate."""
-    if native.serves(up):
+    if native.serves(up) and (gate is not None or activation in ("silu", "gelu_tanh")):
         return native.activate(gate, up, activation)
     return activate(up, activation) if gate is None else activate(gate, activation) * up
 

@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -152,8 +153,22 @@ inline float activate(float x, int32_t kind) {
     case SILU: return x / (1.0f + std::exp(-x));
     case GELU: return 0.5f * x * (1.0f + std::erf(x * 0.70710678f));
     case GELU_TANH: return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
-    default: return x > 0 ? x : 0;
+    default: return x < 0 ? 0 : x;
   }
+}
+inline F16 sigmoid(F16 x) {
+  const F16 e = exponential(x < 0.0f ? x : -x);
+  return (x < 0.0f ? e : splat(1.0f)) / (e + 1.0f);
+}
+// The error function by Abramowitz and Stegun 1964, 7.1.26: off by 1.5e-7 at most.
+inline F16 activate(F16 x, int32_t kind) {
+  if (kind == SILU) return x * sigmoid(x);
+  if (kind == GELU_TANH) return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+  if (kind != GELU) return x < 0.0f ? F16{} : x;
+  const F16 z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+  const F16 p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  const F16 rest = 0.5f * x * p * exponential(-z * z);  // x (1 - erf) / 2
+  return x < 0.0f ? rest : x - rest;
 }
 inline void to_wide(const uint16_t* x, float* y, int n) {
   int i = 0;
@@ -173,12 +188,10 @@ inline void to_bf16(const float* x, uint16_t* y, int n) {
 // y = act(g) u, or act(u) without a gate, for the columns [from, to)
 inline void gated(const float* g, const float* u, float* y, int from, int to, int32_t kind) {
   int i = from;
-  if (kind == SILU)
-    for (; i + 16 <= to; i += 16) {
-      const F16 a = load(g ? g + i : u + i), e = exponential(a < 0.0f ? a : -a);
-      const F16 s = a < 0.0f ? e / (e + 1.0f) : 1.0f / (e + 1.0f);
-      *(F16*)(y + i) = g ? a * s * load(u + i) : a * s;
-    }
+  for (; i + 16 <= to; i += 16) {
+    const F16 a = activate(load(g ? g + i : u + i), kind);
+    *(F16*)(y + i) = g ? a * load(u + i) : a;
+  }
   for (; i < to; i++) y[i] = g ? activate(g[i], kind) * u[i] : activate(u[i], kind);
 }
 inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
@@ -1183,40 +1196,49 @@ void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out
 #ifdef BF16_PRODUCTS
 // Attention of many queries at once in bf16 (Vaswani et al. 2017, eq. 1): out (B, H, T, K) of q (B, H, T, K) and keys and
 // values (B, G, S, K) with strides of their own; query t sees the keys up to offset + t, or all where it is not causal.
-// K is a multiple of 32 of at most 256. Scores and sums are fp32.
+// `bias` (B, S), or null, is added to the scores of a row's keys. K is a multiple of 32 of at most 256. Scores and sums are fp32.
 void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch, int32_t heads,
                   int32_t groups, int32_t queries, int32_t length, int32_t width, const int64_t* strides, float scale,
-                  int32_t causal, int32_t offset, int32_t threads) {
+                  const float* bias, int32_t causal, int32_t offset, int32_t threads) {
   // strides: of q, keys, values and out, from row to row, head to head and position to position
   const int n = heads / groups, S = (length + 31) / 32 * 32, K = width;
   constexpr int ROWS = 32;  // queries of a task
-  const int blocks = (queries + ROWS - 1) / ROWS;
-  std::vector<uint16_t> packed_keys(size_t(batch) * groups * S * K), packed_values(size_t(batch) * groups * S * K);
+  const int blocks = (queries + ROWS - 1) / ROWS, pairs_of_heads = batch * groups;
+  // Many rows: each thread packs the keys and values of one at a time, in a place of its own. Few: all, for all threads.
+  const bool apart = pairs_of_heads >= 4 * threads;
+  const size_t packed = size_t(S) * K;
+  std::unique_ptr<uint16_t[]> shared(new uint16_t[2 * packed * (apart ? threads : pairs_of_heads)]);
   Team& crew = team(threads);
   std::atomic<int> next{0};
-  crew.run([&](int id) {
-    // Keys of sixteen positions as pairs of columns, values of two positions as pairs: what products want in a lane.
-    for (int pair = id; pair < batch * groups; pair += threads) {
-      const int b = pair / groups, g = pair % groups;
-      const uint16_t *k = keys + b * strides[3] + g * strides[4], *v = values + b * strides[6] + g * strides[7];
-      uint16_t *pk = &packed_keys[size_t(pair) * S * K], *pv = &packed_values[size_t(pair) * S * K];
-      for (int s = 0; s < S; s++)
-        for (int j = 0; j < K; j++) {
-          const bool real = s < length;
-          pk[(size_t(s / 16) * (K / 2) + j / 2) * 32 + s % 16 * 2 + j % 2] = real ? k[s * strides[5] + j] : 0;
-          pv[size_t(s / 2) * 2 * K + j * 2 + s % 2] = real ? v[s * strides[8] + j] : 0;
-        }
+  // Keys of sixteen positions as pairs of columns, values of two positions as pairs: what products want in a lane.
+  auto pack = [&](int pair, uint16_t* pk) {
+    const int b = pair / groups, g = pair % groups;
+    const uint16_t *k = keys + b * strides[3] + g * strides[4], *v = values + b * strides[6] + g * strides[7];
+    for (int s = 0; s < S; s++) {
+      const uint16_t* row = s < length ? k + s * strides[5] : nullptr;
+      uint32_t* to = (uint32_t*)pk + size_t(s / 16) * (K / 2) * 16 + s % 16;
+      for (int j = 0; j < K / 2; j++) {
+        uint32_t two = 0;
+        if (row) memcpy(&two, row + 2 * j, 4);
+        to[size_t(j) * 16] = two;
+      }
     }
-    crew.barrier();
+    for (int s = 0; s < S; s += 2) {
+      uint32_t* to = (uint32_t*)(pk + packed) + size_t(s / 2) * K;
+      const uint16_t *even = v + s * strides[8], *odd = even + strides[8];
+      if (s + 1 < length)
+        for (int j = 0; j < K; j++) to[j] = even[j] | uint32_t(odd[j]) << 16;
+      else
+        for (int j = 0; j < K; j++) to[j] = s < length ? even[j] : 0;
+    }
+  };
+  crew.run([&](int id) {
     std::vector<float> scores(size_t(ROWS) * S);
     std::vector<uint16_t> weights(size_t(ROWS) * S);
     float inverse[ROWS];
-    for (int task; (task = next.fetch_add(1)) < batch * heads * blocks;) {
-      // The longest rows first: of causal attention the last queries.
-      const int block = blocks - 1 - task / (batch * heads), b = task % (batch * heads) / heads, h = task % heads;
+    auto attend = [&](int b, int h, int block, const uint16_t* pk) {
+      const uint16_t* pv = pk + packed;
       const int first = block * ROWS, count = std::min(ROWS, queries - first);
-      const uint16_t* pk = &packed_keys[(size_t(b) * groups + h / n) * S * K];
-      const uint16_t* pv = &packed_values[(size_t(b) * groups + h / n) * S * K];
       const int end = causal ? std::min(length, offset + first + count) : length;  // of any query here
       const int stop = (end + 31) / 32 * 32;
       for (int t = 0; t < count; t += 8) {
@@ -1239,6 +1261,8 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
         float* s = &scores[size_t(t) * S];
         uint16_t* w = &weights[size_t(t) * S];
         const int to = causal ? std::min(length, offset + first + t + 1) : length;
+        if (bias)
+          for (int i = 0; i < to; i++) s[i] += bias[size_t(b) * length + i] / scale;
         for (int i = to; i < stop; i++) s[i] = -INFINITY;
         F16 most = splat(-INFINITY);
         for (int i = 0; i < stop; i += 16) {
@@ -1280,6 +1304,22 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
             }
           }
         }
+    };
+    if (apart) {
+      uint16_t* own = &shared[2 * packed * id];
+      for (int pair; (pair = next.fetch_add(1)) < pairs_of_heads;) {
+        pack(pair, own);
+        for (int h = pair % groups * n; h < (pair % groups + 1) * n; h++)
+          for (int block = 0; block < blocks; block++) attend(pair / groups, h, block, own);
+      }
+      return;
+    }
+    for (int pair = id; pair < pairs_of_heads; pair += threads) pack(pair, &shared[2 * packed * pair]);
+    crew.barrier();
+    for (int task; (task = next.fetch_add(1)) < batch * heads * blocks;) {
+      // The longest rows first: of causal attention the last queries.
+      const int b = task % (batch * heads) / heads, h = task % heads;
+      attend(b, h, blocks - 1 - task / (batch * heads), &shared[2 * packed * (size_t(b) * groups + h / n)]);
     }
   });
 }

@@ -114,24 +114,33 @@ def activate(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     return y
 
 
-def attends(q_BHTK: Tensor, k_BGSK: Tensor) -> bool:
+def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None) -> bool:
     """Whether ``attend`` takes these: many queries of bf16 in inference mode, heads of 32, 64, ... 256 numbers."""
     K = q_BHTK.shape[3]
+    if mask is not None and (mask.dtype == torch.bool or mask.shape[:3] != (len(q_BHTK), 1, 1)):
+        return False
     ours = serves(q_BHTK) and fast(q_BHTK.dtype) and k_BGSK.dtype == q_BHTK.dtype
     return ours and not K % 32 and K <= 256 and all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))
 
 
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, causal: bool) -> Tensor:
-    """``softmax(q k^T scale) v`` -> (B, H, T, K); causal queries see the keys up to S - T + t."""
+def attend(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, scale: float, causal: bool, mask: Tensor | None = None
+) -> Tensor:
+    """``softmax(q k^T scale + mask) v`` -> (B, H, T, K); causal queries see the keys up to S - T + t.
+
+    ``mask`` (B, 1, 1, S), for all queries of a row alike.
+    """
     lib, _ = library()
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1:3]
     out_BTHK = torch.empty(B, T, H, K, dtype=q_BHTK.dtype)
     out = out_BTHK.transpose(1, 2)
     strides = [stride for t in (q_BHTK, k_BGSK, v_BGSK, out) for stride in t.stride()[:3]]
+    bias = None if mask is None else mask.reshape(B, S).float().contiguous()
     lib.tfcli_attend(
         address(q_BHTK), address(k_BGSK), address(v_BGSK), address(out), B, H, G, T, S, K,
-        (ctypes.c_int64 * 12)(*strides), scale, int(causal), S - T, torch.get_num_threads(),
+        (ctypes.c_int64 * 12)(*strides), scale, None if bias is None else address(bias), int(causal), S - T,
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -244,7 +253,7 @@ def library() -> tuple[Any, str | None]:
         "tfcli_pick": [p, i, i, p, p, i, i],
     }
     if lib.tfcli_bf16_products():
-        arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, i, i, i]
+        arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, p, i, i, i]
     for name, types in arguments.items():
         getattr(lib, name).argtypes, getattr(lib, name).restype = types, None
     return lib, None

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from tfcli.errors import UserError
 from tfcli.formats import families, head_names
+from tfcli.infer.batches import by_length
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks import labelled
-from tfcli.tasks.batch import Batch, by_length
+from tfcli.tasks.batch import Batch
 from tfcli.tasks.options import FinetuneConfig
 from tfcli.tasks.report import Report
 from tfcli.tasks.squad import reader, rows
@@ -171,7 +172,7 @@ class Answering:
     def _loss(self, model: Transformer) -> float:
         """The mean over the held-out windows."""
         total = 0.0
-        for chosen in by_length([len(window.ids) for window in self.held.windows]):
+        for chosen in by_length([len(window.ids) for window in self.held.windows], device=self.answers.runtime.device):
             part = examples([self.held.windows[i] for i in chosen], [self.held_targets[i] for i in chosen])
             total += float(loss(model, part.to(self.answers.runtime.device), dtype=self.answers.runtime.dtype)[0])
         return total / max(1, len(self.held.windows))

@@ -75,14 +75,3 @@ def mask(rows: Sequence[Sequence[int]]) -> Tensor:
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     longest = max(1, int(lengths.max(initial=0)))
     return torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None])
-
-
-def by_length(lengths: Sequence[int], *, tokens: int = 4096, most: int = 256) -> list[list[int]]:
-    """Indices in batches of examples of similar length, the longest first, of about ``tokens`` positions each."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches, start = [], 0
-    while start < len(order):
-        size = max(1, min(most, tokens // max(1, lengths[order[start]])))
-        batches.append(order[start : start + size])
-        start += size
-    return batches

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tfcli.config import Sampling
 from tfcli.errors import UserError
+from tfcli.infer.batches import by_length
 from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
 from tfcli.model.transformer import Transformer
@@ -107,7 +108,7 @@ def examples(listed: Sequence[Sequence[Encoded]]) -> Batch:
 def score(model: Transformer, listed: Sequence[Encoded], runtime: Runtime) -> npt.NDArray[np.float64]:
     """Of each conversation (N, 3): the summed loss of its answers' ids, how many, and how many are the likeliest."""
     out = np.zeros((len(listed), 3))
-    for chosen in batch.by_length([len(one.ids) for one in listed]):
+    for chosen in by_length([len(one.ids) for one in listed], device=runtime.device):
         part = examples([[listed[index]] for index in chosen]).to(runtime.device)
         hidden_BTD = model(part["tokens_BT"], dtype=runtime.dtype)
         row_N, at_N = (part["targets_BT"] != NONE).nonzero(as_tuple=True)

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
+from tfcli.infer.batches import by_length
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Batch, by_length, mask, pad
+from tfcli.tasks.batch import Batch, mask, pad
 from tfcli.tasks.labels import data as labelled
 from tfcli.tasks.labels import scores
 from tfcli.tasks.labels.data import Example
@@ -95,7 +96,7 @@ def run(model: Transformer, encoded: Encoded, runtime: Runtime) -> npt.NDArray[n
     head = heads.of(model)
     assert head is not None
     out = np.empty((len(encoded.ids), head.labels), np.float32)
-    for chosen in by_length([len(row) for row in encoded.ids]):
+    for chosen in by_length([len(row) for row in encoded.ids], device=runtime.device):
         batch = encoded.batch(chosen, {}).to(runtime.device)
         out[chosen] = logits_of(model, batch, dtype=runtime.dtype).cpu().numpy()
     return out

@@ -35,12 +35,12 @@ class FinetuneData:
 class FinetuneOptim:
     """AdamW (Loshchilov and Hutter 2019) with linear warm-up and decay; biases and norms are not decayed."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """muon: the blocks' matrices by Muon (Jordan et al. 2024), the rest by AdamW."""
+    kind: Literal["adamw", "muon"] | None = None
+    """muon: the blocks' matrices by Muon (Jordan et al. 2024), the rest by AdamW; left out: muon from scratch."""
     lr: float | None = None
-    """Peak learning rate; left out: 5e-5, 1e-3 from scratch or with --lora."""
+    """Peak learning rate; left out: 5e-5, 1e-3 for LoRA, 3e-3 for a new model (1e-3 under adamw)."""
     muon_lr: float | None = None
-    """Peak learning rate of the matrices under muon; left out: 40 x lr."""
+    """Peak learning rate of the matrices under muon; left out: lr x 20 / 3."""
     weight_decay: float = 0.01
     """Decoupled weight decay of the matrices."""
     beta1: float = 0.9

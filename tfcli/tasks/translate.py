@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tfcli.errors import UserError
+from tfcli.infer.batches import by_length
 from tfcli.infer.beam import Answer, Beams, answers
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Batch, by_length, mask, pad
+from tfcli.tasks.batch import Batch, mask, pad
 from tfcli.tasks.pairs import new, scores
 from tfcli.tasks.pairs.data import Pair, Pairs
 from tfcli.tasks.pairs.data import read as read_pairs
@@ -24,7 +25,7 @@ from tfcli.tasks.pairs.options import TranslateConfig, check
 from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.text.codec import Codec
 
-NEW_EPOCHS = 30.0
+NEW_EPOCHS = 15.0
 IGNORED = -100
 KEYS = ("source", "src", "text", "input")
 """Fields of an object whose text is translated, the first that there is."""
@@ -121,10 +122,10 @@ class Translation:
         found = scores.score(texts, [pair.target for pair in self.held[:watched]])
         return {"val_loss": self._val_loss(model), **{f"val_{name}": value for name, value in found.items()}}
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _val_loss(self, model: Transformer) -> float:
         total, count = 0.0, 0
-        for chosen in by_length([len(e.source) + len(e.target) for e in self.val], tokens=2048):
+        for chosen in by_length([len(e.source) + len(e.target) for e in self.val], device=self.runtime.device):
             rows = self._batch([self.val[index] for index in chosen]).to(self.runtime.device)
             loss, tokens = self._loss(model, rows, self.runtime.dtype, 0.0, 0.0)
             total, count = total + float(loss), count + tokens

@@ -42,6 +42,8 @@ Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]]
 EPOCHS = 3.0
 LR, NEW_LR = 5e-5, 1e-3
 """Peak learning rates: of a model that was trained before (Devlin et al. 2019, A.3), and of what is new, also LoRA."""
+BESIDE_MUON_LR, MUON_LR = 3e-3, 0.02
+"""Of a new model under Muon: of what AdamW has, and of the matrices (Jordan et al. 2024)."""
 LEAST_EVALUATIONS = 4
 MICRO_TOKENS = 4096
 
@@ -169,7 +171,7 @@ class _Run:
         self._same_data(task)
         self._adapt(loaded.model)
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch)
-        optimizers = _optimizers(loaded.model, self.config, planned, task.size)
+        optimizers = _optimizers(loaded.model, self.config, planned, task.size, new=self.from_scratch)
         state = self._restore(loaded.model, optimizers)
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         if self.before is None:
@@ -331,7 +333,8 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
         steps = max(1, math.ceil(epochs * task.size / batch))
     lengths = task.lengths
     longest = model.config.context if lengths is None else int(lengths.max(initial=1))
-    lr = optim.lr if optim.lr is not None else (NEW_LR if new or config.lora.on else LR)
+    default = (BESIDE_MUON_LR if kind(config, new=new) == "muon" else NEW_LR) if new or config.lora.on else LR
+    lr = optim.lr if optim.lr is not None else default
     return plan.Plan(
         model=model.config,
         steps=steps,
@@ -340,7 +343,7 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
         batch_size=batch,
         micro_batch=min(batch, train.micro_batch or max(1, MICRO_TOKENS // max(1, longest))),
         dropout=train.dropout,
-        muon_lr=optim.muon_lr if optim.muon_lr is not None else 40 * lr,
+        muon_lr=optim.muon_lr if optim.muon_lr is not None else lr * MUON_LR / BESIDE_MUON_LR,
         lr=lr,
         compile=False,
         dropout_from=0,
@@ -349,11 +352,15 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
     )
 
 
-def _optimizers(model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int) -> Optimizers:
+def _optimizers(model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int, *, new: bool) -> Optimizers:
     options, optim = _loop(config, planned, size).optim, config.optim
-    return Optimizers(
-        model, options, muon_lr=planned.muon_lr, lr=planned.lr, plain=optim.kind == "adamw", eps=optim.eps
-    )
+    plain = kind(config, new=new) == "adamw"
+    return Optimizers(model, options, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=optim.eps)
+
+
+def kind(config: FinetuneConfig, *, new: bool) -> str:
+    """The optimizer: AdamW keeps what was learnt, Muon learns faster what is new."""
+    return config.optim.kind or ("muon" if new else "adamw")
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tfcli.errors import UserError
+from tfcli.infer.batches import by_length
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -39,7 +40,7 @@ def logits(model: Transformer, part: Batch, *, dtype: torch.dtype | None = None,
 def probabilities(model: Transformer, chunks: Sequence[Chunk], runtime: Runtime) -> list[npt.NDArray[np.float32]]:
     """[own words, labels] of each row."""
     out: list[npt.NDArray[np.float32]] = [np.empty((0, 0), np.float32)] * len(chunks)
-    for chosen in batch.by_length([len(chunk.ids) for chunk in chunks]):
+    for chosen in by_length([len(chunk.ids) for chunk in chunks], device=runtime.device):
         ids = [chunks[index].ids for index in chosen]
         part = Batch({"tokens_BT": batch.pad(ids), "mask_BT": batch.mask(ids)}).to(runtime.device)
         found_BTL = logits(model, part, dtype=runtime.dtype).softmax(dim=-1).cpu().numpy()

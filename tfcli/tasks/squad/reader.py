@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tfcli.infer.batches import by_length
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -106,7 +107,7 @@ def read(model: Transformer, encoded: Encoded, runtime: Runtime, *, longest: int
     """
     windows = encoded.windows
     rows = np.empty((len(windows), 5))
-    for chosen in batch.by_length([len(window.ids) for window in windows]):
+    for chosen in by_length([len(window.ids) for window in windows], device=runtime.device):
         some = [windows[index] for index in chosen]
         part = Batch(tensors(some), padded=PADDED).to(runtime.device)
         rows[chosen] = _spans(logits(model, part, dtype=runtime.dtype), some, longest)
