@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import load_file
 from small_runs import digest, facts
 
 from tfcli.errors import Interrupted, UserError
@@ -121,6 +122,23 @@ def test_from_scratch_takes_the_shape_only(start: tuple[Path, Path], tmp_path: P
     made = heads.load(tmp_path / "a", runtime=tiny_models.cpu()).model
     assert made.config == base.config
     assert not torch.equal(made.embed.weight, base.embed.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "new", "muon"), [(None, True, True), (None, False, False), ("adamw", True, False), ("muon", False, True)]
+)
+def test_what_is_new_learns_by_muon(
+    start: tuple[Path, Path], tmp_path: Path, kind: str | None, new: bool, muon: bool
+) -> None:
+    """Catches AdamW where nothing was learnt before, and Muon on what was."""
+    settings = {"train.epochs": None, "train.steps": 1, "optim.kind": kind, "optim.lr": None}
+    train(start, tmp_path / "a", settings, from_scratch=new)
+    kept = next((tmp_path / "a" / "checkpoints").glob("*/*.safetensors")).parent
+    names = {name for file in kept.glob("*.safetensors") for name in load_file(file)}
+    assert any(name.endswith("momentum_buffer") for name in names) == muon
+    planned = json.loads((tmp_path / "a" / "run.json").read_text())["plan"]
+    assert planned["lr"] == {(True, True): 3e-3, (True, False): 1e-3}.get((new, muon), 5e-5)
+    assert planned["muon_lr"] == pytest.approx(planned["lr"] * 20 / 3)
 
 
 def test_the_model_directory_is_left_alone(start: tuple[Path, Path], tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_every_parameter_has_one_owner() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_the_matrices_of_an_encoder_beside_a_decoder_are_muon_s() -> None:
+    """Catches half a model that learns by AdamW, which took three times the steps."""
+    wide = torch.nn.Parameter(torch.empty(2, 2))
+    assert [optim.rule(f"{stack}blocks.0.ffn.up.weight", wide) for stack in ("", "encoder.")] == ["muon", "muon"]
+    assert optim.rule("encoder.positions.weight", wide) == "adamw"
+
+
 def test_adamw_is_torchs_adamw() -> None:
     """Catches swapped betas or a missing bias correction."""
     model, twin = tiny_models.model(), tiny_models.model()
