@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcli.errors import UserError
-from tfcli.formats import families, hf
+from tfcli.formats import hf
+from tfcli.formats.encoders import MODERNBERT
+from tfcli.formats.family import ACTIVATIONS
 from tfcli.formats.head_names import POOLERS, HeadNames, kind_of, names
 from tfcli.formats.settings import Settings
 from tfcli.formats.stored import CONFIG, read_data
@@ -105,15 +107,13 @@ def _transform(weights: Weights, table: HeadNames, model: Transformer, settings:
     def has_bias(part: str) -> bool:
         return f"{table.parts[part]}.bias" in weights.entries
 
-    modern = settings.data["model_type"] == families.MODERNBERT.model_type
+    modern = settings.data["model_type"] == MODERNBERT.model_type
     return Transform(
         model.config.width,
         model.config.norm_eps,
         norm_bias=has_bias("transform.norm"),
         bias=has_bias("transform.dense"),
-        activation=settings.one_of("classifier_activation", families.ACTIVATIONS)
-        if modern
-        else model.config.wiring.activation,
+        activation=settings.one_of("classifier_activation", ACTIVATIONS) if modern else model.config.wiring.activation,
     )
 
 

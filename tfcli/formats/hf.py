@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError
 from tfcli.formats import families, head_names
-from tfcli.formats.families import Family
+from tfcli.formats.encoders import MODERNBERT
+from tfcli.formats.family import WRITTEN, Family
 from tfcli.formats.head_names import HeadNames
 from tfcli.formats.stored import CONFIG, few, open_model, read_settings
 from tfcli.formats.stored import read_config as read_config
@@ -69,7 +70,7 @@ def save(
     names = None if head is None else head_names.names(family.model_type, head.kind)
     if names is not None:
         settings["architectures"] = [names.architecture]
-        settings |= _head_settings(head) if family is families.MODERNBERT else {}
+        settings |= _head_settings(head) if family is MODERNBERT else {}
     texts = {
         CONFIG: _json(
             _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
@@ -106,7 +107,7 @@ def _head_settings(head: Head | None) -> dict[str, Any]:
         return {}
     return {
         "classifier_bias": transform.dense.bias is not None,
-        "classifier_activation": families.WRITTEN[transform.activation],
+        "classifier_activation": WRITTEN[transform.activation],
         "classifier_pooling": getattr(head, "pooling", "cls"),
         "decoder_bias": hasattr(head, "output"),
     }

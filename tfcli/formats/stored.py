@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.config import ModelConfig
 from tfcli.errors import UserError, nearest
 from tfcli.formats import families
-from tfcli.formats.families import Family
+from tfcli.formats.family import Family
 from tfcli.formats.names import Place
 from tfcli.formats.weights import Entry, Weights
 from tfcli.model import cost

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
-from tfcli.config import ModelConfig, Wiring
+from tfcli.config import ModelConfig
 from tfcli.errors import UserError
+from tfcli.formats.family import CLASSIC
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.pairs.data import Pair
@@ -19,19 +21,8 @@ from tfcli.text.training import train
 HEAD_WIDTH = 64
 MANY_PAIRS = 200_000
 PIECES = 8000
-WIRING = Wiring(
-    norm="layer",
-    norm_bias=True,
-    qk_norm=False,
-    positions="learned",
-    activation="relu",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    ffn_bias=True,
-    embed_norm=True,
-)
-"""Of the family that is written (``tfcli.formats.families.MBART``)."""
+WIRING = replace(CLASSIC, activation="relu", embed_norm=True)
+"""Of the family that is written (``tfcli.formats.encoders.MBART``)."""
 
 
 def shape(options: NewModel, *, vocab_size: int, pairs: int) -> ModelConfig:
