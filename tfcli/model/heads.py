@@ -7,6 +7,7 @@ take it along with the other parameters. Names of its parts in Hugging Face dire
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -20,15 +21,15 @@ ATTRIBUTE = "task_head"
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """From hidden states to the logits of a task; ``kind`` is its name in ``formats.heads``."""
 
     kind: ClassVar[str]
     labels: int
 
+    @abstractmethod
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """Hidden states (B, T, D), with ``mask_BT`` True where a token is real -> logits in fp32."""
-        raise NotImplementedError
 
 
 class Transform(nn.Module):
