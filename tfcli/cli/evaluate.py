@@ -89,12 +89,8 @@ def evaluate(
         raise UserError(f"--limit is {limit}", hint="it must be at least 1")
     finetuned = task_of(model)
     if finetuned is not None:
-        flags: dict[str, str | bool | None] = {
-            "data.text_key": text_key,
-            "data.encoding": encoding,
-            "data.errors": errors,
-        }
-        flags |= {"data.strict": strict or None}
+        flags: dict[str, str | bool | None] = {"data.encoding": encoding, "data.errors": errors}
+        flags |= {"data.text_key": text_key, "data.strict": strict or None}
         _of_task(
             model,
             finetuned,

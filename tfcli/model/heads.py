@@ -167,11 +167,13 @@ def initialize(head: Head, seed: int) -> None:
         parameter.copy_(value)
 
 
-def fresh(model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler: bool = True) -> Head:
+def fresh(
+    model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler: bool = True, pooling: str = "cls"
+) -> Head:
     """Attach and return a new head of ``labels``, filled from ``seed``.
 
     A head of this kind and size that the model came with stays as it is; of another the pooler or transform, which is
-    a part of the encoder's own pretraining, stays where ``keep_pooler`` says so.
+    a part of the encoder's own pretraining, stays where ``keep_pooler`` says so. ``pooling`` as of ``SequenceHead``.
     """
     before = of(model)
     if before is not None and before.kind == kind and before.labels == labels:
@@ -180,7 +182,8 @@ def fresh(model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler:
     old = getattr(before, "transform", None)
     if keep_pooler and isinstance(old, Transform) and transform is not None:
         transform = copy.deepcopy(old)  # whatever biases and activation it has
-    head = make(kind, model.config.width, labels, causal=model.config.wiring.causal, transform=transform)
+    causal = model.config.wiring.causal
+    head = make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     initialize(head, seed)
     head = head.to(model.device)
     for part in ("pooler", "transform"):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
+from tfcli.formats.head_names import pooling_of
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -305,7 +306,8 @@ class Classify:
             raise UserError("there is nothing to train on" if not kept else "nothing is held out for validation")
         context = min(config.data.context or start.model.config.context, start.model.config.context)
         sets = [Labelled.of(each, names, part.multi, start.codec, context) for each in (kept, val)]
-        heads.fresh(start.model, "sequence", len(names), seed=config.seed)
+        pooling = pooling_of(start.about)
+        heads.fresh(start.model, "sequence", len(names), seed=config.seed, pooling=pooling)
         receipt = _receipt(part, held, sets, names, how)
         receipt["empty"] = {"train": len(train) - len(kept), "val": sum(not e.text.strip() for e in val)}
         for line in _notes(receipt, names, context):
