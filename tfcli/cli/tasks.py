@@ -29,6 +29,15 @@ def task_of(model: str) -> str | None:
     return name if isinstance(name, str) and name in APPLICATIONS else None
 
 
+def fills_in(model: str) -> bool:
+    """Whether a model directory has the head of a masked-language model, and no task of its own."""
+    if not Path(model).is_dir():
+        return False
+    from tfcli.formats.models import about_of
+
+    return about_of(model)[1] == "masked"
+
+
 def load(
     model: str, name: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
 ) -> Predictor:
