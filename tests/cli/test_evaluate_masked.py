@@ -78,12 +78,12 @@ def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--stride", "8"], "--stride does not go with"),
+        (["--stride", "8"], "--stride goes with a decoder"),
         (["--context", "64"], "--context is 64, the model reads 32 tokens"),
         (["--context", "2"], "--context is 2"),
         (["--set", "mlm.rate=1.5"], "mlm.rate is 1.5"),
         (["--set", "mlm.rat=0.5"], "did you mean 'mlm.rate'"),
-        (["--strict"], "--strict does not go with"),
+        (["--strict"], "--strict goes with a model that was finetuned"),
     ],
 )
 def test_bad_input(folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,6 +101,7 @@ def evaluate(
             raise UserError(f"--{name} is {number}", hint="it must be at least 1")
     finetuned = task_of(model)
     if finetuned is not None:
+        _refuse({"--context": context, "--stride": stride}, model, "a model of text")
         flags: dict[str, str | bool | None] = {"data.encoding": encoding, "data.errors": errors}
         flags |= {"data.text_key": text_key, "data.strict": strict or None}
         _of_task(
@@ -116,10 +118,9 @@ def evaluate(
         return
     masked = fills_in(model)
     of_tasks: dict[str, object] = {"--predictions": predictions, "--encoding": encoding, "--strict": strict or None}
-    of_tasks |= {"--quantize": quantize, "--stride": stride} if masked else {"--set": sets}
-    for flag, given in of_tasks.items():
-        if given is not None:
-            raise UserError(f"{flag} does not go with {model}", hint="it goes with models of another task")
+    _refuse(of_tasks | ({} if masked else {"--set": sets}), model, "a model that was finetuned for a task")
+    if masked:
+        _refuse({"--quantize": quantize, "--stride": stride}, model, "a decoder")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     if masked:
         _of_masked(model, data, sets or [], data_options, context, limit, as_json, (device, precision, threads, None))
@@ -148,6 +149,13 @@ def evaluate(
         )
         del ids
     _show(dataclasses.asdict(scores.checked()), as_json)
+
+
+def _refuse(flags: Mapping[str, object], model: str, whose: str) -> None:
+    """UserError for a flag that is given (not None) and goes with other models."""
+    for flag, given in flags.items():
+        if given is not None:
+            raise UserError(f"{flag} goes with {whose}", hint=f"{model} is none")
 
 
 def _window(asked: int | None, most: int) -> int:

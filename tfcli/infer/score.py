@@ -55,8 +55,8 @@ def evaluate(
 
     Windows of ``context`` tokens (default: the model's) start every ``stride`` tokens (default: three quarters of a
     context); of each but the first only the tokens that the window before did not reach are scored, so that they have
-    at least context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be
-    memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all). Raises
+    at least context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may
+    be memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all). Raises
     UserError for a model that is no decoder.
     """
     if not model.config.wiring.causal or model.config.encoder_depth:
