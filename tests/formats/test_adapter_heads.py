@@ -74,7 +74,9 @@ def test_peft_computes_what_we_do(
     again = models.load_whole(tmp_path / "a", runtime=cpu())
     assert (again.kind, again.about["id2label"]) == (kind, NAMED["id2label"])
     close(kind, ours(again.model), expected)
-    assert heads.of(models.load(tmp_path / "a", runtime=cpu())[0]) is None, "embed and generate need no head"
+    notes: list[str] = []
+    assert heads.of(models.load(tmp_path / "a", runtime=cpu(), on_note=notes.append)[0]) is None
+    assert notes[-1].endswith("the head of its task is not read"), "embed and generate need none"
 
 
 @pytest.mark.parametrize(("family", "architecture", "kind", "settings"), [CASES[0], CASES[4], CASES[-2]])

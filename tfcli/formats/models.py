@@ -210,6 +210,8 @@ def _adapted(
     from tfcli.model.quantized import quantize_model
 
     loaded = load_whole(directory, runtime=runtime, dtype=torch.float32, on_note=on_note)
+    if loaded.kind is not None and on_note:
+        on_note(f"{directory}: the head of its task is not read")
     heads.detach(loaded.model)
     if to is not None:
         quantize_model(loaded.model, to, name=str(directory))
