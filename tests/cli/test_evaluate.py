@@ -76,7 +76,7 @@ def test_the_size_of_batches_does_not_matter(call, tmp_path: Path, monkeypatch: 
         (["absent.txt"], "no such file: absent.txt"),
         (["-"], "there is no text in -"),
         (["-", "--stride", "0"], "--stride is 0"),
-        (["-", "--stride", "33"], "the model's context 32"),
+        (["-", "--stride", "33"], "--stride is 33, the context 32"),
         (["-", "--limit", "0"], "--limit is 0"),
         (["-", "--errors", "ignore"], "unknown errors 'ignore'"),
     ],

@@ -84,6 +84,7 @@ def test_evaluate_gives_scores_and_answers(call: Any, folder: Path) -> None:
         (["predict", "{}/base", "--task", "classify"], "was not finetuned for classify"),
         (["predict", "{}/run", "--format", "xml"], "unknown format 'xml'"),
         (["evaluate", "{}/run", "{}/data.csv", "--stride", "0"], "--stride is 0"),
+        (["evaluate", "{}/run", "{}/data.csv", "--stride", "8"], "--stride goes with a model of text"),
         (["evaluate", "{}/base", "{}/data.csv", "--predictions", "x"], "finetuned for a task"),
     ],
 )

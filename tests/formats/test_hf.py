@@ -277,6 +277,10 @@ def test_model_given_then_environment_then_last_run(tmp_path: Path, monkeypatch:
     Path("runs/d").mkdir()
     Path("runs/d/run.json").write_text("{")  # broken, and no model
     assert hf.find_model(None) == Path("runs/a")
+    Path("runs/e").mkdir()  # adapters are a model too
+    Path("runs/e/run.json").write_text('{"finished": "2026-01-04T00:00:00Z"}')
+    Path("runs/e/adapter_model.safetensors").write_bytes(b"")
+    assert hf.find_model(None) == Path("runs/e")
     monkeypatch.setenv("TFCLI_MODEL", "elsewhere")
     assert hf.find_model(None) == Path("elsewhere")
     assert hf.find_model("given") == Path("given")

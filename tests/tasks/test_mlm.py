@@ -161,7 +161,8 @@ def test_evaluation_covers_the_whole_text_with_the_same_masks(task: MaskedLangua
     initialize(model, 0)
     scores = task.evaluate(model)
     assert scores == task.evaluate(model) == replace(task, seed=99).evaluate(model)
-    covered = sum(int(rows["tokens_BT"].numel()) - 2 * len(rows) for rows in task._held_out())
+    windows = list(task.masking.whole(task.val.ids, task.context))
+    covered = sum(int(rows["tokens_BT"].numel()) - 2 * len(rows) for rows in windows)
     assert covered == task.val.tokens
     assert scores["val_loss"] == pytest.approx(np.log(400), abs=0.5)
     assert "[" in task.sample(model, 3)

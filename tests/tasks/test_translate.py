@@ -187,3 +187,34 @@ def test_a_new_model_is_a_function_of_data_and_seed(tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     with pytest.raises(UserError, match="a model and data are needed"):
         finetune(None, source, task="translate", out=tmp_path / "c")
+
+
+def test_adapters_of_an_encoder_decoder(tmp_path: Path) -> None:
+    """--lora on a model that translates: peft computes the same, predict finds base, beams and adapters."""
+    peft = pytest.importorskip("peft")
+    import warnings
+
+    import transformers
+
+    from tfcli.cli.tasks import load, task_of
+
+    data_file = table(tmp_path / "a.tsv")
+    machine = {"device": "cpu", "precision": "fp32", "threads": 1}
+    finetune(None, data_file, task="translate", out=tmp_path / "base", settings=SETTINGS, from_scratch=True, **machine)
+    settings = {"train.steps": 4, "lora.on": True, "optim.lr": 0.1, "translate.watch": 4, "translate.beam": 2}
+    finetune(tmp_path / "base", data_file, task="translate", out=tmp_path / "run", settings=settings, **machine)
+    assert task_of(str(tmp_path / "run")) == "translate"
+    ours: Any = load(str(tmp_path / "run"), "translate", "cpu", "fp32", 1, None)
+    assert ours.beams.width == 2
+    base = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    sources = torch.tensor([[5, 9, 11, 7]])
+    before = base(input_ids=sources, decoder_input_ids=sources).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "run").eval()
+    with torch.no_grad():
+        expected = theirs(input_ids=sources, decoder_input_ids=sources).logits
+        memory = ours.model.encode(sources)
+        logits = ours.model.logits(ours.model(sources, memory=memory))
+    assert (expected - before).abs().max() > 0.01
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -163,3 +163,40 @@ def test_padding_changes_nothing(start: tuple[Path, Path], tmp_path: Path) -> No
     for text, expected in zip(texts, together, strict=True):
         alone = run(loaded.model, encode(loaded.codec, [text], [None], 32), tiny_models.cpu())[0]
         assert alone == pytest.approx(expected, abs=1e-5)
+
+
+def test_adapters_and_their_head_resumed_are_never_stopped(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches a head that a checkpoint forgets, and a best model that is looked for as a whole one."""
+    low = {"lora.on": True, "lora.rank": 2, "optim.lr": 3e-2, "train.epochs": 6, "train.patience": 20}
+    train(start, tmp_path / "a", low)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == 45:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        train(start, tmp_path / "b", low, listen=stop)
+    finetune(None, out=tmp_path / "b", resume=True)
+    about = [json.loads((tmp_path / name / "run.json").read_text()) for name in "ab"]
+    assert about[0]["scores"] == about[1]["scores"]
+    best = [load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab"]
+    assert best[0].keys() == best[1].keys()
+    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+    last = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "model.safetensors" for name in "ab"]
+    assert digest(last[0]) == digest(last[1])
+
+
+def test_a_best_that_was_saved_before_is_found_again(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """At a rate of 0 the first evaluation is the best: the process that ends the run never had its weights."""
+    still = {"lora.on": True, "optim.lr": 0.0, "train.epochs": None, "train.steps": 12}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved) and event.step == 5:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        train(start, tmp_path / "a", still, listen=stop)
+    result = finetune(None, out=tmp_path / "a", resume=True)
+    assert result.steps == 12
+    state = json.loads((sorted((tmp_path / "a" / "checkpoints").iterdir())[-1] / "state.json").read_text())
+    assert state["best_step"] == 4

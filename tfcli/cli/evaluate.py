@@ -6,14 +6,15 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tfcli.cli import options
-from tfcli.cli.options import Device, Encoding, Errors, Precision, Quantize, TextKey, Threads
-from tfcli.cli.tasks import task_of
+from tfcli.cli.options import Device, Encoding, Errors, Precision, Quantize, Strict, TextKey, Threads
+from tfcli.cli.tasks import fills_in, task_of
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tfcli.text.codec import Codec
 
 SCORE = "Score"
+WINDOW_TOKENS = 2048
+"""Of a window at most where --context is not given: the cost of attention grows with the square of it."""
 SECONDS_BETWEEN_LINES = 10.0
 BATCH = 1 << 22
 """Characters that are encoded at once, about."""
@@ -34,6 +37,15 @@ def evaluate(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, or - for stdin.")
     ],
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            help="Tokens of a window.",
+            show_default=f"the model's, {WINDOW_TOKENS} at most",
+            rich_help_panel=SCORE,
+        ),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
@@ -65,6 +77,7 @@ def evaluate(
     text_key: TextKey = None,
     encoding: Encoding = None,
     errors: Errors = None,
+    strict: Strict = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=SCORE)] = False,
     device: Device = None,
     precision: Precision = None,
@@ -73,7 +86,8 @@ def evaluate(
 ) -> None:
     """Score a text: loss (nats per token), perplexity and bits per byte of its UTF-8 form.
 
-    A model that was finetuned for a task is scored by that task on labelled data, with 95 % bootstrap intervals.
+    A model that was finetuned for a task is scored by that task on labelled data, with 95 % bootstrap intervals. An
+    encoder that fills in is scored on pieces that are covered up as in its training, the same ones every time.
 
     Every token is scored once, with at least context - stride tokens before it where there are that many. Documents
     are joined by the end-of-text token, which is scored and counts as a token but not as a byte.
@@ -82,13 +96,14 @@ def evaluate(
     """
     import tempfile
 
-    if stride is not None and stride < 1:
-        raise UserError(f"--stride is {stride}", hint="it must be at least 1")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit is {limit}", hint="it must be at least 1")
+    for name, number in {"context": context, "stride": stride, "limit": limit}.items():
+        if number is not None and number < 1:
+            raise UserError(f"--{name} is {number}", hint="it must be at least 1")
     finetuned = task_of(model)
     if finetuned is not None:
-        flags = {"data.text_key": text_key, "data.encoding": encoding, "data.errors": errors}
+        _refuse({"--context": context, "--stride": stride}, model, "a model of text")
+        flags: dict[str, str | bool | None] = {"data.encoding": encoding, "data.errors": errors}
+        flags |= {"data.text_key": text_key, "data.strict": strict or None}
         _of_task(
             model,
             finetuned,
@@ -101,20 +116,23 @@ def evaluate(
             (device, precision, threads, quantize),
         )
         return
-    for flag, given in {"--predictions": predictions, "--set": sets, "--encoding": encoding}.items():
-        if given is not None:
-            raise UserError(f"{flag} goes with a model that was finetuned for a task", hint=f"{model} was not")
+    masked = fills_in(model)
+    of_tasks: dict[str, object] = {"--predictions": predictions, "--encoding": encoding, "--strict": strict or None}
+    _refuse(of_tasks | ({} if masked else {"--set": sets}), model, "a model that was finetuned for a task")
+    if masked:
+        _refuse({"--quantize": quantize, "--stride": stride}, model, "a decoder")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
+    if masked:
+        _of_masked(model, data, sets or [], data_options, context, limit, as_json, (device, precision, threads, None))
+        return
     from tfcli.infer.engine import load
     from tfcli.infer.score import evaluate as score
 
     engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
-    if stride is not None and stride > engine.model.config.context:
-        raise UserError(
-            f"--stride is {stride}, the model's context {engine.model.config.context}",
-            hint="a longer stride would leave tokens out",
-        )
     print(f"device: {engine.runtime.describe()}", file=sys.stderr)
+    context = _window(context, engine.model.config.context)
+    if stride is not None and stride > context:
+        raise UserError(f"--stride is {stride}, the context {context}", hint="a longer stride would leave tokens out")
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
         ids, text_bytes = _encode(
             data, data_options, engine.tokenizer, limit=limit, threads=threads, folder=Path(folder)
@@ -125,11 +143,34 @@ def evaluate(
             text_bytes=text_bytes,
             first=engine.first_id,
             runtime=engine.runtime,
+            context=context,
             stride=stride,
             on_progress=_Progress(),
         )
         del ids
-    fields = dataclasses.asdict(scores.checked())
+    _show(dataclasses.asdict(scores.checked()), as_json)
+
+
+def _refuse(flags: Mapping[str, object], model: str, whose: str) -> None:
+    """UserError for a flag that is given (not None) and goes with other models."""
+    for flag, given in flags.items():
+        if given is not None:
+            raise UserError(f"{flag} goes with {whose}", hint=f"{model} is none")
+
+
+def _window(asked: int | None, most: int) -> int:
+    """Tokens of a window of a model that reads ``most``; said where it is not all of them."""
+    if asked is not None and asked > most:
+        raise UserError(f"--context is {asked}, the model reads {most} tokens", hint="it may be less, not more")
+    if asked is None and most > WINDOW_TOKENS:
+        print(
+            f"windows of {WINDOW_TOKENS} of the {most} tokens that the model reads; --context gives others",
+            file=sys.stderr,
+        )
+    return asked or min(most, WINDOW_TOKENS)
+
+
+def _show(fields: dict[str, float | int], as_json: bool) -> None:
     if as_json:
         print(json.dumps(fields))
         return
@@ -137,12 +178,59 @@ def evaluate(
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
 
 
+def _of_masked(
+    model: str,
+    data: list[str],
+    sets: list[str],
+    options: DataOptions,
+    context: int | None,
+    limit: int | None,
+    as_json: bool,
+    machine: tuple[str | None, str | None, int | None, str | None],
+) -> None:
+    """Score an encoder on text, with pieces covered up as it learnt it."""
+    import math
+    import tempfile
+
+    from tfcli.cli.tasks import filler
+    from tfcli.errors import RunError
+    from tfcli.runtime import Runtime
+    from tfcli.tasks.mlm import Masking, MaskingConfig, check_shares, score
+
+    masks = resolve(MaskingConfig, sets=[*_trained_masks(Path(model)), *sets])[0].mlm
+    check_shares(masks)
+    made = filler(model, *machine).filler
+    masking = Masking(tokenizer=made.codec, options=masks)
+    context = _window(context, made.model.config.context)
+    if masking.room(context) < 1:
+        raise UserError(f"--context is {context}", hint="it has no room for a text")
+    runtime = Runtime.detect(device=machine[0], precision=machine[1], threads=machine[2])
+    with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
+        ids, text_bytes = _encode(
+            data, options, made.codec, limit=limit, threads=machine[2], folder=Path(folder), ended=True
+        )
+        found = score(made.model, ids, masking, context=context, runtime=runtime, on_progress=_Progress())
+        del ids
+    if not math.isfinite(found.masked_loss):
+        raise RunError(f"the loss of the text is {found.masked_loss}", hint="try --precision fp32")
+    _show({**dataclasses.asdict(found), "bytes": text_bytes}, as_json)
+
+
+def _trained_masks(directory: Path) -> list[str]:
+    """How pieces were covered up when tfcli trained the model, as settings; [] where that is not known."""
+    try:
+        trained = json.loads((directory / "run.json").read_bytes())["config"]["mlm"]
+        return [f"mlm.{name}={json.dumps(value)}" for name, value in trained.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
 def _of_task(
     model: str,
     name: str,
     data: list[str],
     sets: list[str],
-    flags: dict[str, str | None],
+    flags: dict[str, str | bool | None],
     limit: int | None,
     predictions: Path | None,
     as_json: bool,
@@ -176,9 +264,19 @@ def _of_task(
 
 
 def _encode(
-    data: list[str], options: DataOptions, tokenizer: Codec, *, limit: int | None, threads: int | None, folder: Path
+    data: list[str],
+    options: DataOptions,
+    tokenizer: Codec,
+    *,
+    limit: int | None,
+    threads: int | None,
+    folder: Path,
+    ended: bool = False,
 ) -> tuple[npt.NDArray[np.int32], int]:
-    """The ids of all documents, in a memory-mapped file in ``folder``, and the bytes of their text."""
+    """The ids of all documents, in a memory-mapped file in ``folder``, and the bytes of their text.
+
+    ``ended``: with the end of text behind the last one too, as in training.
+    """
     import numpy as np
 
     from tfcli.text.sources import find, read, utf8_length
@@ -202,19 +300,21 @@ def _encode(
         waiting.clear()
 
     with path.open("wb") as file:
-        ended = held = 0
+        done = held = 0
         for chunk in read(sources, options):
             waiting.append((chunk.text, begins))
             text_bytes += utf8_length(chunk.text)
             held += len(chunk.text) + 64
             begins = chunk.end
-            ended += chunk.end
-            if ended == limit:
+            done += chunk.end
+            if done == limit:
                 break
             if held > BATCH:
                 write()
                 held = 0
         write()
+        if ended:
+            file.write(eos.tobytes())
     if not text_bytes:
         raise UserError(f"there is no text in {', '.join(data)}", hint="the score of nothing is not defined")
     return np.memmap(path, np.int32, mode="r"), text_bytes

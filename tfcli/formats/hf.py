@@ -418,7 +418,7 @@ def find_model(given: str | None) -> Path:
         return Path(os.environ["TFCLI_MODEL"])
     finished: list[tuple[float | str, Path]] = []
     for path in Path("runs").glob("*/run.json"):
-        if not (path.parent / WEIGHTS).is_file():
+        if not any(path.parent.glob("*model.safetensors")):  # of adapters another name than of a whole model
             continue
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stamp = json.loads(path.read_bytes()).get("finished")

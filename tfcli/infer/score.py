@@ -47,15 +47,16 @@ def evaluate(
     text_bytes: int,
     first: int,
     runtime: Runtime,
+    context: int | None = None,
     stride: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score the whole of ``ids`` (N,), each token once, with ``first`` (the end-of-text id) before the first.
 
-    Windows as long as the model's context start every ``stride`` tokens (default: three quarters of a context); of each
-    but the first only the tokens that the window before did not reach are scored, so that they have at least
-    context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be
-    memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all). Raises
+    Windows of ``context`` tokens (default: the model's) start every ``stride`` tokens (default: three quarters of a
+    context); of each but the first only the tokens that the window before did not reach are scored, so that they have
+    at least context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may
+    be memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all). Raises
     UserError for a model that is no decoder.
     """
     if not model.config.wiring.causal or model.config.encoder_depth:
@@ -63,7 +64,7 @@ def evaluate(
             "this model does not read a text from left to right, so it gives no loss of each token after those before",
             hint="perplexity is of decoders; see what it was trained for with: tfcli predict",
         )
-    context = model.config.context
+    context = context or model.config.context
     stride = min(stride or max(1, 3 * context // 4), context)
     rows = max(1, ROWS_TOKENS // context)
     nats = torch.zeros((), dtype=torch.float64)

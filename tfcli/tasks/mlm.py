@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tfcli.config import MaskOptions
 from tfcli.errors import UserError
+from tfcli.infer.fill import mask_piece
 from tfcli.model import heads, masked_head
 from tfcli.model.heads import Transform
 from tfcli.model.masked_head import MaskedHead
@@ -21,6 +23,7 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.task import Headline
+from tfcli.text.codec import Codec
 from tfcli.text.shards import Shard
 from tfcli.text.tokenizer import Tokenizer
 
@@ -35,6 +38,13 @@ SPECIMEN = 48
 """Pieces of a sample."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskingConfig:
+    """Settings of an evaluation."""
+
+    mlm: MaskOptions = field(default_factory=MaskOptions)
+
+
 def attach(model: Transformer) -> MaskedHead:
     """Make the head of ModernBERT a part of ``model``, not yet filled."""
     head = MaskedHead(model.config.vocab_size, Transform(model.config.width, model.config.norm_eps))
@@ -46,13 +56,26 @@ def attach(model: Transformer) -> MaskedHead:
 class Masking:
     """How pieces are covered up. What is chosen depends on the generator alone, which the caller seeds."""
 
-    tokenizer: Tokenizer
+    tokenizer: Codec
     options: MaskOptions
+
+    @cached_property
+    def mask_id(self) -> int:
+        """The piece that covers others. Raises UserError where there is none."""
+        found = mask_piece(self.tokenizer)
+        if found is None:
+            raise UserError(f"{self.tokenizer.name} has no [MASK]", hint="name an encoder that fills in")
+        return found[0]
+
+    @cached_property
+    def _written(self) -> npt.NDArray[np.bool_]:
+        """[V] whether a piece has a text."""
+        return np.array([len(self.tokenizer.id_bytes(id)) > 0 for id in range(self.tokenizer.vocab_size)], bool)
 
     @cached_property
     def ordinary(self) -> Ids:
         """The ids of pieces that have a text."""
-        return np.flatnonzero(self.tokenizer.piece_bytes > 0)
+        return np.flatnonzero(self._written)
 
     @cached_property
     def _inside(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -77,7 +100,7 @@ class Masking:
         Of whole words as many as the share has room for.
         """
         chosen = np.zeros(len(ids), bool)
-        places = np.flatnonzero(self.tokenizer.piece_bytes[ids] > 0)
+        places = np.flatnonzero(self._written[ids])
         room = max(1, round(self.options.rate * len(places)))
         if not len(places):
             return chosen
@@ -97,14 +120,38 @@ class Masking:
         Of what is chosen most becomes [MASK], some another piece, some stays, so that a model cannot know which of the
         other pieces it may trust.
         """
-        assert self.tokenizer.mask_id is not None
         chosen = self.choose(ids, random)
         how = random.random(len(ids))
         others = self.ordinary[random.integers(len(self.ordinary), size=len(ids))]
         masked, options = chosen & (how < self.options.mask_share), self.options
         replaced = chosen & ~masked & (how < options.mask_share + options.random_share)
-        inputs = np.where(masked, self.tokenizer.mask_id, np.where(replaced, others, ids))
+        inputs = np.where(masked, self.mask_id, np.where(replaced, others, ids))
         return inputs, np.where(chosen, ids, NONE)
+
+    def room(self, context: int) -> int:
+        """Ids of the text in a window of ``context`` tokens."""
+        return context - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
+
+    def batch(self, windows: list[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> Batch:
+        """A batch of equally long windows, each with the seed of its masks: tokens_BT, mask_BT and targets_BT."""
+        before, after = list(self.tokenizer.prefix_ids), list(self.tokenizer.suffix_ids)
+        pairs = [self.cover(np.asarray(ids, np.int64), np.random.default_rng(seed)) for ids, seed in windows]
+        tokens_BT = np.stack([np.concatenate([before, inputs, after]) for inputs, _ in pairs]).astype(np.int64)
+        around = (len(before), len(after))
+        targets_BT = np.stack([np.pad(targets, around, constant_values=NONE) for _, targets in pairs])
+        tensors = {"tokens_BT": torch.from_numpy(tokens_BT), "targets_BT": torch.from_numpy(targets_BT)}
+        tensors["mask_BT"] = torch.ones_like(tensors["tokens_BT"], dtype=torch.bool)
+        return Batch(tensors, padded=("tokens_BT", "mask_BT", "targets_BT"))
+
+    def whole(self, ids: npt.NDArray[Any], context: int) -> Iterator[Batch]:
+        """Batches of windows over a whole text, the last of which may be shorter; the masks are always the same."""
+        body = self.room(context)
+        full, together = len(ids) // body, max(1, ROWS_TOKENS // context)
+        for first in range(0, full, together):
+            numbers = range(first, min(full, first + together))
+            yield self.batch([(ids[n * body : (n + 1) * body], (EVALUATION, 0, n)) for n in numbers])
+        if len(ids) % body:
+            yield self.batch([(ids[full * body :], (EVALUATION, 0, full))])
 
 
 def _in_word(text: bytes, *, first: bool) -> bool:
@@ -112,6 +159,51 @@ def _in_word(text: bytes, *, first: bool) -> bool:
     characters = text.decode("utf-8", "replace")
     end = characters[:1] if first else characters[-1:]
     return end.isalnum() or end == "\ufffd"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskedScores:
+    """Of the pieces of a text that were covered up: loss (nats a piece), perplexity, and how many are guessed right."""
+
+    masked_loss: float
+    perplexity: float
+    accuracy: float
+    masked_tokens: int
+    tokens: int
+
+
+@torch.no_grad()
+def score(
+    model: Transformer,
+    ids: npt.NDArray[Any],
+    masking: Masking,
+    *,
+    context: int,
+    runtime: Runtime,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> MaskedScores:
+    """Score the whole of ``ids`` (N,) in windows of ``context`` tokens, with the same pieces covered up at every time.
+
+    ``on_progress`` is told (tokens done, tokens in all). ``ids`` may be memory-mapped.
+    """
+    nats, right, count, done = 0.0, 0, 0, 0
+    for rows in masking.whole(ids, context):
+        hidden_ND, targets_N = _at_targets(model, rows.to(runtime.device), runtime.dtype, 0.0)
+        logits_NV = masked_head.logits(model, hidden_ND)
+        nats += float(torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum"))
+        right += int((logits_NV.argmax(dim=-1) == targets_N).sum())
+        count += len(targets_N)
+        done += len(rows) * masking.room(rows["tokens_BT"].shape[1])
+        if on_progress:
+            on_progress(done, len(ids))
+    loss = nats / max(1, count)
+    return MaskedScores(
+        masked_loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        accuracy=right / max(1, count),
+        masked_tokens=count,
+        tokens=len(ids),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +231,7 @@ class MaskedLanguageModeling:
     @property
     def body(self) -> int:
         """Ids of the text in one window."""
-        return self.context - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
+        return self.masking.room(self.context)
 
     @property
     def size(self) -> int:
@@ -170,23 +262,12 @@ class MaskedLanguageModeling:
         offsets = (epochs * 0.6180339887498949 % 1.0 * room).astype(np.int64)
         starts = offsets + indices * self.body
         seed = self.seed % 2**64
-        return self._covered(
+        return self.masking.batch(
             [
                 (self.train.ids[start : start + self.body], (seed, 1 + int(epoch), int(index)))
                 for start, epoch, index in zip(starts, epochs, indices, strict=True)
             ]
         )
-
-    def _covered(self, windows: list[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> Batch:
-        """A batch of equally long windows, each with the seed of its masks."""
-        before, after = list(self.tokenizer.prefix_ids), list(self.tokenizer.suffix_ids)
-        pairs = [self.masking.cover(np.asarray(ids, np.int64), np.random.default_rng(seed)) for ids, seed in windows]
-        tokens_BT = np.stack([np.concatenate([before, inputs, after]) for inputs, _ in pairs]).astype(np.int64)
-        around = (len(before), len(after))
-        targets_BT = np.stack([np.pad(targets, around, constant_values=NONE) for _, targets in pairs])
-        tensors = {"tokens_BT": torch.from_numpy(tokens_BT), "targets_BT": torch.from_numpy(targets_BT)}
-        tensors["mask_BT"] = torch.ones_like(tensors["tokens_BT"], dtype=torch.bool)
-        return Batch(tensors, padded=("tokens_BT", "mask_BT", "targets_BT"))
 
     def count(self, rows: Rows) -> int:
         """Pieces to guess."""
@@ -203,28 +284,10 @@ class MaskedLanguageModeling:
         hidden_ND, targets_N = _at_targets(model, rows, dtype, dropout)
         return masked_head.loss(model, hidden_ND, targets_N), len(targets_N)
 
-    @torch.no_grad()
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """Loss (nats) and accuracy over the pieces covered up in the held-out text, the same ones at every time."""
-        nats, right, count = 0.0, 0, 0
-        for rows in self._held_out():
-            hidden_ND, targets_N = _at_targets(model, rows.to(self.runtime.device), self.runtime.dtype, 0.0)
-            logits_NV = masked_head.logits(model, hidden_ND)
-            nats += float(torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum"))
-            right += int((logits_NV.argmax(dim=-1) == targets_N).sum())
-            count += len(targets_N)
-        return {"val_loss": nats / max(1, count), "val_accuracy": right / max(1, count)}
-
-    def _held_out(self) -> Iterator[Batch]:
-        """Batches of windows over the whole held-out text, the last of which may be shorter."""
-        ids, body = self.val.ids, self.body
-        full = len(ids) // body
-        together = max(1, ROWS_TOKENS // self.context)
-        for first in range(0, full, together):
-            numbers = range(first, min(full, first + together))
-            yield self._covered([(ids[n * body : (n + 1) * body], (EVALUATION, 0, n)) for n in numbers])
-        if len(ids) % body:
-            yield self._covered([(ids[full * body :], (EVALUATION, 0, full))])
+        found = score(model, self.val.ids, self.masking, context=self.context, runtime=self.runtime)
+        return {"val_loss": found.masked_loss, "val_accuracy": found.accuracy}
 
     def headline(self, scores: Mapping[str, float]) -> Headline:
         """The loss."""
@@ -235,7 +298,7 @@ class MaskedLanguageModeling:
         """A piece of the held-out text with the model's guesses in brackets."""
         start = seed % max(1, self.val.tokens - SPECIMEN)
         length = min(SPECIMEN, self.body, self.val.tokens)
-        rows = self._covered([(self.val.ids[start : start + length], (EVALUATION, 1, start))])
+        rows = self.masking.batch([(self.val.ids[start : start + length], (EVALUATION, 1, start))])
         hidden_ND, _ = _at_targets(model, rows.to(self.runtime.device), self.runtime.dtype, 0.0)
         guesses = iter(masked_head.logits(model, hidden_ND).argmax(dim=-1).tolist())
         parts: list[str] = []
@@ -257,6 +320,18 @@ def _at_targets(model: Transformer, rows: Batch, dtype: torch.dtype, dropout: fl
     targets_BT = rows["targets_BT"]
     there_BT = targets_BT != NONE
     return hidden_BTD[there_BT], targets_BT[there_BT]
+
+
+def check_shares(options: MaskOptions) -> None:
+    """Raise UserError for shares that are none."""
+    if not 0 < options.rate < 1:
+        raise UserError(f"mlm.rate is {options.rate}", hint="it must be above 0 and below 1")
+    shares = (options.mask_share, options.random_share)
+    if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
+        raise UserError(
+            f"mlm.mask_share is {options.mask_share} and mlm.random_share {options.random_share}",
+            hint="they are shares of what is guessed: at least 0, and at most 1 together",
+        )
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:

@@ -18,6 +18,7 @@ from tfcli.errors import UserError
 from tfcli.model.cost import parameters, training_flops
 from tfcli.model.layers import FeedForward, RMSNorm
 from tfcli.runtime import Runtime
+from tfcli.tasks.mlm import check_shares
 
 DEFAULT_BUDGET = "10m"
 LENGTHS = ("steps", "tokens", "epochs", "budget")
@@ -309,7 +310,7 @@ def check(config: PretrainConfig) -> None:
 
 
 def _check_encoder(config: PretrainConfig) -> None:
-    options, mlm = config.model, config.mlm
+    options = config.model
     if not options.tied:
         raise UserError("model.tied is false", hint="the head of an encoder is its token embedding: leave it out")
     if options.kv_heads not in (None, options.heads):
@@ -318,14 +319,7 @@ def _check_encoder(config: PretrainConfig) -> None:
         )
     if options.context is not None and options.context < 8:
         raise UserError(f"model.context is {options.context}", hint="an encoder's must be at least 8")
-    if not 0 < mlm.rate < 1:
-        raise UserError(f"mlm.rate is {mlm.rate}", hint="it must be above 0 and below 1")
-    shares = (mlm.mask_share, mlm.random_share)
-    if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
-        raise UserError(
-            f"mlm.mask_share is {mlm.mask_share} and mlm.random_share {mlm.random_share}",
-            hint="they are shares of what is guessed: at least 0, and at most 1 together",
-        )
+    check_shares(config.mlm)
 
 
 def _check_sizes(options: ModelOptions) -> None:
