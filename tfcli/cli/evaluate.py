@@ -32,7 +32,7 @@ BATCH = 1 << 22
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, or a GGUF file.")],
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, or - for stdin.")
+        list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, hf:NAME:SPLIT, or -.")
     ],
     stride: Annotated[
         int | None,
@@ -82,6 +82,10 @@ def evaluate(
     """
     import tempfile
 
+    from tfcli.text import hf_data
+
+    for spec in data:
+        hf_data.check_split(spec, f"tfcli evaluate {model}")
     if stride is not None and stride < 1:
         raise UserError(f"--stride is {stride}", hint="it must be at least 1")
     if limit is not None and limit < 1:

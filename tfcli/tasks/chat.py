@@ -20,13 +20,13 @@ from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks import batch, labelled
+from tfcli.tasks import batch, columns, labelled
 from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.dialogue import encode, rows
 from tfcli.tasks.dialogue.encode import Encoded
 from tfcli.tasks.dialogue.rows import Conversation, Fields
 from tfcli.tasks.lm import refuse
-from tfcli.tasks.options import FinetuneConfig, FinetuneTrain
+from tfcli.tasks.options import FinetuneConfig, FinetuneData, FinetuneTrain
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
 from tfcli.text.chat import ChatTemplate, prompt_ids, read_messages, with_template
@@ -44,13 +44,21 @@ PADDED = ("tokens_BT", "mask_BT", "targets_BT", "segments_BT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChatOptions:
-    """How conversations are read and put into rows."""
+class ChatData(FinetuneData):
+    """Which columns of tables, or fields of JSON rows, hold what."""
 
-    prompt: str | None = None
-    """Field of a pair's prompt; left out: prompt, question, instruction or input."""
-    response: str | None = None
-    """Field of its answer; left out: response, completion, answer or output."""
+    messages_key: str | None = None
+    """The turns of a conversation; left out: messages or conversations."""
+    prompt_key: str | None = None
+    """Or a pair's prompt; left out: prompt, question, instruction or input."""
+    response_key: str | None = None
+    """And its answer; left out: response, completion, answer or output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """How conversations are put into rows."""
+
     pack: bool = True
     """Several conversations in a row, none of which sees another; false: one a row, padded."""
     row: int | None = None
@@ -69,6 +77,7 @@ class ChatTrain(FinetuneTrain):
 class ChatConfig(FinetuneConfig):
     """Everything that decides a run on conversations."""
 
+    data: ChatData = field(default_factory=ChatData)
     train: ChatTrain = field(default_factory=ChatTrain)
     chat: ChatOptions = field(default_factory=ChatOptions)
 
@@ -322,9 +331,14 @@ class Chat:
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
     labelled.check(specs)
-    fields, data = Fields(prompt=config.chat.prompt, response=config.chat.response), config.data
+    data = config.data
+    fields = Fields(prompt=data.prompt_key, response=data.response_key, messages=data.messages_key)
     found: list[Conversation] = []
     for spec in specs:
+        if columns.is_table(spec):
+            table = columns.read(spec, rows.known(fields), data, report)
+            found += rows.of_table(table, spec, report, fields=fields)
+            continue
         pieces = labelled.texts(Path(spec), spec, report, encoding=data.encoding, errors=data.errors)
         found += rows.read(pieces, spec, report, fields=fields)
     return found

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tfcli.errors import UserError, nearest
 from tfcli.tasks.report import Report
-from tfcli.text import files
+from tfcli.text import files, hf_data
 from tfcli.text.files import Count
 
 SEED = 0
@@ -75,9 +75,12 @@ def split(groups: Sequence[Hashable], fraction: float) -> tuple[list[int], list[
 
 
 def content_hash(paths: Sequence[str | Path]) -> str:
-    """SHA-256 of the bytes of files, decompressed, in their order."""
+    """SHA-256 of the bytes of files, decompressed, in their order; of a data set ``hf:NAME`` that of its rows."""
     whole = hashlib.sha256()
     for path in paths:
+        if hf_data.is_named(path):
+            whole.update(hf_data.digest(hf_data.rows(str(path))[1]).encode())
+            continue
         one = hashlib.sha256()
         for block in files.blocks(Path(path), str(path)):
             one.update(block)
@@ -88,6 +91,8 @@ def content_hash(paths: Sequence[str | Path]) -> str:
 def check(paths: Sequence[str]) -> None:
     """Raise UserError for a file that is not there, with the nearest name."""
     for path in map(Path, paths):
+        if hf_data.is_named(path):
+            continue
         if path.is_dir():
             raise UserError(f"{path} is a directory", hint="name the files in it that are to be read")
         if not path.exists():

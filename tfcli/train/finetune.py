@@ -28,6 +28,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.applications import application
 from tfcli.tasks.options import FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start
+from tfcli.text import hf_data
 from tfcli.text.codec import Codec
 from tfcli.train import checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
@@ -104,13 +105,16 @@ def finetune(
         file = None if config_file is None else Path(config_file)
         config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
         check(config)
+        if config.data.val is not None:
+            hf_data.check_split(config.data.val, "--val")
         if before is not None:
             config = record.unchanged(before, config, sources, directory)
             machine = before["machine"]
             device, precision = device or machine["device"], precision or machine["precision"]
             threads = machine["threads"] if threads is None else threads
         else:
-            directory = record.new_directory(out, [f"{Path(specs[0]).name.split('.')[0]}-{task}"])
+            first = hf_data.short(specs[0]) if hf_data.is_named(specs[0]) else Path(specs[0]).name
+            directory = record.new_directory(out, [f"{first.split('.')[0]}-{task}"])
             if model is not None and Path(model).resolve() == directory.resolve():
                 raise UserError(f"--out {directory} is the model itself", hint="choose another --out")
         if config.train.tensorboard:
