@@ -302,7 +302,7 @@ class Classify:
         else:
             held = None
             train, val = labelled.split(part, config.data.val_fraction, config.seed)
-            how = "by chance" if part.multi else "stratified"
+            how = "stratified, each label by itself" if part.multi else "stratified"
             start.note(f"held out: {len(val):,} of {len(part.examples):,} examples, {how}; --val FILE gives others")
         kept = [e for e in train if e.text.strip() or (e.pair or "").strip()]
         if len(kept) < len(train):
