@@ -53,6 +53,10 @@ def evaluate(
         Path | None,
         typer.Option("--predictions", help="Write each answer to this file, as JSON lines.", rich_help_panel=SCORE),
     ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option("--confusion", help="Of classify: draw the confusion matrix as this PNG.", rich_help_panel=SCORE),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,11 +105,13 @@ def evaluate(
             flags,
             limit,
             predictions,
+            confusion,
             as_json,
             (device, precision, threads, quantize),
         )
         return
-    for flag, given in {"--predictions": predictions, "--set": sets, "--encoding": encoding}.items():
+    given_flags = {"--predictions": predictions, "--confusion": confusion}
+    for flag, given in {**given_flags, "--set": sets, "--encoding": encoding}.items():
         if given is not None:
             raise UserError(f"{flag} goes with a model that was finetuned for a task", hint=f"{model} was not")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
@@ -149,6 +155,7 @@ def _of_task(
     flags: dict[str, str | None],
     limit: int | None,
     predictions: Path | None,
+    confusion: Path | None,
     as_json: bool,
     machine: tuple[str | None, str | None, int | None, str | None],
 ) -> None:
@@ -164,7 +171,15 @@ def _of_task(
         raise UserError(f"--{unused[0].partition('.')[2].replace('_', '-')} does not go with the task {name}")
     config, _ = resolve(kind, sets=sets, flags={key: value for key, value in flags.items() if value is not None})
     check(config)
+    if confusion is not None:
+        from tfcli.tasks.labels import plot
+
+        if name != "classify":
+            raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
+        plot.check(confusion)
     predictor = load(model, name, *machine)
+    if confusion is not None and getattr(predictor, "multi", False):
+        raise UserError("--confusion goes with one label a text, this model gives several")
     result = predictor.evaluate(data, config, limit=limit)
     for line in result.notes:
         print(line, file=sys.stderr)
@@ -173,6 +188,10 @@ def _of_task(
 
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
         files.write(predictions, "".join(lines).encode())
+    if confusion is not None:
+        import numpy as np
+
+        plot.write(confusion, np.array(result.scores["confusion"]), predictor.names)  # type: ignore[attr-defined]
     if as_json:
         print(json.dumps(result.scores, ensure_ascii=False))
     else:

@@ -213,6 +213,9 @@ class _Run:
             ).train()
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
+        draw = getattr(task, "draw", None)
+        if draw is not None:
+            draw(self.directory, scores, self._note)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )

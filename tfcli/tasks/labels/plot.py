@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,10 @@ LONGEST = 24
 """Characters of a label that are shown."""
 COUNTED = 60
 """Labels of which the counts are still legible in their cells; of more only the colours are drawn."""
+FEW = 12
+"""Labels that have large cells."""
+USUAL = "DejaVu Sans"
+"""matplotlib's own."""
 OTHERS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei",
@@ -52,22 +55,20 @@ def write(path: Path, matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> N
     Cells hold counts. No state of matplotlib is touched, and no window opened.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.font_manager import fontManager
     from matplotlib.figure import Figure
 
-    there = {font.name for font in fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in OTHERS if name in there)]
-    count = len(labels)
-    # Inches of a cell: room for the largest count, at least for a line of its label.
-    cell = max(0.24, 0.09 * len(f"{matrix.max(initial=0)}") + 0.08, 0.6 if count <= 12 else 0.0)
-    names = [_short(label) for label in labels]
+    fonts, count = _fonts(), len(labels)
+    # Inches of a cell: room for a line of its label, and for the longest count.
+    digits = max(map(len, _written(matrix).flat)) if count <= COUNTED else 0
+    cell = max(0.2 if count > COUNTED else 0.24, 0.07 * digits + 0.06, 0.6 if count <= FEW else 0.0)
+    names = _legible(labels, fonts)
     margin = 0.9 + 0.1 * max(map(_width, names))
     figure = Figure(figsize=(max(4.0, cell * count + margin + 1.0), max(3.6, cell * count + margin + 0.4)), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    size = 9.0 if count <= 12 else 7.0
+    size = 9.0 if count <= FEW else 7.0
     places = np.arange(count)
     straight = count <= 6 and max(map(_width, names)) <= 8
     axes.set_xticks(places, names, rotation=0 if straight else 90, fontsize=size, fontfamily=fonts)
@@ -77,29 +78,59 @@ def write(path: Path, matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> N
     if count <= COUNTED:
         _counts(axes, matrix, shares, min(size + 1, 10.0))
     _bar(figure, axes, image, count)
-    with warnings.catch_warnings():
-        # A character that no font here has is drawn as a box; that is no news for every one of them.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+", category=UserWarning)
-        data = io.BytesIO()
-        figure.savefig(data, format="png", bbox_inches="tight")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", bbox_inches="tight")
     files.write(path, data.getvalue())
+
+
+def _fonts() -> list[str]:
+    """The usual font, and those of this machine that may have what it has not."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    return [USUAL, *(name for name in OTHERS if name in there)]
+
+
+def _legible(labels: Sequence[str], fonts: Sequence[str]) -> list[str]:
+    """Labels as they are shown; "#3" for the one numbered 3 where no font here has its characters."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known: set[int] = set()
+    for font in fonts:
+        known |= get_font(findfont(font)).get_charmap().keys()
+    short = [_short(label) for label in labels]
+    return [
+        label.replace("$", r"\$") if all(ord(character) in known for character in label) else f"#{number}"
+        for number, label in enumerate(short)  # a dollar sign begins no formula
+    ]
 
 
 def _counts(axes: Axes, matrix: npt.NDArray[np.int64], shares: npt.NDArray[np.float64], size: float) -> None:
     """The counts, 0 left out where there are many; light on dark cells."""
-    for row, column in zip(*np.nonzero(matrix) if len(matrix) > 6 else np.indices(matrix.shape).reshape(2, -1)):
+    written = _written(matrix)
+    for row, column in np.ndindex(matrix.shape):
+        if not matrix[row, column] and len(matrix) > 6:
+            continue
         colour = "white" if shares[row, column] > 0.55 else "#202020"
-        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size, color=colour)
+        text = axes.text(column, row, str(written[row, column]), ha="center", va="center", fontsize=size, color=colour)
+        text.set_in_layout(False)  # it lies within its cell
 
 
-def _bar(figure: Figure, axes: Axes, image: object, count: int) -> None:
-    bar = figure.colorbar(image, ax=axes, fraction=0.046 if count <= 12 else 0.03, pad=0.03)  # type: ignore[arg-type]
+def _written(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+    """Counts as they are shown: of many labels, 12,345 as 12k."""
+    short = len(matrix) > FEW
+    listed = [f"{n / 1000:.0f}k" if short and n >= 10_000 else str(n) for n in matrix.flat]
+    return np.array(listed, dtype=np.str_).reshape(matrix.shape)
+
+
+def _bar(figure: Figure, axes: Axes, image: Any, count: int) -> None:
+    bar = figure.colorbar(image, ax=axes, fraction=0.046 if count <= FEW else 0.03, pad=0.03)
     bar.set_label("part of the true label", fontsize=9)
     bar.ax.tick_params(labelsize=8)
 
 
 def _short(label: str) -> str:
-    flat = " ".join(label.split()).replace("$", r"\$")  # not a formula
+    flat = " ".join(label.split())
     return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
 
 
