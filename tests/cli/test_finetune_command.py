@@ -104,3 +104,51 @@ def test_labels_that_the_model_does_not_know(call: Any, tmp_path: Path) -> None:
     code, out, err = call("evaluate", "{}/run", str(path))
     assert (code, out) == (2, "")
     assert "labels that the model does not have: 'kings' (1)" in err and "did you mean 'king'?" in err
+
+
+def test_the_confusion_matrix_is_a_picture(call: Any, folder: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n"
+    assert (folder / "run" / "confusion.png").read_bytes().startswith(png), "finetune leaves one in the run"
+    code, _, err = call("evaluate", "{}/run", "{}/data.csv", "--confusion", "{}/mine.png")
+    assert code == 0, err
+    assert (folder / "mine.png").read_bytes().startswith(png)
+    code, _, err = call("evaluate", "{}/run", "{}/data.csv", "--confusion", "{}/mine.jpg")
+    assert code == 2 and "is no .png" in err
+    code, _, err = call("evaluate", "{}/base", "{}/data.csv", "--confusion", "{}/mine.png")
+    assert code == 2 and "--confusion goes with a model that was finetuned for a task" in err
+
+
+def test_finetune_goes_on_without_matplotlib(
+    call: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tfcli.tasks.labels import plot
+
+    monkeypatch.setattr(plot, "available", lambda: False)
+    run = ["--task", "classify", "--out", str(tmp_path / "run"), "--steps", "1"]
+    code, _, err = call("finetune", "{}/base", "{}/data.csv", *run)
+    assert code == 0 and err.count("matplotlib is not installed") == 1, err
+    assert not (tmp_path / "run" / "confusion.png").exists()
+
+
+def test_data_by_name_from_the_shell(call: Any, folder: Path, tmp_path: Path) -> None:
+    """Names of classes, the given split held out, and a split that must be named where it matters."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["king", "forest"])})
+    rows = [{"text": f"the king {n}" if n % 2 else f"a forest {n}", "label": 1 - n % 2} for n in range(24)]
+    made = Dataset.from_list(rows, features=features)
+    DatasetDict({"train": made, "test": made.select(range(6))}).save_to_disk(tmp_path / "names")
+    spec, out = f"hf:{tmp_path / 'names'}", str(tmp_path / "run")
+    run = ["finetune", "{}/base", spec, "--task", "classify", "--steps", "2"]
+    code, _, err = call(*run, "--val", spec, "--out", out)
+    assert code == 2 and f"name it: --val {spec}:test" in err
+    code, _, err = call(*run, "--val", f"{spec}:tset", "--out", out)
+    assert code == 2 and "did you mean 'test'?" in err
+    code, _, err = call(*run, "--val", f"{spec}:test", "--out", out)
+    assert code == 0, err
+    assert list(json.loads((tmp_path / "run" / "config.json").read_text())["label2id"]) == ["forest", "king"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["corpus"] == [spec]
+    code, _, err = call("evaluate", out, spec)
+    assert code == 2 and "which split" in err
+    code, said, _ = call("evaluate", out, f"{spec}:test", "--json")
+    assert code == 0 and json.loads(said)["examples"] == 6

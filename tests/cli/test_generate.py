@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import save
+from tiny_models import encoder_decoder, save, tokenizer
 
 RUN = [sys.executable, "-c", "import sys; from tfcli.cli.main import main; sys.exit(main())"]
 Result = subprocess.CompletedProcess[str]
@@ -263,3 +263,50 @@ def test_the_help_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["Model and prompt:", "Sampling:", "Output:", "Machine:", "Options:"]
     assert [line.split()[0] for line in lines[lines.index("Options:") + 1 :]] == ["-h,"]
+
+
+@pytest.fixture
+def translator(tmp_path: Path) -> list[str]:
+    """Arguments that name an encoder-decoder in place of the fixture's model."""
+    from tfcli.formats import hf
+
+    hf.save(tmp_path / "pairs", encoder_decoder(3), tokenizer())
+    return ["--model", str(tmp_path / "pairs"), "--device", "cpu", "--precision", "fp32", "--greedy"]
+
+
+def test_a_model_that_translates_gives_a_line_for_each_line(call, translator: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Would catch separators, lines that shift against their source, and stdin taken as one text."""
+    import tfcli
+    from tfcli.config import Sampling
+
+    lines = ["A man.", "", "the king", "forest " * 60, "a well"]
+    engine = tfcli.load(tmp_path / "pairs", device="cpu", precision="fp32")
+    greedy = Sampling(temperature=0.0, max_tokens=6)
+    made = ["" if len(line) > 99 else engine.generate(line, greedy).text.replace("\n", " ") for line in lines]
+    limit = [*translator, "--max-tokens", "6"]
+    stdin = "".join(line + "\n" for line in lines).encode()
+    code, out, err = call(*limit, stdin=stdin, model=False)
+    assert code == 1 and "stdin:4 the text has" in err, "the others are done"
+    assert out.split("\n") == [*made, ""]
+    (tmp_path / "lines.txt").write_bytes(stdin)
+    assert call(*limit, "--file", str(tmp_path / "lines.txt"), model=False)[1] == out
+    _, out, _ = call(*limit, "--json", stdin=stdin, model=False)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row.get("text") for row in rows] == [
+        engine.generate("A man.", greedy).text,
+        "",
+        *(None if len(line) > 99 else engine.generate(line, greedy).text for line in lines[2:]),
+    ]
+    assert "error" in rows[3]
+
+
+def test_one_text_to_translate_streams(call, translator: list[str]) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = call(*translator, "--prompt", "A man.", "--max-tokens", "4", model=False)
+    assert code == 0 and out.endswith("\n") and "prompt tokens in" in err
+    _, line, _ = call(*translator, "--prompt", "A man.", "--max-tokens", "4", "--json", model=False)
+    assert json.loads(line)["text"] == out.removesuffix("\n")
+    sampled = ["--num-samples", "3", "--temperature", "1.5", "--top-k", "9", "--seed", "2", "--prompt", "A man."]
+    _, out, _ = call(*translator[:-1], *sampled, "--max-tokens", "4", model=False)
+    assert out.count("---\n") == 2
+    code, _, err = call(*translator, "--prompt", "a", "--overflow", "slide", model=False)
+    assert code == 2 and "--overflow slide goes with models that continue a text" in err

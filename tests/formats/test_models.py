@@ -106,6 +106,11 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (pickled / "pytorch_model.bin").write_bytes(b"PK\x03\x04....")
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
         (pickled / name).write_bytes((run / name).read_bytes())
+    bare, unweighted = tmp_path / "bare", tmp_path / "unweighted"  # neither has a tokenizer
+    for folder in (bare, unweighted):
+        folder.mkdir()
+        (folder / "config.json").write_text((run / "config.json").read_text())
+    (bare / "model.pt").write_bytes(b"PK\x03\x04....")
     cases = {
         tmp_path / "text.txt": "is text, expected a model",
         tmp_path / "empty.gguf": "is empty, expected a GGUF file",
@@ -113,6 +118,12 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         run / "model.safetensors": "is one file of a model",
         two: "holds 2 GGUF files",
         pickled: "pickle",
+        pickled / "pytorch_model.bin": r"is a pickle, .*import Qwen3ForCausalLM as M; M\.from_pretrained",
+        bare: r"its weights in a pickle \(.bin, .pt, .pth\), .*import Qwen3ForCausalLM as M.*bare\"\)\.save_pretrained",
+        unweighted: "no model.safetensors in",
+        tmp_path / "other-q8.gguf": r"no such file: .*other-q8.gguf \(is it in another directory",
+        tmp_path / "emty.gguf": r"no such file: .*emty.gguf \(did you mean .*empty.gguf",
+        tmp_path / "nothing": "no such model: .*name a directory that pretrain wrote",
         tmp_path / "run2": "did you mean .*run",
     }
     for path, said in cases.items():

@@ -35,7 +35,7 @@ BATCH = 1 << 22
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, or a GGUF file.")],
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, or - for stdin.")
+        list[str], typer.Argument(metavar="DATA...", help="Files, directories or globs of text, hf:NAME:SPLIT, or -.")
     ],
     context: Annotated[
         int | None,
@@ -64,6 +64,10 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option("--predictions", help="Write each answer to this file, as JSON lines.", rich_help_panel=SCORE),
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option("--confusion", help="Of classify: draw the confusion matrix as this PNG.", rich_help_panel=SCORE),
     ] = None,
     sets: Annotated[
         list[str] | None,
@@ -96,6 +100,10 @@ def evaluate(
     """
     import tempfile
 
+    from tfcli.text import hf_data
+
+    for spec in data:
+        hf_data.check_split(spec, f"tfcli evaluate {model}")
     for name, number in {"context": context, "stride": stride, "limit": limit}.items():
         if number is not None and number < 1:
             raise UserError(f"--{name} is {number}", hint="it must be at least 1")
@@ -112,13 +120,15 @@ def evaluate(
             flags,
             limit,
             predictions,
+            confusion,
             as_json,
             (device, precision, threads, quantize),
         )
         return
     masked = fills_in(model)
-    of_tasks: dict[str, object] = {"--predictions": predictions, "--encoding": encoding, "--strict": strict or None}
-    _refuse(of_tasks | ({} if masked else {"--set": sets}), model, "a model that was finetuned for a task")
+    of_tasks: dict[str, object] = {"--predictions": predictions, "--confusion": confusion}
+    of_tasks |= {"--encoding": encoding, "--strict": strict or None} | ({} if masked else {"--set": sets})
+    _refuse(of_tasks, model, "a model that was finetuned for a task")
     if masked:
         _refuse({"--quantize": quantize, "--stride": stride}, model, "a decoder")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
@@ -233,6 +243,7 @@ def _of_task(
     flags: dict[str, str | bool | None],
     limit: int | None,
     predictions: Path | None,
+    confusion: Path | None,
     as_json: bool,
     machine: tuple[str | None, str | None, int | None, str | None],
 ) -> None:
@@ -248,7 +259,15 @@ def _of_task(
         raise UserError(f"--{unused[0].partition('.')[2].replace('_', '-')} does not go with the task {name}")
     config, _ = resolve(kind, sets=sets, flags={key: value for key, value in flags.items() if value is not None})
     check(config)
+    if confusion is not None:
+        from tfcli.tasks.labels import plot
+
+        if name != "classify":
+            raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
+        plot.check(confusion)
     predictor = load(model, name, *machine)
+    if confusion is not None and getattr(predictor, "multi", False):
+        raise UserError("--confusion goes with one label a text, this model gives several")
     result = predictor.evaluate(data, config, limit=limit)
     for line in result.notes:
         print(line, file=sys.stderr)
@@ -257,6 +276,10 @@ def _of_task(
 
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
         files.write(predictions, "".join(lines).encode())
+    if confusion is not None:
+        import numpy as np
+
+        plot.write(confusion, np.array(result.scores["confusion"]), predictor.names)  # type: ignore[attr-defined]
     if as_json:
         print(json.dumps(result.scores, ensure_ascii=False))
     else:

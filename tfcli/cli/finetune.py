@@ -21,7 +21,7 @@ def finetune(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA...", help="Labelled files: jsonl, json, csv, tsv, parquet, txt, CoNLL."),
+        typer.Argument(metavar="DATA...", help="Files: jsonl, json, csv, tsv, parquet, txt, CoNLL; or hf:NAME:SPLIT."),
     ] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
@@ -90,7 +90,9 @@ def finetune(
             rich_help_panel=LENGTH,
         ),
     ] = None,
-    val: Annotated[str | None, typer.Option("--val", help="Hold out this file.", rich_help_panel=TEXT)] = None,
+    val: Annotated[
+        str | None, typer.Option("--val", help="Hold out this file, or hf:NAME:SPLIT.", rich_help_panel=TEXT)
+    ] = None,
     val_fraction: Annotated[
         float | None,
         typer.Option(

@@ -151,8 +151,9 @@ def generate(
 
     The prompt is --prompt, or all of a piped stdin less one final line break, or a line of --file each. With none of
     them, at a terminal, the text starts from nothing. A terminal shows the prompt before its continuation; a pipe gets
-    the continuation alone. With --chat each prompt is a user's message, which the model answers. A line of --file that
-    is no prompt is reported with its number and the others are done; the exit code is then 1.
+    the continuation alone. With --chat each prompt is a user's message, which the model answers. A model that
+    translates turns each prompt, or each line of stdin, into a line. A line of --file that is no prompt is reported
+    with its number and the others are done; the exit code is then 1.
 
     Example: tfcli generate --prompt "Once upon a time" --max-tokens 100
     """
@@ -175,6 +176,10 @@ def generate(
     ask = _Ask(chat, system)
     found = None if file is None else _Found(file, ask)
     engine = _load(model, sampling, device, precision, threads, quantize)
+    if engine.turns_texts and prompt is None and found is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError("there is no text", hint="give it with --prompt, or a line each with --file or by a pipe")
+        found = _Found("-", ask)
     start = time.perf_counter()
     if found is None and not as_json and sampling.num_samples == 1:
         _one(engine, ask.wrapped(prompt if prompt is not None else _from_stdin()), sampling)
@@ -271,6 +276,8 @@ def _load(
     engine = load(path, device=device, precision=precision, threads=threads, quantize=quantize)
     chosen = f"model: {path}; " if model is None else ""
     print(f"{chosen}device: {engine.runtime.describe()}", file=sys.stderr)
+    if engine.turns_texts:
+        return engine
     if engine.runtime.device.type == "cpu" and (why := engine.decoder.eager_because) is not None:
         print(f"decoding by PyTorch's operators, two to three times slower: {why}", file=sys.stderr)
     return engine
@@ -280,7 +287,7 @@ def _one(engine: Engine, prompt: Prompt, sampling: Sampling) -> None:
     """One prompt: its text as it comes, and how fast its reading and the writing were."""
     from tfcli.infer.engine import Finished
 
-    if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty():
+    if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty() and not engine.turns_texts:
         print(prompt, end="", file=sys.stderr, flush=True)
     start, first, last = time.perf_counter(), 0.0, ""
     for event in engine.stream(prompt, sampling):
@@ -311,22 +318,27 @@ def _many(
     for number, result in enumerate(engine.generate_batch(prompts, sampling)):
         tokens += len(result.ids)
         if found is not None and number % sampling.num_samples == 0:
-            _say(found, as_json)
+            _say(found, as_json, lines=engine.turns_texts)
         if as_json:
             print(json.dumps(_fields(result), ensure_ascii=False), flush=True)
+            continue
+        if engine.turns_texts and sampling.num_samples == 1:
+            print(" ".join(result.text.split("\n")), flush=True)
             continue
         if number:
             print(SEPARATOR)
         print(result.text, end="" if result.text.endswith("\n") else "\n", flush=True)
     if found is not None:
-        _say(found, as_json)
+        _say(found, as_json, lines=engine.turns_texts)
     return tokens
 
 
-def _say(found: _Found, as_json: bool) -> None:
-    for error in found.errors():
-        if as_json:  # one line for each line of input: programs join the two by position
+def _say(found: _Found, as_json: bool, *, lines: bool) -> None:
+    for error in found.errors():  # one line for each line of input: programs join the two by position
+        if as_json:
             print(json.dumps({"error": error}, ensure_ascii=False), flush=True)
+        elif lines:
+            print(flush=True)
 
 
 def _fields(result: Generation) -> dict[str, object]:
@@ -344,7 +356,8 @@ def _fields(result: Generation) -> dict[str, object]:
 def _note(result: Generation, engine: Engine) -> None:
     if result.finish_reason == "context":
         context = engine.model.config.context
-        print(f"\nthe context of {context} tokens is full; --overflow slide goes on", file=sys.stderr)
+        more = "" if engine.turns_texts else "; --overflow slide goes on"
+        print(f"\nthe context of {context} tokens is full{more}", file=sys.stderr)
 
 
 def _from_stdin() -> str:

@@ -21,7 +21,7 @@ def pretrain(
         list[str] | None,
         typer.Argument(
             metavar="CORPUS...",
-            help="Files, directories, globs, - for stdin: txt, md, jsonl, csv, tsv, parquet, also compressed.",
+            help="Files, directories, globs, hf:NAME:SPLIT, - for stdin: txt, jsonl, csv, tsv, parquet; packed too.",
         ),
     ] = None,
     out: Annotated[

@@ -59,7 +59,7 @@ TextKeyOption = Annotated[
     str | None, typer.Option("--text-key", show_default="text, content or the only one", help="Field with the text.")
 ]
 CorpusArgument = Annotated[
-    list[str], typer.Argument(metavar="CORPUS...", help="Files, directories, globs, - for stdin.")
+    list[str], typer.Argument(metavar="CORPUS...", help="Files, directories, globs, hf:NAME:SPLIT, - for stdin.")
 ]
 FileArgument = Annotated[str, typer.Argument(metavar="[FILE]", show_default="stdin", help="A file, or - for stdin.")]
 

@@ -25,6 +25,7 @@ from tfcli.formats.head_names import HeadNames
 from tfcli.formats.stored import CONFIG, few, open_model, read_settings
 from tfcli.formats.stored import read_config as read_config
 from tfcli.formats.weights import FILE
+from tfcli.formats.weights import find as find_weights
 from tfcli.text.codec import Codec
 from tfcli.text.hub import load_tokenizer
 from tfcli.text.json_tokenizer import JsonTokenizer
@@ -362,6 +363,7 @@ def load(
     """
     directory = Path(directory)
     _, config, extra = read_settings(directory)
+    find_weights(directory)  # what a directory without them is, is more to the point than what else it lacks
     tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size)
     _fits(tokenizer, config, directory)
     expected = extra.get("tokenizer_sha256")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tfcli.config import ModelConfig, Wiring
 from tfcli.errors import UserError
 from tfcli.formats.gguf_models import rotary_halves
+from tfcli.formats.weights import pickled
 from tfcli.text.codec import Codec
 from tfcli.text.gguf_vocab import from_gguf
 from tfcli.text.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
@@ -58,10 +59,7 @@ def read_config(path: str | Path) -> ModelConfig:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith((b"PK\x03\x04", b"\x80")):
-        raise UserError(
-            f"{path} is a pickle, which can run code when it is read",
-            hint="if you trust where it is from, save the model as safetensors with transformers",
-        )
+        raise pickled(f"{path} is a pickle", path.parent)
     if head.startswith(LATER):
         raise UserError(f"{path} is a later version of llama2.c's format", hint="export it again: --version 0")
     hint = "expected a checkpoint of llama2.c, version 0, or name a model directory"

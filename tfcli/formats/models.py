@@ -12,6 +12,7 @@ from tfcli.errors import UserError
 from tfcli.formats import hf
 from tfcli.formats.head_names import kind_of
 from tfcli.formats.stored import CONFIG, few, open_model, read_data, read_settings
+from tfcli.formats.weights import find as find_weights
 from tfcli.text import files
 from tfcli.text.codec import Codec
 from tfcli.text.hub import load_tokenizer
@@ -247,6 +248,7 @@ def _quantized(
 def _codec(directory: Path) -> Codec:
     """The tokenizer of a directory, once it was compared with the model's settings."""
     _, config, extra = read_settings(directory)
+    find_weights(directory)
     codec = load_tokenizer(directory, vocab_size=config.vocab_size)
     if codec.vocab_size > config.vocab_size or extra.get("tokenizer_sha256", codec.hash) != codec.hash:
         raise UserError(

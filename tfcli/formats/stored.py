@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
+FILES = (".gguf", ".bin", ".pt", ".pth", ".safetensors")
+"""What names a file of a model, where it is there or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +175,15 @@ def read_data(directory: Path) -> dict[str, Any]:
 def _no_model(directory: Path) -> UserError:
     if directory.is_file():
         return UserError(f"{directory} is a file, expected a model directory", hint="such as one that pretrain wrote")
+    file = directory.suffix in FILES
     try:
-        beside = [entry.name for entry in directory.parent.iterdir() if entry.is_dir()]
+        beside = [entry.name for entry in directory.parent.iterdir() if entry.is_dir() or file]
     except OSError:
         beside = []
     guess = nearest(directory.name, beside)
+    if file:
+        there = f"did you mean {directory.parent / guess}?" if guess else "is it in another directory?"
+        return UserError(f"no such file: {directory}", hint=there)
     return UserError(
         f"no such model: {directory}",
         hint=f"did you mean {directory.parent / guess}?" if guess else "name a directory that pretrain wrote",

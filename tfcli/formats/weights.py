@@ -104,17 +104,8 @@ class Weights:
 
         Raises UserError where a file is absent, damaged or disagrees with the index.
         """
-        if (directory / FILE).is_file():
-            return cls(read_header(directory / FILE), directory / FILE)
-        if (directory / INDEX).is_file():
-            return cls(_shards(directory), directory / INDEX)
-        if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
-            raise UserError(
-                f"{directory} has its weights in a pickle (.bin, .pt, .pth), which can run code when it is read",
-                hint="if you trust where it is from, convert it: python -c 'from transformers import AutoModel as A; "
-                f'A.from_pretrained("{directory}").save_pretrained("NEW")\'',
-            )
-        raise UserError(f"no {FILE} in {directory}", hint="a model directory holds config.json and model.safetensors")
+        path = find(directory)
+        return cls(read_header(path) if path.name == FILE else _shards(directory), path)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in the dtype that it is stored in. Raises UserError for one that is not F32, F16 or BF16."""
@@ -140,6 +131,30 @@ class Weights:
         except OSError as error:
             raise UserError(f"{entry.path} cannot be read: {error.strerror}") from None
         return out
+
+
+def find(directory: Path) -> Path:
+    """The file with a directory's weights, or the index of its shards. UserError where there is none, or a pickle."""
+    for name in (FILE, INDEX):
+        if (directory / name).is_file():
+            return directory / name
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise pickled(f"{directory} has its weights in a pickle (.bin, .pt, .pth)", directory)
+    raise UserError(f"no {FILE} in {directory}", hint="a model directory holds config.json and model.safetensors")
+
+
+def pickled(what: str, directory: Path) -> UserError:
+    """The answer to weights in a pickle: how the model in ``directory`` is converted, by the class that it names."""
+    try:
+        named = json.loads((directory / "config.json").read_bytes())["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        named = None
+    model = named if isinstance(named, str) and named.isidentifier() else "AutoModel"
+    call = f'from transformers import {model} as M; M.from_pretrained("{directory}").save_pretrained("NEW")'
+    return UserError(
+        f"{what}, which can run code when it is read",
+        hint=f"if you trust where it is from, convert it, and put its tokenizer beside: python -c '{call}'",
+    )
 
 
 def _shards(directory: Path) -> dict[str, Entry]:

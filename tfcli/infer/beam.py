@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tfcli.errors import RunError, UserError
+from tfcli.infer.decode import padded
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.transformer import Transformer
 
@@ -83,16 +84,6 @@ def answers(
         if on_progress:
             on_progress(len(found))
     return [found[index] for index in range(len(sources))]
-
-
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids (B, S), padded with 0 at their end, and True where an id is real (None where all are)."""
-    longest = max(map(len, rows))
-    ids_BS = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    if all(len(row) == longest for row in rows):
-        return ids_BS, None
-    length_B1 = torch.tensor([[len(row)] for row in rows], device=device)
-    return ids_BS, torch.arange(longest, device=device) < length_B1
 
 
 class _Search:

@@ -2,7 +2,8 @@
 
 Rows are batched continuously (Yu et al. 2022, Orca): every step feeds one token of each open row over a key/value
 cache; rows that are finished leave at once, and waiting prompts are read into their places. Without a cache, one by
-one, the same ids come out (``decode_reference``).
+one, the same ids come out (``decode_reference``). A decoder with an encoder beside it is given the source of each row,
+which the encoder reads once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tfcli.errors import RunError, UserError
 from tfcli.infer.graph import GraphStepper
 from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
 from tfcli.model import native, stepper
-from tfcli.model.cache import KVCache
+from tfcli.model.cache import KVCache, Memory
 from tfcli.model.transformer import Transformer
 
 Finish = Literal["stop", "stop_string", "length", "context"]
@@ -53,10 +54,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt (at least one id), and the seed of each of its samples."""
+    """A prompt (at least one id), and the seed of each of its samples.
+
+    ``source`` is what the encoder reads, where there is one; ``ids`` are then what the decoder begins with.
+    """
 
     ids: Sequence[int]
     seeds: Sequence[int]
+    source: Sequence[int] | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions that are read at once."""
+        return len(self.ids if self.source is None else self.source)
 
 
 def check_prompt(ids: Sequence[int], context: int, sampling: Sampling) -> None:
@@ -96,7 +106,7 @@ class Decoder:
         self._stepper: stepper.Stepper | GraphStepper | None = None
         if compiled and stepper.supports(model):
             self._stepper = stepper.Stepper(model, exact=exact)
-        elif compiled and model.device.type == "cuda":
+        elif compiled and model.device.type == "cuda" and not model.config.encoder_depth:
             self._stepper = GraphStepper(model)
 
     def run(
@@ -113,10 +123,13 @@ class Decoder:
         may finish a row with "stop_string". Rows finish with "stop" at one of ``eos_ids`` unless that is ignored,
         "length" at ``max_tokens``, and "context" when the window is full. With ``overflow="slide"`` a full window is
         cut to the last half of the context, which is read anew, so that positions never exceed what the model was
-        trained on. Raises RunError for logits that are not finite.
+        trained on; not so beside an encoder, whose decoder gives up to one token less than the context, as in ``beam``.
+        Raises RunError for logits that are not finite.
         """
         batch = _Batch(self, _Waiting(requests, self.model, sampling), sampling)
-        limit = sampling.max_tokens or MAX_TOKENS
+        limit, context = _most(self.model, sampling), self.model.config.context
+        if self.model.config.encoder_depth:
+            context = max(1, context - 1)
         while batch.next():
             steps: list[Step] = []
             for row, logprob in zip(batch.rows, batch.choose(), strict=True):
@@ -129,14 +142,20 @@ class Decoder:
                     finish = "stop_string"
                 elif row.made >= limit:
                     finish = "length"
-                elif len(row.window) >= self.model.config.context and sampling.overflow == "error":
+                elif len(row.window) >= context and sampling.overflow == "error":
                     finish = "context"
                 steps.append(Step(row.number, row.chosen, logprob, finish))
             yield steps
             batch.keep([step.finish is None for step in steps])
 
     @torch.inference_mode()
-    def prefill(self, windows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    def encode(self, sources: Sequence[Sequence[int]]) -> Memory:
+        """What the decoder sees of each source."""
+        ids_BS, mask_BS = padded(sources, self.model.device)
+        return self.model.encode(ids_BS, mask_BS=mask_BS)
+
+    @torch.inference_mode()
+    def prefill(self, windows: Sequence[Sequence[int]], cache: KVCache, memory: Memory | None = None) -> Tensor:
         """Read windows into the rows of a cache, in parts, whatever they held: logits (B, V) after each, fp32."""
         model, lengths = self.model, [len(window) for window in windows]
         longest = max(lengths)
@@ -145,7 +164,7 @@ class Decoder:
         size = max(1, PREFILL_TOKENS // len(windows))
         last_BD: list[Tensor | None] = [None] * len(windows)
         for start in range(0, longest, size):
-            hidden_BTD = model(tokens_BT[:, start : start + size], cache=cache)
+            hidden_BTD = model(tokens_BT[:, start : start + size], cache=cache, memory=memory)
             for row, length in enumerate(lengths):
                 if start < length <= start + size:
                     last_BD[row] = hidden_BTD[row, length - 1 - start]
@@ -153,12 +172,12 @@ class Decoder:
         return model.logits(torch.stack([hidden for hidden in last_BD if hidden is not None])).float()
 
     @torch.inference_mode()
-    def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
+    def step(self, ids: Sequence[int], cache: KVCache, memory: Memory | None = None) -> Tensor:
         """Append one id to each row of a cache: logits (B, V) of what follows, fp32."""
         if self._stepper is not None:
             return self._stepper.step(ids, cache)
         tokens_B1 = torch.tensor(ids, device=self.model.device)[:, None]
-        return self.model.logits(self.model(tokens_B1, cache=cache)[:, -1]).float()
+        return self.model.logits(self.model(tokens_B1, cache=cache, memory=memory)[:, -1]).float()
 
     @property
     def compiled(self) -> bool:
@@ -173,6 +192,21 @@ class Decoder:
             if self._stepper is not None
             else native.unavailable() or "this model has parts that the compiled step has not"
         )
+
+
+def _most(model: Transformer, sampling: Sampling) -> int:
+    """New tokens at most; of an encoder-decoder, whose texts end as their sources do, no fewer than the context has."""
+    return sampling.max_tokens or (model.config.context if model.config.encoder_depth else MAX_TOKENS)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Ids (B, S), padded with 0 at their end, and True where an id is real (None where all are)."""
+    longest = max(map(len, rows))
+    ids_BS = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    if all(len(row) == longest for row in rows):
+        return ids_BS, None
+    length_B1 = torch.tensor([[len(row)] for row in rows], device=device)
+    return ids_BS, torch.arange(longest, device=device) < length_B1
 
 
 class _Row:
@@ -192,7 +226,7 @@ class _Waiting:
         self._source = iter(requests)
         self._queue: deque[Request] = deque()
         self._context = model.config.context
-        self._sampling = sampling
+        self._sampling, self._new = sampling, _most(model, sampling)
         config = model.config
         width = torch.empty((), dtype=model.dtype).element_size()
         self._row_bytes = 2 * config.depth * config.kv_heads * config.head_width * width
@@ -201,19 +235,19 @@ class _Waiting:
     def fill(self) -> bool:
         """Look ahead; whether anything is waiting."""
         while len(self._queue) < LOOK_AHEAD and (request := next(self._source, None)) is not None:
-            check_prompt(request.ids, self._context, self._sampling)
+            check_prompt(request.ids if request.source is None else request.source, self._context, self._sampling)
             self._queue.append(request)
         return bool(self._queue)
 
     def need(self, request: Request) -> int:
         """Positions that a row of this request may come to hold."""
-        new = self._sampling.max_tokens or MAX_TOKENS
-        return min(self._context, len(request.ids) + new)
+        return min(self._context, len(request.ids) + self._new)
 
     def room(self) -> tuple[int, int]:
         """(rows, positions) of a cache for those in sight, as many rows as CACHE_BYTES allow."""
         longest = max(map(self.need, self._queue))
-        rows = max(1, min(ROWS, CACHE_BYTES // (longest * self._row_bytes)))
+        sources = max(len(request.source or ()) for request in self._queue)
+        rows = max(1, min(ROWS, CACHE_BYTES // ((longest + sources) * self._row_bytes)))
         if len(self._queue) < LOOK_AHEAD:  # these are all
             rows = min(rows, sum(len(request.seeds) for request in self._queue))
         return max(len(self._queue[0].seeds), rows), longest
@@ -238,6 +272,8 @@ class _Batch:
         self._place = exact_device(self._model.device)
         self.rows: list[_Row] = []
         self._cache: KVCache | None = None
+        self._memory: Memory | None = None
+        """Of the open rows, where an encoder read their sources."""
         self._seen_BV: Tensor | None = None
         self._logits_BV = torch.empty(0)
 
@@ -267,11 +303,11 @@ class _Batch:
     def _admit(self, taken: list[tuple[Request, list[int]]], cache: KVCache) -> list[Tensor]:
         """Read requests into the rows behind the open ones, those of similar length together."""
         context, parts = self._model.config.context, []
-        taken.sort(key=lambda pair: len(pair[0].ids))
+        taken.sort(key=lambda pair: pair[0].length)
         while taken:
-            longest = min(len(taken[-1][0].ids), context)
+            longest = min(taken[-1][0].length, context)
             # Rows of one call are padded to the longest: not more than twice what the shortest of them needs.
-            together = [pair for pair in taken if 2 * min(len(pair[0].ids), context) >= longest]
+            together = [pair for pair in taken if 2 * min(pair[0].length, context) >= longest]
             together = together[-max(1, PREFILL_TOKENS // longest) :]
             del taken[-len(together) :]
             parts.append(self._read(together, cache))
@@ -280,11 +316,16 @@ class _Batch:
     def _read(self, together: list[tuple[Request, list[int]]], cache: KVCache) -> Tensor:
         context, first = self._model.config.context, len(self.rows)
         windows = [list(request.ids[-context:]) for request, _ in together]
-        logits_BV = self._decoder.prefill(windows, cache.rows(first, len(windows)))
+        sources = [request.source for request, _ in together if request.source is not None]
+        memory = self._decoder.encode(sources) if sources else None
+        logits_BV = self._decoder.prefill(windows, cache.rows(first, len(windows)), memory)
         which = [index for index, (_, numbers) in enumerate(together) for _ in numbers]
         if len(which) > len(windows):  # several samples of a prompt: it is read once
             cache.rows(first, len(which)).select(which)
             logits_BV = logits_BV[torch.tensor(which, device=logits_BV.device)]
+            memory = None if memory is None else memory.select(which)
+        if memory is not None:
+            self._memory = Memory.joined([self._memory, memory] if first and self._memory is not None else [memory])
         for request, numbers in together:
             for number, seed in zip(numbers, request.seeds, strict=True):
                 if self._seen_BV is not None:
@@ -329,6 +370,7 @@ class _Batch:
     @torch.inference_mode()
     def keep(self, open: list[bool]) -> None:
         """Drop the other rows: the last one moves into the place of each."""
+        places = list(range(len(self.rows)))
         for index in range(len(open) - 1, -1, -1):
             if open[index]:
                 continue
@@ -337,8 +379,11 @@ class _Batch:
                 self._cache.move(last, index)
                 if self._seen_BV is not None:
                     self._seen_BV[index] = self._seen_BV[last]
-                self.rows[index] = self.rows[last]
+                self.rows[index], places[index] = self.rows[last], places[last]
             self.rows.pop()
+            places.pop()
+        if self._memory is not None and 0 < len(places) < len(open):
+            self._memory = self._memory.select(places)
 
     def _feed(self) -> Tensor:
         """Append the chosen ids and compute the logits of the next ones."""
@@ -353,7 +398,7 @@ class _Batch:
         cache = self._cache.rows(0, len(self.rows))
         for index in slid:
             cache.rows(index, 1).set_lengths([0])
-        logits_BV = self._decoder.step([row.chosen for row in self.rows], cache)
+        logits_BV = self._decoder.step([row.chosen for row in self.rows], cache, self._memory)
         for index in slid:  # a window that was cut is read anew; the step's result for it is not one
             logits_BV[index] = self._decoder.prefill([self.rows[index].window], cache.rows(index, 1))[0]
         return logits_BV
@@ -361,9 +406,16 @@ class _Batch:
 
 @torch.inference_mode()
 def decode_reference(
-    model: Transformer, prompt: Sequence[int], sampling: Sampling, *, seed: int, eos_id: int
+    model: Transformer,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    seed: int,
+    eos_id: int,
+    source: Sequence[int] | None = None,
 ) -> list[tuple[int, float]]:
     """Ids and log-probabilities of one prompt, the window read anew for every token: the twin of ``decode``."""
+    memory = None if source is None else model.encode(torch.tensor([source], device=model.device))
     context = model.config.context
     check_prompt(prompt, context, sampling)
     seen, window = list(prompt), list(prompt[-context:])
@@ -374,7 +426,8 @@ def decode_reference(
             if sampling.overflow == "error":
                 break
             window = window[-max(1, context // 2) :]
-        logits_1V = model.logits(model(torch.tensor([window], device=model.device))[:, -1]).float()
+        hidden_1TD = model(torch.tensor([window], device=model.device), memory=memory)
+        logits_1V = model.logits(hidden_1TD[:, -1]).float()
         seen_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
         seen_1V[0, seen] = True
         kept_1V = filtered(logits_1V, seen_1V, sampling)

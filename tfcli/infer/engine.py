@@ -27,7 +27,7 @@ from tfcli.text import chat
 from tfcli.text.codec import Codec
 
 Prompt: TypeAlias = str | Sequence[chat.Message]
-"""A text to continue, or the messages of a chat to answer."""
+"""A text to continue (of an encoder-decoder: to turn into another), or the messages of a chat to answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,11 +110,6 @@ class Engine:
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",
                 )
-            if self.model.config.encoder_depth:
-                raise UserError(
-                    f"{self.tokenizer.name} belongs to an encoder-decoder, which turns one text into another",
-                    hint="give it the texts, a line each: tfcli predict MODEL FILE",
-                )
             settle(self.model)
             self._decoder = Decoder(self.model)
         return self._decoder
@@ -144,7 +139,8 @@ class Engine:
         """Continue a prompt, or each of a list, as ``sampling`` says; a keyword goes over its field.
 
         An empty prompt starts a new document; a list of messages, as {"role": "user", "content": "Hello"}, is answered
-        by way of the model's chat template. A list gives ``sampling.num_samples`` results for each prompt, in order.
+        by way of the model's chat template. An encoder-decoder reads the prompt and writes another text, as a
+        translation; of an empty one nothing. A list gives ``sampling.num_samples`` results for each prompt, in order.
         Raises UserError for an impossible setting, and for a prompt longer than the context.
         """
         sampling = _over(
@@ -172,7 +168,7 @@ class Engine:
             sampling, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, overflow=overflow,
         )  # fmt: skip
-        check(sampling)
+        self._check(sampling)
         self.check_prompt(prompt, sampling)
         return self._events(iter([prompt]), sampling)
 
@@ -183,12 +179,20 @@ class Engine:
         flat. The result for a prompt does not depend on the prompts beside it.
         """
         sampling = sampling or Sampling()
-        check(sampling)
+        self._check(sampling)
         return self._in_order(self._events(iter(prompts), sampling))
 
     def check_prompt(self, prompt: Prompt, sampling: Sampling) -> None:
         """Raise UserError for a prompt that the model cannot take: no text, too long, no template for messages."""
-        check_prompt(self._encode(prompt), self.model.config.context, sampling)
+        self._fit(self._encode(prompt), sampling)
+
+    def _fit(self, ids: list[int], sampling: Sampling) -> None:
+        context = self.model.config.context
+        if self.turns_texts and len(ids) > context:
+            raise UserError(
+                f"the text has {len(ids)} tokens, the model reads {context} at most", hint="cut it into sentences"
+            )
+        check_prompt(ids, context, sampling)
 
     def embed(self, texts: str | Sequence[str]) -> npt.NDArray[np.float32]:
         """Vectors of length 1: (D,) of one text, (N, D) of several; the mean of the last hidden states.
@@ -222,11 +226,26 @@ class Engine:
         """The id that a text begins after: the tokenizer's beginning of text where it has one, else its end of text."""
         return (self.tokenizer.prefix_ids or (self.tokenizer.eos_id,))[0]
 
+    @property
+    def turns_texts(self) -> bool:
+        """Whether it is an encoder-decoder: it reads a prompt whole and writes another text, as a translation."""
+        return self.model.config.encoder_depth > 0
+
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             self._template = self._template or chat.template_of(self.tokenizer)
             return chat.prompt_ids(self.tokenizer, self._template, prompt)
+        if self.turns_texts:
+            return source_ids(self.tokenizer, [prompt])[0]
         return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)] or [self.tokenizer.eos_id]
+
+    def _check(self, sampling: Sampling) -> None:
+        check(sampling)
+        if self.turns_texts and sampling.overflow == "slide":
+            raise UserError(
+                "--overflow slide goes with models that continue a text; this one turns a text into another",
+                hint="cut the text into sentences",
+            )
 
     @staticmethod
     def _in_order(events: Iterator[Event]) -> Iterator[Generation]:
@@ -249,22 +268,25 @@ class Engine:
             for index, prompt in enumerate(prompts, 1):
                 ids = self._encode(prompt)
                 try:
-                    check_prompt(ids, self.model.config.context, sampling)
+                    self._fit(ids, sampling)
                 except UserError as error:
                     raise UserError(f"prompt {index}: {error.message}", hint=error.hint) from None
                 seed = _seed(sampling)
                 for first in range(0, sampling.num_samples, ROWS):
                     seeds = [seed + sample for sample in range(first, min(first + ROWS, sampling.num_samples))]
                     for of_row in seeds:
-                        opened[number] = _Row(self.tokenizer, prompt, len(ids), of_row, sampling.stop)
+                        opened[number] = _Row(
+                            self.tokenizer, prompt, len(ids), of_row, sampling.stop, turned=self.turns_texts
+                        )
                         number += 1
-                    yield Request(ids, [_mixed(of_row, ids) for of_row in seeds])
+                    mixed = [_mixed(of_row, ids) for of_row in seeds]
+                    yield Request([self.tokenizer.eos_id], mixed, ids) if self.turns_texts else Request(ids, mixed)
 
         ended = lambda row, id: opened[row].push(id)  # noqa: E731
         for steps in self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended):
             for step in steps:
                 row = opened[step.row]
-                if step.id is not None:
+                if step.id is not None and not row.silent:
                     row.logprobs.append(step.logprob)
                     yield Token(sample=step.row, text=row.fresh, id=step.id, logprob=step.logprob)
                 if step.finish is not None:
@@ -276,9 +298,13 @@ class Engine:
 class _Row:
     """The text of one row as it grows."""
 
-    def __init__(self, tokenizer: Codec, prompt: Prompt, length: int, seed: int, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Codec, prompt: Prompt, length: int, seed: int, stops: Sequence[str], *, turned: bool
+    ) -> None:
         self.prompt, self.length, self.seed = prompt, length, seed
-        self._decoder = tokenizer.stream(continuing=bool(prompt))
+        self.silent = turned and isinstance(prompt, str) and not prompt.strip()
+        """Nothing is made of nothing: its only step does not count."""
+        self._decoder = tokenizer.stream(continuing=bool(prompt) and not turned)
         self._stops = StopFilter(stops)
         self.ids: list[int] = []
         self.logprobs: list[float] = []
@@ -287,6 +313,8 @@ class _Row:
 
     def push(self, id: int) -> bool:
         """Take an id; ``fresh`` is the text that it made certain. Whether a stop string is complete."""
+        if self.silent:
+            return True
         self.ids.append(id)
         self.fresh = self._stops.push(self._decoder.push(id))
         self.parts.append(self.fresh)
@@ -309,10 +337,16 @@ class _Row:
             text="".join(self.parts),
             ids=self.ids,
             logprobs=self.logprobs,
-            finish_reason=finish,
+            finish_reason="stop" if self.silent else finish,
             seed=self.seed,
             prompt_tokens=self.length,
         )
+
+
+def source_ids(codec: Codec, texts: Sequence[str]) -> list[list[int]]:
+    """What an encoder reads of each text: the tokenizer's prefix and suffix around it, or the end after it."""
+    after = codec.suffix_ids or (codec.eos_id,)
+    return [[*codec.prefix_ids, *ids, *after] for ids in codec.encode_batch(list(texts))]
 
 
 def _seed(sampling: Sampling) -> int:

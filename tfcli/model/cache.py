@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.config import ModelConfig
@@ -178,6 +179,24 @@ class Memory:
 
         mask = None if self.mask is None else self.mask.index_select(0, index)
         return Memory(picked(self.keys), picked(self.values), mask)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Memory]) -> Memory:
+        """The rows of several memories one behind the other, padded to the longest source."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(part.keys[0].shape[2] for part in parts)
+
+        def together(listed: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+            padded = ([F.pad(t, (0, 0, 0, longest - t.shape[2])) for t in tensors] for tensors in listed)
+            return [torch.cat(layer) for layer in zip(*padded, strict=True)]
+
+        masks = []
+        for part in parts:
+            S = part.keys[0].shape[2]
+            mask = part.keys[0].new_zeros(part.batch, 1, 1, S) if part.mask is None else part.mask
+            masks.append(F.pad(mask, (0, longest - S), value=float("-inf")))
+        return cls(together([p.keys for p in parts]), together([p.values for p in parts]), torch.cat(masks))
 
 
 class _Store:

@@ -23,7 +23,7 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks import resample
 from tfcli.tasks.batch import Batch
-from tfcli.tasks.options import FinetuneConfig
+from tfcli.tasks.options import FinetuneConfig, FinetuneData
 from tfcli.tasks.report import Report
 from tfcli.tasks.squad import reader, rows
 from tfcli.tasks.squad.reader import PADDED, Encoded, Reading, encode, logits, pairs
@@ -36,6 +36,19 @@ from tfcli.text.codec import Codec
 
 CONTEXT = 384
 """Tokens of a row where data.context is left out, or what the model has (Devlin et al. 2019's published code)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerData(FinetuneData):
+    """Which columns of tables, or fields of JSON rows, hold what."""
+
+    question_key: str | None = None
+    """Left out: question."""
+    context_key: str | None = None
+    """Left out: context."""
+    answers_key: str | None = None
+    """Texts and their offsets, as {"text": [...], "answer_start": [...]}; left out: answers, or of a table a column
+    answer_text or answer with answer_start beside it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +70,7 @@ class AnswerOptions:
 class AnswerConfig(FinetuneConfig):
     """Everything that decides a run of answering."""
 
+    data: AnswerData = field(default_factory=AnswerData)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
 
 
@@ -108,7 +122,8 @@ def outcomes(questions: Sequence[Question], readings: Sequence[Reading]) -> list
 def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[list[Question], Literal[1, 2]]:
     """The questions of all files, and whether some may have no answer (2)."""
     options, paths = config.data, labelled.expand(specs)
-    found = [rows.read(path, report, encoding=options.encoding, errors=options.errors) for path in paths]
+    keys = rows.Keys(question=options.question_key, context=options.context_key, answers=options.answers_key)
+    found = [rows.read(path, report, encoding=options.encoding, errors=options.errors, keys=keys) for path in paths]
     questions = [question for each in found for question in each.questions]
     if len(found) > 1:
         seen: set[str] = set()

@@ -20,13 +20,13 @@ from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks import batch, resample
+from tfcli.tasks import batch, columns, resample
 from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.dialogue import encode, rows
 from tfcli.tasks.dialogue.encode import Encoded
 from tfcli.tasks.dialogue.rows import Conversation, Fields
 from tfcli.tasks.lm import refuse
-from tfcli.tasks.options import FinetuneConfig, FinetuneTrain
+from tfcli.tasks.options import FinetuneConfig, FinetuneData, FinetuneTrain
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
 from tfcli.text import labelled
@@ -45,13 +45,21 @@ PADDED = ("tokens_BT", "mask_BT", "targets_BT", "segments_BT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChatOptions:
-    """How conversations are read and put into rows."""
+class ChatData(FinetuneData):
+    """Which columns of tables, or fields of JSON rows, hold what."""
 
-    prompt: str | None = None
-    """Field of a pair's prompt; left out: prompt, question, instruction or input."""
-    response: str | None = None
-    """Field of its answer; left out: response, completion, answer or output."""
+    messages_key: str | None = None
+    """The turns of a conversation; left out: messages or conversations."""
+    prompt_key: str | None = None
+    """Or a pair's prompt; left out: prompt, question, instruction or input."""
+    response_key: str | None = None
+    """And its answer; left out: response, completion, answer or output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """How conversations are put into rows."""
+
     pack: bool = True
     """Several conversations in a row, none of which sees another; false: one a row, padded."""
     row: int | None = None
@@ -70,6 +78,7 @@ class ChatTrain(FinetuneTrain):
 class ChatConfig(FinetuneConfig):
     """Everything that decides a run on conversations."""
 
+    data: ChatData = field(default_factory=ChatData)
     train: ChatTrain = field(default_factory=ChatTrain)
     chat: ChatOptions = field(default_factory=ChatOptions)
 
@@ -322,9 +331,14 @@ class Chat:
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
-    fields, data = Fields(prompt=config.chat.prompt, response=config.chat.response), config.data
+    data = config.data
+    fields = Fields(prompt=data.prompt_key, response=data.response_key, messages=data.messages_key)
     found: list[Conversation] = []
     for path in labelled.expand(specs):
+        if columns.is_table(path):
+            table = columns.read(path, rows.known(fields), data, report)
+            found += rows.of_table(table, str(path), report, fields=fields)
+            continue
         text = report.text(path, encoding=data.encoding, errors=data.errors)
         found += rows.read(text, str(path), report, fields=fields)
     return found

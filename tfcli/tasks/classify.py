@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch, mask, pad
 from tfcli.tasks.labels import data as labelled
-from tfcli.tasks.labels import scores
+from tfcli.tasks.labels import plot, scores
 from tfcli.tasks.labels.data import Example
 from tfcli.tasks.labels.options import ClassifyConfig
 from tfcli.tasks.task import Evaluation, Headline, Start
@@ -228,6 +229,15 @@ class Classification:
         )
         return {f"val_{name}": value for name, value in made[0].items()}, made[1]
 
+    def draw(self, directory: Path, scores: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        """The confusion matrix of ``report`` as a PNG, of one label each."""
+        if self.multi:
+            return
+        if not plot.available():
+            note(f"no {plot.FILE}: matplotlib is not installed ({plot.INSTALL})")
+            return
+        plot.write(directory / plot.FILE, np.array(scores["val_confusion"]), self.names)
+
 
 def probabilities(logits: npt.NDArray[np.float32], *, multi: bool) -> npt.NDArray[np.float64]:
     """Of each label (N, labels): a softmax, or of several labels a sigmoid each."""
@@ -298,7 +308,7 @@ class Classify:
         else:
             held = None
             train, val = labelled.split(part, config.data.val_fraction, config.seed)
-            how = "by chance" if part.multi else "stratified"
+            how = "stratified, each label by itself" if part.multi else "stratified"
             start.note(f"held out: {len(val):,} of {len(part.examples):,} examples, {how}; --val FILE gives others")
         kept = [e for e in train if e.text.strip() or (e.pair or "").strip()]
         if len(kept) < len(train):

@@ -27,7 +27,7 @@ from tfcli.tasks.entities.rows import Sentence
 from tfcli.tasks.entities.schemes import TAG, Scheme, labels
 from tfcli.tasks.entities.scores import as_numbers, score, table
 from tfcli.tasks.entities.tagger import Found, Tagger, accuracy, answers, logits, placed, rows_of
-from tfcli.tasks.options import FinetuneConfig
+from tfcli.tasks.options import FinetuneConfig, FinetuneData
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.text import labelled
@@ -35,6 +35,20 @@ from tfcli.text.codec import Codec
 
 IGNORED = -100
 """The label of positions that are no word's first piece."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TagData(FinetuneData):
+    """Which columns of tables, or fields of JSON lines, hold what."""
+
+    tokens_key: str | None = None
+    """The words of a sentence; left out: tokens or words."""
+    tags_key: str | None = None
+    """Their tags; left out: tags, ner_tags or labels."""
+    text_key: str | None = None
+    """Or a text; left out: text."""
+    spans_key: str | None = None
+    """Its entities; left out: spans, entities, label or labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +65,7 @@ class TagOptions:
 class TagConfig(FinetuneConfig):
     """Everything that decides a run of tagging."""
 
+    data: TagData = field(default_factory=TagData)
     tag: TagOptions = field(default_factory=TagOptions)
 
 
@@ -86,8 +101,9 @@ def examples(chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> Batch
 def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[Sentence], Scheme]:
     """The sentences of all files, and the scheme that they are written in: BIOES where one of them is."""
     options = config.data
+    keys = rows.Keys(tokens=options.tokens_key, tags=options.tags_key, text=options.text_key, spans=options.spans_key)
     found = [
-        rows.read(path, report, repair=config.tag.repair, encoding=options.encoding, errors=options.errors)
+        rows.read(path, report, repair=config.tag.repair, encoding=options.encoding, errors=options.errors, keys=keys)
         for path in labelled.expand(data)
     ]
     scheme: Scheme = "bioes" if any(each.scheme == "bioes" for each in found) else "bio"

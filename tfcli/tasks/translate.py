@@ -15,6 +15,7 @@ from torch import Tensor
 from tfcli.errors import UserError
 from tfcli.infer.batches import by_length
 from tfcli.infer.beam import Answer, Beams, answers
+from tfcli.infer.engine import source_ids
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch, mask, pad
@@ -37,12 +38,6 @@ class Example:
 
     source: list[int]
     target: list[int]
-
-
-def source_ids(codec: Codec, texts: Sequence[str]) -> list[list[int]]:
-    """What the encoder reads of each text: the tokenizer's prefix and suffix around it, or the end after it."""
-    after = codec.suffix_ids or (codec.eos_id,)
-    return [[*codec.prefix_ids, *ids, *after] for ids in codec.encode_batch(list(texts))]
 
 
 def encode(codec: Codec, pairs: Sequence[Pair]) -> list[Example]:

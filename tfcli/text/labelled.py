@@ -1,4 +1,4 @@
-"""Files of labelled rows as tables: JSON, JSON lines, csv, tsv, Parquet, and lines that begin with their label.
+"""Labelled rows as tables: JSON, JSON lines, csv, tsv, Parquet, lines that begin with their label, ``hf:NAME``.
 
 A data set for finetuning is read whole. Text files are in the encoding that is asked for; a byte order mark is dropped.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError, nearest
-from tfcli.text import files
+from tfcli.text import files, hf_data
 
 LISTS = ("data", "rows", "examples", "train", "test", "validation")
 """Keys under which a JSON object may hold its rows."""
@@ -48,10 +48,15 @@ class Table:
 def read(
     path: str | Path, *, known: Sequence[str], encoding: str = "utf-8", errors: Literal["strict", "replace"] = "strict"
 ) -> Table:
-    """The table in a file, by its suffix. A first line of csv or tsv is a header where it has one of ``known``.
+    """The table in a file, by its suffix, or the data set that ``hf:NAME`` names.
+
+    A first line of csv or tsv is a header where it has one of ``known``. Classes that Hugging Face's library numbers
+    are read by their names, in Parquet too.
 
     Raises UserError for whatever is not what it should be, with the file and the line.
     """
+    if hf_data.is_named(path):
+        return _named(str(path))
     path = Path(path)
     name, suffix = str(path), files.stem_suffix(path)[0]
     if suffix == ".parquet":
@@ -221,6 +226,10 @@ def _parquet(path: Path) -> Table:
         table = pyarrow.parquet.read_table(path)
         listed = table.to_pylist()
         data = path.read_bytes()
+        if b"huggingface" in (table.schema.metadata or {}):
+            from datasets import Features
+
+            listed = hf_data.with_names(listed, Features.from_arrow_schema(table.schema))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from None
     return Table(
@@ -233,8 +242,23 @@ def _parquet(path: Path) -> Table:
     )
 
 
+def _named(spec: str) -> Table:
+    columns, listed = hf_data.rows(spec)
+    return Table(
+        name=spec,
+        columns=columns,
+        rows=[Row(where=f"{spec}: row {number}", values=row) for number, row in enumerate(listed, 1)],
+        header=True,
+        replaced=0,
+        sha256=hf_data.digest(listed),
+    )
+
+
 def expand(specs: Sequence[str]) -> list[Path]:
-    """The files that names and globs stand for. Raises UserError for one that stands for none, and for a directory."""
+    """The files that names and globs stand for, ``hf:NAME`` as it is.
+
+    Raises UserError for one that stands for none, and for a directory.
+    """
     import glob
 
     found: list[Path] = []
@@ -242,7 +266,7 @@ def expand(specs: Sequence[str]) -> list[Path]:
         path = Path(spec)
         if path.is_dir():
             raise UserError(f"{path} is a directory", hint="name the files in it that are to be read")
-        if path.exists():
+        if path.exists() or hf_data.is_named(spec):
             found.append(path)
             continue
         matches = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
@@ -258,9 +282,12 @@ def expand(specs: Sequence[str]) -> list[Path]:
 
 
 def content_hash(specs: Sequence[str]) -> str:
-    """SHA-256 of the bytes of files, decompressed, in their order."""
+    """SHA-256 of the bytes of files, decompressed, in their order; of a data set ``hf:NAME`` that of its rows."""
     whole = hashlib.sha256()
     for path in expand(specs):
+        if hf_data.is_named(path):
+            whole.update(hf_data.digest(hf_data.rows(str(path))[1]).encode())
+            continue
         one = hashlib.sha256()
         for block in files.blocks(path, str(path)):
             one.update(block)

@@ -1,4 +1,4 @@
-"""Where text comes from: files, directories, globs and stdin become a stream of documents in bounded chunks.
+"""Where text comes from: files, directories, globs, stdin and ``hf:NAME`` become documents in bounded chunks.
 
 A plain text file is one document, line breaks included; a line of JSON lines and a row of a table are one each.
 """
@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 
 from tfcli.config import DataOptions
 from tfcli.errors import RunError, UserError, nearest
-from tfcli.text import files
+from tfcli.text import files, hf_data
 from tfcli.text.files import Count, Counts
 
 Kind = Literal["text", "jsonl", "csv", "tsv", "parquet"]
@@ -75,7 +75,8 @@ def spooling(inside: Path | None = None) -> Iterator[Path]:
 def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | None = None) -> list[Source]:
     """The sources that files, directories (recursive, sorted, hidden files skipped), globs and "-" (stdin) stand for.
 
-    stdin and pipes are copied to a file in the directory ``spool`` (see ``spooling``), as text is read more than once.
+    So does ``hf:NAME:SPLIT``, a data set of the Hugging Face hub, a document a row. It, stdin and pipes are copied to a
+    file in the directory ``spool`` (see ``spooling``), as text is read more than once.
     Files in a directory that are not text are skipped, and ``on_note`` is told.
     Raises UserError for a name that stands for nothing.
     """
@@ -86,6 +87,8 @@ def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | 
         path = Path(spec)
         if spec == "-":
             found.append(_stdin(spool))
+        elif hf_data.is_named(spec):
+            found.append(_named(spec, spool / f"hf-{len(found)}.parquet"))
         elif path.is_dir():
             found += _directory(path, on_note)
         elif path.is_file():
@@ -102,6 +105,16 @@ def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | 
         else:
             raise _missing(path)
     return found
+
+
+def _named(spec: str, path: Path) -> Source:
+    """A data set as a Parquet file."""
+    dataset = hf_data.load(spec)
+    try:
+        dataset.to_parquet(path)
+    except OSError as error:
+        raise RunError(f"{spec} cannot be copied to {path.parent}: {error.strerror}") from None
+    return Source(path=path, kind="parquet", name=spec)
 
 
 def _missing(path: Path) -> UserError:

@@ -28,6 +28,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.applications import KINDS, application
 from tfcli.tasks.options import FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start
+from tfcli.text import hf_data
 from tfcli.text.codec import Codec
 from tfcli.train import checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
@@ -108,13 +109,16 @@ def finetune(
         check(config)
         if config.lora.on and from_scratch:
             raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
+        if config.data.val is not None:
+            hf_data.check_split(config.data.val, "--val")
         if before is not None:
             config = record.unchanged(before, config, sources, directory)
             machine = before["machine"]
             device, precision = device or machine["device"], precision or machine["precision"]
             threads = machine["threads"] if threads is None else threads
         else:
-            directory = record.new_directory(out, [f"{Path(specs[0]).name.split('.')[0]}-{task}"])
+            first = hf_data.short(specs[0]) if hf_data.is_named(specs[0]) else Path(specs[0]).name
+            directory = record.new_directory(out, [f"{first.split('.')[0]}-{task}"])
             if model is not None and Path(model).resolve() == directory.resolve():
                 raise UserError(f"--out {directory} is the model itself", hint="choose another --out")
         if config.train.tensorboard:
@@ -213,6 +217,9 @@ class _Run:
             ).train()
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
+        draw = getattr(task, "draw", None)
+        if draw is not None:
+            draw(self.directory, scores, self._note)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )

@@ -20,6 +20,7 @@ from tfcli.config import ModelConfig, PretrainConfig, from_dict, to_dict
 from tfcli.errors import RunError, TfcliError, UserError
 from tfcli.formats import hf
 from tfcli.runtime import Runtime
+from tfcli.text import hf_data
 from tfcli.text.corpus import Corpus
 from tfcli.train import checkpoint, metrics
 from tfcli.train.checkpoint import write_whole
@@ -140,7 +141,8 @@ def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
                 raise UserError(f"{directory} holds another run", hint=f"continue it: {again}; or choose another --out")
             raise UserError(f"{directory} is not empty", hint="choose another --out")
         return directory
-    name = Path(specs[0]).name.split(".")[0].strip("*") if specs[0] != "-" else "stdin"
+    named = hf_data.short(specs[0]) if hf_data.is_named(specs[0]) else Path(specs[0]).name
+    name = named.split(".")[0].strip("*") if specs[0] != "-" else "stdin"
     base = RUNS / (name or "run")
     candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10_000))
     return next(path for path in candidates if is_free(path) and not checkpoint.held(path))
@@ -217,7 +219,7 @@ def full_disk(directory: Path) -> Iterator[None]:
 
 def absolute(spec: str) -> str:
     """A source as it is found again from another directory."""
-    return spec if spec == "-" else str(Path(spec).absolute())
+    return spec if spec == "-" or hf_data.is_named(spec) else str(Path(spec).absolute())
 
 
 def now() -> str:

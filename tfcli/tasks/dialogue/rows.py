@@ -1,14 +1,15 @@
-"""Conversations read from JSON: messages, pairs of a prompt and its answer, or ShareGPT's turns."""
+"""Conversations read from JSON or tables: messages, pairs of a prompt and its answer, or ShareGPT's turns."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
 
 from tfcli.errors import UserError
+from tfcli.tasks import columns
 from tfcli.tasks.report import Report
 from tfcli.text import files
 from tfcli.text.chat import ROLES, Message
@@ -22,6 +23,7 @@ PAIRS = (
     ("input", "output"),
 )
 """Names of the two fields of a pair; Alpaca's "input" is added to its instruction."""
+LISTS = ("messages", "conversations")
 FROM: Mapping[str, str] = {
     "human": "user",
     "user": "user",
@@ -43,10 +45,11 @@ EXPECTED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fields:
-    """Names of a pair's fields; left out, they are recognised."""
+    """Names of fields or columns; left out, they are recognised."""
 
     prompt: str | None = None
     response: str | None = None
+    messages: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +74,38 @@ def read(text: str, name: str, report: Report, *, fields: Fields | None = None) 
 
     What cannot be used is left out and counted in ``report``. Raises UserError for a file that holds no conversation.
     """
+    return _read(_rows(text, name, report), name, report, fields or Fields())
+
+
+def known(fields: Fields) -> list[str]:
+    """Names of columns that make a first line of csv a header."""
+    named = [name for name in (fields.prompt, fields.response, fields.messages) if name]
+    return [*LISTS, *(name for pair in PAIRS for name in pair), *named]
+
+
+def of_table(
+    found: Iterable[tuple[str, dict[str, Any]]], name: str, report: Report, *, fields: Fields
+) -> list[Conversation]:
+    """As ``read``, of the rows of a table. Messages in the cells of a csv are lists, as JSON writes them."""
+    lists = [*LISTS, *([fields.messages] if fields.messages else [])]
+    named = {"prompt": fields.prompt, "response": fields.response, "messages": fields.messages}
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for number, (where, row) in enumerate(found):
+            if not number:
+                columns.named(row, named, where)  # a column that is not there is a mistake of the settings
+            yield where, columns.unfolded(row, lists)
+
+    return _read(rows(), name, report, fields)
+
+
+def _read(found_: Iterable[tuple[str, Any]], name: str, report: Report, fields: Fields) -> list[Conversation]:
     found: list[Conversation] = []
     rows = 0
-    for where, row in _rows(text, name, report):
+    for where, row in found_:
         rows += 1
         try:
-            found.append(conversation(row, fields or Fields(), where, report))
+            found.append(conversation(row, fields, where, report))
         except _Broken as broken:
             report.fault(f"{broken}, left out", where)
     if not found:
@@ -109,19 +138,23 @@ def conversation(row: Any, fields: Fields, where: str, report: Report) -> Conver
     """The conversation of a parsed row; ``read`` says what is left out."""
     if not isinstance(row, dict):
         raise _Broken("rows that are no objects")
-    if fields.prompt is not None or fields.response is not None or not ({"messages", "conversations"} & row.keys()):
+    there = fields.messages or next((name for name in LISTS if row.get(name) is not None), None)
+    if there is None or (fields.messages is None and (fields.prompt or fields.response) is not None):
         messages = _pair(row, fields)
-    elif "messages" in row:
-        messages = [
-            _message(entry, "role", "content", {role: role for role in ROLES}) for entry in _list(row, "messages")
-        ]
     else:
-        messages = [_message(entry, "from", "value", FROM) for entry in _list(row, "conversations")]
+        entries = _list(row, there)
+        first = entries[0] if isinstance(entries[0], dict) else {}
+        share = "role" not in first and ("from" in first or there == "conversations")
+        roles = {role: role for role in ROLES}
+        messages = [
+            _message(entry, "from", "value", FROM) if share else _message(entry, "role", "content", roles)
+            for entry in entries
+        ]
     return Conversation(messages=tuple(_checked(messages, where, report)), where=where)
 
 
 def _list(row: Mapping[str, Any], key: str) -> list[Any]:
-    if not isinstance(row[key], list):
+    if not isinstance(row.get(key), list):
         raise _Broken(f"rows whose {key} are no list")
     if not row[key]:
         raise _Broken("empty conversations")

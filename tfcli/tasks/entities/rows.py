@@ -1,4 +1,4 @@
-"""Sentences with named entities, read from CoNLL columns or JSON lines."""
+"""Sentences with named entities, read from CoNLL columns, JSON lines or tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError
+from tfcli.tasks import columns
 from tfcli.tasks.entities.schemes import TAG, Entity, Scheme, broken, entities, scheme_of, unified, write
 from tfcli.tasks.entities.words import Span, joined, snapped, split
+from tfcli.tasks.options import FinetuneData
 from tfcli.tasks.report import Report
 from tfcli.text import files
 
@@ -23,6 +25,16 @@ EXPECTED = (
     'expected {"tokens": [...], "tags": [...]} or {"text": "...", "spans": [{"start": 0, "end": 5, "label": "x"}]}'
 )
 SPACES = re.compile(r"[ \t]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """Names of the columns or fields of a sentence; left out, they are recognised."""
+
+    tokens: str | None = None
+    tags: str | None = None
+    text: str | None = None
+    spans: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,17 +87,24 @@ def read(
     encoding: str = "utf-8",
     errors: Literal["strict", "replace"] = "strict",
     name: str | None = None,
+    keys: Keys | None = None,
 ) -> Tagged:
-    """The sentences of a file: JSON lines where its name says so (.jsonl, .ndjson, .json), else CoNLL columns.
+    """The sentences of a file: a table or JSON lines where its name says so (.csv, .tsv, .parquet, hf:NAME; .jsonl,
+    .ndjson, .json), else CoNLL columns.
 
     A sentence whose tags do not follow the data's scheme keeps the entities that conlleval reads in it, and is counted;
     with ``repair`` off it is a UserError. What cannot be used is left out and counted in ``report``. Raises UserError
     for a file that is no text, is not in either form, or has no sentences.
     """
     name = name or str(path)
-    json_lines = files.stem_suffix(path)[0] in (".jsonl", ".ndjson", ".json")
-    lines = files.lines(iter([report.text(path, encoding=encoding, errors=errors)]))
-    rows = list((_json if json_lines else _conll)(lines, name, report))
+    keys = keys or Keys()
+    table = columns.is_table(path)
+    json_lines = table or files.stem_suffix(path)[0] in (".jsonl", ".ndjson", ".json")
+    if table:
+        rows = list(_rows(_table(path, FinetuneData(encoding=encoding, errors=errors), keys, report), keys, report))
+    else:
+        lines = files.lines(iter([report.text(path, encoding=encoding, errors=errors)]))
+        rows = list(_rows(_json(lines, name), keys, report) if json_lines else _conll(lines, name, report))
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
@@ -187,11 +206,22 @@ def _conll_sentence(group: Sequence[tuple[int, list[str]]], width: int, name: st
     yield _Row(where=f"{name}:{group[0][0]}", text=text, words=words, tags=[fields[-1].strip() for _, fields in group])
 
 
-# JSON lines.
+# Tables and JSON lines.
 
 
-def _json(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
-    seen: set[str] = set()
+def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a table; words and tags in the cells of a csv are lists, or have spaces between."""
+    named = {name: key for name, key in asdict(keys).items() if key is not None}
+    lists = [*(named[name] for name in ("tokens", "tags") if name in named), *TOKENS, *TAGS]
+    tokens = (named.get("tokens"), *TOKENS)
+    for where, row in columns.read(path, [*TOKENS, *TAGS, *SPANS, "text", *named.values()], options, report):
+        row = columns.unfolded(row, {*lists, *SPANS, *named.values()} - {named.get("text", "text")})
+        if any(row.get(name) is not None for name in tokens if name):
+            row |= {name: row[name].split() for name in lists if isinstance(row.get(name), str)}
+        yield where, row
+
+
+def _json(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -202,12 +232,18 @@ def _json(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
             raise UserError(f"{where} is not JSON: {error}", hint=EXPECTED) from None
         if not isinstance(row, dict):
             raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object", hint=EXPECTED)
+        yield where, row
+
+
+def _rows(found: Iterable[tuple[str, dict[str, Any]]], keys: Keys, report: Report) -> Iterator[_Row]:
+    seen: set[str] = set()
+    for where, row in found:
         if "id" in row:
             if str(row["id"]) in seen:
                 report.fault("rows with the id of another, left out", where)
                 continue
             seen.add(str(row["id"]))
-        made = parse(row, where, report)
+        made = parse(columns.named(row, asdict(keys), where), where, report)
         if made is not None:
             yield made
 

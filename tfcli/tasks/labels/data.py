@@ -256,10 +256,13 @@ def split(part: Part, fraction: float, seed: int) -> tuple[list[Example], list[E
     for index, example in enumerate(part.examples):
         groups.setdefault(() if part.multi else example.labels, []).append(index)
     held: set[int] = set()
-    for key in sorted(groups):
-        indices = groups[key]
-        count = min(round(len(indices) * fraction) or (len(indices) >= 5), len(indices) - 1)
-        held.update(int(i) for i in generator.permutation(indices)[:count])
+    if part.multi:
+        held = stratified([example.labels for example in part.examples], fraction, generator)
+    else:
+        for key in sorted(groups):
+            indices = groups[key]
+            count = min(round(len(indices) * fraction) or (len(indices) >= 5), len(indices) - 1)
+            held.update(int(i) for i in generator.permutation(indices)[:count])
     if not held:  # few of each: one each of as many labels as are needed, where one is left to learn from
         spare = [indices[-1] for indices in groups.values() if len(indices) > 1]
         wanted = max(1, round(len(part.examples) * fraction))
@@ -272,6 +275,41 @@ def split(part: Part, fraction: float, seed: int) -> tuple[list[Example], list[E
     for index, example in enumerate(part.examples):
         parts[index in held].append(example)
     return parts
+
+
+def stratified(labels: Sequence[Sequence[str]], fraction: float, generator: np.random.Generator) -> set[int]:
+    """Examples of several labels to hold out, so that of each label about ``fraction`` is (indices).
+
+    Iterative stratification (Sechidis et al. 2011, algorithm 1): the examples of the label of which the fewest are left
+    go one by one to the side that still lacks most of it, where both lack the same to the one that lacks most examples,
+    else to training; those without a label come last.
+    """
+    left: dict[str, set[int]] = {}
+    for index, each in enumerate(labels):
+        for label in each:
+            left.setdefault(label, set()).add(index)
+    shares = (1 - fraction, fraction)
+    lacking = [share * len(labels) for share in shares]
+    lacking_of = {label: [share * len(indices) for share in shares] for label, indices in left.items()}
+    held: set[int] = set()
+
+    def give(index: int, wanted: Sequence[float]) -> None:
+        learnt, tested = ((round(wanted[side], 6), round(lacking[side], 6)) for side in (0, 1))
+        side = int(tested > learnt)
+        if side:
+            held.add(index)
+        lacking[side] -= 1
+        for label in labels[index]:
+            lacking_of[label][side] -= 1
+            left[label].discard(index)
+
+    while rest := {label: indices for label, indices in left.items() if indices}:
+        rarest = min(rest, key=lambda label: (len(rest[label]), label))
+        for index in generator.permutation(sorted(rest[rarest])):
+            give(int(index), lacking_of[rarest])
+    for index in generator.permutation([index for index, each in enumerate(labels) if not each]):
+        give(int(index), lacking)
+    return held
 
 
 def duplicates(train: Sequence[Example], val: Sequence[Example]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from tfcli.errors import UserError
 from tfcli.tasks.pairs.options import PairData
 from tfcli.tasks.report import Report
-from tfcli.text import files, labelled
+from tfcli.text import files, hf_data, labelled
 
 SOURCES, TARGETS = ("source", "src", "input", "question"), ("target", "tgt", "output", "answer")
 """Names of columns that are known."""
@@ -71,7 +71,7 @@ def _halves(spec: str) -> list[str]:
 
 
 def _kind(path: Path) -> str:
-    return files.stem_suffix(path)[0]
+    return ".parquet" if hf_data.is_named(path) else files.stem_suffix(path)[0]
 
 
 def _text(path: Path, options: PairData, digest: Any) -> list[str]:

@@ -1,14 +1,16 @@
-"""Questions about texts, read from SQuAD's JSON (v1 and v2) or from rows of JSON."""
+"""Questions about texts, read from SQuAD's JSON (v1 and v2), from rows of JSON or from tables."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError
+from tfcli.tasks import columns
+from tfcli.tasks.options import FinetuneData
 from tfcli.tasks.report import Report
 
 EXPECTED = (
@@ -16,6 +18,19 @@ EXPECTED = (
     '"answers"'
 )
 LEFT_OUT = "questions that are to have an answer and have none, left out"
+
+
+FLAT = ("answer_text", "answer")
+"""Names of a table's column with the text of an answer, beside "answer_start"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """Names of the columns or fields of a question; left out, they are as ``datasets`` has them."""
+
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,18 +73,26 @@ def read(
     encoding: str = "utf-8",
     errors: Literal["strict", "replace"] = "strict",
     name: str | None = None,
+    keys: Keys | None = None,
 ) -> Questions:
-    """The questions of a file: SQuAD's JSON, a JSON list of rows, or JSON lines.
+    """The questions of a file: SQuAD's JSON, a JSON list of rows, JSON lines, or a table (.csv, .tsv, .parquet,
+    hf:NAME).
 
     What cannot be used is left out, and offsets that miss their answer are moved to where it is next; ``report``
     counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     name = name or str(path)
-    text = report.text(path, encoding=encoding, errors=errors)
+    keys = keys or Keys()
+    if columns.is_table(path):
+        rows = _table(path, FinetuneData(encoding=encoding, errors=errors), keys, report)
+    else:
+        rows = _rows(report.text(path, encoding=encoding, errors=errors), name)
     found: list[Question] = []
     seen: set[str] = set()
     may_be_silent = False
-    for row, group, where in _rows(text, name):
+    for given, group, where in rows:
+        row = columns.named(given, asdict(keys), where)
+        group = group or _group(row)
         may_be_silent |= "is_impossible" in row or not _listed(row.get("answers"))
         made = parse(row, group, where, report)
         if made is None:
@@ -82,6 +105,24 @@ def read(
     if not found:
         raise UserError(f"{name} has no questions", hint=EXPECTED)
     return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
+
+
+def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """As ``_rows``, of a table. The cells of a csv hold answers as JSON, or one text with its offset beside it."""
+    named = [key for key in asdict(keys).values() if key is not None]
+    known = ["question", "context", "answers", "answer_start", *FLAT, *named]
+    for where, row in columns.read(path, known, options, report):
+        row = columns.unfolded(row, [keys.answers or "answers"])
+        if keys.answers is None and "answers" not in row:
+            text = next((row[name] for name in FLAT if name in row), None)
+            row = {**row, "answers": [{"text": text, "answer_start": _whole(row.get("answer_start"))}] if text else []}
+        said = str(row.get("is_impossible")).lower()  # a csv has words
+        row = row | ({"is_impossible": said in ("true", "1")} if "is_impossible" in row else {})
+        yield row, _group(row), where
+
+
+def _whole(cell: Any) -> Any:
+    return int(cell) if isinstance(cell, str) and cell.strip().isdecimal() else cell
 
 
 def _rows(text: str, name: str) -> Iterator[tuple[dict[str, Any], str, str]]:
