@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tfcli.model.lstm import Lstm
+    from tfcli.model.transformer import Transformer
+    from tfcli.runtime import Runtime
     from tfcli.text.codec import Codec
 
 SCORE = "Score"
@@ -105,26 +108,24 @@ def evaluate(
         if given is not None:
             raise UserError(f"{flag} goes with a model that was finetuned for a task", hint=f"{model} was not")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
-    from tfcli.infer.engine import load
     from tfcli.infer.score import evaluate as score
+    from tfcli.tasks.lm import first_id
 
-    engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
-    if stride is not None and stride > engine.model.config.context:
+    decoder, codec, runtime = _load(model, device, precision, threads, quantize)
+    if stride is not None and stride > decoder.config.context:
         raise UserError(
-            f"--stride is {stride}, the model's context {engine.model.config.context}",
+            f"--stride is {stride}, the model's context {decoder.config.context}",
             hint="a longer stride would leave tokens out",
         )
-    print(f"device: {engine.runtime.describe()}", file=sys.stderr)
+    print(f"device: {runtime.describe()}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
-        ids, text_bytes = _encode(
-            data, data_options, engine.tokenizer, limit=limit, threads=threads, folder=Path(folder)
-        )
+        ids, text_bytes = _encode(data, data_options, codec, limit=limit, threads=threads, folder=Path(folder))
         scores = score(
-            engine.model,
+            decoder,
             ids,
             text_bytes=text_bytes,
-            first=engine.first_id,
-            runtime=engine.runtime,
+            first=first_id(codec),
+            runtime=runtime,
             stride=stride,
             on_progress=_Progress(),
         )
@@ -135,6 +136,23 @@ def evaluate(
         return
     for name, value in fields.items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
+
+
+def _load(
+    model: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
+) -> tuple[Transformer | Lstm, Codec, Runtime]:
+    """The model to score, a yardstick too, and its tokenizer."""
+    from tfcli.formats import lstm
+    from tfcli.infer.engine import load
+    from tfcli.runtime import Runtime
+
+    if not lstm.found(model):
+        engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
+        return engine.model, engine.tokenizer, engine.runtime
+    if quantize is not None:
+        raise UserError("--quantize does not go with an LSTM", hint="leave it out")
+    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    return *lstm.load(model, runtime=runtime), runtime
 
 
 def _of_task(

@@ -17,16 +17,16 @@ from tfcli.errors import UserError
 from tfcli.infer.beam import Answer, Beams, answers
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Batch, by_length, mask, pad
+from tfcli.tasks.batch import Batch, by_length
 from tfcli.tasks.pairs import new, scores
 from tfcli.tasks.pairs.data import Pair, Pairs
 from tfcli.tasks.pairs.data import read as read_pairs
+from tfcli.tasks.pairs.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.pairs.options import TranslateConfig, check
 from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.text.codec import Codec
 
 NEW_EPOCHS = 30.0
-IGNORED = -100
 KEYS = ("source", "src", "text", "input")
 """Fields of an object whose text is translated, the first that there is."""
 
@@ -88,7 +88,7 @@ class Translation:
 
     def _batch(self, chosen: Sequence[Example]) -> Batch:
         sources, targets = [e.source for e in chosen], [e.target for e in chosen]
-        return Batch({"tokens_BT": pad(sources), "mask_BT": mask(sources), "targets_BU": pad(targets, value=IGNORED)})
+        return both_sides(sources, targets)
 
     def count(self, rows: Any) -> int:
         """Tokens of the targets."""
@@ -105,15 +105,8 @@ class Translation:
     def _loss(
         self, model: Transformer, rows: Batch, dtype: torch.dtype, dropout: float, smoothing: float
     ) -> tuple[Tensor, int]:
-        real_BU = rows["targets_BU"] != IGNORED
-        longest = int(real_BU.sum(dim=1).max())  # of this part of a batch
-        real_BU, targets_BU = real_BU[:, :longest], rows["targets_BU"][:, :longest]
-        start_B1 = torch.full_like(targets_BU[:, :1], self.codec.eos_id)
-        read_BU = torch.cat([start_B1, targets_BU[:, :-1].clamp_min(0)], dim=1)
-        memory = model.encode(rows["tokens_BT"], mask_BS=rows["mask_BT"], dtype=dtype, dropout=dropout)
-        hidden_BUD = model(read_BU, memory=memory, dtype=dtype, dropout=dropout)
-        targets_N = targets_BU[real_BU]
-        logits_NV = model.logits(hidden_BUD[real_BU]).float()
+        hidden_ND, targets_N = forced(model, rows, start_id=self.codec.eos_id, dtype=dtype, dropout=dropout)
+        logits_NV = model.logits(hidden_ND).float()
         return F.cross_entropy(logits_NV, targets_N, reduction="sum", label_smoothing=smoothing), len(targets_N)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:

@@ -120,7 +120,11 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 def rule(name: str, parameter: nn.Parameter) -> str:
     """Which optimizer a parameter belongs to: matrices inside blocks, or of a head between hidden states, to Muon."""
-    return MUON if name.startswith(("blocks.", "task_head.transform.")) and parameter.ndim == 2 else ADAMW
+    return (
+        MUON
+        if name.startswith(("blocks.", "encoder.blocks.", "task_head.transform.")) and parameter.ndim == 2
+        else ADAMW
+    )
 
 
 class Optimizers:
