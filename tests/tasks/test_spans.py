@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_source_and_target_together_are_the_text(options: SpanOptions, length: i
                 said[list(said)[-1]].append(id)
         assert [id for id in source if id in tokenizer.sentinel_ids] == list(tokenizer.sentinel_ids[: len(said)])
         assert [part for id in source for part in said.get(id, [id])] == ids.tolist()
-        assert not any({a, b} <= said.keys() for a, b in zip(source, source[1:], strict=False))
+        assert not any({a, b} <= said.keys() for a, b in itertools.pairwise(source))
         if length > 1:
             assert (sum(map(len, said.values())), len(said)) == spans.counts(length, options)
             assert all(said.values())

@@ -143,5 +143,5 @@ def test_a_damaged_directory(room: Path, tmp_path: Path) -> None:
         directories.load(broken, runtime=cpu())
     (broken / "config.json").write_text(json.dumps(about))
     (broken / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="model.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         directories.load(broken, runtime=cpu())
