@@ -38,8 +38,8 @@ MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
 FIRST_EVALUATION = 70
 """Steps before the first look at the held-out text."""
-LSTM_LR = 5e-3
-"""Peak rate of an LSTM's AdamW."""
+LSTM_LR = 1e-2
+"""Peak rate of an LSTM's AdamW, at a width of 192 or less."""
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is settled from its measured speed."""
 
@@ -186,7 +186,7 @@ def make(
         micro_batch=micro,
         dropout=train.dropout if train.dropout is not None else (0.2 if repeats > 12 else 0.1 if repeats > 4 else 0.0),
         muon_lr=optim.muon_lr if optim.muon_lr is not None else 0.02,
-        lr=optim.lr if optim.lr is not None else LSTM_LR if recurrent else 0.02 * slower,
+        lr=optim.lr if optim.lr is not None else (LSTM_LR if recurrent else 0.02) * slower,
         compile=not recurrent
         and (train.compile == "on" or (train.compile == "auto" and _compiling_pays(runtime, budget))),
         window=None if window == model.context else window,
