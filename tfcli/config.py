@@ -137,8 +137,9 @@ class ModelConfig:
 class ModelOptions:
     """What a person may fix about a new model's shape; what is left out follows from ``depth``."""
 
-    arch: Literal["gpt", "bert"] = "gpt"
-    """A decoder that continues text, or an encoder that fills in what is masked."""
+    arch: Literal["gpt", "bert", "transformer", "lstm"] = "gpt"
+    """A decoder that continues text, an encoder that fills in what is masked, an encoder-decoder that says what is
+    hidden, or a recurrent yardstick with as many parameters as the decoder of the same settings."""
     depth: int | None = None
     """Number of blocks; the one dial: width, heads and learning rate follow from it."""
     context: int | None = None
@@ -272,6 +273,16 @@ class MaskOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpanOptions:
+    """What an encoder-decoder is to say in pretraining (Raffel et al. 2020, 3.1.4)."""
+
+    rate: float = 0.15
+    """Share of the tokens that is hidden."""
+    mean_length: float = 3.0
+    """Tokens of a hidden span, on average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """Everything that decides a pretraining run, machine and paths apart."""
 
@@ -281,6 +292,7 @@ class PretrainConfig:
     optim: OptimOptions = field(default_factory=OptimOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     mlm: MaskOptions = field(default_factory=MaskOptions)
+    spans: SpanOptions = field(default_factory=SpanOptions)
     seed: int = 1337
 
 

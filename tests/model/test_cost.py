@@ -83,6 +83,21 @@ def model_mask(config: ModelConfig, T: int, local: bool) -> torch.Tensor:
     return torch.ones(T, T, dtype=torch.bool).tril(0 if config.wiring.causal else T)
 
 
+def test_two_sides_of_one_length_cost_what_a_step_of_each_does() -> None:
+    """Would catch a part that is counted on the wrong side, and a shorter target that is paid for in full."""
+    config = replace(CONFIG, kv_heads=4, encoder_depth=2, wiring=replace(LAYER_NORM, **BIASES))
+    assert cost.pair_flops(config, 20, 20) == 20 * cost.forward_flops(config, 20)
+    model = build(config)
+    source, target = torch.zeros(1, 24, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.logits(model(target, memory=model.encode(source)))
+    # As above: torch counts attention over all keys, or on CPU not at all.
+    per_key, D, E = 4 * config.heads * config.head_width, config.depth, config.encoder_depth
+    seen, whole = E * 24 * 24 + D * (7 * 8 // 2 + 24 * 7), E * 24 * 24 + D * (7 * 7 + 24 * 7)
+    products = cost.pair_flops(config, 24, 7) - per_key * seen
+    assert counter.get_total_flops() in (products, products + per_key * whole)
+
+
 def test_a_local_layer_costs_its_window() -> None:
     """Would catch a long context charged in full to layers that never look back so far."""
     config = replace(CONFIG, depth=4, wiring=Wiring(local_window=8, local_every=2))

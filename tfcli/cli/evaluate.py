@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tfcli.model.lstm import Lstm
+    from tfcli.model.transformer import Transformer
+    from tfcli.runtime import Runtime
     from tfcli.text.codec import Codec
 
 SCORE = "Score"
@@ -135,24 +138,22 @@ def evaluate(
     if masked:
         _of_masked(model, data, sets or [], data_options, context, limit, as_json, (device, precision, threads, None))
         return
-    from tfcli.infer.engine import load
     from tfcli.infer.score import evaluate as score
+    from tfcli.tasks.lm import first_id
 
-    engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
-    print(f"device: {engine.runtime.describe()}", file=sys.stderr)
-    context = _window(context, engine.model.config.context)
+    decoder, codec, runtime = _load(model, device, precision, threads, quantize)
+    print(f"device: {runtime.describe()}", file=sys.stderr)
+    context = _window(context, decoder.config.context)
     if stride is not None and stride > context:
         raise UserError(f"--stride is {stride}, the context {context}", hint="a longer stride would leave tokens out")
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
-        ids, text_bytes = _encode(
-            data, data_options, engine.tokenizer, limit=limit, threads=threads, folder=Path(folder)
-        )
+        ids, text_bytes = _encode(data, data_options, codec, limit=limit, threads=threads, folder=Path(folder))
         scores = score(
-            engine.model,
+            decoder,
             ids,
             text_bytes=text_bytes,
-            first=engine.first_id,
-            runtime=engine.runtime,
+            first=first_id(codec),
+            runtime=runtime,
             context=context,
             stride=stride,
             on_progress=_Progress(),
@@ -233,6 +234,23 @@ def _trained_masks(directory: Path) -> list[str]:
         return [f"mlm.{name}={json.dumps(value)}" for name, value in trained.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _load(
+    model: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
+) -> tuple[Transformer | Lstm, Codec, Runtime]:
+    """The model to score, a yardstick too, and its tokenizer."""
+    from tfcli.formats import lstm
+    from tfcli.infer.engine import load
+    from tfcli.runtime import Runtime
+
+    if not lstm.found(model):
+        engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
+        return engine.model, engine.tokenizer, engine.runtime
+    if quantize is not None:
+        raise UserError("--quantize does not go with an LSTM", hint="leave it out")
+    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    return *lstm.load(model, runtime=runtime), runtime
 
 
 def _of_task(

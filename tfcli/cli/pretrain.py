@@ -71,7 +71,7 @@ def pretrain(
         str | None,
         typer.Option(
             "--arch",
-            help="gpt: continues text; bert: an encoder that fills in.",
+            help="gpt: continues text; bert: fills in; transformer: text to text; lstm: a yardstick.",
             show_default="gpt",
             rich_help_panel=SIZE,
         ),
@@ -173,14 +173,16 @@ def pretrain(
             started=started,
             command=["tfcli", *sys.argv[1:]],
         )
-    masked = result.masked_loss
+    from tfcli.train.arch import next_step
+
+    masked, then = result.masked_loss, next_step(result.arch, result.directory)
     if as_json:
         best = {"val_bits_per_byte": result.bits_per_byte} if masked is None else {"val_loss": masked}
         record = {"model": str(result.directory), "steps": result.steps, **best}
         print(json.dumps({**record, "seconds": round(time.time() - started, 3)}))
     elif masked is not None:
-        loss = f"{masked:.4f} nats per masked piece held out"
-        print(f'{result.directory} ({loss}): tfcli predict {result.directory} --task fill "... [MASK] ..."')
+        kind = "masked" if result.arch == "bert" else "hidden"
+        print(f"{result.directory} ({masked:.4f} nats per {kind} piece held out): {then}")
     else:
         score = "" if result.bits_per_byte is None else f" ({result.bits_per_byte:.4f} bits per byte held out)"
-        print(f'{result.directory}{score}: tfcli generate --model {result.directory} --prompt "..."')
+        print(f"{result.directory}{score}: {then}")

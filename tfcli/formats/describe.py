@@ -19,7 +19,7 @@ from tfcli.config import DataOptions, ModelConfig, Wiring, to_dict
 from tfcli.errors import UserError
 from tfcli.formats import gguf_models, gguf_wiring
 from tfcli.formats.gguf import open_gguf
-from tfcli.formats.stored import CONFIG, read_settings
+from tfcli.formats.stored import CONFIG, LSTM, read_data, read_settings
 from tfcli.formats.weights import FILE, INDEX, Entry, Weights, read_header
 from tfcli.model import cost
 from tfcli.text import files, sources, stats
@@ -95,14 +95,19 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
 
 def model(directory: Path) -> Description:
     """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
-    family, config, _ = read_settings(directory)
-    described = _shape(config, family.model_type)
+    if read_data(directory).get("model_type") == LSTM:
+        sizes = {name: read_data(directory).get(name) for name in ("vocab_size", "context", "width", "layers")}
+        described: Description = {"architecture": "lstm", "shape": sizes}
+        config_size = None
+    else:
+        family, config, _ = read_settings(directory)
+        described, config_size = _shape(config, family.model_type), config.vocab_size
     if (directory / FILE).is_file() or (directory / INDEX).is_file():
         described["stored"] = stored(directory)
     if (directory / FILE_NAME).is_file():
         described["tokenizer"] = tokenizer(directory / FILE_NAME)
     elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        described["tokenizer"] = codec(directory, config.vocab_size)
+        described["tokenizer"] = codec(directory, config_size)
     return described
 
 
@@ -212,7 +217,7 @@ def tokenizer(path: Path) -> Description:
     }
 
 
-def codec(directory: Path, vocab_size: int) -> Description:
+def codec(directory: Path, vocab_size: int | None) -> Description:
     """Size, end and chat template of any other tokenizer of a model directory."""
     kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
     return _about_codec(load_tokenizer(directory, vocab_size=vocab_size), kind)
@@ -288,8 +293,9 @@ def run(directory: Path) -> Description:
         if "train_loss" in record:
             training = record
         value = record.get("val_bits_per_byte")
-        if isinstance(value, int | float):
+        if "val_loss" in record or value is not None:
             evaluation = record
+        if isinstance(value, int | float):
             best = value if best is None else min(best, value)
     described: Description = {
         "status": _status(directory, about),

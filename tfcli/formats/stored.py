@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 FILES = (".gguf", ".bin", ".pt", ".pth", ".safetensors")
 """What names a file of a model, where it is there or not."""
+LSTM = "tfcli-lstm"
+"""model_type of the yardstick (``tfcli.formats.lstm``), which is none of the families."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,10 @@ def read_config(directory: str | Path) -> ModelConfig:
 def read_settings(directory: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
     """Family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``."""
     data = read_data(directory)
+    if data.get("model_type") == LSTM:
+        raise UserError(
+            f"{directory} is an LSTM, a yardstick that is only scored", hint=f"tfcli evaluate {directory} TEXT"
+        )
     family, config = families.read(directory / CONFIG, data)
     extra = data.get("tfcli")
     return family, config, extra if isinstance(extra, dict) else {}

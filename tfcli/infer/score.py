@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tfcli.errors import RunError, UserError
+from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 
@@ -41,7 +42,7 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: Transformer,
+    model: Transformer | Lstm,
     ids: npt.NDArray[Any],
     *,
     text_bytes: int,

@@ -121,11 +121,23 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
 def decode_flops(config: ModelConfig, length: int) -> float:
     """FLOPs of one new token that attends to ``length`` positions, itself among them, and to a source as long."""
     matrices, seen = parameters(config).matrices, _seen(config, length)
-    if config.encoder_depth:  # the source was read once, and stays as keys and values
-        once = parameters(config.encoder).matrices
-        once += config.depth * 2 * config.width * config.kv_heads * config.head_width
-        matrices, seen = matrices - once, seen + config.depth * length
+    if config.encoder_depth:
+        matrices, seen = matrices - _once(config), seen + config.depth * length
     return 2 * matrices + seen * _flops_per_key(config) + _head_flops(config)
+
+
+def pair_flops(config: ModelConfig, source: int, target: int) -> float:
+    """FLOPs of a forward pass of an encoder-decoder over a source and a target, with its logits."""
+    once = _once(config)
+    keys = config.encoder_depth * source**2 + config.depth * (target * (target + 1) // 2 + source * target)
+    products = 2.0 * (once * source + (parameters(config).matrices - once) * target) + keys * _flops_per_key(config)
+    return products + _head_flops(config) * target
+
+
+def _once(config: ModelConfig) -> int:
+    """The matrices of an encoder-decoder that read the source: of the encoder, and of the keys and values of it."""
+    kept = config.depth * 2 * config.width * config.kv_heads * config.head_width
+    return parameters(config.encoder).matrices + kept
 
 
 def weight_bytes(config: ModelConfig, precision: Precision) -> int:

@@ -31,7 +31,7 @@ class Headline:
 
 
 class Task(Protocol):
-    """Data, loss and metrics of one application: all that the trainer sees."""
+    """Data, loss and metrics of one application: all that the trainer sees. ``model`` is of the kind that it is for."""
 
     @property
     def size(self) -> int:
@@ -54,16 +54,16 @@ class Task(Protocol):
     def tokens(self, rows: Rows) -> int:
         """Tokens that ``rows`` train on, for the speed and the length of a run."""
 
-    def loss(self, model: Transformer, rows: Any, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
+    def loss(self, model: Any, rows: Any, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed loss and the count to divide it by; never a mean."""
 
-    def evaluate(self, model: Transformer) -> dict[str, float]:
+    def evaluate(self, model: Any) -> dict[str, float]:
         """Metrics over the whole held-out part."""
 
     def headline(self, scores: Mapping[str, float]) -> Headline:
         """The number of ``evaluate`` that people see first, and by which the best model is chosen."""
 
-    def sample(self, model: Transformer, seed: int) -> str | None:
+    def sample(self, model: Any, seed: int) -> str | None:
         """A short specimen of what the model makes, for people; None where it makes nothing to read."""
 
 

@@ -18,16 +18,16 @@ from tfcli.infer.beam import Answer, Beams, answers
 from tfcli.infer.engine import source_ids
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Batch, mask, pad
+from tfcli.tasks.batch import Batch
 from tfcli.tasks.pairs import new, scores
 from tfcli.tasks.pairs.data import Pair, Pairs
 from tfcli.tasks.pairs.data import read as read_pairs
+from tfcli.tasks.pairs.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.pairs.options import TranslateConfig, check
 from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.text.codec import Codec
 
 NEW_EPOCHS = 15.0
-IGNORED = -100
 KEYS = ("source", "src", "text", "input")
 """Fields of an object whose text is translated, the first that there is."""
 
@@ -83,7 +83,7 @@ class Translation:
 
     def _batch(self, chosen: Sequence[Example]) -> Batch:
         sources, targets = [e.source for e in chosen], [e.target for e in chosen]
-        return Batch({"tokens_BT": pad(sources), "mask_BT": mask(sources), "targets_BU": pad(targets, value=IGNORED)})
+        return both_sides(sources, targets)
 
     def count(self, rows: Any) -> int:
         """Tokens of the targets."""
@@ -100,15 +100,8 @@ class Translation:
     def _loss(
         self, model: Transformer, rows: Batch, dtype: torch.dtype, dropout: float, smoothing: float
     ) -> tuple[Tensor, int]:
-        real_BU = rows["targets_BU"] != IGNORED
-        longest = int(real_BU.sum(dim=1).max())  # of this part of a batch
-        real_BU, targets_BU = real_BU[:, :longest], rows["targets_BU"][:, :longest]
-        start_B1 = torch.full_like(targets_BU[:, :1], self.codec.eos_id)
-        read_BU = torch.cat([start_B1, targets_BU[:, :-1].clamp_min(0)], dim=1)
-        memory = model.encode(rows["tokens_BT"], mask_BS=rows["mask_BT"], dtype=dtype, dropout=dropout)
-        hidden_BUD = model(read_BU, memory=memory, dtype=dtype, dropout=dropout)
-        targets_N = targets_BU[real_BU]
-        return model.loss(hidden_BUD[real_BU], targets_N, smoothing=smoothing), len(targets_N)
+        hidden_ND, targets_N = forced(model, rows, start_id=self.codec.eos_id, dtype=dtype, dropout=dropout)
+        return model.loss(hidden_ND, targets_N, smoothing=smoothing), len(targets_N)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """val_loss (nats a token, without smoothing) of the held-out part; val_bleu, val_chrf of its first texts."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ SPACE = "\u2581"
 MASK = "[MASK]"
 """The control piece that stands for what an encoder is to guess. It takes the place of the spaces before it as well, as
 pieces begin with theirs."""
+SENTINEL = "<extra_id_{}>"
+"""The control pieces that stand for hidden spans, by their number; T5's names."""
 SPACE_BYTES = tuple(SPACE.encode())
 GROUP = 512
 """Characters that are encoded at once, about: long enough for speed, short enough for the processor's cache."""
@@ -100,6 +103,9 @@ class Tokenizer:
         self._processor = self._processor_of(proto)
         self._read_pieces(proto)
         self.mask_id: int | None = self._named.get(MASK)
+        numbered = (self._named.get(SENTINEL.format(number)) for number in itertools.count())
+        self.sentinel_ids = tuple(id for id in itertools.takewhile(lambda id: id is not None, numbered) if id)
+        """Of pieces that stand for hidden spans; () in a vocabulary that was not made for them."""
         if self.mask_id is not None and self.bos_id is not None and not (prefix_ids or suffix_ids):
             self.prefix_ids, self.suffix_ids = (self.bos_id,), (self.eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *eos_ids)))

@@ -12,7 +12,7 @@ import numpy as np
 from tfcli.config import TokenizerOptions
 from tfcli.errors import UserError, unknown
 from tfcli.text.sources import Chunk
-from tfcli.text.tokenizer import MASK, SPACE, Tokenizer
+from tfcli.text.tokenizer import MASK, SENTINEL, SPACE, Tokenizer
 
 DEFAULT_VOCAB_SIZE = 8192
 EOS = "<|endoftext|>"
@@ -37,6 +37,11 @@ ENCODER: Mapping[str, str | int] = {
 }
 """Trainer options that give a vocabulary the special pieces of an encoder, by BERT's names."""
 NOT_OPTIONS = ("input", "input_format", "model_prefix", "name", "precompiled_charsmap")
+
+
+def sentinels(count: int) -> dict[str, str]:
+    """Trainer options that give a vocabulary so many pieces which stand for hidden spans."""
+    return {"control_symbols": ",".join(SENTINEL.format(number) for number in range(count))}
 
 
 def train(
@@ -158,7 +163,9 @@ def _without_piece(sample: Sequence[str], size: int, options: TokenizerOptions) 
         counts += np.bincount(codes, minlength=len(counts))
     counts[[ord(char) for char in "\n\t\0 \u2581\u2585"]] = 0
     order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
-    room = size - NUM_BYTES - 3 - len(options.user_symbols) - 1  # <unk>, end of text, <pad>; and the space
+    controls = [name for name in str(options.trainer.get("control_symbols", "")).split(",") if name]
+    # <unk>, end of text, <pad>; and the space
+    room = size - NUM_BYTES - 3 - len(options.user_symbols) - len(controls) - 1
     if room < 1:
         least = f"256 bytes and the special pieces need at least {size - room + 1}"
         raise UserError(f"a vocabulary of {size} pieces is too small", hint=least)

@@ -5,68 +5,94 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tfcli.config import ModelConfig, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
-from tfcli.formats import hf
-from tfcli.model.transformer import Transformer
+from tfcli.formats import hf, lstm
+from tfcli.model.lstm import Lstm
+from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
-from tfcli.tasks import mlm
+from tfcli.tasks import mlm, spans
 from tfcli.tasks.lm import LanguageModeling
 from tfcli.tasks.mlm import MaskedLanguageModeling
+from tfcli.tasks.spans import SpanCorruption
 from tfcli.text import training
 from tfcli.text.corpus import Corpus
 from tfcli.text.tokenizer import Tokenizer
 
+Model: TypeAlias = Transformer | Lstm
+OF_ARCH = {"mlm.": "bert", "spans.": "transformer"}
+"""Settings that go with one architecture alone, by what their names begin with."""
+OF_MUON = ("optim.muon_lr", "optim.momentum")
+NAMES = {"gpt": "a GPT", "bert": "an encoder", "transformer": "an encoder-decoder", "lstm": "an LSTM"}
+
 
 def tokenizer_options(config: PretrainConfig) -> TokenizerOptions:
-    """How the vocabulary is made: an encoder's has pieces of its own."""
+    """How the vocabulary is made: an encoder's has pieces of its own, an encoder-decoder's has sentinels."""
     options = config.tokenizer
-    if config.model.arch == "gpt":
-        return options
-    return replace(options, trainer={**training.ENCODER, **options.trainer})
+    if config.model.arch == "bert":
+        return replace(options, trainer={**training.ENCODER, **options.trainer})
+    if config.model.arch == "transformer":
+        count = spans.sentinels(config.model.context, config.spans)
+        return replace(options, trainer={**training.sentinels(count), **options.trainer})
+    return options
 
 
 def check(config: PretrainConfig, sources: Mapping[str, str]) -> None:
     """Raise UserError for a setting that does nothing in this architecture; ``sources`` are as ``resolve`` has them."""
-    idle = [key for key, source in sources.items() if key.startswith("mlm.") and source != "default"]
-    if idle and config.model.arch == "gpt":
-        raise UserError(f"{idle[0]} does nothing in a GPT, which masks nothing", hint="it goes with --arch bert")
+    arch, given = config.model.arch, [key for key, source in sources.items() if source != "default"]
+    for key in given:
+        for begins, owner in OF_ARCH.items():
+            if key.startswith(begins) and arch != owner:
+                raise UserError(f"{key} does nothing in {NAMES[arch]}", hint=f"it goes with --arch {owner}")
+        if key in OF_MUON and arch == "lstm":
+            raise UserError(f"{key} does nothing in an LSTM, which AdamW trains", hint="its rate is optim.lr")
 
 
 def check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer) -> None:
     """Raise UserError for a tokenizer that lacks what the architecture needs."""
     if config.model.arch == "bert":
         mlm.check_tokenizer(tokenizer)
+    if config.model.arch == "transformer":
+        spans.check_tokenizer(tokenizer, config.model.context, config.spans)
 
 
 def task(config: PretrainConfig, model: ModelConfig, corpus: Corpus, runtime: Runtime) -> Any:
-    """What is learnt from the text: the next piece, or the covered ones."""
-    if config.model.arch == "gpt":
-        return LanguageModeling(
-            train=corpus.train, val=corpus.val, tokenizer=corpus.tokenizer, context=model.context, runtime=runtime
-        )
-    return MaskedLanguageModeling(
-        train=corpus.train,
-        val=corpus.val,
-        tokenizer=corpus.tokenizer,
-        context=model.context,
-        runtime=runtime,
-        options=config.mlm,
-        seed=config.seed,
-    )
+    """What is learnt from the text: the next piece, the covered ones, or the hidden spans."""
+    fields: dict[str, Any] = {
+        "train": corpus.train,
+        "val": corpus.val,
+        "tokenizer": corpus.tokenizer,
+        "context": model.context,
+        "runtime": runtime,
+    }
+    if config.model.arch == "bert":
+        return MaskedLanguageModeling(**fields, options=config.mlm, seed=config.seed)
+    if config.model.arch == "transformer":
+        return SpanCorruption(**fields, options=config.spans, seed=config.seed)
+    return LanguageModeling(**fields)
 
 
-def build(config: PretrainConfig, model: ModelConfig) -> Transformer:
+def build(config: PretrainConfig, model: ModelConfig) -> Model:
     """The model with its head, not yet filled."""
+    if config.model.arch == "lstm":
+        return Lstm(model)
     made = Transformer(model)
     if config.model.arch == "bert":
         mlm.attach(made)
     return made
+
+
+def fill(model: Model, seed: int) -> None:
+    """Give every parameter the value that it begins with."""
+    if isinstance(model, Lstm):
+        model.initialize(seed)
+    else:
+        initialize(model, seed)
 
 
 def save(
@@ -77,11 +103,26 @@ def save(
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(weights[name])
-    if config.model.arch == "gpt":
+    if isinstance(made, Lstm):
+        lstm.save(directory, made, tokenizer)
+    elif config.model.arch == "bert":
+        ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
+        hf.save(directory, made, tokenizer, card=_card(model), about=ids)
+    elif config.model.arch == "transformer":
+        ending = Tokenizer(tokenizer.model_bytes, name=tokenizer.name, suffix_ids=(tokenizer.eos_id,))
+        hf.save(directory, made, ending, card=_seq2seq_card(model))
+    else:
         hf.save(directory, made, tokenizer)
-        return
-    ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
-    hf.save(directory, made, tokenizer, card=_card(model), about=ids)
+
+
+def next_step(arch: str, directory: Path) -> str:
+    """What a person does with a model of an architecture."""
+    return {
+        "gpt": f'tfcli generate --model {directory} --prompt "..."',
+        "bert": f'tfcli predict {directory} --task fill "... [MASK] ..."',
+        "transformer": f"tfcli finetune {directory} PAIRS --task translate",
+        "lstm": f"tfcli evaluate {directory} TEXT",
+    }[arch]
 
 
 def _card(config: ModelConfig) -> str:
@@ -111,5 +152,36 @@ With transformers:
 from transformers import pipeline
 
 print(pipeline("fill-mask", ".")("Once upon a [MASK]."))
+```
+"""
+
+
+def _seq2seq_card(config: ModelConfig) -> str:
+    """The README of an encoder-decoder that learnt to say what is hidden."""
+    return f"""---
+library_name: transformers
+tags:
+- tfcli
+---
+
+# An encoder-decoder, made with tfcli
+
+An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
+heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens, stored as mBART. It was
+pretrained by span corruption: of a text in which pieces such as <extra_id_0> stand for hidden words, it says these
+words. It is what models that turn one text into another are finetuned from.
+
+With tfcli:
+
+```sh
+tfcli finetune . pairs.tsv --task translate
+```
+
+With transformers:
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
 ```
 """

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
-from tfcli.config import ModelConfig, ModelOptions, PretrainConfig, Wiring, seconds
+from tfcli.config import ModelConfig, ModelOptions, PretrainConfig, SpanOptions, Wiring, seconds
 from tfcli.errors import UserError
-from tfcli.model.cost import parameters, training_flops
+from tfcli.model import lstm
+from tfcli.model.cost import pair_flops, parameters, training_flops
 from tfcli.model.layers import FeedForward, RMSNorm
 from tfcli.runtime import Runtime
+from tfcli.tasks import spans
 from tfcli.tasks.mlm import check_shares
+from tfcli.tasks.pairs.new import WIRING as ENCODER_DECODER
 
 DEFAULT_BUDGET = "10m"
 LENGTHS = ("steps", "tokens", "epochs", "budget")
@@ -36,6 +39,8 @@ MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
 FIRST_EVALUATION = 70
 """Steps before the first look at the held-out text."""
+LSTM_LR = 1e-2
+"""Peak rate of an LSTM's AdamW, at a width of 192 or less."""
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is settled from its measured speed."""
 
@@ -65,11 +70,13 @@ class Plan:
     """Batches among which examples are sorted by length, where they have lengths."""
     patience: int | None = None
     """Evaluations without a better one after which the run ends."""
+    window: int | None = None
+    """Tokens of the text in an example, where these are not the context."""
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets of one optimizer step."""
-        return self.batch_size * self.model.context
+        """Tokens of the text in one optimizer step."""
+        return self.batch_size * (self.window or self.model.context)
 
 
 def vocab_size(text_bytes: int, config: PretrainConfig) -> int:
@@ -86,9 +93,12 @@ def vocab_size(text_bytes: int, config: PretrainConfig) -> int:
 def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
     """The model of a depth: width 64 a block, heads of 64, a feed-forward of 8/3 of the width (Shazeer 2020, 2).
 
-    An encoder is wired as ModernBERT, each layer of which sees all.
+    An encoder is wired as ModernBERT, each layer of which sees all. An encoder-decoder has as many blocks in each of
+    its two stacks, is a third wider and has a feed-forward of four times the width: that of finetune --from-scratch. Of
+    an LSTM it is the decoder that it is compared with.
     """
-    width = options.width or 64 * depth
+    pairs = options.arch == "transformer"
+    width = options.width or 64 * (math.ceil(4 * depth / 3) if pairs else depth)
     heads = options.heads or max(1, width // 64)
     if width % heads:
         raise UserError(
@@ -103,10 +113,11 @@ def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
         heads=heads,
         kv_heads=options.kv_heads or heads,
         head_width=width // heads,
-        ffn_width=options.ffn_width or math.ceil(8 * width / 3 / 64) * 64,
+        ffn_width=options.ffn_width or (4 * width if pairs else math.ceil(8 * width / 3 / 64) * 64),
         tied=options.tied,
-        norm_eps=1e-5 if options.arch == "bert" else 1e-6,
-        wiring=ENCODER if options.arch == "bert" else Wiring(),
+        norm_eps=1e-5 if options.arch in ("bert", "transformer") else 1e-6,
+        encoder_depth=depth if pairs else 0,
+        wiring={"bert": ENCODER, "transformer": ENCODER_DECODER}.get(options.arch, Wiring()),
     )
 
 
@@ -144,7 +155,7 @@ def make(
     if options.depth is not None:
         depth = options.depth
     else:
-        depth = _depth(options, vocab_size, train_tokens, budget or seconds(DEFAULT_BUDGET), runtime)
+        depth = _depth(config, vocab_size, train_tokens, budget or seconds(DEFAULT_BUDGET), runtime)
     model = shape(options, depth=depth, vocab_size=vocab_size)
     most = max(8, (train_tokens - 1) // 2)
     if options.context is None and model.context > most:
@@ -154,7 +165,8 @@ def make(
     batch = train.batch_size or _batch_size(model, train_tokens)
     micro = min(train.micro_batch or max(1, MICRO_TOKENS // model.context), batch)
     _check_data(model, train_tokens, batch)
-    tokens_per_step = batch * model.context
+    window = spans.window(model.context, config.spans) if options.arch == "transformer" else model.context
+    tokens_per_step = batch * window
     epoch_steps = max(1, (train_tokens - 1) // tokens_per_step)
     passes = MAX_EPOCHS if train.budget is not None else DEFAULT_EPOCHS
     max_steps = max(1, passes * (train_tokens - 1) // tokens_per_step)
@@ -165,8 +177,9 @@ def make(
         steps = max(1, math.ceil(train.epochs * (train_tokens - 1) / tokens_per_step))
     repeats = (steps or max_steps) / epoch_steps
     slower = min(1.0, (192 / model.width) ** 0.5)
+    recurrent = options.arch == "lstm"
     return Plan(
-        model=model,
+        model=lstm.like(model) if recurrent else model,
         steps=steps,
         max_steps=max_steps,
         budget=budget,
@@ -174,8 +187,10 @@ def make(
         micro_batch=micro,
         dropout=train.dropout if train.dropout is not None else (0.2 if repeats > 12 else 0.1 if repeats > 4 else 0.0),
         muon_lr=optim.muon_lr if optim.muon_lr is not None else 0.02,
-        lr=optim.lr if optim.lr is not None else 0.02 * slower,
-        compile=train.compile == "on" or (train.compile == "auto" and _compiling_pays(runtime, budget)),
+        lr=optim.lr if optim.lr is not None else (LSTM_LR if recurrent else 0.02) * slower,
+        compile=not recurrent
+        and (train.compile == "on" or (train.compile == "auto" and _compiling_pays(runtime, budget))),
+        window=None if window == model.context else window,
     )
 
 
@@ -251,19 +266,29 @@ def _compiling_pays(runtime: Runtime, budget: float | None) -> bool:
     return runtime.device.type == "cuda" and (budget or 0.0) > COMPILE_PAYS_AFTER
 
 
-def _depth(options: ModelOptions, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
+def _flops(config: ModelConfig, options: SpanOptions) -> float:
+    """FLOPs of training on one token of the text."""
+    if not config.encoder_depth:
+        return training_flops(config, config.context)
+    length = spans.window(config.context, options)
+    hidden, holes = spans.counts(length, options)
+    return 3 * pair_flops(config, length - hidden + holes + 1, hidden + holes + 1) / length
+
+
+def _depth(config: PretrainConfig, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
     """The deepest model that sees its share of tokens within the budget, and that the text is enough for."""
+    options = config.model
     if options.width is not None:
-        return max(1, options.width // 64)
+        return max(1, options.width * (3 if options.arch == "transformer" else 4) // 256)
     rate = flops_per_second(runtime)
     best = 0
     for depth in range(2, 25):
         try:
-            config = shape(options, depth=depth, vocab_size=vocab_size)
+            model = shape(options, depth=depth, vocab_size=vocab_size)
         except UserError:  # heads that a person chose do not fit this width
             continue
         best = best or depth
-        tokens, matrices = budget * rate / training_flops(config, config.context), parameters(config).matrices
+        tokens, matrices = budget * rate / _flops(model, config.spans), parameters(model).matrices
         if tokens < TOKENS_PER_PARAMETER * matrices or matrices > PARAMETERS_PER_TOKEN * train_tokens:
             break
         best = depth
@@ -301,7 +326,7 @@ def check(config: PretrainConfig) -> None:
     _budget(config)
     options = config.model
     _check_sizes(options)
-    if options.arch == "bert":
+    if options.arch in ("bert", "transformer"):
         _check_encoder(config)
     if config.tokenizer.vocab_size is not None and config.tokenizer.vocab_size < 1:
         raise UserError(f"tokenizer.vocab_size is {config.tokenizer.vocab_size}", hint="it must be at least 1")
@@ -317,8 +342,13 @@ def _check_encoder(config: PretrainConfig) -> None:
         raise UserError(
             f"model.kv_heads is {options.kv_heads}", hint="an encoder has as many as heads: leave it out (ModernBERT)"
         )
-    if options.context is not None and options.context < 8:
-        raise UserError(f"model.context is {options.context}", hint="an encoder's must be at least 8")
+    least = 8 if options.arch == "bert" else spans.LEAST_CONTEXT
+    if options.context is not None and options.context < least:
+        raise UserError(f"model.context is {options.context}", hint=f"an encoder's must be at least {least}")
+    if not 0 < config.spans.rate < 1:
+        raise UserError(f"spans.rate is {config.spans.rate}", hint="it must be above 0 and below 1")
+    if not 1 <= config.spans.mean_length < math.inf:
+        raise UserError(f"spans.mean_length is {config.spans.mean_length}", hint="it must be at least 1")
     check_shares(config.mlm)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from tfcli.config import PretrainConfig, TokenizerOptions, resolve
 from tfcli.errors import UserError
 from tfcli.formats import hf
-from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.task import Task
 from tfcli.text.corpus import Corpus, found, prepare
@@ -36,13 +35,14 @@ SHARDS = ".shards"
 class Result:
     """What a finished run left: its directory, the steps taken and the best model's score.
 
-    That is its bits per byte, or of an encoder its loss on masked pieces (nats).
+    That is its bits per byte, or the loss (nats) on masked pieces of an encoder, on hidden ones of an encoder-decoder.
     """
 
     directory: Path
     steps: int
     bits_per_byte: float | None
     masked_loss: float | None = None
+    arch: str = "gpt"
 
 
 def pretrain(
@@ -62,7 +62,7 @@ def pretrain(
     started: float | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Train a GPT, or a BERT, on text and leave a Hugging Face model directory.
+    """Train a GPT, or another ``model.arch``, on text and leave a Hugging Face model directory.
 
     ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig`` such as
     {"train.steps": 500}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in ``out``, to bitwise
@@ -177,7 +177,8 @@ class _Run:
             )
         task = arch.task(self.config, planned.model, corpus, self.runtime)
         model = arch.build(self.config, planned.model).to(self.runtime.device)
-        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr)
+        plain = self.config.model.arch == "lstm"
+        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain)
         state = self._restore(model, optimizers)
         about = self.before or record.make(
             self.specs,
@@ -196,8 +197,9 @@ class _Run:
         stop.gentle = True
         self._train(planned, task, corpus.train.tokens, model, optimizers, state, corpus.tokenizer, stop, clock)
         record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
-        bits, masked = (state.best, None) if self.config.model.arch == "gpt" else (None, state.best)
-        return Result(directory=self.directory, steps=state.step, bits_per_byte=bits, masked_loss=masked)
+        kind = self.config.model.arch
+        bits, masked = (state.best, None) if kind in ("gpt", "lstm") else (None, state.best)
+        return Result(directory=self.directory, steps=state.step, bits_per_byte=bits, masked_loss=masked, arch=kind)
 
     def _begin(self, about: record.Record, corpus: Corpus) -> None:
         """Write what makes the directory a run, run.json first, so that it is never taken for anything else."""
@@ -253,11 +255,11 @@ class _Run:
             raise UserError("nothing is held out for validation", hint="use --val FILE, or a larger --val-fraction")
         return corpus
 
-    def _restore(self, model: Transformer, optimizers: Optimizers) -> TrainState:
+    def _restore(self, model: arch.Model, optimizers: Optimizers) -> TrainState:
         """Weights, optimizer and counters: of the newest whole checkpoint, or new ones where there is none yet."""
         whole = checkpoint.complete(self.directory) if self.before else []
         if not whole:
-            initialize(model, self.config.seed)
+            arch.fill(model, self.config.seed)
             return TrainState()
         state, weights, moments = checkpoint.load(whole[-1])
         have = {name: tuple(t.shape) for name, t in weights.items()}
@@ -280,7 +282,7 @@ class _Run:
         planned: plan.Plan,
         task: Task,
         train_tokens: int,
-        model: Transformer,
+        model: arch.Model,
         optimizers: Optimizers,
         state: TrainState,
         tokenizer: Tokenizer,
@@ -328,7 +330,7 @@ def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *,
         f"model: {size / 1e6:.2f} M parameters: depth {m.depth}, width {m.width}, heads {m.heads}, "
         f"context {m.context}, vocabulary {m.vocab_size}"
     )
-    batch = f"{planned.batch_size} x {m.context} = {planned.tokens_per_step:,} tokens a step"
+    batch = f"{planned.batch_size} x {planned.window or m.context} = {planned.tokens_per_step:,} tokens a step"
     if planned.steps is not None:
         yield f"length: {planned.steps:,} steps of {batch}"
     else:
