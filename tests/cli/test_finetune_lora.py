@@ -33,5 +33,5 @@ def test_from_pairs_to_an_answer_and_a_merged_model(
     assert capsys.readouterr().out == answer
     assert main([*common, "--set", "lora.rank=2", "--out", "other"]) == 2
     assert "not --lora" in capsys.readouterr().err
-    assert main([*common, "--set", "data.strict=true", "--out", "other"]) == 2
+    assert main([*common, "--strict", "--out", "other"]) == 2
     assert "a.jsonl:13: empty conversations" in capsys.readouterr().err

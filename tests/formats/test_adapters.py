@@ -56,8 +56,7 @@ def test_peft_puts_ours_on_the_model_of_transformers(tmp_path: Path, family: str
     peft = pytest.importorskip("peft")
     theirs, core = base(family, tmp_path / "base")
     trained(core, targets=targets)
-    task = "CAUSAL_LM" if core.config.wiring.causal else "FEATURE_EXTRACTION"
-    adapters.save(tmp_path / "adapter", core, base=tmp_path / "base", task=task)
+    adapters.save(tmp_path / "adapter", core, base=tmp_path / "base")
     before = theirs_of(theirs)
     with warnings.catch_warnings():  # of missing keys, say, but not of what peft calls in transformers
         warnings.simplefilter("error")

@@ -186,7 +186,7 @@ def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
     ours = predictor(trained / "run")
     for impossible in (True, False):
         path = squad(tmp_path / "test.json", 30, 3, impossible=impossible)
-        made = ours.evaluate([str(path)], AnswerConfig(), limit=None, note=lambda line: None)
+        made = ours.evaluate([str(path)], AnswerConfig(), limit=None)
         exact = [max(compute_exact(g, p["answer"]) for g in p["expected"] or [""]) for p in made.predictions]
         f1 = [max(compute_f1(g, p["answer"]) for g in p["expected"] or [""]) for p in made.predictions]
         assert made.scores["exact_match"] == pytest.approx(sum(exact) / 30)
@@ -196,7 +196,7 @@ def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
         assert all(p["answer"] for p in made.predictions) or impossible
     silent = AnswerConfig(answer=answer.AnswerOptions(threshold=-1e9))
     path = squad(tmp_path / "test.json", 30, 3, impossible=True)
-    made = ours.evaluate([str(path)], silent, limit=9, note=lambda line: None)
+    made = ours.evaluate([str(path)], silent, limit=9)
     assert made.scores["no_answer_accuracy"] == 1
     assert made.scores["has_answer_f1"] == 0
     assert made.scores["examples"] == 9

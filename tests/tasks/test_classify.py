@@ -227,9 +227,24 @@ def test_scores_are_scikit_learns() -> None:
 
 def test_the_interval_holds_the_score() -> None:
     """Catches an interval of something else: of 100 coin flips it is about half +- 0.1."""
-    hits = np.arange(100) % 2
-    low, high = scores.interval(100, lambda rows: {"accuracy": float(hits[rows].mean())}, ("accuracy",))["accuracy"]
+    true, heads = np.eye(2, dtype=bool)[np.zeros(100, int)], np.eye(2, dtype=bool)[np.arange(100) % 2]
+    low, high = scores.intervals(true, heads, multi=False)["accuracy"]
     assert 0.36 < low < 0.44 and 0.56 < high < 0.64
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_intervals_are_those_of_the_scores_of_resamples(multi: bool) -> None:
+    """Catches sums over labels that are not the macro F1 of a resample, labels that are not in it included."""
+    draw = np.random.default_rng(3)
+    true, predicted = (draw.integers(0, 6, 40) for _ in range(2))
+    eye = np.eye(7, dtype=bool)
+    found = scores.intervals(eye[true], eye[predicted], multi=multi)
+    again, drawn = np.random.default_rng(0), []
+    for rows in (again.integers(0, 40, 40) for _ in range(1000)):
+        each = scores.multi(eye[true[rows]], eye[predicted[rows]])
+        drawn.append(each if multi else scores.single(true[rows], predicted[rows], 7))
+    for name, bounds in found.items():
+        assert bounds == pytest.approx(np.percentile([each[name] for each in drawn], [2.5, 97.5]).tolist())
 
 
 def test_tables_for_people() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tiny_models import tokenizer
 
 from tfcli.errors import UserError
-from tfcli.tasks import labelled
 from tfcli.tasks.dialogue import rows
 from tfcli.tasks.dialogue.encode import Encoded, encode, fit, lay, pack, template_for
 from tfcli.tasks.dialogue.rows import Conversation, Fields
@@ -30,7 +29,7 @@ def written(path: Path, *entries: Any) -> Path:
 
 
 def read(path: Path, report: Report, **options: Any) -> list[Conversation]:
-    return rows.read(labelled.texts(path, str(path), report), str(path), report, **options)
+    return rows.read(report.text(path), str(path), report, **options)
 
 
 def roles(conversation: Conversation) -> str:

@@ -81,7 +81,7 @@ def test_files_that_hold_no_sentences(tmp_path: Path) -> None:
         conll(tmp_path, "\n\n")
     path = tmp_path / "latin.conll"
     path.write_bytes("Zoë B-per\n".encode("latin-1"))
-    with pytest.raises(UserError, match="not valid UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8: byte 0xeb"):
         read(path, Report())
     assert read(path, Report(), encoding="latin-1").sentences[0].tokens == ["Zoë"]
     path.write_bytes("\ufeffZoe B-per\n".encode())

@@ -149,8 +149,7 @@ def test_evaluation_equals_seqeval_and_says_what_is_odd(trained: Path, tmp_path:
     ours = predictor(trained / "run")
     path = conll(tmp_path / "test.conll", 25, 3)
     path.write_text(path.read_text() + "\nfar B-planet\nis I-place\n")
-    notes: list[str] = []
-    made = ours.evaluate([str(path)], TagConfig(), limit=None, note=notes.append)
+    made = ours.evaluate([str(path)], TagConfig(), limit=None)
     true, guess = [], []
     for answer, block in zip(made.predictions, path.read_text().split("\n\n"), strict=True):
         true.append([line.split()[1] for line in block.strip().split("\n")])
@@ -161,10 +160,10 @@ def test_evaluation_equals_seqeval_and_says_what_is_odd(trained: Path, tmp_path:
     low, high = made.scores["interval"]["f1"]
     assert low <= made.scores["f1"] <= high
     assert made.scores["examples"] == 26
-    assert any("1 held-out sentences with labels that the model does not have" in line for line in notes)
-    assert any("do not follow BIO" in line for line in notes)
+    assert any("1 held-out sentences with labels that the model does not have" in line for line in made.notes)
+    assert any("do not follow BIO" in line for line in made.notes)
     assert any("planet" in line for line in made.lines)
-    few = ours.evaluate([str(path)], TagConfig(), limit=2, note=notes.append)
+    few = ours.evaluate([str(path)], TagConfig(), limit=2)
     assert few.scores["examples"] == len(few.predictions) == 2
 
 

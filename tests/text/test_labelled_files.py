@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tfcli.errors import UserError
-from tfcli.text.labelled import read
+from tfcli.text.labelled import content_hash, expand, read
 
 ROWS = [('a, "b"\nc', "x"), ("Größe", "y")]
 KNOWN = ("text", "label")
@@ -86,3 +86,17 @@ def test_what_is_broken_is_named(tmp_path: Path, name: str, data: bytes, said: s
     assert said in str(error.value)
     with pytest.raises(UserError, match="unknown encoding"):
         read(tmp_path / name, known=KNOWN, encoding="latin-17")
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    """The nearest name, directories, globs; a hash that does not see a change."""
+    path = tmp_path / "train.conll"
+    path.write_text("a O\n")
+    assert expand([str(path)]) == expand([str(tmp_path / "*.conll")]) == [path]
+    with pytest.raises(UserError, match=r"did you mean .*train\.conll"):
+        expand([str(tmp_path / "trian.conll")])
+    with pytest.raises(UserError, match="is a directory"):
+        expand([str(tmp_path)])
+    before = content_hash([str(path)])
+    path.write_text("b O\n")
+    assert content_hash([str(path)]) != before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfcli.cli import options
-from tfcli.cli.options import Device, Encoding, Errors, Precision, Quantize, TextKey, Threads
+from tfcli.cli.options import Device, Encoding, Errors, Precision, Quantize, Strict, TextKey, Threads
 from tfcli.cli.tasks import task_of
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
@@ -65,6 +65,7 @@ def evaluate(
     text_key: TextKey = None,
     encoding: Encoding = None,
     errors: Errors = None,
+    strict: Strict = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=SCORE)] = False,
     device: Device = None,
     precision: Precision = None,
@@ -88,7 +89,8 @@ def evaluate(
         raise UserError(f"--limit is {limit}", hint="it must be at least 1")
     finetuned = task_of(model)
     if finetuned is not None:
-        flags = {"data.text_key": text_key, "data.encoding": encoding, "data.errors": errors}
+        flags: dict[str, str | bool | None] = {"data.encoding": encoding, "data.errors": errors}
+        flags |= {"data.text_key": text_key, "data.strict": strict or None}
         _of_task(
             model,
             finetuned,
@@ -101,7 +103,8 @@ def evaluate(
             (device, precision, threads, quantize),
         )
         return
-    for flag, given in {"--predictions": predictions, "--set": sets, "--encoding": encoding}.items():
+    of_tasks = {"--predictions": predictions, "--set": sets, "--encoding": encoding, "--strict": strict or None}
+    for flag, given in of_tasks.items():
         if given is not None:
             raise UserError(f"{flag} goes with a model that was finetuned for a task", hint=f"{model} was not")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
@@ -142,7 +145,7 @@ def _of_task(
     name: str,
     data: list[str],
     sets: list[str],
-    flags: dict[str, str | None],
+    flags: dict[str, str | bool | None],
     limit: int | None,
     predictions: Path | None,
     as_json: bool,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.options import TEXT, Device, Encoding, Errors, Precision, Threads
+from tfcli.cli.options import TEXT, Device, Encoding, Errors, Precision, Strict, Threads
 
 LENGTH, RUN = "Length", "Run"
 
@@ -42,7 +42,7 @@ def finetune(
         bool,
         typer.Option(
             "--lora",
-            help="Adapters in place of all weights: chat and lm; --set lora.rank=, .alpha=, .targets=.",
+            help="Adapters in place of all weights; --set lora.rank=, .alpha=, .targets=.",
             rich_help_panel=RUN,
         ),
     ] = False,
@@ -99,6 +99,7 @@ def finetune(
     ] = None,
     encoding: Encoding = None,
     errors: Errors = None,
+    strict: Strict = False,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -124,6 +125,7 @@ def finetune(
         "data.val_fraction": val_fraction,
         "data.encoding": encoding,
         "data.errors": errors,
+        "data.strict": strict or None,
         "lora.on": lora or None,
         "seed": seed,
     }

@@ -41,3 +41,7 @@ Encoding: TypeAlias = Annotated[
     str | None,
     typer.Option("--encoding", help="Of text files, as latin-1.", show_default="utf-8", rich_help_panel=TEXT),
 ]
+Strict: TypeAlias = Annotated[
+    bool,
+    typer.Option("--strict", help="Rows that cannot be used are an error, not counted.", rich_help_panel=TEXT),
+]

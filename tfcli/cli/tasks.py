@@ -16,25 +16,23 @@ if TYPE_CHECKING:
 
 
 def task_of(model: str) -> str | None:
-    """The task that a model directory was finetuned for; None for a model of none, or for what is no directory."""
-    path = Path(model)
-    if not (path / "config.json").is_file():
+    """The task that a model directory, or one of adapters, was finetuned for; None for none and for files."""
+    if not Path(model).is_dir():
         return None
-    from tfcli.formats.head_names import kind_of
-    from tfcli.formats.stored import read_data
+    from tfcli.formats.models import about_of
     from tfcli.tasks.applications import APPLICATIONS, KINDS
 
-    about = read_data(path)
+    about, kind = about_of(model)
     ours = about.get("tfcli")
     name = ours.get("task") if isinstance(ours, dict) else None
-    name = name or KINDS.get(kind_of(about) or "")
+    name = name or KINDS.get(kind or "")
     return name if isinstance(name, str) and name in APPLICATIONS else None
 
 
 def load(
     model: str, name: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
 ) -> Predictor:
-    """The finetuned model in a directory, ready to answer. Raises UserError as ``formats.heads.load`` does."""
+    """The finetuned model in a directory, ready to answer. Raises UserError as ``formats.models.load_whole`` does."""
     from tfcli.tasks.applications import application
 
     loaded, runtime = _loaded(model, device, precision, threads, quantize)
@@ -56,11 +54,11 @@ def _loaded(
 ) -> tuple[Loaded, Runtime]:
     if quantize is not None:
         raise UserError("--quantize does not go with a finetuned model's head", hint="leave it out, or --task embed")
-    from tfcli.formats import heads
+    from tfcli.formats import models
     from tfcli.runtime import Runtime
 
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
     print(f"device: {runtime.describe()}", file=sys.stderr)
-    loaded = heads.load(model, runtime=runtime)
+    loaded = models.load_whole(model, runtime=runtime, on_note=lambda line: print(line, file=sys.stderr))
     loaded.model.requires_grad_(False)
     return loaded, runtime

@@ -1,5 +1,7 @@
 """LoRA adapters in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``, without the base.
 
+The head of a task, which is trained in full, lies with them, as PEFT's ``modules_to_save``. What PEFT has no field for
+(it warns of fields that it does not know), labels and the like, is in ``task.json``, as config.json would have it.
 Both say which base they belong to: PEFT's field its name, metadata of the weights a fingerprint of it, so that an
 adapter is not put on another model. What PEFT has and the core has not (DoRA, biases, ...) is refused by name.
 """
@@ -19,24 +21,31 @@ import torch
 from torch import Tensor
 
 from tfcli.errors import RunError, UserError
-from tfcli.formats import families
+from tfcli.formats import families, head_names
+from tfcli.formats.head_names import HeadNames
+from tfcli.formats.heads import Loaded
 from tfcli.formats.names import Place
 from tfcli.formats.stored import few
 from tfcli.formats.weights import Weights, read_header
-from tfcli.model import lora
+from tfcli.model import heads, lora
+from tfcli.model.heads import Head
 from tfcli.model.lora import LoraLinear
 from tfcli.model.quant import QuantMatrix
 from tfcli.model.transformer import Transformer
 from tfcli.text import files
+from tfcli.text.chat import with_template
 from tfcli.text.hub import read_roles
 
 CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+TASK = "task.json"
+BEGIN = "base_model.model."
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+TYPES = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
+"""{kind of head: PEFT's task_type}."""
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
     "lora_bias": (False, None),
-    "modules_to_save": (None, []),
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
@@ -60,10 +69,10 @@ class Fingerprint:
 
 @torch.no_grad()
 def fingerprint(model: Transformer) -> Fingerprint:
-    """That of a model without its adapters."""
+    """That of a model without its adapters and its head."""
     norms, matrices = hashlib.sha256(), hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if name.endswith("norm.weight"):
+        if name.endswith("norm.weight") and not name.startswith(f"{heads.ATTRIBUTE}."):
             _feed(norms, name, parameter)
     for path, base in lora.layers(model).items():
         if isinstance(base, QuantMatrix):
@@ -85,21 +94,23 @@ def save(
     *,
     base: str | Path,
     weights: Mapping[str, Tensor] | None = None,
-    task: str = "CAUSAL_LM",
+    about: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> None:
-    """Write the adapters of a model, each file whole or not at all, the weights last.
+    """Write the adapters of a model, and its task head where it learns, each file whole or not at all, weights last.
 
     ``base`` is the name of what they belong to; ``weights`` {name: tensor} of the model's parameters where they are not
-    those to write; ``task`` is PEFT's name of it. Layers that a family stores as one tensor (GPT-2's queries, keys and
-    values) become one adapter of their ranks together. Raises RunError where the disk is full.
+    those to write; ``about`` is what config.json would say of the task. Layers that a family stores as one tensor
+    (GPT-2's queries, keys and values) become one adapter of their ranks together. Raises RunError where the disk is
+    full.
     """
     from safetensors.torch import save as to_bytes
 
     directory, layers = Path(directory), lora.adapters(model)
     if not layers:
         raise ValueError("the model has no adapters")
-    places = _places(model)
+    head, table = _learning(model)
+    places = _places(model, None if table is None else table.prefix)
     stored: dict[str, list[str]] = {}
     for path in layers:
         stored.setdefault(_module(places[path]), []).append(path)
@@ -109,13 +120,17 @@ def save(
     alphas: dict[str, float] = {}
     for module, paths in stored.items():
         a, b, scale = _joined(layers, paths, places, weights or {})
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        tensors[f"{BEGIN}{module}.lora_A.weight"] = a
+        tensors[f"{BEGIN}{module}.lora_B.weight"] = b
         if len(a) != first.rank or scale * len(a) != first.alpha:
             ranks[module], alphas[module] = len(a), scale * len(a)
+    if head is not None and table is not None:
+        for name, parameter in head.named_parameters():
+            given = (weights or {}).get(f"{heads.ATTRIBUTE}.{name}", parameter)
+            tensors[f"{BEGIN}{_theirs(table, name)}"] = given.detach().to("cpu", torch.float32).contiguous()
     settings = {
         "peft_type": "LORA",
-        "task_type": task,
+        "task_type": _type(model, head),
         "base_model_name_or_path": str(base),
         "r": first.rank,
         "lora_alpha": first.alpha,
@@ -127,7 +142,7 @@ def save(
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": None,
+        "modules_to_save": None if table is None else list(table.parts.values()),
         "inference_mode": True,
     }
     known = fingerprint(model)
@@ -137,11 +152,36 @@ def save(
         files.write(directory / CONFIG, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
         if chat_template is not None:
             files.write(directory / TEMPLATE, chat_template.encode())
+        if about is not None:
+            files.write(directory / TASK, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
         files.write(directory / WEIGHTS, to_bytes(tensors, metadata))
     except OSError as error:
         raise RunError(
             f"the adapters were not saved in {directory}: {error.strerror}", hint="free some space"
         ) from None
+
+
+def _learning(model: Transformer) -> tuple[Head, HeadNames] | tuple[None, None]:
+    """The head of a model where it learns, and its names in the model's family."""
+    head = heads.of(model)
+    if head is None or not any(parameter.requires_grad for parameter in head.parameters()):
+        return None, None
+    return head, head_names.names(families.written(model.config)[0].model_type, head.kind)
+
+
+def _theirs(table: HeadNames, name: str) -> str:
+    """The family's name of a parameter of a head."""
+    part, _, end = name.rpartition(".")
+    return f"{table.parts[part]}.{end}"
+
+
+def _type(model: Transformer, head: Head | None) -> str:
+    """PEFT's name of what a model does, by which it chooses its class."""
+    if head is not None:
+        return TYPES[head.kind]
+    if model.config.encoder_depth:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if model.config.wiring.causal else "FEATURE_EXTRACTION"
 
 
 def _places(model: Transformer, prefix: str | None = None) -> dict[str, Place]:
@@ -193,17 +233,33 @@ def _targets(modules: Iterable[str], known: Iterable[str]) -> list[str]:
 # Reading.
 
 
+def put_on(base: Loaded, directory: str | Path, *, on_note: Callable[[str], None] | None = None) -> Loaded:
+    """A base with the adapters of a directory on it, in place, and what is said of their task; as ``load``."""
+    load(directory, base.model, pooling=head_names.pooling_of(base.about), on_note=on_note)
+    template, said, kind = chat_template(directory), about(directory), kind_of(directory)
+    codec = base.codec if template is None else with_template(base.codec, template)
+    if said or kind is not None:
+        said = {key: value for key, value in base.about.items() if key not in head_names.TASK} | said
+    return Loaded(model=base.model, codec=codec, about=said or base.about, kind=kind or base.kind)
+
+
 def load(
-    directory: str | Path, model: Transformer, *, on_note: Callable[[str], None] | None = None
+    directory: str | Path,
+    model: Transformer,
+    *,
+    pooling: str = "cls",
+    on_note: Callable[[str], None] | None = None,
 ) -> dict[str, LoraLinear]:
     """Put the adapters of a directory on the model that they belong to, in place, frozen apart from them.
 
-    ``on_note`` is told where the matrices of the base are not those that it was trained on, as quantized otherwise.
-    Raises UserError for what is absent or damaged, what the core has not, and an adapter for another base.
+    A head that lies with them becomes the model's, and is not frozen; what of it they leave to the base (a pooler) the
+    model's head must have; ``pooling`` is the base's. ``on_note`` is told where the matrices of the base are not those
+    that it was trained on, as quantized otherwise. Raises UserError for what is absent or damaged, what the core has
+    not, and an adapter for another base.
     """
     directory = Path(directory)
     settings = read_config(directory)
-    tensors = _read_tensors(directory)
+    tensors, others = _read_tensors(directory)
     known = _metadata(directory / WEIGHTS)
     made = _layers(directory, model, settings, tensors)
     here = fingerprint(model)
@@ -216,9 +272,70 @@ def load(
         )
     if lora.adapters(model):
         raise UserError("the model has adapters already", hint="merge them first: tfcli convert --merge")
+    head = _head(directory, model, settings, others, pooling)
     lora.put(model, made)
     lora.freeze(model)
+    if head is not None:
+        head.requires_grad_(True)
     return made
+
+
+@torch.no_grad()
+def _head(
+    directory: Path, model: Transformer, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], pooling: str
+) -> Head | None:
+    """The head that lies with adapters, made a part of the model; None where there is none."""
+    kind, path = _kind(settings), directory / WEIGHTS
+    table = None if kind is None else head_names.names(families.written(model.config)[0].model_type, kind)
+    used = [] if table is None else [f"{BEGIN}{module}." for module in table.parts.values()]
+    odd = [name for name in tensors if not name.startswith(tuple(used))]
+    if odd:
+        raise UserError(
+            f"{path} holds what is no matrix of LoRA and no part of a head: {few(odd)}", hint="tfcli reads no others"
+        )
+    if kind is None or table is None:
+        return None
+    last = f"{BEGIN}{list(table.parts.values())[-1]}.weight"
+    if last not in tensors:
+        raise UserError(f"{path} lacks {last}, the head of its task", hint="save the adapter again")
+    before = heads.of(model)
+    head = heads.fresh(model, kind, len(tensors[last]), seed=0, pooling=pooling)
+    for name, parameter in head.named_parameters():
+        theirs = f"{BEGIN}{_theirs(table, name)}"
+        if theirs in tensors:
+            if tensors[theirs].shape != parameter.shape:
+                shapes = [" x ".join(map(str, each.shape)) for each in (tensors[theirs], parameter)]
+                raise _other(directory, settings, f"{theirs} is {shapes[0]}, here {shapes[1]}")
+            parameter.copy_(tensors[theirs])
+        elif head is not before and not hasattr(before, name.partition(".")[0]):
+            raise UserError(
+                f"{path} lacks {theirs}, and so does its base",
+                hint="train it again, with that part among what is saved",
+            )
+    return head
+
+
+def kind_of(directory: str | Path) -> str | None:
+    """The kind of head that lies with adapters, None for none."""
+    return _kind(read_config(directory))
+
+
+def _kind(settings: Mapping[str, Any]) -> str | None:
+    return next((kind for kind, named in TYPES.items() if named == settings.get("task_type")), None)
+
+
+def about(directory: str | Path) -> dict[str, Any]:
+    """What task.json says of the task, {} where there is none."""
+    path = Path(directory) / TASK
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}", hint="save the adapter again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is a JSON {type(data).__name__}, expected an object")
+    return data
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -241,6 +358,11 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     for key, values in PLAIN.items():
         if key in data and not any(data[key] == value and type(data[key]) is type(value) for value in values):
             raise UserError(f"{path}: {key} is {str(data[key])[:60]!r}, which tfcli does not have")
+    if data.get("modules_to_save") and _kind(data) is None:
+        raise UserError(
+            f"{path}: modules_to_save is {str(data['modules_to_save'])[:60]!r}, which tfcli has of task heads alone",
+            hint=f"those of task_type {', '.join(TYPES.values())}",
+        )
     return data
 
 
@@ -249,27 +371,27 @@ def chat_template(directory: str | Path) -> str | None:
     return read_roles(Path(directory)).chat_template
 
 
-def _read_tensors(directory: Path) -> dict[str, dict[str, Tensor]]:
-    """{module: {"A": tensor, "B": tensor}}."""
+def _read_tensors(directory: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """{module: {"A": tensor, "B": tensor}}, and {name: tensor} of what is no matrix of LoRA."""
     path = directory / WEIGHTS
     if not path.is_file():
         raise UserError(f"no {WEIGHTS} in {directory}", hint="an adapter is a directory in PEFT's format")
     weights = Weights(read_header(path), path)
-    odd = [name for name in weights.entries if KEY.fullmatch(name) is None]
-    if odd:
-        raise UserError(f"{path} holds what is no matrix of LoRA: {few(odd)}", hint="tfcli reads lora_A and lora_B")
     found: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
     for name in weights.entries:
-        match = KEY.fullmatch(name)
-        assert match is not None
-        found.setdefault(match["module"], {})[match["part"]] = weights.read(name).float()
+        match, tensor = KEY.fullmatch(name), weights.read(name).float()
+        if match is None:
+            others[name] = tensor
+        else:
+            found.setdefault(match["module"], {})[match["part"]] = tensor
     for module, parts in found.items():
         a, b = parts.get("A"), parts.get("B")
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1] or not len(a):
             raise UserError(f"{path}: lora_A and lora_B of {module} do not fit each other", hint="save it again")
     if not found:
         raise UserError(f"{path} holds no adapters", hint="save it again")
-    return found
+    return found, others
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from tfcli.config import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats import adapters, families, gguf_save, gguf_wiring, hf, models
+from tfcli.formats import adapters, families, gguf_save, gguf_wiring, head_names, hf, models
+from tfcli.formats.heads import Loaded
 from tfcli.formats.tokenizer_json import tokenizer_json
-from tfcli.model import lora
+from tfcli.model import heads, lora
+from tfcli.model.masked_head import MaskedHead
 from tfcli.model.quantized import Quantization, quantize_model, widen_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text import files
-from tfcli.text.chat import with_template
 from tfcli.text.codec import Codec
 from tfcli.text.gguf_vocab_writer import differences
 from tfcli.text.json_tokenizer import JsonTokenizer, Roles
@@ -86,12 +87,18 @@ def convert(
         raise UserError(f"{out} does not end in .gguf", hint=f"name a file: {out.with_suffix('.gguf')}")
     check_place(source, out, directory=to == "hf", force=force)
     runtime = Runtime.detect(device="cpu", precision="fp32")
-    model, codec = models.load(source, runtime=runtime, tokenizer=tokenizer, on_note=on_note)
+    loaded = models.load_whole(source, runtime=runtime, tokenizer=tokenizer, on_note=on_note)
     merge_delta = None
     if merge is not None:
-        merge_delta = merged(model, Path(merge), on_note)
-        template = adapters.chat_template(merge)
-        codec = codec if template is None else with_template(codec, template)
+        loaded, merge_delta = merged(loaded, Path(merge), on_note)
+    model, codec = loaded.model, loaded.codec
+    head = heads.of(model)
+    if head is not None and not head.labels and on_note:
+        on_note(f"{source}: its pooler is not written, without a head that begins with it")
+    if to == "gguf" and not _writes(model):
+        raise UserError(
+            f"{merge or source} has the head of a task, which a GGUF file does not hold", hint="write --to hf"
+        )
     inexact = differences(codec) if to == "gguf" else []
     for said in inexact:
         (on_note or print)(f"llama.cpp will take some texts otherwise: {said}")
@@ -103,7 +110,7 @@ def convert(
             plain = type.upper() if type in PLAIN else "F16"
             gguf_save.save(aside, model, codec, type=plain, name=source.resolve().stem)
         else:
-            hf.save(aside, model, portable(codec), dtype=PLAIN[type])
+            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=head_names.of_task(loaded.about))
         del model
         after = read_again(aside, expected, codec, runtime, exact=not inexact)
         size = models.stored_bytes(aside)
@@ -119,12 +126,14 @@ def convert(
     )
 
 
-def merged(model: Transformer, directory: Path, on_note: Callable[[str], None] | None = None) -> float:
-    """Merge the adapters of a directory into a model, in place; returns the largest difference to the logits of both.
+def merged(base: Loaded, directory: Path, on_note: Callable[[str], None] | None = None) -> tuple[Loaded, float]:
+    """Merge the adapters of a directory into a model, in place, with the head and the task that lie with them.
 
-    Raises UserError as ``adapters.load``, RunError where the logits are not the same.
+    Returns also the largest difference to the logits of base and adapters apart. Raises UserError as ``adapters.load``,
+    RunError where the logits are not the same.
     """
-    adapters.load(directory, model, on_note=on_note)
+    loaded = adapters.put_on(base, directory, on_note=on_note)
+    model = loaded.model
     apart = probe(model)
     lora.merge(model)
     widen_model(model, torch.float32)  # what has no adapter: all can be quantized anew
@@ -134,7 +143,13 @@ def merged(model: Transformer, directory: Path, on_note: Callable[[str], None] |
             f"merging changes the logits by up to {difference:.3g}, of {largest:.3g}",
             hint="the adapters are too large for these weights",
         )
-    return difference
+    return loaded, difference
+
+
+def _writes(model: Transformer) -> bool:
+    """Whether a model has no head of a task but that of the vocabulary."""
+    head = heads.of(model)
+    return head is None or not head.labels or isinstance(head, MaskedHead)
 
 
 def check(to: str, type: str | None) -> str:
@@ -192,15 +207,19 @@ def round_numbers(model: Transformer, matrices: torch.dtype, others: torch.dtype
 
 @torch.no_grad()
 def probe(model: Transformer) -> Tensor:
-    """Logits in fp32 (T, V) of tokens from all over the vocabulary; of an encoder the hidden states.
+    """Logits in fp32 (T, V) of tokens from all over the vocabulary; of an encoder the hidden states, or its head's.
 
     Raises RunError where they are no numbers.
     """
     V, T = model.config.vocab_size, min(model.config.context, PROBE_TOKENS)
     ids = (torch.arange(T, device=model.device) * 7919 + 1) % V
     memory = model.encode(ids[None], dtype=torch.float32) if model.config.encoder_depth else None
-    hidden = model(ids[None], dtype=torch.float32, memory=memory)[0]
-    logits = (model.logits(hidden) if model.config.wiring.causal else hidden).cpu()
+    hidden = model(ids[None], dtype=torch.float32, memory=memory)
+    head = heads.of(model)
+    if head is not None and head.labels:
+        logits = head(hidden, torch.ones_like(ids[None], dtype=torch.bool))[0].cpu()
+    else:
+        logits = (model.logits(hidden) if model.config.wiring.causal else hidden)[0].cpu()
     if not torch.isfinite(logits).all():
         raise RunError("the model's logits are not numbers", hint="its weights are damaged, or its training diverged")
     return logits
@@ -211,8 +230,8 @@ def read_again(path: Path, expected: Tensor, codec: Codec, runtime: Runtime, *, 
 
     Raises RunError where they are not the same.
     """
-    model, again = models.load(path, runtime=runtime, dtype=torch.float32)
-    logits = probe(model)
+    loaded = models.load_whole(path, runtime=runtime, dtype=torch.float32)
+    logits, again = probe(loaded.model), loaded.codec
     difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
     if not difference <= CLOSE * max(1.0, largest):
         raise RunError(

@@ -80,6 +80,23 @@ def names(model_type: str, kind: str) -> HeadNames:
     return found
 
 
+TASK = ("id2label", "label2id", "problem_type", "tfcli")
+"""What config.json says of a task, beside the shape of its model."""
+
+
+def of_task(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the task of its model, for another that answers the same."""
+    found = {key: about[key] for key in TASK if key in about}
+    if isinstance(found.get("tfcli"), dict):  # without the mark of the tokenizer that lies beside it
+        found["tfcli"] = {key: value for key, value in found["tfcli"].items() if key != "tokenizer_sha256"}
+    return found
+
+
+def pooling_of(about: Mapping[str, Any]) -> str:
+    """How a model pools its hidden states for a new sequence head, by its config.json."""
+    return "mean" if about.get("classifier_pooling") == "mean" else "cls"
+
+
 def kind_of(about: Mapping[str, Any]) -> str | None:
     """The kind of head of the model that a config.json describes, None for none that is known."""
     listed = about.get("architectures")

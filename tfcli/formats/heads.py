@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,14 @@ class Loaded:
     kind: str | None
 
 
-def load(directory: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None) -> Loaded:
-    """A model directory with its task head; ``dtype`` of the weights (default: the runtime's).
+def load(
+    directory: str | Path,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Loaded:
+    """A model directory with its task head; ``dtype`` of the weights (default: the runtime's), ``on_note`` as there.
 
     A bare BERT with a pooler gets a sequence head of no labels, which holds that pooler. Raises UserError as
     ``hf.load`` does, and for a head that config.json names and the weights lack.
@@ -45,22 +51,21 @@ def load(directory: str | Path, *, runtime: Runtime, dtype: torch.dtype | None =
     from tfcli.model import heads
 
     directory = Path(directory)
-    model, codec = hf.load(directory, runtime=runtime, dtype=dtype)
     about = read_data(directory)
-    kind = kind_of(about)
-    weights = Weights.open(directory)
+    kind, weights = kind_of(about), Weights.open(directory)
+    pooler = next((name for name in POOLERS if kind is None and f"{name}.weight" in weights.entries), None)
+    read = kind is not None or pooler is not None
+    model, codec = hf.load(directory, runtime=runtime, dtype=dtype, on_note=None if read else on_note)
     if kind is not None:
         heads.attach(
             model,
             _read(weights, names(about["model_type"], kind), kind, model, Settings(directory / CONFIG, about, POOLED)),
         )
-    elif not model.config.wiring.causal:
-        pooler = next((name for name in POOLERS if f"{name}.weight" in weights.entries), None)
-        if pooler is not None:
-            head = heads.make("sequence", model.config.width, 0, causal=False)
-            found = {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}
-            _fill(head, found, weights.path, partly=True)
-            heads.attach(model, head)
+    elif pooler is not None and not model.config.wiring.causal:
+        head = heads.make("sequence", model.config.width, 0, causal=False)
+        found = {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}
+        _fill(head, found, weights.path, partly=True)
+        heads.attach(model, head)
     head_of = heads.of(model)
     if head_of is not None:
         head_of.to(dtype or runtime.dtype)

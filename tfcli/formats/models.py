@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tfcli.config import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats import hf
-from tfcli.formats.stored import CONFIG, few, open_model, read_settings
+from tfcli.formats.head_names import kind_of
+from tfcli.formats.stored import CONFIG, few, open_model, read_data, read_settings
 from tfcli.text import files
-from tfcli.text.chat import with_template
 from tfcli.text.codec import Codec
 from tfcli.text.hub import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
+    from tfcli.formats.heads import Loaded
     from tfcli.model.quantized import Quantization
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
@@ -64,7 +65,8 @@ def base_of(directory: Path) -> Path:
     if base is None or not base.exists():
         raise UserError(
             f"{directory} is an adapter for {named!r}, which is not there",
-            hint=f"merge it into its base: tfcli convert BASE OUT --merge {directory}",
+            hint=f"say where its base is now, in {directory / ADAPTER}, or merge the two: tfcli convert BASE OUT "
+            f"--merge {directory}",
         )
     if locate(base).kind == "adapter":
         raise UserError(f"{directory} is an adapter for {base}, an adapter itself", hint="merge that one first")
@@ -87,6 +89,19 @@ def _file(path: Path) -> Found:
         f"{path} is {files.what_it_is(head) or 'text'}, expected a model",
         hint="a model is a directory with config.json and model.safetensors, or a .gguf file",
     )
+
+
+def about_of(path: str | Path) -> tuple[dict[str, Any], str | None]:
+    """What the directory at a path says of its task, and the kind of its head; ({}, None) for what has neither."""
+    found = locate(path)
+    if found.kind == "adapter":
+        from tfcli.formats import adapters
+
+        return adapters.about(found.path), adapters.kind_of(found.path)
+    if found.kind != "hf" or not (found.path / CONFIG).is_file():
+        return {}, None
+    about = read_data(found.path)
+    return about, kind_of(about)
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -153,6 +168,34 @@ def load(
     return _quantized(found.path, to, runtime, dtype, on_note)
 
 
+def load_whole(
+    path: str | Path,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Loaded:
+    """As ``load``, with the head of its task where it has one, and what is said of that task."""
+    import torch
+
+    from tfcli.formats import adapters, heads
+    from tfcli.model import lora
+
+    found = locate(path)
+    if tokenizer is None and found.kind == "hf":
+        return heads.load(found.path, runtime=runtime, dtype=dtype, on_note=on_note)
+    if tokenizer is not None or found.kind != "adapter":
+        model, codec = load(path, runtime=runtime, dtype=dtype, tokenizer=tokenizer, on_note=on_note)
+        return heads.Loaded(model=model, codec=codec, about={}, kind=None)
+    base = load_whole(base_of(found.path), runtime=runtime, dtype=torch.float32, on_note=on_note)
+    loaded = adapters.put_on(base, found.path, on_note=on_note)
+    lora.merge(loaded.model)
+    for parameter in loaded.model.parameters():  # not the fp16 scales of quantized matrices
+        parameter.data = parameter.data.to(dtype or runtime.dtype)
+    return loaded
+
+
 def _adapted(
     directory: Path,
     runtime: Runtime,
@@ -163,19 +206,16 @@ def _adapted(
     """The base of an adapter with it merged in, quantized where ``to`` says so, and the template that it learnt."""
     import torch
 
-    from tfcli.formats import adapters
-    from tfcli.model import lora
+    from tfcli.model import heads
     from tfcli.model.quantized import quantize_model
 
-    model, codec = load(base_of(directory), runtime=runtime, dtype=torch.float32, on_note=on_note)
-    adapters.load(directory, model, on_note=on_note)
-    lora.merge(model)
+    loaded = load_whole(directory, runtime=runtime, dtype=torch.float32, on_note=on_note)
+    heads.detach(loaded.model)
     if to is not None:
-        quantize_model(model, to, name=str(directory))
-    for parameter in model.parameters():  # not the fp16 scales of quantized matrices
+        quantize_model(loaded.model, to, name=str(directory))
+    for parameter in loaded.model.parameters():
         parameter.data = parameter.data.to(dtype or runtime.dtype)
-    template = adapters.chat_template(directory)
-    return model, codec if template is None else with_template(codec, template)
+    return loaded.model, loaded.codec
 
 
 def _quantized(

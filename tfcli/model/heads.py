@@ -7,6 +7,7 @@ take it along with the other parameters. Names of its parts in Hugging Face dire
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -20,15 +21,15 @@ ATTRIBUTE = "task_head"
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """From hidden states to the logits of a task; ``kind`` is its name in ``formats.heads``."""
 
     kind: ClassVar[str]
     labels: int
 
+    @abstractmethod
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """Hidden states (B, T, D), with ``mask_BT`` True where a token is real -> logits in fp32."""
-        raise NotImplementedError
 
 
 class Transform(nn.Module):
@@ -166,11 +167,13 @@ def initialize(head: Head, seed: int) -> None:
         parameter.copy_(value)
 
 
-def fresh(model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler: bool = True) -> Head:
+def fresh(
+    model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler: bool = True, pooling: str = "cls"
+) -> Head:
     """Attach and return a new head of ``labels``, filled from ``seed``.
 
     A head of this kind and size that the model came with stays as it is; of another the pooler or transform, which is
-    a part of the encoder's own pretraining, stays where ``keep_pooler`` says so.
+    a part of the encoder's own pretraining, stays where ``keep_pooler`` says so. ``pooling`` as of ``SequenceHead``.
     """
     before = of(model)
     if before is not None and before.kind == kind and before.labels == labels:
@@ -179,7 +182,8 @@ def fresh(model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler:
     old = getattr(before, "transform", None)
     if keep_pooler and isinstance(old, Transform) and transform is not None:
         transform = copy.deepcopy(old)  # whatever biases and activation it has
-    head = make(kind, model.config.width, labels, causal=model.config.wiring.causal, transform=transform)
+    causal = model.config.wiring.causal
+    head = make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     initialize(head, seed)
     head = head.to(model.device)
     for part in ("pooler", "transform"):

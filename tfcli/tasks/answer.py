@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from tfcli.formats import families, head_names
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks import labelled
+from tfcli.tasks import resample
 from tfcli.tasks.batch import Batch, by_length
 from tfcli.tasks.options import FinetuneConfig
 from tfcli.tasks.report import Report
@@ -31,6 +30,7 @@ from tfcli.tasks.squad.rows import Question
 from tfcli.tasks.squad.scores import Outcome, as_numbers, best_threshold, score, table
 from tfcli.tasks.squad.windows import Layout, Window, pieces_of
 from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.text import labelled
 from tfcli.text.codec import Codec
 
 CONTEXT = 384
@@ -106,9 +106,8 @@ def outcomes(questions: Sequence[Question], readings: Sequence[Reading]) -> list
 
 def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[list[Question], Literal[1, 2]]:
     """The questions of all files, and whether some may have no answer (2)."""
-    labelled.check(specs)
-    options = config.data
-    found = [rows.read(Path(spec), report, encoding=options.encoding, errors=options.errors) for spec in specs]
+    options, paths = config.data, labelled.expand(specs)
+    found = [rows.read(path, report, encoding=options.encoding, errors=options.errors) for path in paths]
     questions = [question for each in found for question in each.questions]
     if len(found) > 1:
         seen: set[str] = set()
@@ -276,15 +275,11 @@ class AnswerPredictor:
         said = " ".join(str(answer["answer"]).split()) or "-"
         return f"{said}\t{answer['score']:.4f}\t{' '.join(str(answer['question']).split())}"
 
-    def evaluate(
-        self, specs: Sequence[str], config: AnswerConfig, *, limit: int | None, note: Callable[[str], None]
-    ) -> Evaluation:
+    def evaluate(self, specs: Sequence[str], config: AnswerConfig, *, limit: int | None) -> Evaluation:
         """Exact match and F1 by the rules of the official scripts, with 95 % bootstrap intervals over questions."""
         report = Report(strict=config.data.strict)
         questions, version = read(specs, config, report)
         questions = questions[:limit]
-        for line in report.lines():
-            note(f"data: {line}")
         readings = self.read(questions)
         threshold = self.threshold if config.answer.threshold is None else config.answer.threshold
         numbers = as_numbers(outcomes(questions, readings), threshold=threshold, version=version)
@@ -293,7 +288,7 @@ class AnswerPredictor:
         predictions = [answering._answer(*each) for each in zip(questions, readings, strict=True)]
         for answer, question in zip(predictions, questions, strict=True):
             answer["expected"] = list(question.golds)
-        return Evaluation(scores=numbers, lines=table(numbers), predictions=predictions)
+        return Evaluation(scores=numbers, lines=table(numbers), predictions=predictions, notes=tuple(report.lines()))
 
 
 def _asked(question: str, context: str, id: str = "") -> Question:
@@ -391,7 +386,7 @@ def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question
     what = "articles"
     if len(set(groups)) < 2:
         groups, what = [question.context for question in whole], "contexts"
-    train, held = labelled.split(groups, config.data.val_fraction)
+    train, held = resample.split(groups, config.data.val_fraction)
     start.note(f"held out: {len(held):,} of {len(whole):,} questions, by whole {what}, drawn at random")
     return [whole[i] for i in train], [whole[i] for i in held], version, list(start.data)
 

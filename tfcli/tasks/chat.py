@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks import batch, labelled
+from tfcli.tasks import batch, resample
 from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.dialogue import encode, rows
 from tfcli.tasks.dialogue.encode import Encoded
@@ -29,6 +28,7 @@ from tfcli.tasks.lm import refuse
 from tfcli.tasks.options import FinetuneConfig, FinetuneTrain
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
+from tfcli.text import labelled
 from tfcli.text.chat import ChatTemplate, prompt_ids, read_messages, with_template
 from tfcli.text.codec import Codec
 
@@ -127,7 +127,7 @@ def as_numbers(columns: npt.NDArray[np.float64]) -> dict[str, Any]:
     lost, ids, right = columns.sum(axis=0).tolist()
 
     def mean(column: int) -> list[float]:
-        return list(labelled.interval(columns, lambda sums: sums[:, column] / sums[:, 1]))
+        return resample.interval(columns, lambda sums: sums[:, column] / sums[:, 1])
 
     return {
         "loss": lost / ids,
@@ -271,7 +271,7 @@ class Answerer:
             {"messages": list(one.messages), "loss": lost / ids, "answer_tokens": int(ids)}
             for one, (lost, ids, _) in zip(kept, columns.tolist(), strict=True)
         ]
-        return Evaluation(scores=scores, lines=[*table(scores), *report.lines()], predictions=predictions)
+        return Evaluation(scores=scores, lines=table(scores), predictions=predictions, notes=tuple(report.lines()))
 
 
 class Chat:
@@ -296,7 +296,7 @@ class Chat:
             val = _read([config.data.val], config, report)
             paths.append(config.data.val)
         else:
-            first, second = labelled.split([_asked(one) for one in train], config.data.val_fraction)
+            first, second = resample.split([_asked(one) for one in train], config.data.val_fraction)
             train, val = [train[index] for index in first], [train[index] for index in second]
         learnt, encoded = _encoded(train, codec, context, report)
         held, tested = _encoded(val, codec, context, report)
@@ -321,12 +321,11 @@ class Chat:
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
-    labelled.check(specs)
     fields, data = Fields(prompt=config.chat.prompt, response=config.chat.response), config.data
     found: list[Conversation] = []
-    for spec in specs:
-        pieces = labelled.texts(Path(spec), spec, report, encoding=data.encoding, errors=data.errors)
-        found += rows.read(pieces, spec, report, fields=fields)
+    for path in labelled.expand(specs):
+        text = report.text(path, encoding=data.encoding, errors=data.errors)
+        found += rows.read(text, str(path), report, fields=fields)
     return found
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
+from tfcli.formats.head_names import pooling_of
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -246,20 +247,14 @@ def assess(
     logits: npt.NDArray[np.float32], targets: npt.NDArray[Any], names: Sequence[str], *, multi: bool, threshold: float
 ) -> tuple[dict[str, Any], list[str]]:
     """Scores with their intervals, and tables for people."""
-
-    def of(indices: npt.NDArray[np.int64]) -> dict[str, float]:
-        return score(logits[indices], targets[indices], multi=multi, threshold=threshold)
-
     found: dict[str, Any] = dict(score(logits, targets, multi=multi, threshold=threshold))
-    bounds = scores.interval(len(logits), of, ("accuracy", "macro_f1"))
     if multi:
         true, predicted = targets > 0, probabilities(logits, multi=True) >= threshold
     else:
         true, predicted = np.eye(len(names), dtype=bool)[targets], np.eye(len(names), dtype=bool)[logits.argmax(axis=1)]
-    classes = scores.by_class(true, predicted, names)
+    classes, bounds = scores.by_class(true, predicted, names), scores.intervals(true, predicted, multi=multi)
     lines = [
-        f"{name:9} {found[name]:.4f}"
-        + (f"  (95 % interval {bounds[name][0]:.4f} to {bounds[name][1]:.4f})" if bounds else "")
+        f"{name:9} {found[name]:.4f}  (95 % interval {bounds[name][0]:.4f} to {bounds[name][1]:.4f})"
         for name in ("accuracy", "macro_f1")
     ]
     lines += ["", *scores.report(classes if len(classes) <= SHOWN else sorted(classes, key=lambda c: c.f1)[:SHOWN])]
@@ -311,7 +306,8 @@ class Classify:
             raise UserError("there is nothing to train on" if not kept else "nothing is held out for validation")
         context = min(config.data.context or start.model.config.context, start.model.config.context)
         sets = [Labelled.of(each, names, part.multi, start.codec, context) for each in (kept, val)]
-        heads.fresh(start.model, "sequence", len(names), seed=config.seed)
+        pooling = pooling_of(start.about)
+        heads.fresh(start.model, "sequence", len(names), seed=config.seed, pooling=pooling)
         receipt = _receipt(part, held, sets, names, how)
         receipt["empty"] = {"train": len(train) - len(kept), "val": sum(not e.text.strip() for e in val)}
         for line in _notes(receipt, names, context):

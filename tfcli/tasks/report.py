@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from tfcli.errors import UserError
+from tfcli.text import files, labelled
 
 PLACES = 3
 """Places that are named of each kind."""
@@ -36,6 +39,18 @@ class Report:
         """Count what is not wrong, but should be known, as a text that was cut."""
         if count:
             self.notes[kind] = self.notes.get(kind, 0) + count
+
+    def text(
+        self, path: str | Path, *, encoding: str = "utf-8", errors: Literal["strict", "replace"] = "strict"
+    ) -> str:
+        """The text of a file, without a byte order mark; what was replaced in it is noted.
+
+        Raises UserError for an encoding that is not known, and for bytes that are not in it.
+        """
+        data = b"".join(files.blocks(Path(path), str(path)))
+        text, replaced = labelled.decode(data, str(path), encoding, errors)
+        self.note("invalid bytes that became U+FFFD", replaced)
+        return text
 
     def lines(self) -> list[str]:
         """One line a kind, for people."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from tfcli.formats import families, head_names
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks import batch, labelled
+from tfcli.tasks import batch, resample
 from tfcli.tasks.batch import Batch
 from tfcli.tasks.entities import rows
 from tfcli.tasks.entities.chunks import Chunk, Cutter
@@ -31,6 +30,7 @@ from tfcli.tasks.entities.tagger import Found, Tagger, accuracy, answers, logits
 from tfcli.tasks.options import FinetuneConfig
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.text import labelled
 from tfcli.text.codec import Codec
 
 IGNORED = -100
@@ -85,11 +85,10 @@ def examples(chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> Batch
 
 def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[Sentence], Scheme]:
     """The sentences of all files, and the scheme that they are written in: BIOES where one of them is."""
-    labelled.check(data)
     options = config.data
     found = [
-        rows.read(Path(path), report, repair=config.tag.repair, encoding=options.encoding, errors=options.errors)
-        for path in data
+        rows.read(path, report, repair=config.tag.repair, encoding=options.encoding, errors=options.errors)
+        for path in labelled.expand(data)
     ]
     scheme: Scheme = "bioes" if any(each.scheme == "bioes" for each in found) else "bio"
     return [sentence for each in found for sentence in each.sentences], scheme
@@ -200,9 +199,7 @@ def _scores(sentences: Sequence[Sentence], found: Found) -> tuple[dict[str, Any]
 class TagPredictor(Tagger):
     """A finetuned model that tags: the ``Predictor`` of ``tag``."""
 
-    def evaluate(
-        self, specs: Sequence[str], config: TagConfig, *, limit: int | None, note: Callable[[str], None]
-    ) -> Evaluation:
+    def evaluate(self, specs: Sequence[str], config: TagConfig, *, limit: int | None) -> Evaluation:
         """Precision, recall and F1 of entities as seqeval's, with 95 % bootstrap intervals over sentences."""
         report = Report(strict=config.data.strict)
         sentences = read(specs, config, report)[0][:limit]
@@ -210,14 +207,12 @@ class TagPredictor(Tagger):
         cutter = self.cutter
         found = self.find(sentences, rows_of(cutter, sentences))
         odd_words(cutter, report)
-        for line in report.lines():
-            note(f"data: {line}")
         numbers, lines = _scores(sentences, found)
         predictions = answers(sentences, found)
         for answer, sentence in zip(predictions, sentences, strict=True):
             answer["expected"] = [placed(sentence, entity) for entity in sentence.entities]
         numbers["data"] = report.as_json()
-        return Evaluation(scores=numbers, lines=lines, predictions=predictions)
+        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=tuple(report.lines()))
 
 
 def unknown(sentences: Sequence[Sentence], names: Sequence[str], report: Report) -> None:
@@ -301,7 +296,7 @@ def _halves(start: Start, report: Report) -> tuple[list[Sentence], list[Sentence
     whole, scheme = read(start.data, config, report)
     if config.data.val is not None:
         return whole, read([config.data.val], config, report)[0], scheme, [*start.data, config.data.val]
-    train, held = labelled.split([sentence.text for sentence in whole], config.data.val_fraction)
+    train, held = resample.split([sentence.text for sentence in whole], config.data.val_fraction)
     start.note(f"held out: {len(held):,} of {len(whole):,} sentences, drawn at random")
     return [whole[index] for index in train], [whole[index] for index in held], scheme, list(start.data)
 

@@ -10,12 +10,12 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tfcli.errors import UserError
+from tfcli.errors import UserError, nearest
 from tfcli.text import files
 
 LISTS = ("data", "rows", "examples", "train", "test", "validation")
@@ -54,8 +54,6 @@ def read(
     """
     path = Path(path)
     name, suffix = str(path), files.stem_suffix(path)[0]
-    if path.is_dir():
-        raise UserError(f"{path} is a directory", hint="name a file: .jsonl, .json, .csv, .tsv, .parquet or .txt")
     if suffix == ".parquet":
         return _parquet(path)
     data = b"".join(files.blocks(path, name))
@@ -94,7 +92,7 @@ def decode(data: bytes, name: str, encoding: str, errors: Literal["strict", "rep
     except UnicodeDecodeError as error:
         if errors == "replace":
             text = data.decode(codec, "replace")
-            return text, text.count("\ufffd")
+            return text, text.count("\ufffd") - (data.count(b"\xef\xbf\xbd") if utf8 else 0)
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{name} is not {encoding.upper()}: byte 0x{data[error.start]:02x} at offset {error.start}, line {line}",
@@ -236,14 +234,14 @@ def _parquet(path: Path) -> Table:
 
 
 def expand(specs: Sequence[str]) -> list[Path]:
-    """The files that names and globs stand for. Raises UserError for one that stands for none."""
+    """The files that names and globs stand for. Raises UserError for one that stands for none, and for a directory."""
     import glob
-
-    from tfcli.errors import nearest
 
     found: list[Path] = []
     for spec in specs:
         path = Path(spec)
+        if path.is_dir():
+            raise UserError(f"{path} is a directory", hint="name the files in it that are to be read")
         if path.exists():
             found.append(path)
             continue
@@ -259,7 +257,12 @@ def expand(specs: Sequence[str]) -> list[Path]:
     return found
 
 
-def iterate(tables: Sequence[Table]) -> Iterator[Row]:
-    """The rows of several tables, one after the other."""
-    for table in tables:
-        yield from table.rows
+def content_hash(specs: Sequence[str]) -> str:
+    """SHA-256 of the bytes of files, decompressed, in their order."""
+    whole = hashlib.sha256()
+    for path in expand(specs):
+        one = hashlib.sha256()
+        for block in files.blocks(path, str(path)):
+            one.update(block)
+        whole.update(one.digest())
+    return whole.hexdigest()

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from tfcli.model import lora
 from tfcli.model.quantized import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
-from tfcli.tasks.applications import application
+from tfcli.tasks.applications import KINDS, application
 from tfcli.tasks.options import FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start
 from tfcli.text.codec import Codec
@@ -104,6 +104,8 @@ def finetune(
         file = None if config_file is None else Path(config_file)
         config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
         check(config)
+        if config.lora.on and from_scratch:
+            raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
         if before is not None:
             config = record.unchanged(before, config, sources, directory)
             machine = before["machine"]
@@ -220,25 +222,27 @@ class _Run:
             fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
             model, codec = fresh(self.specs, self.config, self.runtime, self._note)
             return heads.Loaded(model=model, codec=codec, about={}, kind=None)
-        if models.locate(self.model).kind == "hf":
-            return heads.load(self.model, runtime=self.runtime, dtype=torch.float32)
-        model, codec = models.load(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self._note)
+        kind = models.locate(self.model).kind
+        if self.config.lora.on and kind == "adapter":
+            raise UserError(
+                f"{self.model} is an adapter itself",
+                hint=f"merge it first: tfcli convert BASE OUT --merge {self.model}",
+            )
+        loaded = models.load_whole(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self._note)
+        if kind == "hf":
+            return loaded
         if not self.config.lora.on:
-            widen_model(model, torch.float32)
-        return heads.Loaded(model=model, codec=portable(codec), about={}, kind=None)
+            widen_model(loaded.model, torch.float32)
+        return replace(loaded, codec=portable(loaded.codec))
 
     def _adapt(self, model: Transformer) -> None:
-        """With --lora, adapters that learn in place of the weights. UserError where that cannot be."""
+        """With --lora, adapters that learn in place of the weights, and the head of the task beside them."""
         if not self.config.lora.on:
             return
-        if self.from_scratch:
-            raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
-        if task_heads.of(model) is not None:
-            raise UserError(
-                f"--lora goes with --task chat and lm: {self.app.name} has a head, which is no part of an adapter",
-                hint="leave --lora out",
-            )
         lora.attach(model, self.config.lora, seed=self.config.seed)
+        head = task_heads.of(model)
+        if head is not None and KINDS.get(head.kind) == self.app.name:
+            head.requires_grad_(True)
 
     def _note(self, line: str) -> None:
         self.tell(Note(text=line))
@@ -256,12 +260,12 @@ class _Run:
         if save is not None:
             save(self.directory, model)
             return
-        if self.config.lora.on and self.model is not None:
-            base = Path(self.model).absolute()
-            adapters.save(self.directory, model, base=base, chat_template=codec.chat_template)
-            return
         about = dict(task.about)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
+        if self.config.lora.on and self.model is not None:
+            base = Path(self.model).absolute()
+            adapters.save(self.directory, model, base=base, about=about, chat_template=codec.chat_template)
+            return
         hf.save(self.directory, model, codec, about=about, card=_card(self.app.name, self.model, model))
 
     def _restore(self, model: Transformer, optimizers: Optimizers) -> TrainState:
@@ -284,8 +288,13 @@ class _Run:
         elif restore is not None:
             restore(self.directory, model)
         else:
-            saved = heads.load(self.directory, runtime=self.runtime, dtype=torch.float32).model
-            _fill(model, {name: p for name, p in saved.named_parameters() if p.requires_grad}, self.directory)
+            _fill(model, lora.trainable(self._saved()), self.directory)
+
+    def _saved(self) -> Transformer:
+        """The model that the directory holds, as it is trained: adapters on their base."""
+        if self.config.lora.on:
+            return adapters.put_on(self._load(), self.directory).model
+        return heads.load(self.directory, runtime=self.runtime, dtype=torch.float32).model
 
     def _record(self, planned: plan.Plan, task: Finetuning, tokenizer_hash: str, command: list[str]) -> record.Record:
         """The content of run.json when a run begins."""

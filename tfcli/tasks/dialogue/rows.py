@@ -66,14 +66,14 @@ class _Broken(Exception):
     """A row that cannot be used: what kind of fault it is, in the plural."""
 
 
-def read(pieces: Iterator[str], name: str, report: Report, *, fields: Fields | None = None) -> list[Conversation]:
+def read(text: str, name: str, report: Report, *, fields: Fields | None = None) -> list[Conversation]:
     """The conversations of a file's text: JSON lines or one JSON list.
 
     What cannot be used is left out and counted in ``report``. Raises UserError for a file that holds no conversation.
     """
     found: list[Conversation] = []
     rows = 0
-    for where, row in _rows(pieces, name, report):
+    for where, row in _rows(text, name, report):
         rows += 1
         try:
             found.append(conversation(row, fields or Fields(), where, report))
@@ -85,9 +85,9 @@ def read(pieces: Iterator[str], name: str, report: Report, *, fields: Fields | N
     return found
 
 
-def _rows(pieces: Iterator[str], name: str, report: Report) -> Iterator[tuple[str, Any]]:
+def _rows(text: str, name: str, report: Report) -> Iterator[tuple[str, Any]]:
     """("file:line", parsed) of JSON lines, or ("file, entry n", parsed) of a list."""
-    lines = enumerate(files.lines(pieces), 1)
+    lines = enumerate(files.lines(iter([text])), 1)
     start, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
     if first.lstrip().startswith("["):
         try:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from tfcli.errors import UserError
 from tfcli.tasks.entities.schemes import TAG, Entity, Scheme, broken, entities, scheme_of, unified, write
 from tfcli.tasks.entities.words import Span, joined, snapped, split
-from tfcli.tasks.labelled import texts
 from tfcli.tasks.report import Report
 from tfcli.text import files
 
@@ -85,7 +84,7 @@ def read(
     """
     name = name or str(path)
     json_lines = files.stem_suffix(path)[0] in (".jsonl", ".ndjson", ".json")
-    lines = files.lines(texts(path, name, report, encoding=encoding, errors=errors))
+    lines = files.lines(iter([report.text(path, encoding=encoding, errors=errors)]))
     rows = list((_json if json_lines else _conll)(lines, name, report))
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfcli.tasks.entities.schemes import Entity
-from tfcli.tasks.labelled import interval
+from tfcli.tasks.resample import interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

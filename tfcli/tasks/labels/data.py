@@ -72,7 +72,7 @@ def known(options: ClassifyData) -> list[str]:
 
 
 def read(specs: Sequence[str], options: ClassifyData, *, name: str, note: Callable[[str], None]) -> Part:
-    """The examples of files. Rows without a label are counted and left out, or an error under ``data.strict``."""
+    """The examples of files. Rows without a label are counted and left out, or an error under --strict."""
     part = Part(name=name, examples=[], rows=0, multi=options.label_separator is not None, files=[])
     for path in labelled.expand(specs):
         table = labelled.read(path, known=known(options), encoding=options.encoding, errors=options.errors)
@@ -129,7 +129,7 @@ def _add(part: Part, table: Table, columns: Columns, options: ClassifyData) -> N
         labels = _labels(row, columns.label, part, options)
         if labels is None:
             if options.strict:
-                raise UserError(f"{row.where} has no label", hint="leave data.strict out to go on without such rows")
+                raise UserError(f"{row.where} has no label", hint="leave --strict out to go on without such rows")
             part.dropped["without a label"] = part.dropped.get("without a label", 0) + 1
             continue
         text = _text(row, columns.text)
@@ -137,7 +137,7 @@ def _add(part: Part, table: Table, columns: Columns, options: ClassifyData) -> N
         if not text.strip() and not (pair or "").strip():
             part.empty += 1
             if options.strict:
-                raise UserError(f"{row.where} has an empty text", hint="leave data.strict out to go on with such rows")
+                raise UserError(f"{row.where} has an empty text", hint="leave --strict out to go on with such rows")
         part.examples.append(Example(text=text, pair=pair, labels=labels, where=row.where))
 
 

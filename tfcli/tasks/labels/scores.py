@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tfcli.tasks.resample import interval
+
 Labels = npt.NDArray[np.int64]
 Sets = npt.NDArray[np.bool_]
-SAMPLES = 1000
-"""Resamples of an interval."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,18 +78,20 @@ def by_class(true: Sets, predicted: Sets, labels: Sequence[str]) -> list[OfClass
     ]
 
 
-def interval(
-    count: int, score: Callable[[Labels], dict[str, float]], names: Sequence[str], *, seed: int = 0
-) -> dict[str, list[float]]:
-    """95 % bootstrap intervals (Efron 1979) of scores: ``score`` is given the indices of a resample of ``count``."""
-    if not count:
-        return {}
-    generator = np.random.default_rng(seed)
-    drawn = [score(generator.integers(0, count, count)) for _ in range(SAMPLES)]
-    return {
-        name: [round(float(bound), 6) for bound in np.quantile([each[name] for each in drawn], (0.025, 0.975))]
-        for name in names
-    }
+def intervals(true: Sets, predicted: Sets, *, multi: bool) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of accuracy and macro F1, of sets (N, labels)."""
+    labels = true.shape[1]
+    right = (true == predicted).all(axis=1, keepdims=True)
+    columns = np.concatenate([true & predicted, predicted, true, right, np.ones_like(right)], axis=1).astype(float)
+
+    def macro_f1(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        hits, found, there = (sums[:, part * labels : (part + 1) * labels] for part in range(3))
+        seen = np.ones_like(hits) if multi else found + there > 0
+        means: npt.NDArray[np.float64] = f1_of(hits, found, there).sum(axis=1) / seen.sum(axis=1)
+        return means
+
+    scores = {"accuracy": lambda sums: sums[:, -2] / sums[:, -1], "macro_f1": macro_f1}
+    return {name: interval(columns, score) for name, score in scores.items()}
 
 
 def report(classes: Sequence[OfClass]) -> list[str]:

@@ -67,8 +67,6 @@ class TranslateConfig(FinetuneConfig):
 
 def check(config: TranslateConfig) -> None:
     """Raise UserError for a number that means nothing."""
-    if config.lora.on:
-        raise UserError("--lora goes with --task chat and lm", hint="leave it out: a model that translates is small")
     if not 0 <= config.translate.label_smoothing < 1:
         raise UserError(
             f"translate.label_smoothing is {config.translate.label_smoothing}", hint="it must be at least 0 and below 1"

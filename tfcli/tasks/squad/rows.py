@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError
-from tfcli.tasks.labelled import texts
 from tfcli.tasks.report import Report
 
 EXPECTED = (
@@ -66,7 +65,7 @@ def read(
     counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     name = name or str(path)
-    text = "".join(texts(path, name, report, encoding=encoding, errors=errors))
+    text = report.text(path, encoding=encoding, errors=errors)
     found: list[Question] = []
     seen: set[str] = set()
     may_be_silent = False

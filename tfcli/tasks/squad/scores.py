@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfcli.tasks.labelled import interval
+from tfcli.tasks.resample import interval
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
