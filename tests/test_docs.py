@@ -4,6 +4,7 @@ To write the help blocks anew: TFCLI_UPDATE_DOCS=1 python -m pytest tests/test_d
 """
 
 import io
+import json
 import os
 import re
 import shlex
@@ -44,7 +45,8 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def shorter(command: str) -> str:
     """The same command on less time and text; everything else is as it stands in the README."""
-    return command.replace("--budget 90s", "--budget 8s").replace("sample_data/english.txt", "sample_data/part.txt")
+    command = command.replace("--budget 90s", "--budget 8s").replace("--epochs 20", "--steps 1")
+    return command.replace("sample_data/english.txt", "sample_data/part.txt")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if path.name in LINES:
             lines = path.read_text(encoding="utf-8").split("\n")[: LINES[path.name]]
             (folder / "sample_data" / path.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        elif path.name == "questions.json":
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            few = {**whole, "data": whole["data"][:3]}
+            (folder / "sample_data" / path.name).write_text(json.dumps(few), encoding="utf-8")
         else:
             (folder / "sample_data" / path.name).symlink_to(path)
     part = (ROOT / "sample_data" / "english.txt").read_text(encoding="utf-8")[:200_000]
