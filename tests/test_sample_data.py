@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tfcli.tasks.dialogue import rows as dialogue
+from tfcli.tasks.entities import rows as entities
+from tfcli.tasks.labels import data as labels
+from tfcli.tasks.labels.options import ClassifyData
+from tfcli.tasks.pairs import data as pairs
+from tfcli.tasks.pairs.options import PairData
+from tfcli.tasks.report import Report
+from tfcli.tasks.squad import rows as questions
+
 SAMPLE_DATA = Path(__file__).resolve().parent.parent / "sample_data"
 FILES = sorted(path for path in SAMPLE_DATA.rglob("*") if path.is_file())
 
@@ -52,3 +61,34 @@ def test_prompts_are_six_short_lines() -> None:
     prompts = (SAMPLE_DATA / "prompts.txt").read_text("utf-8").splitlines()
     assert len(prompts) == 6
     assert all(0 < len(prompt) <= 60 and prompt == prompt.strip() for prompt in prompts)
+
+
+def test_labelled_samples_are_read_without_a_fault() -> None:
+    """Each by its task's reader, where whatever is wrong is fatal: offsets, tags, turns, columns."""
+    said: list[str] = []
+    mail = labels.read([str(SAMPLE_DATA / "mail.tsv")], ClassifyData(strict=True), name="mail", note=said.append)
+    assert labels.names_of(mail) == ["mail", "spam"]
+    assert len(mail.examples) == len({example.text for example in mail.examples}) == 1800
+    assert said == []
+    tagged = entities.read(SAMPLE_DATA / "entities.conll", Report(strict=True), repair=False)
+    assert tagged.scheme == "bio"
+    assert {entity.label for sentence in tagged.sentences for entity in sentence.entities} == {
+        "person",
+        "place",
+        "group",
+    }
+    asked = questions.read(SAMPLE_DATA / "questions.json", Report(strict=True))
+    assert asked.version == 2
+    assert [len(asked.questions), sum(not question.answers for question in asked.questions)] == [207, 40]
+    verses = pairs.read([str(SAMPLE_DATA / "english-spanish.tsv")], PairData(strict=True))
+    assert len(verses.pairs) == len({pair.source for pair in verses.pairs}) == 3492
+    talk = dialogue.read(
+        (SAMPLE_DATA / "dialogue.jsonl").read_text("utf-8"), "dialogue.jsonl", Report(strict=True)
+    )
+    assert len(talk) == 541
+
+
+def test_mail_tells_of_no_one() -> None:
+    """An address, or a number that may be a telephone's, in what once was private."""
+    text = (SAMPLE_DATA / "mail.tsv").read_text("utf-8")
+    assert not re.search(r"\S@\S|\d{7}|\d{3}-\d{4}", text)

@@ -55,8 +55,9 @@ class AnswerData(FinetuneData):
 class AnswerOptions:
     """How questions are laid out and answered."""
 
-    overlap: int = 128
-    """Pieces of a long context that neighbouring windows share; its "stride" elsewhere."""
+    overlap: int | None = None
+    """Pieces of a long context that neighbouring windows share; its "stride" elsewhere. Left out: a third of a row, at
+    most 128."""
     question: int = 64
     """Pieces of a question at most, and at most a third of a row; what follows is cut."""
     longest: int = 30
@@ -333,7 +334,7 @@ class Answer:
             layout=Layout.of(
                 start.codec,
                 length=length,
-                overlap=config.answer.overlap,
+                overlap=_overlap(config.answer.overlap, length),
                 question=min(config.answer.question, length // 3),
             ),
             longest=config.answer.longest,
@@ -374,7 +375,7 @@ class Answer:
         layout = Layout.of(
             codec,
             length=length,
-            overlap=int(said.get("overlap", usual.overlap)),
+            overlap=_overlap(said.get("overlap"), length),
             question=min(int(said.get("question", usual.question)), length // 3),
         )
         answers = Answers(
@@ -384,11 +385,17 @@ class Answer:
         return AnswerPredictor(answers, math.inf if threshold is None else float(threshold))
 
 
+def _overlap(asked: int | None, length: int) -> int:
+    """What windows share. More than a third of a short row would make a window of every few pieces."""
+    return min(128, length // 3) if asked is None else int(asked)
+
+
 def _check(config: AnswerConfig) -> None:
     options = config.answer
     for name, least in (("overlap", 0), ("question", 1), ("longest", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"answer.{name} is {getattr(options, name)}", hint=f"it must be at least {least}")
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"answer.{name} is {value}", hint=f"it must be at least {least}")
 
 
 def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question], Literal[1, 2], list[str]]:
