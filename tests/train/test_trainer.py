@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tfcli.errors import Interrupted, RunError
 from tfcli.tasks.batch import Rows
+from tfcli.tasks.lm import LanguageModeling
+from tfcli.tasks.task import Headline
 from tfcli.train import checkpoint, order
 from tfcli.train.events import Evaluated, Event, Progress, Sampled, Saved
 from tfcli.train.metrics import read
@@ -231,3 +233,20 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
             made._step()
         counts.append(alive())
     assert counts[1] == counts[2]
+
+
+def test_of_equal_scores_the_lower_loss_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the first of equals that is kept: of few texts accuracy is often the same, and the later model surer."""
+    made = trainer(tmp_path)
+    seen = iter([(0.9, 0.3), (0.9, 0.2), (0.9, 0.25), (0.8, 0.1), (0.95, 0.4)])
+    monkeypatch.setattr(
+        LanguageModeling, "evaluate", lambda task, model: dict(zip(("acc", "val_loss"), next(seen), strict=True))
+    )
+    headline = lambda task, scores: Headline(name="acc", value=scores["acc"], higher_is_better=True)  # noqa: E731
+    monkeypatch.setattr(LanguageModeling, "headline", headline)
+    steps = []
+    for step in range(1, 6):
+        made.state.step = step
+        made._evaluate()
+        steps.append((made.state.best_step, made.state.stale))
+    assert steps == [(1, 0), (2, 0), (2, 1), (2, 2), (5, 0)]

@@ -42,6 +42,8 @@ class TrainState:
     """Tokens since the last line of metrics."""
     best: float | None = None
     """Best validation metric so far."""
+    best_loss: float = 0.0
+    """The held-out loss there, which decides between equals."""
     best_step: int = 0
     """The step that reached it."""
     stale: int = 0

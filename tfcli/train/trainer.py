@@ -282,9 +282,10 @@ class Trainer:
         score = -headline.value if headline.higher_is_better else headline.value
         record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens}
         self.metrics.write({**record, **scores})
-        best = state.best is None or score < state.best
+        loss = scores.get("val_loss", 0.0)  # of equal scores, as of few texts there are many, the lower loss is better
+        best = state.best is None or (score, loss) < (state.best, state.best_loss)
         if best:
-            state.best, state.best_step = score, state.step
+            state.best, state.best_loss, state.best_step = score, loss, state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
         state.stale = 0 if best else state.stale + 1
         self.listen(
