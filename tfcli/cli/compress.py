@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfcli.cli.options import TEXT, Device, Errors, Precision, TextKey, Threads
+from tfcli.cli.options import (
+    OUTPUT,
+    TEXT,
+    AnyModel,
+    AsJson,
+    Device,
+    Errors,
+    Force,
+    Machine,
+    Precision,
+    TextKey,
+    Threads,
+)
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
     from tfcli.compress.quantize import Compressed
 
-OUTPUT = "Output"
-
 
 def compress(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
-    ],
+    model: AnyModel,
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new directory.")],
     quantize: Annotated[
         str | None,
@@ -39,8 +47,8 @@ def compress(
     ] = None,
     text_key: TextKey = None,
     errors: Errors = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)] = False,
+    force: Force = False,
+    as_json: AsJson = False,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -57,9 +65,8 @@ def compress(
         raise UserError("nothing says how to make it smaller", hint="choose --quantize int8 or --quantize int4")
     data, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.compress.quantize import compress as write
-    from tfcli.runtime import Runtime
 
-    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    runtime = Machine(device=device, precision=precision, threads=threads).runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)
     made = write(
         model,

@@ -9,13 +9,11 @@ from typing import Annotated
 
 import typer
 
-OUTPUT = "Output"
+from tfcli.cli.options import OUTPUT, AnyModel, AsJson, Force
 
 
 def convert(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
-    ],
+    model: AnyModel,
     out: Annotated[str, typer.Argument(metavar="OUT", help="A file ending in .gguf, or a directory.")],
     to: Annotated[
         str | None,
@@ -53,8 +51,8 @@ def convert(
             rich_help_panel="Input",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model in another format: a GGUF file for llama.cpp, or a Hugging Face directory for everything else.
 

@@ -5,14 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.options import TEXT, Device, Encoding, Errors, Precision, Strict, Threads
-
-LENGTH, RUN = "Length", "Run"
+from tfcli.cli import options
+from tfcli.cli.options import (
+    LENGTH,
+    RUN,
+    TEXT,
+    CheckpointEvery,
+    Config,
+    Device,
+    Encoding,
+    Errors,
+    Out,
+    Precision,
+    ResultAsJson,
+    Resume,
+    Seed,
+    Steps,
+    Strict,
+    Threads,
+)
 
 
 def finetune(
@@ -26,12 +41,8 @@ def finetune(
     task: Annotated[
         str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
-    ] = False,
+    out: Out = None,
+    resume: Resume = False,
     from_scratch: Annotated[
         bool,
         typer.Option(
@@ -46,33 +57,18 @@ def finetune(
             rich_help_panel=RUN,
         ),
     ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
-    ] = None,
+    config: Config = None,
     sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, such as data.label_key=topic; repeatable.",
-            rich_help_panel=RUN,
-        ),
+        list[str] | None, options.sets("Any setting, such as data.label_key=topic; repeatable.", RUN)
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of all that is random.", show_default="1337", rich_help_panel=RUN)
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)] = False,
+    seed: Seed = None,
+    checkpoint_every: CheckpointEvery = None,
+    as_json: ResultAsJson = False,
     epochs: Annotated[
         float | None,
         typer.Option("--epochs", help="Passes over the data.", show_default="3", rich_help_panel=LENGTH),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)] = None,
+    steps: Steps = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", help="Examples a step.", show_default="32", rich_help_panel=LENGTH),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tfcli.cli.lines import read_lines, read_objects
-from tfcli.cli.options import Device, Precision, Quantize, Threads
+from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
 from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
 from tfcli.errors import RunError, UserError, unknown
@@ -65,7 +65,8 @@ def predict(
     finetuned = task_of(model)
     name = task or finetuned or "embed"
     if name in (finetuned, "fill"):
-        _answer(model, name, file, limit, form, beam, (device, precision, threads, quantize))
+        machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
+        _answer(model, name, file, limit, form, beam, machine)
         return
     if name not in TASKS:
         from tfcli.tasks.applications import APPLICATIONS
@@ -104,10 +105,10 @@ def _answer(
     limit: int | None,
     form: str,
     beam: int | None,
-    machine: tuple[str | None, str | None, int | None, str | None],
+    machine: Machine,
 ) -> None:
     """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
-    predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
+    predictor = filler(model, machine) if name == "fill" else load_task(model, name, machine)
     if beam is not None:
         search = getattr(predictor, "search", None)
         if search is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from tfcli.cli import options
 from tfcli.cli.help import GroupedCommand
 from tfcli.config import DataOptions, TokenizerOptions, resolve
 from tfcli.errors import RunError, UserError
@@ -50,14 +51,10 @@ TokenizerOption = Annotated[
         help="A tokenizer.model file, or a model directory.",
     ),
 ]
-ErrorsOption = Annotated[
-    str | None, typer.Option("--errors", show_default=DataOptions().errors, help="Invalid UTF-8: strict or replace.")
-]
+ErrorsOption = Annotated[str | None, options.errors(None)]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores", help="Threads.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-TextKeyOption = Annotated[
-    str | None, typer.Option("--text-key", show_default="text, content or the only one", help="Field with the text.")
-]
+TextKeyOption = Annotated[str | None, options.text_key(None)]
 CorpusArgument = Annotated[
     list[str], typer.Argument(metavar="CORPUS...", help="Files, directories, globs, hf:NAME:SPLIT, - for stdin.")
 ]
@@ -87,10 +84,8 @@ def train(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="tokenizer.sample_bytes=..., or any SentencePiece trainer option, as split_digits=true; repeatable.",
+        options.sets(
+            "tokenizer.sample_bytes=..., or any SentencePiece trainer option, as split_digits=true; repeatable.", None
         ),
     ] = None,
     errors: ErrorsOption = None,
