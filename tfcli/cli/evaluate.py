@@ -205,7 +205,7 @@ def _of_masked(
 
     masks = resolve(MaskingConfig, sets=[*_trained_masks(Path(model)), *sets])[0].mlm
     check_shares(masks)
-    made = filler(model, machine).filler
+    made = filler(model, *machine).filler
     masking = Masking(tokenizer=made.codec, options=masks)
     context = _window(context, made.model.config.context)
     if masking.room(context) < 1:
@@ -281,7 +281,7 @@ def _of_task(
         if name != "classify":
             raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
         plot.check(confusion)
-    predictor = load(model, name, machine)
+    predictor = load(model, name, *machine)
     if confusion is not None and getattr(predictor, "multi", False):
         raise UserError("--confusion goes with one label a text, this model gives several")
     result = predictor.evaluate(data, config, limit=limit)

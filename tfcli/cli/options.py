@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 LENGTH, MACHINE, OUTPUT, RUN, TEXT = "Length", "Machine", "Output", "Run", "Text"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """What a model is to compute on and in, as a command was asked; None: its own choice."""
 
     device: str | None

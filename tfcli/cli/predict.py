@@ -108,7 +108,7 @@ def _answer(
     machine: Machine,
 ) -> None:
     """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
-    predictor = filler(model, machine) if name == "fill" else load_task(model, name, machine)
+    predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
     if beam is not None:
         search = getattr(predictor, "search", None)
         if search is None:

@@ -39,19 +39,23 @@ def fills_in(model: str) -> bool:
     return about_of(model)[1] == "masked"
 
 
-def load(model: str, name: str, machine: Machine) -> Predictor:
+def load(
+    model: str, name: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
+) -> Predictor:
     """The finetuned model in a directory, ready to answer. Raises UserError as ``formats.models.load_whole`` does."""
     from tfcli.tasks.applications import application
 
-    loaded, runtime = _loaded(model, machine)
+    loaded, runtime = _loaded(model, Machine(device, precision, threads, quantize))
     return application(name).predictor(loaded.model, loaded.codec, loaded.about, runtime)
 
 
-def filler(model: str, machine: Machine) -> FillPredictor:
+def filler(
+    model: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
+) -> FillPredictor:
     """The masked-language model in a directory, ready to fill in; UserError for a model that does not."""
     from tfcli.tasks.fill import FillPredictor
 
-    loaded, _ = _loaded(model, machine)
+    loaded, _ = _loaded(model, Machine(device, precision, threads, quantize))
     return FillPredictor(loaded.model, loaded.codec)
 
 
