@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfcli.cli.lines import note
 from tfcli.cli.options import (
     OUTPUT,
     TEXT,
@@ -76,7 +77,7 @@ def compress(
         options=data,
         runtime=runtime,
         force=force,
-        on_note=lambda line: print(line, file=sys.stderr),
+        on_note=note,
     )
     if as_json:
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Annotated
 
 import typer
 
+from tfcli.cli.lines import note
 from tfcli.cli.options import OUTPUT, AnyModel, AsJson, Force
 
 
@@ -73,7 +73,7 @@ def convert(
         tokenizer=tokenizer,
         merge=merge,
         force=force,
-        on_note=lambda line: print(line, file=sys.stderr),
+        on_note=note,
     )
     if as_json:
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))

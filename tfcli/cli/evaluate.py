@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfcli.cli import options
+from tfcli.cli.lines import note
 from tfcli.cli.options import TEXT, Device, Encoding, Errors, Machine, Precision, Quantize, Strict, TextKey, Threads
 from tfcli.cli.tasks import fills_in, task_of
 from tfcli.config import DataOptions, resolve
@@ -320,7 +321,7 @@ def _encode(
 
     from tfcli.text.sources import find, read, utf8_length
 
-    sources = find(data, spool=folder, on_note=lambda line: print(line, file=sys.stderr))
+    sources = find(data, spool=folder, on_note=note)
     path = folder / "ids"
     text_bytes = documents = 0
     begins = True

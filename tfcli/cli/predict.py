@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.lines import read_lines, read_objects
+from tfcli.cli.lines import read_lines, read_objects, unread
 from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
 from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
-from tfcli.errors import RunError, UserError, unknown
+from tfcli.errors import UserError, unknown
 
 TASKS = ("embed", "fill")
 FORMATS = ("json", "text")
@@ -95,7 +95,7 @@ def predict(
         context = engine.model.config.context
         print(f"{cut} texts are longer than the model's {context} tokens: what follows was left out", file=sys.stderr)
     if failures:
-        raise RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
+        raise unread(failures)
 
 
 def _answer(
@@ -128,4 +128,4 @@ def _answer(
     if cut:
         print(f"{cut} inputs are longer than the model's context: what follows was left out", file=sys.stderr)
     if failures:
-        raise RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
+        raise unread(failures)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfcli.cli.lines import note
 from tfcli.cli.options import Machine
 from tfcli.errors import UserError
 
@@ -66,6 +67,6 @@ def _loaded(model: str, machine: Machine) -> tuple[Loaded, Runtime]:
 
     runtime = machine.runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)
-    loaded = models.load_whole(model, runtime=runtime, on_note=lambda line: print(line, file=sys.stderr))
+    loaded = models.load_whole(model, runtime=runtime, on_note=note)
     loaded.model.requires_grad_(False)
     return loaded, runtime

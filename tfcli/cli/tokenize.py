@@ -17,6 +17,7 @@ import typer
 
 from tfcli.cli import options
 from tfcli.cli.help import GroupedCommand
+from tfcli.cli.lines import note
 from tfcli.config import DataOptions, TokenizerOptions, resolve
 from tfcli.errors import RunError, UserError
 
@@ -113,13 +114,13 @@ def train(
         raise UserError(f"{path} is there already", hint="write over it with --force, or name another file with --out")
     sample = corpora.Sample(config.tokenizer.sample_bytes)
     with spooling() as spool, _progress() as report:
-        text = corpora.scan(find(corpus, spool=spool, on_note=_note), config.data, sample=sample, on_progress=report)
+        text = corpora.scan(find(corpus, spool=spool, on_note=note), config.data, sample=sample, on_progress=report)
         tokenizer = train_tokenizer(
             sample.chunks(text.bytes),
             config.tokenizer,
             threads=_threads(threads),
             progress=lambda done, total: report("train", done, total),
-            on_note=_note,
+            on_note=note,
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def stats(
     config, _ = resolve(TokenizeConfig, flags={"data.errors": errors, "data.text_key": text_key})
     loaded = _tokenizer(tokenizer)
     with spooling() as spool:
-        sources = find(corpus, spool=spool, on_note=_note)
+        sources = find(corpus, spool=spool, on_note=note)
         result = measure(read(sources, config.data), loaded, threads=_threads(threads))
     if not result.bytes:
         raise UserError(f"there is no text in {', '.join(corpus)}", hint="expected UTF-8 text")
@@ -225,7 +226,7 @@ def _tokenizer(path: Path | None) -> Tokenizer:
                 "no tokenizer was given", hint="name one with --tokenizer, or make one: tfcli tokenize train CORPUS"
             )
         path = Path(FILE_NAME)
-        _note(f"tokenizer: {path}")
+        note(f"tokenizer: {path}")
     return Tokenizer.load(path)
 
 
@@ -264,10 +265,6 @@ def _out(line: str) -> None:
     _write([line.encode() + b"\n"])
 
 
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 class _Report:
     """What the work last said about itself."""
 
@@ -287,7 +284,7 @@ def _progress() -> Iterator[_Report]:
 
     def speak() -> None:
         while not stopped.wait(SECONDS_BETWEEN_LINES):
-            _note(f"{report.line}, {time.monotonic() - report.start:.0f} s")
+            note(f"{report.line}, {time.monotonic() - report.start:.0f} s")
 
     thread = threading.Thread(target=speak, daemon=True)
     thread.start()
