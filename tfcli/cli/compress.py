@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfcli.cli import options
 from tfcli.cli.lines import note
-from tfcli.cli.options import (
-    OUTPUT,
-    TEXT,
-    AnyModel,
-    AsJson,
-    Device,
-    Errors,
-    Force,
-    Machine,
-    Precision,
-    TextKey,
-    Threads,
-)
+from tfcli.cli.options import OUTPUT, TEXT
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
 
@@ -31,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def compress(
-    model: AnyModel,
+    model: options.AnyModel,
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new directory.")],
     quantize: Annotated[
         str | None,
@@ -46,13 +35,13 @@ def compress(
             rich_help_panel=TEXT,
         ),
     ] = None,
-    text_key: TextKey = None,
-    errors: Errors = None,
-    force: Force = False,
-    as_json: AsJson = False,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
+    text_key: options.TextKey = None,
+    errors: options.Errors = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Make a model smaller: its weights in 8 or 4 bits; embedding and head in 8.
 
@@ -67,7 +56,7 @@ def compress(
     data, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.compress.quantize import compress as write
 
-    runtime = Machine(device=device, precision=precision, threads=threads).runtime()
+    runtime = options.Machine(device=device, precision=precision, threads=threads).runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)
     made = write(
         model,

@@ -10,24 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tfcli.cli import options
-from tfcli.cli.options import (
-    LENGTH,
-    RUN,
-    TEXT,
-    CheckpointEvery,
-    Config,
-    Device,
-    Encoding,
-    Errors,
-    Out,
-    Precision,
-    ResultAsJson,
-    Resume,
-    Seed,
-    Steps,
-    Strict,
-    Threads,
-)
+from tfcli.cli.options import LENGTH, RUN, TEXT
 
 
 def finetune(
@@ -41,8 +24,8 @@ def finetune(
     task: Annotated[
         str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
     ] = None,
-    out: Out = None,
-    resume: Resume = False,
+    out: options.Out = None,
+    resume: options.Resume = False,
     from_scratch: Annotated[
         bool,
         typer.Option(
@@ -57,18 +40,18 @@ def finetune(
             rich_help_panel=RUN,
         ),
     ] = False,
-    config: Config = None,
+    config: options.Config = None,
     sets: Annotated[
         list[str] | None, options.sets("Any setting, such as data.label_key=topic; repeatable.", RUN)
     ] = None,
-    seed: Seed = None,
-    checkpoint_every: CheckpointEvery = None,
-    as_json: ResultAsJson = False,
+    seed: options.Seed = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    as_json: options.ResultAsJson = False,
     epochs: Annotated[
         float | None,
         typer.Option("--epochs", help="Passes over the data.", show_default="3", rich_help_panel=LENGTH),
     ] = None,
-    steps: Steps = None,
+    steps: options.Steps = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", help="Examples a step.", show_default="32", rich_help_panel=LENGTH),
@@ -95,12 +78,12 @@ def finetune(
             "--val-fraction", help="Else this part, of each label alike.", show_default="0.1", rich_help_panel=TEXT
         ),
     ] = None,
-    encoding: Encoding = None,
-    errors: Errors = None,
-    strict: Strict = False,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
+    encoding: options.Encoding = None,
+    errors: options.Errors = None,
+    strict: options.Strict = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a model for a task on labelled data; the best one on the held-out part is kept.
 

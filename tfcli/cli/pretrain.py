@@ -11,23 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfcli.cli import options
-from tfcli.cli.options import (
-    LENGTH,
-    RUN,
-    TEXT,
-    CheckpointEvery,
-    Config,
-    Device,
-    Errors,
-    Out,
-    Precision,
-    ResultAsJson,
-    Resume,
-    Seed,
-    Steps,
-    TextKey,
-    Threads,
-)
+from tfcli.cli.options import LENGTH, RUN, TEXT
 
 if TYPE_CHECKING:
     from tfcli.train.pretrain import Result
@@ -43,21 +27,21 @@ def pretrain(
             help="Files, directories, globs, hf:NAME:SPLIT, - for stdin: txt, jsonl, csv, tsv, parquet; packed too.",
         ),
     ] = None,
-    out: Out = None,
-    resume: Resume = False,
-    config: Config = None,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    config: options.Config = None,
     sets: Annotated[list[str] | None, options.sets("Any setting, such as optim.muon_lr=0.01; repeatable.", RUN)] = None,
-    seed: Seed = None,
-    checkpoint_every: CheckpointEvery = None,
+    seed: options.Seed = None,
+    checkpoint_every: options.CheckpointEvery = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=RUN)
     ] = False,
-    as_json: ResultAsJson = False,
+    as_json: options.ResultAsJson = False,
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="Wall-clock time, as 90s, 10m, 1h.", show_default="10m", rich_help_panel=LENGTH),
     ] = None,
-    steps: Steps = None,
+    steps: options.Steps = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Training tokens.", rich_help_panel=LENGTH)] = None,
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the text.", rich_help_panel=LENGTH)
@@ -117,11 +101,11 @@ def pretrain(
             rich_help_panel=TEXT,
         ),
     ] = None,
-    text_key: TextKey = None,
-    errors: Errors = None,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
+    text_key: options.TextKey = None,
+    errors: options.Errors = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a language model on text: tokenizer, training, evaluation, and a model directory that works everywhere.
 
