@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tfcli.cli.lines import note
 from tfcli.cli.options import Device, Precision, Quantize, Threads
 from tfcli.config import PretrainConfig, resolve
 from tfcli.errors import UserError
@@ -163,9 +164,9 @@ def _runtime(device: str | None, precision: str | None, threads: int | None) -> 
     from tfcli.runtime import Runtime
 
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-    _note(f"device: {runtime.describe()}")
+    note(f"device: {runtime.describe()}")
     if warning := contention(others_running(), runtime.threads):
-        _note(f"warning: {warning}")
+        note(f"warning: {warning}")
     return runtime
 
 
@@ -197,7 +198,7 @@ def _open(stack: contextlib.ExitStack, name: str, subject: Subject, runtime: Run
     """A peer with the model loaded, and the prompt that the suites have."""
     from tfcli.bench import peers, suites
 
-    _note(f"{name} ...")
+    note(f"{name} ...")
     prompt, new = suites.lengths(subject.config)
     task = peers.Task(
         model=subject.path,
@@ -216,14 +217,14 @@ def _measure(names: list[str], subject: Subject, runtime: Runtime, repeats: int,
 
     made = []
     for result in suites.run(
-        names, subject, runtime, repeats=repeats, peers=opened, on_start=lambda name: _note(f"{name} ...")
+        names, subject, runtime, repeats=repeats, peers=opened, on_start=lambda name: note(f"{name} ...")
     ):
         made.append(result)
-        _note(f"{result.suite}: {report.in_short(result)}")
+        note(f"{result.suite}: {report.in_short(result)}")
         sides = [(result.suite, result.timing), *((f"{result.suite}, {o.name},", o.timing) for o in result.against)]
         for name, timing in sides:
             if warning := report.noise(name, timing):
-                _note(f"warning: {warning}")
+                note(f"warning: {warning}")
     # Last, for a large product and a large tensor would be the peak of the process's memory.
     peak = suites.ceilings(runtime) if any(result.flops_per_second for result in made) else None
     machine, about = report.fingerprint(runtime), report.about(subject)
@@ -239,14 +240,14 @@ def _judge(gate: list[Rule], lines: list[Json], earlier: list[Json] | None, show
     failed: list[str] = []
     if earlier is not None:
         for difference in differences(earlier, lines):
-            _note(f"warning: not the same: {difference}")
+            note(f"warning: not the same: {difference}")
         verdicts = compare(earlier, lines)
         show.verdicts(verdicts)
         ratios = {verdict.suite: [verdict.ratio] for verdict in verdicts}
         failed = [f"{verdict} by more than 5%" for verdict in verdicts if verdict.failed and not gate]
     failed += rules.broken(gate, lines, ratios)
     for reason in failed:
-        _note(f"failed: {reason}")
+        note(f"failed: {reason}")
     if failed:
         raise typer.Exit(1)
 
@@ -286,7 +287,7 @@ class _Show:
                 if self.alone:
                     print(json.dumps(dataclasses.asdict(verdict), ensure_ascii=False))
                 else:
-                    _note(str(verdict))
+                    note(str(verdict))
         elif verdicts:
             self.table(compare.HEAD, [verdict.row for verdict in verdicts])
 
@@ -307,7 +308,3 @@ class _Show:
             Console().print(table)
         else:
             typer.echo(report.plain(head, rows))
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

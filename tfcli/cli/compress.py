@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfcli.cli.options import TEXT, Device, Errors, Precision, TextKey, Threads
+from tfcli.cli import options
+from tfcli.cli.lines import note
+from tfcli.cli.options import OUTPUT, TEXT
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
     from tfcli.compress.quantize import Compressed
 
-OUTPUT = "Output"
-
 
 def compress(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
-    ],
+    model: options.AnyModel,
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new directory.")],
     quantize: Annotated[
         str | None,
@@ -37,13 +35,13 @@ def compress(
             rich_help_panel=TEXT,
         ),
     ] = None,
-    text_key: TextKey = None,
-    errors: Errors = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)] = False,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
+    text_key: options.TextKey = None,
+    errors: options.Errors = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Make a model smaller: its weights in 8 or 4 bits; embedding and head in 8.
 
@@ -57,9 +55,8 @@ def compress(
         raise UserError("nothing says how to make it smaller", hint="choose --quantize int8 or --quantize int4")
     data, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.compress.quantize import compress as write
-    from tfcli.runtime import Runtime
 
-    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    runtime = options.Machine(device=device, precision=precision, threads=threads).runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)
     made = write(
         model,
@@ -69,7 +66,7 @@ def compress(
         options=data,
         runtime=runtime,
         force=force,
-        on_note=lambda line: print(line, file=sys.stderr),
+        on_note=note,
     )
     if as_json:
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))

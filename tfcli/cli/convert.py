@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import Annotated
 
 import typer
 
-OUTPUT = "Output"
+from tfcli.cli.lines import note
+from tfcli.cli.options import OUTPUT, AnyModel, AsJson, Force
 
 
 def convert(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
-    ],
+    model: AnyModel,
     out: Annotated[str, typer.Argument(metavar="OUT", help="A file ending in .gguf, or a directory.")],
     to: Annotated[
         str | None,
@@ -53,8 +51,8 @@ def convert(
             rich_help_panel="Input",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model in another format: a GGUF file for llama.cpp, or a Hugging Face directory for everything else.
 
@@ -75,7 +73,7 @@ def convert(
         tokenizer=tokenizer,
         merge=merge,
         force=force,
-        on_note=lambda line: print(line, file=sys.stderr),
+        on_note=note,
     )
     if as_json:
         print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))

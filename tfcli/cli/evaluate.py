@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfcli.cli import options
-from tfcli.cli.options import Device, Encoding, Errors, Precision, Quantize, Strict, TextKey, Threads
+from tfcli.cli.lines import note
+from tfcli.cli.options import TEXT, Device, Encoding, Errors, Machine, Precision, Quantize, Strict, TextKey, Threads
 from tfcli.cli.tasks import fills_in, task_of
 from tfcli.config import DataOptions, resolve
 from tfcli.errors import UserError
@@ -60,9 +61,7 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            "--limit", help="Score only the first N documents.", show_default="all", rich_help_panel=options.TEXT
-        ),
+        typer.Option("--limit", help="Score only the first N documents.", show_default="all", rich_help_panel=TEXT),
     ] = None,
     predictions: Annotated[
         Path | None,
@@ -73,13 +72,7 @@ def evaluate(
         typer.Option("--confusion", help="Of classify: draw the confusion matrix as this PNG.", rich_help_panel=SCORE),
     ] = None,
     sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of the task, such as data.label_key=topic.",
-            rich_help_panel=options.TEXT,
-        ),
+        list[str] | None, options.sets("A setting of the task, such as data.label_key=topic.", TEXT)
     ] = None,
     text_key: TextKey = None,
     encoding: Encoding = None,
@@ -101,8 +94,6 @@ def evaluate(
 
     Example: tfcli evaluate runs/first held-out.txt
     """
-    import tempfile
-
     from tfcli.text import hf_data
 
     for spec in data:
@@ -110,23 +101,13 @@ def evaluate(
     for name, number in {"context": context, "stride": stride, "limit": limit}.items():
         if number is not None and number < 1:
             raise UserError(f"--{name} is {number}", hint="it must be at least 1")
+    machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
     finetuned = task_of(model)
     if finetuned is not None:
         _refuse({"--context": context, "--stride": stride}, model, "a model of text")
         flags: dict[str, str | bool | None] = {"data.encoding": encoding, "data.errors": errors}
         flags |= {"data.text_key": text_key, "data.strict": strict or None}
-        _of_task(
-            model,
-            finetuned,
-            data,
-            sets or [],
-            flags,
-            limit,
-            predictions,
-            confusion,
-            as_json,
-            (device, precision, threads, quantize),
-        )
+        _of_task(model, finetuned, data, sets or [], flags, limit, predictions, confusion, as_json, machine)
         return
     masked = fills_in(model)
     of_tasks: dict[str, object] = {"--predictions": predictions, "--confusion": confusion}
@@ -136,18 +117,34 @@ def evaluate(
         _refuse({"--quantize": quantize, "--stride": stride}, model, "a decoder")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     if masked:
-        _of_masked(model, data, sets or [], data_options, context, limit, as_json, (device, precision, threads, None))
-        return
+        _of_masked(model, data, sets or [], data_options, context, limit, as_json, machine)
+    else:
+        _of_text(model, data, data_options, context, stride, limit, as_json, machine)
+
+
+def _of_text(
+    model: str,
+    data: list[str],
+    options: DataOptions,
+    context: int | None,
+    stride: int | None,
+    limit: int | None,
+    as_json: bool,
+    machine: Machine,
+) -> None:
+    """Score a model that continues text on all of its tokens."""
+    import tempfile
+
     from tfcli.infer.score import evaluate as score
     from tfcli.tasks.lm import first_id
 
-    decoder, codec, runtime = _load(model, device, precision, threads, quantize)
+    decoder, codec, runtime = _load(model, machine)
     print(f"device: {runtime.describe()}", file=sys.stderr)
     context = _window(context, decoder.config.context)
     if stride is not None and stride > context:
         raise UserError(f"--stride is {stride}, the context {context}", hint="a longer stride would leave tokens out")
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
-        ids, text_bytes = _encode(data, data_options, codec, limit=limit, threads=threads, folder=Path(folder))
+        ids, text_bytes = _encode(data, options, codec, limit=limit, threads=machine.threads, folder=Path(folder))
         scores = score(
             decoder,
             ids,
@@ -197,7 +194,7 @@ def _of_masked(
     context: int | None,
     limit: int | None,
     as_json: bool,
-    machine: tuple[str | None, str | None, int | None, str | None],
+    machine: Machine,
 ) -> None:
     """Score an encoder on text, with pieces covered up as it learnt it."""
     import math
@@ -205,7 +202,6 @@ def _of_masked(
 
     from tfcli.cli.tasks import filler
     from tfcli.errors import RunError
-    from tfcli.runtime import Runtime
     from tfcli.tasks.mlm import Masking, MaskingConfig, check_shares, score
 
     masks = resolve(MaskingConfig, sets=[*_trained_masks(Path(model)), *sets])[0].mlm
@@ -215,10 +211,10 @@ def _of_masked(
     context = _window(context, made.model.config.context)
     if masking.room(context) < 1:
         raise UserError(f"--context is {context}", hint="it has no room for a text")
-    runtime = Runtime.detect(device=machine[0], precision=machine[1], threads=machine[2])
+    runtime = machine.runtime()
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
         ids, text_bytes = _encode(
-            data, options, made.codec, limit=limit, threads=machine[2], folder=Path(folder), ended=True
+            data, options, made.codec, limit=limit, threads=machine.threads, folder=Path(folder), ended=True
         )
         found = score(made.model, ids, masking, context=context, runtime=runtime, on_progress=_Progress())
         del ids
@@ -236,20 +232,23 @@ def _trained_masks(directory: Path) -> list[str]:
         return []
 
 
-def _load(
-    model: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
-) -> tuple[Transformer | Lstm, Codec, Runtime]:
+def _load(model: str, machine: Machine) -> tuple[Transformer | Lstm, Codec, Runtime]:
     """The model to score, a yardstick too, and its tokenizer."""
     from tfcli.formats import lstm
     from tfcli.infer.engine import load
-    from tfcli.runtime import Runtime
 
     if not lstm.found(model):
-        engine = load(model, device=device, precision=precision, threads=threads, quantize=quantize)
+        engine = load(
+            model,
+            device=machine.device,
+            precision=machine.precision,
+            threads=machine.threads,
+            quantize=machine.quantize,
+        )
         return engine.model, engine.tokenizer, engine.runtime
-    if quantize is not None:
+    if machine.quantize is not None:
         raise UserError("--quantize does not go with an LSTM", hint="leave it out")
-    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    runtime = machine.runtime()
     return *lstm.load(model, runtime=runtime), runtime
 
 
@@ -263,7 +262,7 @@ def _of_task(
     predictions: Path | None,
     confusion: Path | None,
     as_json: bool,
-    machine: tuple[str | None, str | None, int | None, str | None],
+    machine: Machine,
 ) -> None:
     """Score a finetuned model on labelled data."""
     from tfcli.cli.tasks import load
@@ -322,7 +321,7 @@ def _encode(
 
     from tfcli.text.sources import find, read, utf8_length
 
-    sources = find(data, spool=folder, on_note=lambda line: print(line, file=sys.stderr))
+    sources = find(data, spool=folder, on_note=note)
     path = folder / "ids"
     text_bytes = documents = 0
     begins = True

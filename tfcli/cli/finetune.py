@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.options import TEXT, Device, Encoding, Errors, Precision, Strict, Threads
-
-LENGTH, RUN = "Length", "Run"
+from tfcli.cli import options
+from tfcli.cli.options import LENGTH, RUN, TEXT
 
 
 def finetune(
@@ -26,12 +24,8 @@ def finetune(
     task: Annotated[
         str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
-    ] = False,
+    out: options.Out = None,
+    resume: options.Resume = False,
     from_scratch: Annotated[
         bool,
         typer.Option(
@@ -46,33 +40,18 @@ def finetune(
             rich_help_panel=RUN,
         ),
     ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
-    ] = None,
+    config: options.Config = None,
     sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, such as data.label_key=topic; repeatable.",
-            rich_help_panel=RUN,
-        ),
+        list[str] | None, options.sets("Any setting, such as data.label_key=topic; repeatable.", RUN)
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of all that is random.", show_default="1337", rich_help_panel=RUN)
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)] = False,
+    seed: options.Seed = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    as_json: options.ResultAsJson = False,
     epochs: Annotated[
         float | None,
         typer.Option("--epochs", help="Passes over the data.", show_default="3", rich_help_panel=LENGTH),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)] = None,
+    steps: options.Steps = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", help="Examples a step.", show_default="32", rich_help_panel=LENGTH),
@@ -99,12 +78,12 @@ def finetune(
             "--val-fraction", help="Else this part, of each label alike.", show_default="0.1", rich_help_panel=TEXT
         ),
     ] = None,
-    encoding: Encoding = None,
-    errors: Errors = None,
-    strict: Strict = False,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
+    encoding: options.Encoding = None,
+    errors: options.Errors = None,
+    strict: options.Strict = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a model for a task on labelled data; the best one on the held-out part is kept.
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tfcli.cli.lines import note
+
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 COUNTS = ("tokens", "documents", "lines", "characters", "numbers", "vocab_size", "exact_duplicates")
 """Keys whose numbers are long enough for thousands separators; years, seeds and steps are not."""
@@ -39,7 +41,7 @@ def inspect(
         targets = [str(find_model(None))]
         print(f"model: {targets[0]}", file=sys.stderr)
     for number, target in enumerate(targets):
-        description = describe(target, on_note=lambda line: print(line, file=sys.stderr))
+        description = describe(target, on_note=note)
         if as_json:
             print(json.dumps(description, ensure_ascii=False), flush=True)
             continue

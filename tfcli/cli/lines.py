@@ -1,4 +1,4 @@
-"""Texts of a file or stdin, one a line or one JSON object a line; a broken line is said and left out."""
+"""Lines of text: of a file or stdin, one a text or a JSON object, a broken one said and left out; and on stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfcli.errors import UserError
+from tfcli.errors import RunError, UserError
+
+
+def note(line: str) -> None:
+    """A line for people, on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def unread(failures: list[int]) -> RunError:
+    """What is said at the end of lines that ``read_objects`` left out."""
+    return RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
 
 
 def read_lines(file: str, key: str, failures: list[int]) -> Iterator[str]:

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
-MACHINE, TEXT = "Machine", "Text"
+from tfcli.config import DataOptions, PretrainConfig
+
+if TYPE_CHECKING:
+    from tfcli.runtime import Runtime
+
+LENGTH, MACHINE, OUTPUT, RUN, TEXT = "Length", "Machine", "Output", "Run", "Text"
+
+
+class Machine(NamedTuple):
+    """What a model is to compute on and in, as a command was asked; None: its own choice."""
+
+    device: str | None
+    precision: str | None
+    threads: int | None
+    quantize: str | None = None
+
+    def runtime(self) -> Runtime:
+        """What there is of it. Raises UserError for what there is not."""
+        from tfcli.runtime import Runtime
+
+        return Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
+
+
+def sets(help: str, panel: str | None) -> Any:
+    """--set, which takes other settings in each command."""
+    return typer.Option("--set", metavar="KEY=VALUE", help=help, rich_help_panel=panel)
+
+
+def text_key(panel: str | None) -> Any:
+    """--text-key, in a panel or in none."""
+    return typer.Option(
+        "--text-key", help="Field with the text.", show_default="text, content or the only one", rich_help_panel=panel
+    )
+
+
+def errors(panel: str | None) -> Any:
+    """--errors, in a panel or in none."""
+    return typer.Option(
+        "--errors",
+        help="Invalid UTF-8: strict or replace.",
+        show_default=DataOptions().errors,
+        rich_help_panel=panel,
+    )
+
 
 Device: TypeAlias = Annotated[
     str | None,
@@ -25,18 +69,8 @@ Quantize: TypeAlias = Annotated[
         "--quantize", help="Weights in int8 or int4.", show_default="as they are stored", rich_help_panel=MACHINE
     ),
 ]
-TextKey: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--text-key", help="Field with the text.", show_default="text, content or the only one", rich_help_panel=TEXT
-    ),
-]
-Errors: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--errors", help="Invalid UTF-8: strict or replace.", show_default="strict", rich_help_panel=TEXT
-    ),
-]  # fmt: skip
+TextKey: TypeAlias = Annotated[str | None, text_key(TEXT)]
+Errors: TypeAlias = Annotated[str | None, errors(TEXT)]
 Encoding: TypeAlias = Annotated[
     str | None,
     typer.Option("--encoding", help="Of text files, as latin-1.", show_default="utf-8", rich_help_panel=TEXT),
@@ -45,3 +79,33 @@ Strict: TypeAlias = Annotated[
     bool,
     typer.Option("--strict", help="Rows that cannot be used are an error, not counted.", rich_help_panel=TEXT),
 ]
+
+Out: TypeAlias = Annotated[
+    Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
+]
+Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
+]
+Config: TypeAlias = Annotated[
+    Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
+]
+Seed: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--seed", help="Of all that is random.", show_default=str(PretrainConfig().seed), rich_help_panel=RUN),
+]
+CheckpointEvery: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
+    ),
+]
+ResultAsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)
+]
+Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)]
+
+AnyModel: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)]

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.lines import read_lines, read_objects
-from tfcli.cli.options import Device, Precision, Quantize, Threads
+from tfcli.cli.lines import read_lines, read_objects, unread
+from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
 from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
-from tfcli.errors import RunError, UserError, unknown
+from tfcli.errors import UserError, unknown
 
 TASKS = ("embed", "fill")
 FORMATS = ("json", "text")
@@ -65,7 +65,8 @@ def predict(
     finetuned = task_of(model)
     name = task or finetuned or "embed"
     if name in (finetuned, "fill"):
-        _answer(model, name, file, limit, form, beam, (device, precision, threads, quantize))
+        machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
+        _answer(model, name, file, limit, form, beam, machine)
         return
     if name not in TASKS:
         from tfcli.tasks.applications import APPLICATIONS
@@ -94,7 +95,7 @@ def predict(
         context = engine.model.config.context
         print(f"{cut} texts are longer than the model's {context} tokens: what follows was left out", file=sys.stderr)
     if failures:
-        raise RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
+        raise unread(failures)
 
 
 def _answer(
@@ -104,7 +105,7 @@ def _answer(
     limit: int | None,
     form: str,
     beam: int | None,
-    machine: tuple[str | None, str | None, int | None, str | None],
+    machine: Machine,
 ) -> None:
     """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
     predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
@@ -127,4 +128,4 @@ def _answer(
     if cut:
         print(f"{cut} inputs are longer than the model's context: what follows was left out", file=sys.stderr)
     if failures:
-        raise RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
+        raise unread(failures)

@@ -6,14 +6,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tfcli.cli.options import TEXT, Device, Errors, Precision, TextKey, Threads
-from tfcli.config import PretrainConfig
+from tfcli.cli import options
+from tfcli.cli.options import LENGTH, RUN, TEXT
 
-LENGTH, SIZE, RUN = "Length", "Size", "Run"
+if TYPE_CHECKING:
+    from tfcli.train.pretrain import Result
+
+SIZE = "Size"
 
 
 def pretrain(
@@ -24,45 +27,21 @@ def pretrain(
             help="Files, directories, globs, hf:NAME:SPLIT, - for stdin: txt, jsonl, csv, tsv, parquet; packed too.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
-    ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, such as optim.muon_lr=0.01; repeatable.",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", help="Of all that is random.", show_default=str(PretrainConfig().seed), rich_help_panel=RUN
-        ),
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
-        ),
-    ] = None,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    config: options.Config = None,
+    sets: Annotated[list[str] | None, options.sets("Any setting, such as optim.muon_lr=0.01; repeatable.", RUN)] = None,
+    seed: options.Seed = None,
+    checkpoint_every: options.CheckpointEvery = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events.", rich_help_panel=RUN)
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)] = False,
+    as_json: options.ResultAsJson = False,
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="Wall-clock time, as 90s, 10m, 1h.", show_default="10m", rich_help_panel=LENGTH),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)] = None,
+    steps: options.Steps = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Training tokens.", rich_help_panel=LENGTH)] = None,
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the text.", rich_help_panel=LENGTH)
@@ -122,11 +101,11 @@ def pretrain(
             rich_help_panel=TEXT,
         ),
     ] = None,
-    text_key: TextKey = None,
-    errors: Errors = None,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
+    text_key: options.TextKey = None,
+    errors: options.Errors = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a language model on text: tokenizer, training, evaluation, and a model directory that works everywhere.
 
@@ -173,6 +152,11 @@ def pretrain(
             started=started,
             command=["tfcli", *sys.argv[1:]],
         )
+    _show(result, as_json, started)
+
+
+def _show(result: Result, as_json: bool, started: float) -> None:
+    """Where the model is, how good, and what to do with it."""
     from tfcli.train.arch import next_step
 
     masked, then = result.masked_loss, next_step(result.arch, result.directory)

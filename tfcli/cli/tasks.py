@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfcli.cli.lines import note
+from tfcli.cli.options import Machine
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def load(
     """The finetuned model in a directory, ready to answer. Raises UserError as ``formats.models.load_whole`` does."""
     from tfcli.tasks.applications import application
 
-    loaded, runtime = _loaded(model, device, precision, threads, quantize)
+    loaded, runtime = _loaded(model, Machine(device, precision, threads, quantize))
     return application(name).predictor(loaded.model, loaded.codec, loaded.about, runtime)
 
 
@@ -54,20 +56,17 @@ def filler(
     """The masked-language model in a directory, ready to fill in; UserError for a model that does not."""
     from tfcli.tasks.fill import FillPredictor
 
-    loaded, _ = _loaded(model, device, precision, threads, quantize)
+    loaded, _ = _loaded(model, Machine(device, precision, threads, quantize))
     return FillPredictor(loaded.model, loaded.codec)
 
 
-def _loaded(
-    model: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
-) -> tuple[Loaded, Runtime]:
-    if quantize is not None:
+def _loaded(model: str, machine: Machine) -> tuple[Loaded, Runtime]:
+    if machine.quantize is not None:
         raise UserError("--quantize does not go with a finetuned model's head", hint="leave it out, or --task embed")
     from tfcli.formats import models
-    from tfcli.runtime import Runtime
 
-    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    runtime = machine.runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)
-    loaded = models.load_whole(model, runtime=runtime, on_note=lambda line: print(line, file=sys.stderr))
+    loaded = models.load_whole(model, runtime=runtime, on_note=note)
     loaded.model.requires_grad_(False)
     return loaded, runtime

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from tfcli.cli import options
 from tfcli.cli.help import GroupedCommand
+from tfcli.cli.lines import note
 from tfcli.config import DataOptions, TokenizerOptions, resolve
 from tfcli.errors import RunError, UserError
 
@@ -50,14 +52,10 @@ TokenizerOption = Annotated[
         help="A tokenizer.model file, or a model directory.",
     ),
 ]
-ErrorsOption = Annotated[
-    str | None, typer.Option("--errors", show_default=DataOptions().errors, help="Invalid UTF-8: strict or replace.")
-]
+ErrorsOption = Annotated[str | None, options.errors(None)]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores", help="Threads.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-TextKeyOption = Annotated[
-    str | None, typer.Option("--text-key", show_default="text, content or the only one", help="Field with the text.")
-]
+TextKeyOption = Annotated[str | None, options.text_key(None)]
 CorpusArgument = Annotated[
     list[str], typer.Argument(metavar="CORPUS...", help="Files, directories, globs, hf:NAME:SPLIT, - for stdin.")
 ]
@@ -87,10 +85,8 @@ def train(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="tokenizer.sample_bytes=..., or any SentencePiece trainer option, as split_digits=true; repeatable.",
+        options.sets(
+            "tokenizer.sample_bytes=..., or any SentencePiece trainer option, as split_digits=true; repeatable.", None
         ),
     ] = None,
     errors: ErrorsOption = None,
@@ -118,13 +114,13 @@ def train(
         raise UserError(f"{path} is there already", hint="write over it with --force, or name another file with --out")
     sample = corpora.Sample(config.tokenizer.sample_bytes)
     with spooling() as spool, _progress() as report:
-        text = corpora.scan(find(corpus, spool=spool, on_note=_note), config.data, sample=sample, on_progress=report)
+        text = corpora.scan(find(corpus, spool=spool, on_note=note), config.data, sample=sample, on_progress=report)
         tokenizer = train_tokenizer(
             sample.chunks(text.bytes),
             config.tokenizer,
             threads=_threads(threads),
             progress=lambda done, total: report("train", done, total),
-            on_note=_note,
+            on_note=note,
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +201,7 @@ def stats(
     config, _ = resolve(TokenizeConfig, flags={"data.errors": errors, "data.text_key": text_key})
     loaded = _tokenizer(tokenizer)
     with spooling() as spool:
-        sources = find(corpus, spool=spool, on_note=_note)
+        sources = find(corpus, spool=spool, on_note=note)
         result = measure(read(sources, config.data), loaded, threads=_threads(threads))
     if not result.bytes:
         raise UserError(f"there is no text in {', '.join(corpus)}", hint="expected UTF-8 text")
@@ -230,7 +226,7 @@ def _tokenizer(path: Path | None) -> Tokenizer:
                 "no tokenizer was given", hint="name one with --tokenizer, or make one: tfcli tokenize train CORPUS"
             )
         path = Path(FILE_NAME)
-        _note(f"tokenizer: {path}")
+        note(f"tokenizer: {path}")
     return Tokenizer.load(path)
 
 
@@ -269,10 +265,6 @@ def _out(line: str) -> None:
     _write([line.encode() + b"\n"])
 
 
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 class _Report:
     """What the work last said about itself."""
 
@@ -292,7 +284,7 @@ def _progress() -> Iterator[_Report]:
 
     def speak() -> None:
         while not stopped.wait(SECONDS_BETWEEN_LINES):
-            _note(f"{report.line}, {time.monotonic() - report.start:.0f} s")
+            note(f"{report.line}, {time.monotonic() - report.start:.0f} s")
 
     thread = threading.Thread(target=speak, daemon=True)
     thread.start()

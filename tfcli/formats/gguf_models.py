@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tfcli.errors import UserError
 from tfcli.formats.ggml_blocks import TYPES
 from tfcli.formats.gguf import GgufFile
+from tfcli.formats.stored import counted
 
 OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -399,14 +400,9 @@ def _check_tensors(file: GgufFile, config: GgufConfig) -> None:
             if name in file.tensors and file.tensors[name].shape != shape
         ],
     }
-    said = [
-        f"{len(listed)} {kind} ({', '.join(listed[:3])}{', ...' if len(listed) > 3 else ''})"
-        for kind, listed in problems.items()
-        if listed
-    ]
-    if said:
+    if any(problems.values()):
         raise UserError(
-            f"{file.path} does not hold the tensors that its metadata describes: {'; '.join(said)}",
+            f"{file.path} does not hold the tensors that its metadata describes: {counted(problems)}",
             hint=f"expected a {config.architecture} model as llama.cpp's converter writes it",
         )
 

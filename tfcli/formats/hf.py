@@ -22,7 +22,7 @@ from tfcli.formats import families, head_names
 from tfcli.formats.encoders import MODERNBERT
 from tfcli.formats.family import WRITTEN, Family
 from tfcli.formats.head_names import HeadNames
-from tfcli.formats.stored import CONFIG, few, open_model, read_settings
+from tfcli.formats.stored import CONFIG, open_model, read_settings
 from tfcli.formats.stored import read_config as read_config
 from tfcli.formats.weights import FILE
 from tfcli.formats.weights import find as find_weights
@@ -362,6 +362,12 @@ def load(
     core's architecture or does not belong together.
     """
     directory = Path(directory)
+    tokenizer = read_tokenizer(directory)
+    return load_model(directory, runtime=runtime, dtype=dtype, on_note=on_note), tokenizer
+
+
+def read_tokenizer(directory: Path) -> Codec:
+    """The tokenizer of a directory, once it was compared with the model's settings. Raises UserError as ``load``."""
     _, config, extra = read_settings(directory)
     find_weights(directory)  # what a directory without them is, is more to the point than what else it lacks
     tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size)
@@ -372,7 +378,7 @@ def load(
             f"{directory / TOKENIZER} is not the tokenizer that the model was trained with",
             hint=f"its SHA-256 begins with {tokenizer.hash[:12]}, config.json says {str(expected)[:12]}",
         )
-    return load_model(directory, runtime=runtime, dtype=dtype, on_note=on_note), tokenizer
+    return tokenizer
 
 
 def load_model(
@@ -387,9 +393,7 @@ def load_model(
 
     from tfcli.model.transformer import Transformer
 
-    stored = open_model(directory)
-    if stored.not_read and on_note:
-        on_note(f"{directory}: {len(stored.not_read)} tensors of other parts are not read ({few(stored.not_read)})")
+    stored = open_model(directory, on_note=on_note)
     with torch.device("meta"):
         model = Transformer(stored.config)
     state = {name: tensor.to(runtime.device, dtype or runtime.dtype) for name, tensor in stored.tensors()}

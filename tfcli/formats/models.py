@@ -11,11 +11,9 @@ from tfcli.config import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats import hf
 from tfcli.formats.head_names import kind_of
-from tfcli.formats.stored import CONFIG, few, open_model, read_data, read_settings
-from tfcli.formats.weights import find as find_weights
+from tfcli.formats.stored import CONFIG, open_model, read_data
 from tfcli.text import files
 from tfcli.text.codec import Codec
-from tfcli.text.hub import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -234,25 +232,10 @@ def _quantized(
     from tfcli.model.quantized import assign
     from tfcli.model.transformer import Transformer
 
-    codec = _codec(directory)
-    stored = open_model(directory)
-    if stored.not_read and on_note:
-        on_note(f"{directory}: {len(stored.not_read)} tensors of other parts are not read ({few(stored.not_read)})")
+    codec = hf.read_tokenizer(directory)
+    stored = open_model(directory, on_note=on_note)
     with torch.device("meta"):
         model = Transformer(stored.config)
     for name, tensor in stored.tensors():
         assign(model, name, tensor, runtime.device, dtype or runtime.dtype, to)
     return model, codec
-
-
-def _codec(directory: Path) -> Codec:
-    """The tokenizer of a directory, once it was compared with the model's settings."""
-    _, config, extra = read_settings(directory)
-    find_weights(directory)
-    codec = load_tokenizer(directory, vocab_size=config.vocab_size)
-    if codec.vocab_size > config.vocab_size or extra.get("tokenizer_sha256", codec.hash) != codec.hash:
-        raise UserError(
-            f"{codec.name} is not the tokenizer of the model in {directory}",
-            hint="it must be the one that the model was trained with",
-        )
-    return codec

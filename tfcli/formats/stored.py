@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +56,10 @@ class Stored:
             yield ours, tensor.contiguous()
 
 
-def open_model(directory: str | Path) -> Stored:
+def open_model(directory: str | Path, *, on_note: Callable[[str], None] | None = None) -> Stored:
     """Check the files of a model directory against each other; nothing of the model's size is allocated.
 
-    Raises UserError as ``load`` does.
+    ``on_note`` is told of tensors that are not read. Raises UserError as ``load`` does.
     """
     import torch
 
@@ -99,6 +99,8 @@ def open_model(directory: str | Path) -> Stored:
             raise UserError(f"{weights.path}: {name} is not zero", hint="tfcli has no such part")
         del found[name]
     _check_tensors(weights.path, _expected(places, shapes), {name: entry.shape for name, entry in found.items()})
+    if not_read and on_note:
+        on_note(f"{directory}: {len(not_read)} tensors of other parts are not read ({few(not_read)})")
     return Stored(
         config=config, family=family, weights=Weights(entries, weights.path), places=places, not_read=not_read
     )
@@ -132,12 +134,16 @@ def _check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]], found: M
             if name in found and found[name] != shape
         ],
     }
-    said = [f"{len(listed)} {kind} ({few(listed)})" for kind, listed in problems.items() if listed]
-    if said:
+    if any(problems.values()):
         raise UserError(
-            f"{path} does not hold the tensors that its config.json describes: {'; '.join(said)}",
+            f"{path} does not hold the tensors that its config.json describes: {counted(problems)}",
             hint="the two files must come from one model",
         )
+
+
+def counted(problems: Mapping[str, Sequence[str]]) -> str:
+    """{kind: names} as "2 missing (a, b); 1 unexpected (c)", for a message."""
+    return "; ".join(f"{len(names)} {kind} ({few(names)})" for kind, names in problems.items() if names)
 
 
 def few(names: Sequence[str]) -> str:

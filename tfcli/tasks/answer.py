@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
-from tfcli.formats import families, head_names
 from tfcli.infer.batches import by_length
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks import resample
 from tfcli.tasks.batch import Batch
+from tfcli.tasks.frame import JudgedByF1, check_head, settings_of
 from tfcli.tasks.options import FinetuneConfig, FinetuneData
-from tfcli.tasks.report import Report
+from tfcli.tasks.report import Report, duplicates
 from tfcli.tasks.squad import reader, rows
 from tfcli.tasks.squad.reader import PADDED, Encoded, Reading, encode, logits, pairs
 from tfcli.tasks.squad.rows import Question
 from tfcli.tasks.squad.scores import Outcome, as_numbers, best_threshold, score, table
 from tfcli.tasks.squad.windows import Layout, Window, pieces_of
-from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.tasks.task import Evaluation, Start
 from tfcli.text import labelled
 from tfcli.text.codec import Codec
 
@@ -137,7 +136,7 @@ def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[li
 
 
 @dataclass(kw_only=True)
-class Answering:
+class Answering(JudgedByF1):
     """Questions to learn from and to be scored on: the ``Finetuning`` of ``answer``."""
 
     answers: Answers
@@ -175,10 +174,6 @@ class Answering:
         """Windows."""
         return len(rows)
 
-    def tokens(self, rows: Batch) -> int:
-        """All that are read."""
-        return rows.real_tokens
-
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed cross-entropy of the ends of answers."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
@@ -207,14 +202,6 @@ class Answering:
             return math.inf
         given = self.config.answer.threshold
         return best_threshold(found)[0] if given is None else given
-
-    def headline(self, scores: Mapping[str, float]) -> Headline:
-        """F1."""
-        return Headline(name="F1", value=scores["val_f1"], higher_is_better=True)
-
-    def sample(self, model: Transformer, seed: int) -> str | None:
-        """Nothing to read."""
-        return None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -323,7 +310,7 @@ class Answer:
         config: AnswerConfig = start.config
         _check(config)
         shape = start.model.config
-        head_names.names(families.written(shape)[0].model_type, heads.SpanHead.kind)
+        check_head(shape, heads.SpanHead.kind)
         report = Report(strict=config.data.strict)
         train, held_out, version, files = _halves(start, report)
         length = min(config.data.context or CONTEXT, shape.context)
@@ -368,9 +355,7 @@ class Answer:
         head = heads.of(model)
         if head is None or head.kind != heads.SpanHead.kind:
             raise UserError("this model has no head that finds answers", hint="finetune it with --task answer")
-        ours = about.get("tfcli")
-        said: Mapping[str, Any] = ours if isinstance(ours, Mapping) else {}
-        usual = AnswerOptions()
+        said, usual = settings_of(about), AnswerOptions()
         length = min(int(said.get("context") or CONTEXT), model.config.context)
         layout = Layout.of(
             codec,
@@ -409,9 +394,9 @@ def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question
     what = "articles"
     if len(set(groups)) < 2:
         groups, what = [question.context for question in whole], "contexts"
-    train, held = resample.split(groups, config.data.val_fraction)
+    train, held = resample.halves(whole, groups, config.data.val_fraction)
     start.note(f"held out: {len(held):,} of {len(whole):,} questions, by whole {what}, drawn at random")
-    return [whole[i] for i in train], [whole[i] for i in held], version, list(start.data)
+    return train, held, version, list(start.data)
 
 
 def _targets(questions: Sequence[Question], encoded: Encoded, report: Report | None) -> list[tuple[int, int]]:
@@ -435,21 +420,16 @@ def _receipt(
     train: Sequence[Question], held_out: Sequence[Question], version: int, files: Sequence[str], report: Report
 ) -> dict[str, Any]:
     """data.json."""
-    asked = Counter((question.question, question.context) for question in train)
-    contexts = {question.context for question in train}
-    return {
-        "task": "answer",
-        "sources": list(files),
-        "version": version,
-        "train": _summary(train),
-        "val": {**_summary(held_out), "contexts_also_in_training": len({q.context for q in held_out} & contexts)},
-        **report.as_json(),
-        "duplicates": {
-            "within_train": sum(number - 1 for number in asked.values()),
-            "across_splits": sum((question.question, question.context) in asked for question in held_out),
-        },
-        "content_hash": labelled.content_hash(files),
-    }
+    known = {question.context for question in train}
+    shared = len({question.context for question in held_out} & known)
+    return report.receipt(
+        "answer",
+        files,
+        {"version": version},
+        train=_summary(train),
+        held_out={**_summary(held_out), "contexts_also_in_training": shared},
+        twice=duplicates(pairs(train), pairs(held_out)),
+    )
 
 
 def _summary(questions: Sequence[Question]) -> dict[str, Any]:

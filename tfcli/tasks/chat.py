@@ -26,7 +26,7 @@ from tfcli.tasks.dialogue import encode, rows
 from tfcli.tasks.dialogue.encode import Encoded
 from tfcli.tasks.dialogue.rows import Conversation, Fields
 from tfcli.tasks.lm import refuse
-from tfcli.tasks.options import FinetuneConfig, FinetuneData, FinetuneTrain
+from tfcli.tasks.options import DecoderTrain, FinetuneConfig, FinetuneData
 from tfcli.tasks.report import Report
 from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
 from tfcli.text import labelled
@@ -67,19 +67,11 @@ class ChatOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChatTrain(FinetuneTrain):
-    """Rows are long, so a step takes few; decoders are finetuned without dropout."""
-
-    batch_size: int = 8
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatConfig(FinetuneConfig):
     """Everything that decides a run on conversations."""
 
     data: ChatData = field(default_factory=ChatData)
-    train: ChatTrain = field(default_factory=ChatTrain)
+    train: DecoderTrain = field(default_factory=DecoderTrain)
     chat: ChatOptions = field(default_factory=ChatOptions)
 
 
@@ -306,8 +298,7 @@ class Chat:
             val = _read([config.data.val], config, report)
             paths.append(config.data.val)
         else:
-            first, second = resample.split([_asked(one) for one in train], config.data.val_fraction)
-            train, val = [train[index] for index in first], [train[index] for index in second]
+            train, val = resample.halves(train, [_asked(one) for one in train], config.data.val_fraction)
         learnt, encoded = _encoded(train, codec, context, report)
         held, tested = _encoded(val, codec, context, report)
         packed = _rows(encoded, config.chat, context)

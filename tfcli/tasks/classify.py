@@ -21,6 +21,7 @@ from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch, mask, pad
+from tfcli.tasks.frame import label_ids, settings_of
 from tfcli.tasks.labels import data as labelled
 from tfcli.tasks.labels import plot, scores
 from tfcli.tasks.labels.data import Example
@@ -161,8 +162,7 @@ class Classification:
         named = {"text_key": self.config.data.text_key, "pair_key": self.config.data.pair_key}
         settings |= {key: value for key, value in named.items() if value is not None and not value.isdecimal()}
         return {
-            "id2label": {str(index): name for index, name in enumerate(self.names)},
-            "label2id": {name: index for index, name in enumerate(self.names)},
+            **label_ids(self.names),
             "problem_type": "multi_label_classification" if self.multi else "single_label_classification",
             "tfcli": settings,
         }
@@ -422,8 +422,7 @@ class ClassifyPredictor:
         if len(self.names) != head.labels:
             self.names = [f"LABEL_{index}" for index in range(head.labels)]
         self.multi = about.get("problem_type") == "multi_label_classification"
-        ours = about.get("tfcli")
-        settings = ours if isinstance(ours, Mapping) else {}
+        settings = settings_of(about)
         self.context = min(int(settings.get("context", model.config.context)), model.config.context)
         self.threshold = float(settings.get("threshold", 0.5))
         named = {key: settings.get(key) for key in ("text_key", "pair_key")}

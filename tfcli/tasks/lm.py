@@ -22,7 +22,7 @@ from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Rows
-from tfcli.tasks.options import FinetuneConfig, FinetuneTrain
+from tfcli.tasks.options import DecoderTrain, FinetuneConfig
 from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
 from tfcli.text.codec import Codec
 from tfcli.text.files import Counts
@@ -154,18 +154,10 @@ class LmOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LmTrain(FinetuneTrain):
-    """Windows are long, so a step takes few; decoders are finetuned without dropout."""
-
-    batch_size: int = 8
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LmConfig(FinetuneConfig):
     """Everything that decides a run on text."""
 
-    train: LmTrain = field(default_factory=LmTrain)
+    train: DecoderTrain = field(default_factory=DecoderTrain)
     lm: LmOptions = field(default_factory=LmOptions)
 
 

@@ -84,6 +84,14 @@ class FinetuneTrain:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderTrain(FinetuneTrain):
+    """Rows of text are long, so a step takes few; decoders are finetuned without dropout."""
+
+    batch_size: int = 8
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig:
     """Everything that decides a finetuning run, machine and paths apart."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,6 +62,37 @@ class Report:
     def as_json(self) -> dict[str, object]:
         """For data.json."""
         return {"faults": dict(self.faults), "places": dict(self.places), "notes": dict(self.notes)}
+
+    def receipt(
+        self,
+        task: str,
+        paths: Sequence[str],
+        form: Mapping[str, object],
+        *,
+        train: Mapping[str, object],
+        held_out: Mapping[str, object],
+        twice: Mapping[str, int],
+    ) -> dict[str, object]:
+        """data.json of data that was read with this report; ``form`` is what was found of how it is written."""
+        return {
+            "task": task,
+            "sources": list(paths),
+            **form,
+            "train": train,
+            "val": held_out,
+            **self.as_json(),
+            "duplicates": twice,
+            "content_hash": labelled.content_hash(paths),
+        }
+
+
+def duplicates(train: Sequence[Hashable], held_out: Sequence[Hashable]) -> dict[str, int]:
+    """How many examples come again: within training, and of the held-out part in training."""
+    times = Counter(train)
+    return {
+        "within_train": sum(number - 1 for number in times.values()),
+        "across_splits": sum(example in times for example in held_out),
+    }
 
 
 def _first(places: list[str], count: int) -> str:

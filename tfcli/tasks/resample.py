@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tfcli.errors import UserError
 
+Item = TypeVar("Item")
 SEED = 0
 """What is drawn does not change with the seed of a run, so that runs compare."""
 DRAWS, AT_ONCE = 1000, 50
@@ -39,6 +41,12 @@ def split(groups: Sequence[Hashable], fraction: float) -> tuple[list[int], list[
         [index for index, group in enumerate(groups) if group not in chosen],
         [index for index, group in enumerate(groups) if group in chosen],
     )
+
+
+def halves(items: Sequence[Item], groups: Sequence[Hashable], fraction: float) -> tuple[list[Item], list[Item]]:
+    """The training and the held-out part of ``items``; ``groups`` (one each), ``fraction`` and errors as ``split``."""
+    train, held_out = split(groups, fraction)
+    return [items[index] for index in train], [items[index] for index in held_out]
 
 
 def interval(

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
-from tfcli.formats import families, head_names
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -27,9 +26,10 @@ from tfcli.tasks.entities.rows import Sentence
 from tfcli.tasks.entities.schemes import TAG, Scheme, labels
 from tfcli.tasks.entities.scores import as_numbers, score, table
 from tfcli.tasks.entities.tagger import Found, Tagger, accuracy, answers, logits, placed, rows_of
+from tfcli.tasks.frame import JudgedByF1, check_head, label_ids, settings_of
 from tfcli.tasks.options import FinetuneConfig, FinetuneData
-from tfcli.tasks.report import Report
-from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.tasks.report import Report, duplicates
+from tfcli.tasks.task import Evaluation, Start
 from tfcli.text import labelled
 from tfcli.text.codec import Codec
 
@@ -118,7 +118,7 @@ def odd_words(cutter: Cutter, report: Report) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tagging:
+class Tagging(JudgedByF1):
     """Sentences to learn from and to be scored on: the ``Finetuning`` of ``tag``."""
 
     tagger: Tagger
@@ -153,10 +153,6 @@ class Tagging:
         """Tagged words."""
         return count(rows)
 
-    def tokens(self, rows: Batch) -> int:
-        """All that are read."""
-        return rows.real_tokens
-
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed cross-entropy of the tags."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
@@ -180,23 +176,10 @@ class Tagging:
                     number += 1
         return total / max(1, number)
 
-    def headline(self, scores: Mapping[str, float]) -> Headline:
-        """F1."""
-        return Headline(name="F1", value=scores["val_f1"], higher_is_better=True)
-
-    def sample(self, model: Transformer, seed: int) -> str | None:
-        """Nothing to read."""
-        return None
-
     @property
     def about(self) -> dict[str, Any]:
         """Labels by their ids, and how long rows are."""
-        names = self.tagger.names
-        return {
-            "id2label": {str(index): name for index, name in enumerate(names)},
-            "label2id": {name: index for index, name in enumerate(names)},
-            "tfcli": {"context": self.tagger.length},
-        }
+        return {**label_ids(self.tagger.names), "tfcli": {"context": self.tagger.length}}
 
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
         """Scores of the held-out part, with those of each label."""
@@ -249,7 +232,7 @@ class Tag:
         """Read sentences, cut them into rows, and attach a head with a label for every tag."""
         config: TagConfig = start.config
         shape = start.model.config
-        head_names.names(families.written(shape)[0].model_type, heads.TokenHead.kind)
+        check_head(shape, heads.TokenHead.kind)
         report = Report(strict=config.data.strict)
         train, held_out, scheme, files = _halves(start, report)
         if config.tag.scheme != "auto":
@@ -285,9 +268,7 @@ class Tag:
 
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> TagPredictor:
         """Of a directory with labels in its config.json, ours or another's."""
-        ours = about.get("tfcli")
-        length = ours.get("context") if isinstance(ours, dict) else None
-        context = model.config.context
+        length, context = settings_of(about).get("context"), model.config.context
         head = heads.of(model)
         names = names_of(about)
         if names is None or head is None or len(names) != head.labels:
@@ -312,9 +293,9 @@ def _halves(start: Start, report: Report) -> tuple[list[Sentence], list[Sentence
     whole, scheme = read(start.data, config, report)
     if config.data.val is not None:
         return whole, read([config.data.val], config, report)[0], scheme, [*start.data, config.data.val]
-    train, held = resample.split([sentence.text for sentence in whole], config.data.val_fraction)
+    train, held = resample.halves(whole, [sentence.text for sentence in whole], config.data.val_fraction)
     start.note(f"held out: {len(held):,} of {len(whole):,} sentences, drawn at random")
-    return [whole[index] for index in train], [whole[index] for index in held], scheme, list(start.data)
+    return train, held, scheme, list(start.data)
 
 
 def _names(start: Start, train: Sequence[Sentence], scheme: Scheme) -> tuple[str, ...]:
@@ -340,20 +321,14 @@ def _receipt(
     train: Sequence[Sentence], held_out: Sequence[Sentence], scheme: Scheme, files: Sequence[str], report: Report
 ) -> dict[str, Any]:
     """data.json."""
-    texts = Counter(sentence.text for sentence in train)
-    return {
-        "task": "tag",
-        "sources": list(files),
-        "scheme": scheme,
-        "train": _summary(train),
-        "val": _summary(held_out),
-        **report.as_json(),
-        "duplicates": {
-            "within_train": sum(number - 1 for number in texts.values()),
-            "across_splits": sum(sentence.text in texts for sentence in held_out),
-        },
-        "content_hash": labelled.content_hash(files),
-    }
+    return report.receipt(
+        "tag",
+        files,
+        {"scheme": scheme},
+        train=_summary(train),
+        held_out=_summary(held_out),
+        twice=duplicates([sentence.text for sentence in train], [sentence.text for sentence in held_out]),
+    )
 
 
 def _summary(sentences: Sequence[Sentence]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tfcli.infer.engine import source_ids
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch
+from tfcli.tasks.frame import settings_of
 from tfcli.tasks.pairs import new, scores
 from tfcli.tasks.pairs.data import Pair, Pairs
 from tfcli.tasks.pairs.data import read as read_pairs
@@ -292,8 +293,7 @@ class TranslatePredictor:
         if not model.config.encoder_depth:
             raise UserError("this model is no encoder-decoder", hint="make one: --task translate --from-scratch")
         self.model, self.codec = model.requires_grad_(False), codec
-        ours = about.get("tfcli")
-        ours = ours if isinstance(ours, Mapping) else {}
+        ours = settings_of(about)
         self.beams = Beams(width=int(ours.get("beam", 4)), length_penalty=float(ours.get("length_penalty", 1.0)))
 
     def search(self, width: int) -> None:

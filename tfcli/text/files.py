@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import platform
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Any, Literal, cast
 
-from tfcli.errors import UserError
+from tfcli.errors import UserError, nearest
 
 BLOCK = 1 << 20
 """Bytes read at once."""
@@ -275,3 +276,33 @@ def lines(pieces: Iterator[str]) -> Iterator[str]:
             rest.append(found[-1])
     if rest:
         yield "".join(rest)
+
+
+def json_lines(
+    lines: Iterable[str], name: str, *, hint: str, of_object: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("name:line", object) of lines of JSON, blank ones left out.
+
+    Raises UserError for a line that is not JSON, with ``hint``, and for one that is no object, with ``of_object``.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not JSON: {error}", hint=hint) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object", hint=of_object)
+        yield where, row
+
+
+def missing(path: Path) -> UserError:
+    """What is said of a file that is not there: the name beside it that is closest."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    guess = nearest(path.name, beside)
+    return UserError(f"no such file: {path}", hint=f"did you mean {path.parent / guess}?" if guess else None)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tfcli.errors import UserError, nearest
+from tfcli.errors import UserError
 from tfcli.text import files, hf_data
 
 LISTS = ("data", "rows", "examples", "train", "test", "validation")
 """Keys under which a JSON object may hold its rows."""
+EXPECTED = 'expected rows such as {"text": "...", "label": "..."}'
 PREFIX = "__label__"
 """Before each label, in fastText's files."""
 
@@ -109,9 +110,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is not JSON: {error}", hint='expected rows such as {"text": "...", "label": "..."}'
-        ) from None
+        raise UserError(f"{where} is not JSON: {error}", hint=EXPECTED) from None
 
 
 def _json_any(text: str, name: str) -> list[Row]:
@@ -141,16 +140,8 @@ def _json_list(data: Any, name: str) -> list[Row]:
 
 
 def _json_lines(text: str, name: str) -> list[Row]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        row = _parse(line, where)
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object")
-        rows.append(Row(where=where, values=row))
-    return rows
+    found = files.json_lines(text.split("\n"), name, hint=EXPECTED, of_object=None)
+    return [Row(where=where, values=row) for where, row in found]
 
 
 def _cells(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
@@ -271,12 +262,7 @@ def expand(specs: Sequence[str]) -> list[Path]:
             continue
         matches = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
         if not matches:
-            try:
-                beside = [entry.name for entry in path.parent.iterdir()]
-            except OSError:
-                beside = []
-            guess = nearest(path.name, beside)
-            raise UserError(f"no such file: {path}", hint=f"did you mean {path.parent / guess}?" if guess else None)
+            raise files.missing(path)
         found += matches
     return found
 

@@ -6,7 +6,6 @@ A plain text file is one document, line breaks included; a line of JSON lines an
 from __future__ import annotations
 
 import glob
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from tfcli.config import DataOptions
-from tfcli.errors import RunError, UserError, nearest
+from tfcli.errors import RunError, UserError
 from tfcli.text import files, hf_data
 from tfcli.text.files import Count, Counts
 
@@ -103,7 +102,7 @@ def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | 
             for match in matches:
                 found += _directory(match, on_note) if match.is_dir() else [_source(match)]
         else:
-            raise _missing(path)
+            raise files.missing(path)
     return found
 
 
@@ -115,15 +114,6 @@ def _named(spec: str, path: Path) -> Source:
     except OSError as error:
         raise RunError(f"{spec} cannot be copied to {path.parent}: {error.strerror}") from None
     return Source(path=path, kind="parquet", name=spec)
-
-
-def _missing(path: Path) -> UserError:
-    try:
-        beside = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        beside = []
-    guess = nearest(path.name, beside)
-    return UserError(f"no such file: {path}", hint=f"did you mean {path.parent / guess}?" if guess else None)
 
 
 def _source(path: Path) -> Source:
@@ -305,18 +295,8 @@ def _value(value: object, where: str, key: str, options: DataOptions, count: Cou
 def _jsonl(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
     key: str | None = None
     stream = files.lines(files.texts(source.path, source.name, options.errors, count))
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        where = f"{source.name}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}", hint=EXPECTED_JSON) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{where} is a JSON {type(row).__name__}, expected an object", hint='such as {"text": "..."}'
-            )
+    of_object = 'such as {"text": "..."}'
+    for where, row in files.json_lines(stream, source.name, hint=EXPECTED_JSON, of_object=of_object):
         if key is None or key not in row:
             key = pick_key(row, key or options.text_key, where)
         yield _value(row[key], where, key, options, count)

@@ -7,11 +7,12 @@ import os
 import shlex
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -97,6 +98,23 @@ def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
         return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise _broken(path, str(error)) from None
+
+
+def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, path: Path, of: str, changed: str) -> None:
+    """Copy weights read at ``path`` into parameters. UserError where they are not of these names and shapes.
+
+    ``of`` is what has the parameters, ``changed`` what must have been changed since: both are said.
+    """
+    have, need = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, parameters))
+    if have != need:
+        name = min(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))
+        raise UserError(
+            f"{path} does not fit {of}: {name} is {have.get(name)} in the one and {need.get(name)} in the other",
+            hint=f"{changed} was changed: start a new run with another --out",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
 def complete(run: Path) -> list[Path]:

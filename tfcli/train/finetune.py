@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from tfcli.config import OptimOptions, PretrainConfig, TrainOptions, resolve, to_dict
+from tfcli.config import OptimOptions, PretrainConfig, TrainOptions, resolve
 from tfcli.errors import UserError
 from tfcli.formats import adapters, heads, hf, models
 from tfcli.formats.convert import portable
@@ -32,11 +30,11 @@ from tfcli.text import hf_data
 from tfcli.text.codec import Codec
 from tfcli.train import checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Listener, Note
-from tfcli.train.metrics import Metrics, check_tensorboard
+from tfcli.train.events import Listener
+from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
+from tfcli.train.run import Run, holding
 from tfcli.train.signals import Stop, stop_signals
-from tfcli.train.trainer import Trainer
 
 Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
 """Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
@@ -113,20 +111,25 @@ def finetune(
             hf_data.check_split(config.data.val, "--val")
         if before is not None:
             config = record.unchanged(before, config, sources, directory)
-            machine = before["machine"]
-            device, precision = device or machine["device"], precision or machine["precision"]
-            threads = machine["threads"] if threads is None else threads
         else:
-            first = hf_data.short(specs[0]) if hf_data.is_named(specs[0]) else Path(specs[0]).name
-            directory = record.new_directory(out, [f"{first.split('.')[0]}-{task}"])
+            directory = record.new_directory(out, [f"{record.stem(specs[0])}-{task}"])
             if model is not None and Path(model).resolve() == directory.resolve():
                 raise UserError(f"--out {directory} is the model itself", hint="choose another --out")
         if config.train.tensorboard:
             check_tensorboard()
-        runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-        base = None if model is None else str(model)
-        run = _Run(directory, app, base, specs, config, sources, from_scratch, runtime, tell, before)
-        with _no_empty_folders(directory), record.full_disk(directory), checkpoint.locked(directory):
+        run = _Run(
+            directory=directory,
+            app=app,
+            model=None if model is None else str(model),
+            specs=specs,
+            config=config,
+            sources=sources,
+            from_scratch=from_scratch,
+            runtime=record.runtime_of(before, device=device, precision=precision, threads=threads),
+            tell=tell,
+            before=before,
+        )
+        with holding(directory):
             return run.go(list(command), stop, lambda: time.time() - began)
 
 
@@ -141,25 +144,19 @@ def _before(directory: Path) -> record.Record:
     return before
 
 
-@dataclass
-class _Run:
-    """One call's fixed things; ``before`` is the record of the run that it resumes."""
+@dataclass(kw_only=True)
+class _Run(Run):
+    """A run of finetuning."""
 
-    directory: Path
     app: Application
     model: str | None
     """None for one of a size for the data (``fresh`` of the application)."""
-    specs: list[str]
     config: FinetuneConfig
-    sources: dict[str, str]
     from_scratch: bool
-    runtime: Runtime
-    tell: Listener
-    before: record.Record | None
 
     def go(self, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
         """Prepare, plan, train, score the best, with the directory held."""
-        self._note(f"device: {self.runtime.describe()}")
+        self.note(f"device: {self.runtime.describe()}")
         loaded = self._load()
         if self.from_scratch and self.model is not None:
             _renew(loaded.model, self.config.seed)
@@ -170,7 +167,7 @@ class _Run:
             config=self.config,
             runtime=self.runtime,
             about=loaded.about,
-            note=self._note,
+            note=self.note,
         )
         task = self.app.prepare(start)
         codec = getattr(task, "codec", loaded.codec)
@@ -178,16 +175,10 @@ class _Run:
         self._adapt(loaded.model)
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch)
         optimizers = _optimizers(loaded.model, self.config, planned, task.size, new=self.from_scratch)
-        state = self._restore(loaded.model, optimizers)
+        state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
-        if self.before is None:
-            record.clear(self.directory)
-            record.write(self.directory, record.RUN_FILE, about)
-        if not (self.directory / record.DATA_FILE).exists():
-            record.write(self.directory, record.DATA_FILE, task.receipt)
+        self.begin(about, task.receipt)
         self._announce(planned, task, loaded.model, state.step)
-        stop.gentle = True
-
         best: dict[str, Tensor] = {}
 
         def save_model(weights: dict[str, Tensor]) -> None:
@@ -195,31 +186,22 @@ class _Run:
             with _holding(loaded.model, weights):
                 self._save(loaded.model, codec, task)
 
-        metrics = Metrics(
-            self.directory, keep_bytes=state.metrics_bytes, step=state.step, tensorboard=self.config.train.tensorboard
+        self.train(
+            loaded.model,
+            task,
+            planned,
+            _loop(self.config, planned, task.size),
+            state=state,
+            optimizers=optimizers,
+            clock=clock,
+            stop=stop,
+            save_model=save_model,
         )
-        with closing(metrics):
-            Trainer(
-                run=self.directory,
-                model=loaded.model,
-                task=task,
-                plan=planned,
-                config=_loop(self.config, planned, task.size),
-                runtime=self.runtime,
-                state=state,
-                optimizers=optimizers,
-                metrics=metrics,
-                listen=self.tell,
-                clock=clock,
-                stop=stop,
-                save_model=save_model,
-                on_settled=lambda steps: None,
-            ).train()
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
         draw = getattr(task, "draw", None)
         if draw is not None:
-            draw(self.directory, scores, self._note)
+            draw(self.directory, scores, self.note)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )
@@ -229,7 +211,7 @@ class _Run:
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
         if self.model is None:
             fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
-            model, codec = fresh(self.specs, self.config, self.runtime, self._note)
+            model, codec = fresh(self.specs, self.config, self.runtime, self.note)
             return heads.Loaded(model=model, codec=codec, about={}, kind=None)
         kind = models.locate(self.model).kind
         if self.config.lora.on and kind == "adapter":
@@ -237,7 +219,7 @@ class _Run:
                 f"{self.model} is an adapter itself",
                 hint=f"merge it first: tfcli convert BASE OUT --merge {self.model}",
             )
-        loaded = models.load_whole(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self._note)
+        loaded = models.load_whole(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self.note)
         if kind == "hf":
             return loaded
         if not self.config.lora.on:
@@ -252,9 +234,6 @@ class _Run:
         head = task_heads.of(model)
         if head is not None and KINDS.get(head.kind) == self.app.name:
             head.requires_grad_(True)
-
-    def _note(self, line: str) -> None:
-        self.tell(Note(text=line))
 
     def _same_data(self, task: Finetuning) -> None:
         if self.before is not None and self.before["data_hash"] != task.receipt["content_hash"]:
@@ -277,16 +256,6 @@ class _Run:
             return
         hf.save(self.directory, model, codec, about=about, card=_card(self.app.name, self.model, model))
 
-    def _restore(self, model: Transformer, optimizers: Optimizers) -> TrainState:
-        """Weights, optimizer and counters of the newest whole checkpoint; new ones where there is none yet."""
-        whole = checkpoint.complete(self.directory) if self.before else []
-        if not whole:
-            return TrainState()
-        state, weights, moments = checkpoint.load(whole[-1])
-        _fill(model, weights, whole[-1])
-        optimizers.restore(moments)
-        return state
-
     def _best(self, model: Transformer, weights: dict[str, Tensor], task: Finetuning, state: TrainState) -> None:
         """Put the best weights into the model: those saved last, also by the process that this one resumed."""
         if state.best_step == state.step:
@@ -307,36 +276,34 @@ class _Run:
 
     def _record(self, planned: plan.Plan, task: Finetuning, tokenizer_hash: str, command: list[str]) -> record.Record:
         """The content of run.json when a run begins."""
+        every = record.make(
+            self.specs,
+            self.config,
+            self.sources,
+            planned,
+            self.runtime,
+            command,
+            data_hash=task.receipt["content_hash"],
+            tokenizer_hash=tokenizer_hash,
+        )
         return {
             "kind": "finetune",
             "task": self.app.name,
             "model": None if self.model is None else str(Path(self.model).absolute()),
             "from_scratch": self.from_scratch,
-            "command": command,
-            "corpus": [record.absolute(spec) for spec in self.specs],
-            "started": record.now(),
-            "finished": None,
-            "config": to_dict(self.config),
-            "sources": self.sources,
-            "plan": asdict(planned),
-            "machine": record.machine(self.runtime),
-            "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
-            "git_commit": record.git_commit(),
-            "seed": self.config.seed,
-            "data_hash": task.receipt["content_hash"],
-            "tokenizer_hash": tokenizer_hash,
+            **every,
             "checksums": {},
         }
 
     def _announce(self, planned: plan.Plan, task: Finetuning, model: Transformer, resumed: int) -> None:
         trained = [p.numel() for p in model.parameters() if p.requires_grad]
         total = sum(p.numel() for p in model.parameters())
-        self._note(f"model: {sum(trained) / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained")
+        self.note(f"model: {sum(trained) / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained")
         epochs = (planned.steps or 0) * planned.batch_size / task.size
-        self._note(
+        self.note(
             f"length: {planned.steps:,} steps of {planned.batch_size} examples, {epochs:.3g} passes over {task.size:,}"
         )
-        self._note(f"{f'continuing at step {resumed:,}' if resumed else 'writing'} {self.directory}")
+        self.note(f"{f'continuing at step {resumed:,}' if resumed else 'writing'} {self.directory}")
 
 
 def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, new: bool) -> plan.Plan:
@@ -414,18 +381,6 @@ def _renew(model: Transformer, seed: int) -> None:
 
 
 @contextmanager
-def _no_empty_folders(directory: Path) -> Iterator[None]:
-    """Leave no folder behind that was made for a run which then wrote nothing."""
-    made = [folder for folder in directory.parents if not folder.exists()]
-    try:
-        yield
-    finally:
-        for folder in made:
-            with suppress(OSError):  # not empty, or not there
-                folder.rmdir()
-
-
-@contextmanager
 def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with other weights for a while."""
     named = dict(model.named_parameters())
@@ -443,17 +398,9 @@ def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None
 
 def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into the model."""
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    have, need = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, named))
-    if have != need:
-        name = sorted(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))[0]
-        raise UserError(
-            f"{path} does not fit the model: {name} is {have.get(name)} in the one and {need.get(name)} in the other",
-            hint="the model that the run began with was changed: start a new run with another --out",
-        )
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(weights[name])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed = "the model that the run began with"
+    checkpoint.fill(trained, weights, path=path, of="the model", changed=changed)
 
 
 def _card(task: str, base: str | None, model: Transformer) -> str:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tfcli.config import PretrainConfig, TokenizerOptions, resolve
 from tfcli.errors import UserError
 from tfcli.formats import hf
 from tfcli.runtime import Runtime
-from tfcli.tasks.task import Task
 from tfcli.text.corpus import Corpus, found, prepare
 from tfcli.text.tokenizer import Tokenizer
 from tfcli.train import arch, checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
-from tfcli.train.metrics import Metrics, check_tensorboard
+from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
+from tfcli.train.run import Run, holding
 from tfcli.train.signals import Stop, stop_signals
-from tfcli.train.trainer import Trainer
 
 SHARDS = ".shards"
 
@@ -91,15 +88,12 @@ def pretrain(
             plan.check(config)
             arch.check(config, sources)
             runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-            run = _Run(record.new_directory(out, specs), specs, config, sources, runtime, tell)
+            directory = record.new_directory(out, specs)
+            run = _Run(directory=directory, specs=specs, config=config, sources=sources, runtime=runtime, tell=tell)
         if run.config.train.tensorboard:
             check_tensorboard()
         given = None if tokenizer is None else Tokenizer.load(tokenizer)
-        with (
-            _no_empty_folders(run.directory.parent / SHARDS),
-            record.full_disk(run.directory),
-            checkpoint.locked(run.directory),
-        ):
+        with holding(run.directory, run.directory.parent / SHARDS):
             return run.go(given, list(command), stop, lambda: time.time() - began)
 
 
@@ -124,17 +118,21 @@ def _resumed(
             hint="leave the files out to continue, or start a new run with another --out",
         )
     config = record.unchanged(before, config, sources, directory)
+    runtime = record.runtime_of(before, device=device, precision=precision, threads=threads)
     machine = before["machine"]
-    runtime = Runtime.detect(
-        device=device or machine.get("device"),
-        precision=precision or machine.get("precision"),
-        threads=machine.get("threads") if threads is None else threads,
-    )
     here = {"device": str(runtime.device), "precision": runtime.precision, "threads": runtime.threads}
     other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
     if other:
         tell(Note(text=f"the run was started with {', '.join(other)}: the end may differ in the last digits"))
-    return _Run(directory, before["corpus"], config, before.get("sources") or sources, runtime, tell, before)
+    return _Run(
+        directory=directory,
+        specs=before["corpus"],
+        config=config,
+        sources=before.get("sources") or sources,
+        runtime=runtime,
+        tell=tell,
+        before=before,
+    )
 
 
 def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
@@ -147,21 +145,15 @@ def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> 
         raise UserError("--val and --val-fraction are both given", hint="give one of the two")
 
 
-@dataclass
-class _Run:
-    """One call's fixed things; ``before`` is the record of the run that it resumes."""
+@dataclass(kw_only=True)
+class _Run(Run):
+    """A run of pretraining."""
 
-    directory: Path
-    specs: list[str]
     config: PretrainConfig
-    sources: dict[str, str]
-    runtime: Runtime
-    tell: Listener
-    before: record.Record | None = None
 
     def go(self, tokenizer: Tokenizer | None, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
         """Prepare, plan, train, with the directory held."""
-        self.tell(Note(text=f"device: {self.runtime.describe()}"))
+        self.note(f"device: {self.runtime.describe()}")
         if self.before is None:
             record.new_directory(self.directory, self.specs)  # nobody else was quicker
         corpus = self._corpus(tokenizer)
@@ -173,57 +165,73 @@ class _Run:
                 vocab_size=corpus.tokenizer.vocab_size,
                 train_tokens=corpus.train.tokens,
                 runtime=self.runtime,
-                on_note=lambda line: self.tell(Note(text=line)),
+                on_note=self.note,
             )
         task = arch.task(self.config, planned.model, corpus, self.runtime)
         model = arch.build(self.config, planned.model).to(self.runtime.device)
         plain = self.config.model.arch == "lstm"
         optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain)
-        state = self._restore(model, optimizers)
-        about = self.before or record.make(
-            self.specs,
-            self.config,
-            self.sources,
-            planned,
-            corpus,
-            self.runtime,
-            command,
-            shards=str(corpus.train.path.parent.relative_to(self.directory.parent)),
-        )
-        self._begin(about, corpus)
+        state = self._restored(model, optimizers)
+        about = self.before or self._record(planned, corpus, command)
+        self.begin(about, corpus.receipt)
+        if not (self.directory / hf.TOKENIZER).exists():
+            corpus.tokenizer.save(self.directory / hf.TOKENIZER)
         size = sum(parameter.numel() for parameter in model.parameters())
         for line in _announce(planned, corpus, self.directory, size, resumed=state.step):
-            self.tell(Note(text=line))
-        stop.gentle = True
-        self._train(planned, task, corpus.train.tokens, model, optimizers, state, corpus.tokenizer, stop, clock)
+            self.note(line)
+
+        def save_model(weights: dict[str, Tensor]) -> None:
+            arch.save(self.directory, self.config, planned.model, weights, corpus.tokenizer)
+
+        def settled(steps: int) -> None:
+            tokens = steps * planned.tokens_per_step
+            epochs = tokens / max(1, corpus.train.tokens)
+            self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
+
+        self.train(
+            model,
+            task,
+            planned,
+            self.config,
+            state=state,
+            optimizers=optimizers,
+            clock=clock,
+            stop=stop,
+            save_model=save_model,
+            on_settled=settled,
+        )
         record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
         kind = self.config.model.arch
         bits, masked = (state.best, None) if kind in ("gpt", "lstm") else (None, state.best)
         return Result(directory=self.directory, steps=state.step, bits_per_byte=bits, masked_loss=masked, arch=kind)
 
-    def _begin(self, about: record.Record, corpus: Corpus) -> None:
-        """Write what makes the directory a run, run.json first, so that it is never taken for anything else."""
-        if self.before is None:
-            record.clear(self.directory)
-            record.write(self.directory, record.RUN_FILE, about)
-        if not (self.directory / record.DATA_FILE).exists():
-            record.write(self.directory, record.DATA_FILE, corpus.receipt)
-        if not (self.directory / hf.TOKENIZER).exists():
-            corpus.tokenizer.save(self.directory / hf.TOKENIZER)
+    def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
+        """The content of run.json when a run begins; "shards" is the way from its parent to its encoded text."""
+        every = record.make(
+            self.specs,
+            self.config,
+            self.sources,
+            planned,
+            self.runtime,
+            command,
+            data_hash=corpus.receipt["content_hash"],
+            tokenizer_hash=corpus.tokenizer.hash,
+        )
+        shards = str(corpus.train.path.parent.relative_to(self.directory.parent))
+        return {**every, "shards": shards, "checksums": record.checksums(corpus)}
 
     def _corpus(self, tokenizer: Tokenizer | None) -> Corpus:
         """The encoded text: of a run to resume just as it was left, without reading the sources again."""
-        note: Callable[[str], None] = lambda line: self.tell(Note(text=line))  # noqa: E731
         if self.before is None:
             if tokenizer is not None:
                 arch.check_tokenizer(self.config, tokenizer)
-            return self._prepared(tokenizer or arch.tokenizer_options(self.config), note)
+            return self._prepared(tokenizer or arch.tokenizer_options(self.config))
         if tokenizer is not None and tokenizer.hash != self.before["tokenizer_hash"]:
             raise UserError(
                 f"{self.directory} was started with another tokenizer",
                 hint="leave --tokenizer out to continue, or start a new run with another --out",
             )
-        left = found(self.directory.parent / str(self.before.get("shards")), note)
+        left = found(self.directory.parent / str(self.before.get("shards")), self.note)
         if left is not None and record.checksums(left) == self.before["checksums"]:
             return left
         if "-" in self.specs and sys.stdin.isatty():
@@ -231,7 +239,7 @@ class _Run:
                 f"the encoded text of {self.directory} is gone, and it came from stdin",
                 hint=f"pipe the same text in: ... | {checkpoint.resume_command(self.directory)}",
             )
-        corpus = self._prepared(tokenizer or Tokenizer.load(self.directory), note)
+        corpus = self._prepared(tokenizer or Tokenizer.load(self.directory))
         if record.checksums(corpus) != self.before["checksums"]:
             raise UserError(
                 f"the text is not the one that {self.directory} was trained on",
@@ -239,7 +247,7 @@ class _Run:
             )
         return corpus
 
-    def _prepared(self, tokenizer: Tokenizer | TokenizerOptions, note: Callable[[str], None]) -> Corpus:
+    def _prepared(self, tokenizer: Tokenizer | TokenizerOptions) -> Corpus:
         corpus = prepare(
             self.specs,
             options=self.config.data,
@@ -249,77 +257,23 @@ class _Run:
             vocab_size_for=lambda size: plan.vocab_size(size, self.config),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
-            on_note=note,
+            on_note=self.note,
         )
         if not corpus.val.tokens:
             raise UserError("nothing is held out for validation", hint="use --val FILE, or a larger --val-fraction")
         return corpus
 
-    def _restore(self, model: arch.Model, optimizers: Optimizers) -> TrainState:
+    def _restored(self, model: arch.Model, optimizers: Optimizers) -> TrainState:
         """Weights, optimizer and counters: of the newest whole checkpoint, or new ones where there is none yet."""
-        whole = checkpoint.complete(self.directory) if self.before else []
-        if not whole:
+
+        def fill(weights: Mapping[str, Tensor], path: Path) -> None:
+            named, of = dict(model.named_parameters()), str(self.directory / record.RUN_FILE)
+            checkpoint.fill(named, weights, path=path, of=of, changed="one of them")
+
+        state = self.restore(fill, optimizers)
+        if state is None:
             arch.fill(model, self.config.seed)
-            return TrainState()
-        state, weights, moments = checkpoint.load(whole[-1])
-        have = {name: tuple(t.shape) for name, t in weights.items()}
-        need = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        if have != need:
-            name = sorted(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))[0]
-            raise UserError(
-                f"{whole[-1]} does not fit {self.directory / record.RUN_FILE}: {name} is {have.get(name)} in the one "
-                f"and {need.get(name)} in the other",
-                hint="one of them was changed: start a new run with another --out",
-            )
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-        optimizers.restore(moments)
-        return state
-
-    def _train(
-        self,
-        planned: plan.Plan,
-        task: Task,
-        train_tokens: int,
-        model: arch.Model,
-        optimizers: Optimizers,
-        state: TrainState,
-        tokenizer: Tokenizer,
-        stop: Stop,
-        clock: Callable[[], float],
-    ) -> None:
-        def save_model(weights: dict[str, Tensor]) -> None:
-            arch.save(self.directory, self.config, planned.model, weights, tokenizer)
-
-        def settled(steps: int) -> None:
-            tokens = steps * planned.tokens_per_step
-            epochs = tokens / max(1, train_tokens)
-            self.tell(Note(text=f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text"))
-
-        metrics = Metrics(
-            self.directory,
-            keep_bytes=state.metrics_bytes,
-            step=state.step,
-            tensorboard=self.config.train.tensorboard,
-        )
-        with closing(metrics):
-            Trainer(
-                run=self.directory,
-                model=model,
-                task=task,
-                plan=planned,
-                config=self.config,
-                runtime=self.runtime,
-                state=state,
-                optimizers=optimizers,
-                metrics=metrics,
-                listen=self.tell,
-                clock=clock,
-                stop=stop,
-                save_model=save_model,
-                on_settled=settled,
-            ).train()
+        return state or TrainState()
 
 
 def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *, resumed: int) -> Iterator[str]:
@@ -337,15 +291,3 @@ def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *,
         minutes = (planned.budget or 0) / 60
         yield f"length: about {minutes:.3g} minutes (choose with --steps, --epochs, --tokens or --budget); {batch}"
     yield f"{'continuing at step ' + format(resumed, ',') if resumed else 'writing'} {directory}"
-
-
-@contextmanager
-def _no_empty_folders(cache: Path) -> Iterator[None]:
-    """Leave no folder behind that was made for a run which then wrote nothing."""
-    made = [cache, *(folder for folder in (cache.parent, *cache.parent.parents) if not folder.exists())]
-    try:
-        yield
-    finally:
-        for folder in made:
-            with suppress(OSError):  # not empty, or not there
-                folder.rmdir()

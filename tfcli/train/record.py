@@ -20,6 +20,7 @@ from tfcli.config import ModelConfig, PretrainConfig, from_dict, to_dict
 from tfcli.errors import RunError, TfcliError, UserError
 from tfcli.formats import hf
 from tfcli.runtime import Runtime
+from tfcli.tasks.options import FinetuneConfig
 from tfcli.text import hf_data
 from tfcli.text.corpus import Corpus
 from tfcli.train import checkpoint, metrics
@@ -36,15 +37,16 @@ KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokeniz
 
 def make(
     specs: Sequence[str],
-    config: PretrainConfig,
+    config: PretrainConfig | FinetuneConfig,
     sources: dict[str, str],
     planned: Plan,
-    corpus: Corpus,
     runtime: Runtime,
     command: Sequence[str],
-    shards: str,
+    *,
+    data_hash: str,
+    tokenizer_hash: str,
 ) -> Record:
-    """The content of run.json when a run begins; ``shards`` is the way from the run's parent to its encoded text."""
+    """What run.json says of every run when it begins."""
     return {
         "command": list(command),
         "corpus": [absolute(spec) for spec in specs],
@@ -57,10 +59,8 @@ def make(
         "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
         "git_commit": git_commit(),
         "seed": config.seed,
-        "data_hash": corpus.receipt["content_hash"],
-        "tokenizer_hash": corpus.tokenizer.hash,
-        "shards": shards,
-        "checksums": checksums(corpus),
+        "data_hash": data_hash,
+        "tokenizer_hash": tokenizer_hash,
     }
 
 
@@ -73,6 +73,16 @@ def machine(runtime: Runtime) -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "system": platform.platform(),
     }
+
+
+def runtime_of(record: Record | None, *, device: str | None, precision: str | None, threads: int | None) -> Runtime:
+    """What is asked for; of a run to resume, what it was started on where nothing is."""
+    before = record["machine"] if record is not None else {}
+    return Runtime.detect(
+        device=device or before.get("device"),
+        precision=precision or before.get("precision"),
+        threads=before.get("threads") if threads is None else threads,
+    )
 
 
 def checksums(corpus: Corpus) -> dict[str, int]:
@@ -141,11 +151,16 @@ def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
                 raise UserError(f"{directory} holds another run", hint=f"continue it: {again}; or choose another --out")
             raise UserError(f"{directory} is not empty", hint="choose another --out")
         return directory
-    named = hf_data.short(specs[0]) if hf_data.is_named(specs[0]) else Path(specs[0]).name
-    name = named.split(".")[0].strip("*") if specs[0] != "-" else "stdin"
+    name = stem(specs[0]).strip("*") if specs[0] != "-" else "stdin"
     base = RUNS / (name or "run")
     candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10_000))
     return next(path for path in candidates if is_free(path) and not checkpoint.held(path))
+
+
+def stem(spec: str) -> str:
+    """What a source is called, for the name of a run."""
+    named = hf_data.short(spec) if hf_data.is_named(spec) else Path(spec).name
+    return named.split(".")[0]
 
 
 def is_free(directory: Path) -> bool:

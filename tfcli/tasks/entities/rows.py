@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,7 +103,11 @@ def read(
         rows = list(_rows(_table(path, FinetuneData(encoding=encoding, errors=errors), keys, report), keys, report))
     else:
         lines = files.lines(iter([report.text(path, encoding=encoding, errors=errors)]))
-        rows = list(_rows(_json(lines, name), keys, report) if json_lines else _conll(lines, name, report))
+        rows = list(
+            _rows(files.json_lines(lines, name, hint=EXPECTED, of_object=EXPECTED), keys, report)
+            if json_lines
+            else _conll(lines, name, report)
+        )
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
@@ -218,20 +221,6 @@ def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Ite
         row = columns.unfolded(row, {*lists, *SPANS, *named.values()} - {named.get("text", "text")})
         if any(row.get(name) is not None for name in tokens if name):
             row |= {name: row[name].split() for name in lists if isinstance(row.get(name), str)}
-        yield where, row
-
-
-def _json(lines: Iterable[str], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}", hint=EXPECTED) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object", hint=EXPECTED)
         yield where, row
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfcli.errors import UserError, nearest
+from tfcli.tasks import report
 from tfcli.tasks.labels.options import ClassifyData
 from tfcli.text import labelled
 from tfcli.text.labelled import Row, Table
@@ -314,6 +315,8 @@ def stratified(labels: Sequence[Sequence[str]], fraction: float, generator: np.r
 
 def duplicates(train: Sequence[Example], val: Sequence[Example]) -> dict[str, int]:
     """How many texts of each part come again: within training, and of the held-out part in training."""
-    texts = Counter((example.text.strip(), (example.pair or "").strip()) for example in train)
-    across = sum((example.text.strip(), (example.pair or "").strip()) in texts for example in val)
-    return {"within_train": sum(count - 1 for count in texts.values()), "across_splits": across}
+
+    def texts(examples: Sequence[Example]) -> list[tuple[str, str]]:
+        return [(example.text.strip(), (example.pair or "").strip()) for example in examples]
+
+    return report.duplicates(texts(train), texts(val))
