@@ -161,3 +161,12 @@ def test_errors_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_json(saved: Path) -> None:
     """A receipt and a message can hold them."""
     assert json.loads(json.dumps(hf_data.rows(f"hf:{saved}")[1])) == [READ] * 3
+
+
+def test_directories_are_found_again_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --resume reads: names of the hub stay as they are, a relative directory would be another one."""
+    rows(2).save_to_disk(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    assert hf_data.absolute("hf:d:train") == f"hf:{tmp_path / 'd'}:train"
+    assert hf_data.absolute("hf:d") == f"hf:{tmp_path / 'd'}"
+    assert hf_data.absolute("hf:glue/mrpc:test") == "hf:glue/mrpc:test"
