@@ -133,3 +133,4 @@ def test_dropout_zeroes_its_part_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     torch.testing.assert_close(add_dropout(2 * x, x, p), 2 + y)
     assert dropout(x, 0.0) is x
+    assert (dropout(x, 1 - 1e-6) == 0).float().mean() > 0.999, "a threshold that wraps around keeps all"

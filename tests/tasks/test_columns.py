@@ -129,6 +129,19 @@ def test_one_answer_a_row_in_columns(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text)
     version, found = questions(str(tmp_path / "a.csv"))
     assert version == 2 and [[(a.text, a.start) for a in q[2]] for q in found] == [[("Ada", 0)], []]
+    (tmp_path / "b.csv").write_text(text.replace("answer_text", "reply"))
+    assert [q[2] for q in questions(str(tmp_path / "b.csv"), "data.answers_key=reply")[1]] == [q[2] for q in found]
+
+
+def test_empty_cells_are_questions_without_an_answer(tmp_path: Path) -> None:
+    """Would catch an empty cell that is taken for answers that are broken, and left out without a word."""
+    text = "question,context,answers,is_impossible\nWhen?,Ada wrote it.,,True\n"
+    (tmp_path / "a.csv").write_text(text)
+    version, found = questions(str(tmp_path / "a.csv"))
+    assert version == 2 and [q[2] for q in found] == [()]
+    (tmp_path / "a.csv").write_text(text.replace("True", "False"))
+    with pytest.raises(UserError, match="no questions that can be used: 1 questions that are to have an answer"):
+        questions(str(tmp_path / "a.csv"))
 
 
 def test_numbered_tags_of_a_data_set_are_their_names(tmp_path: Path) -> None:

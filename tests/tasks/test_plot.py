@@ -20,6 +20,7 @@ NAMES: dict[str, list[str]] = {
     "odd": ["a\nb\tc", "", "x" * 90],
     "fifty": [f"intent number {n} with a long name" for n in range(50)],
     "many": [f"label {n}" for n in range(100)],
+    "more": [f"label {n}" for n in range(600)],
 }
 
 
@@ -30,7 +31,10 @@ def matrix(count: int) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_label_is_drawn(name: str, tmp_path: Path) -> None:
-    """Warnings are errors here: a font without Chinese, or a dollar sign taken for a formula, would show."""
+    """Warnings are errors here: a font without Chinese, or a dollar sign taken for a formula, would show.
+
+    The size is bounded whatever the labels: a picture of 1,000 with their names would need 20 GB.
+    """
     labels = NAMES[name]
     plot.write(tmp_path / "c.png", matrix(len(labels)), labels)
     with Image.open(tmp_path / "c.png") as image:

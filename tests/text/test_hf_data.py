@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
@@ -52,6 +54,18 @@ def test_parquet_of_the_library_has_names_too(tmp_path: Path) -> None:
     """Its files hold the numbers of classes; their names are in the schema's metadata."""
     rows(2).to_parquet(tmp_path / "a.parquet")
     assert [row.values for row in labelled.read(tmp_path / "a.parquet", known=()).rows] == [READ] * 2
+
+
+@pytest.mark.parametrize("kind", [{"_type": "ClassLabel", "names": ["a"]}, {"_type": "OfALaterVersion"}])
+def test_classes_that_cannot_be_read(tmp_path: Path, kind: dict[str, Any]) -> None:
+    """A number without a name, and what a later version of the library wrote: said with the file, no traceback."""
+    about = json.dumps({"info": {"features": {"label": kind}}})
+    table = pyarrow.table({"label": [1]}).replace_schema_metadata({"huggingface": about})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match=r"a\.parquet is not a readable Parquet file: .*(class label 1|OfALaterVersion)"
+    ):
+        labelled.read(tmp_path / "a.parquet", known=())
 
 
 def test_a_table_of_a_name_is_like_that_of_a_file(saved: Path) -> None:
@@ -147,3 +161,12 @@ def test_errors_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_json(saved: Path) -> None:
     """A receipt and a message can hold them."""
     assert json.loads(json.dumps(hf_data.rows(f"hf:{saved}")[1])) == [READ] * 3
+
+
+def test_directories_are_found_again_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --resume reads: names of the hub stay as they are, a relative directory would be another one."""
+    rows(2).save_to_disk(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    assert hf_data.absolute("hf:d:train") == f"hf:{tmp_path / 'd'}:train"
+    assert hf_data.absolute("hf:d") == f"hf:{tmp_path / 'd'}"
+    assert hf_data.absolute("hf:glue/mrpc:test") == "hf:glue/mrpc:test"

@@ -124,6 +124,7 @@ def test_commands(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"mlm.rate": 0.2}, "mlm.rate does nothing in an LSTM"),
         ({"spans.rate": 0.2}, "spans.rate does nothing in an LSTM"),
         ({"optim.muon_lr": 0.01}, "optim.muon_lr does nothing in an LSTM"),
+        ({"train.compile": "on"}, "train.compile does nothing in an LSTM"),
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:

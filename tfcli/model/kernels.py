@@ -178,7 +178,8 @@ def _kept(x: Tensor, p: float) -> Tensor:
     """
     drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = drawn.view(torch.int16)[: x.numel()].view(x.shape)
-    return (bits >= round(p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - p))
+    least = min(round(p * 2**16), 2**16 - 1) - 2**15  # 2^15 is no int16
+    return (bits >= least).to(x.dtype).mul_(1 / (1 - p))
 
 
 def short_attention(

@@ -46,8 +46,8 @@ class AnswerData(FinetuneData):
     context_key: str | None = None
     """Left out: context."""
     answers_key: str | None = None
-    """Texts and their offsets, as {"text": [...], "answer_start": [...]}; left out: answers, or of a table a column
-    answer_text or answer with answer_start beside it."""
+    """Texts and their offsets, as {"text": [...], "answer_start": [...]}, or in a table one text with answer_start
+    beside it; left out: answers, or of a table answer_text or answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,6 +44,14 @@ def short(spec: str) -> str:
     return Path(parts(spec)[0]).name
 
 
+def absolute(spec: str) -> str:
+    """``spec`` as it is found again from another directory: a directory in it by its whole path."""
+    name, split = parts(spec)
+    if not Path(name).is_dir():
+        return spec
+    return f"{PREFIX}{Path(name).absolute()}" + (f":{split}" if split else "")
+
+
 def check_split(spec: str, command: str) -> None:
     """Raise UserError for ``hf:NAME`` without a split, where it must not be the one to train on by default."""
     if is_named(spec) and parts(spec)[1] is None:

@@ -221,7 +221,7 @@ def _parquet(path: Path) -> Table:
             from datasets import Features
 
             listed = hf_data.with_names(listed, Features.from_arrow_schema(table.schema))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of classes that datasets cannot read
         raise UserError(f"{path} is not a readable Parquet file: {error}") from None
     return Table(
         name=str(path),

@@ -51,6 +51,8 @@ def check(config: PretrainConfig, sources: Mapping[str, str]) -> None:
                 raise UserError(f"{key} does nothing in {NAMES[arch]}", hint=f"it goes with --arch {owner}")
         if key in OF_MUON and arch == "lstm":
             raise UserError(f"{key} does nothing in an LSTM, which AdamW trains", hint="its rate is optim.lr")
+    if config.train.compile == "on" and arch == "lstm":
+        raise UserError("train.compile does nothing in an LSTM, whose layers are compiled already", hint="leave it out")
 
 
 def check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer) -> None:

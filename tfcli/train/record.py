@@ -234,7 +234,9 @@ def full_disk(directory: Path) -> Iterator[None]:
 
 def absolute(spec: str) -> str:
     """A source as it is found again from another directory."""
-    return spec if spec == "-" or hf_data.is_named(spec) else str(Path(spec).absolute())
+    if hf_data.is_named(spec):
+        return hf_data.absolute(spec)
+    return spec if spec == "-" else str(Path(spec).absolute())
 
 
 def now() -> str:

@@ -26,6 +26,10 @@ COUNTED = 60
 """Labels of which the counts are still legible in their cells; of more only the colours are drawn."""
 FEW = 12
 """Labels that have large cells."""
+NAMED = 150
+"""Labels whose names are along the sides; of more these hold numbers, and the cells shrink, so that it stays a page."""
+SMALL = 0.2
+"""Inches of a cell without a count."""
 USUAL = "DejaVu Sans"
 """matplotlib's own."""
 OTHERS = (
@@ -60,19 +64,22 @@ def write(path: Path, matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> N
     fonts, count = _fonts(), len(labels)
     # Inches of a cell: room for a line of its label, and for the longest count.
     digits = max(map(len, _written(matrix).flat)) if count <= COUNTED else 0
-    cell = max(0.2 if count > COUNTED else 0.24, 0.07 * digits + 0.06, 0.6 if count <= FEW else 0.0)
-    names = _legible(labels, fonts)
-    margin = 0.9 + 0.1 * max(map(_width, names))
+    cell = max(SMALL if count > COUNTED else 0.24, 0.07 * digits + 0.06, 0.6 if count <= FEW else 0.0)
+    names = _legible(labels, fonts) if count <= NAMED else []
+    if not names:
+        cell = NAMED * SMALL / count
+    margin = 0.9 + 0.1 * max(map(_width, names), default=5)
     figure = Figure(figsize=(max(4.0, cell * count + margin + 1.0), max(3.6, cell * count + margin + 0.4)), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     size = 9.0 if count <= FEW else 7.0
-    places = np.arange(count)
-    straight = count <= 6 and max(map(_width, names)) <= 8
-    axes.set_xticks(places, names, rotation=0 if straight else 90, fontsize=size, fontfamily=fonts)
-    axes.set_yticks(places, names, fontsize=size, fontfamily=fonts)
+    if names:
+        places = np.arange(count)
+        straight = count <= 6 and max(map(_width, names)) <= 8
+        axes.set_xticks(places, names, rotation=0 if straight else 90, fontsize=size, fontfamily=fonts)
+        axes.set_yticks(places, names, fontsize=size, fontfamily=fonts)
     axes.set_xlabel("predicted", fontsize=10)
     axes.set_ylabel("true", fontsize=10)
     if count <= COUNTED:

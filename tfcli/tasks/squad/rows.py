@@ -103,7 +103,8 @@ def read(
         seen.add(made.id)
         found.append(made)
     if not found:
-        raise UserError(f"{name} has no questions", hint=EXPECTED)
+        said = f" that can be used: {'; '.join(report.lines())}" if report.faults else ""
+        raise UserError(f"{name} has no questions{said}", hint=EXPECTED)
     return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
 
 
@@ -111,11 +112,15 @@ def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Ite
     """As ``_rows``, of a table. The cells of a csv hold answers as JSON, or one text with its offset beside it."""
     named = [key for key in asdict(keys).values() if key is not None]
     known = ["question", "context", "answers", "answer_start", *FLAT, *named]
+    key = keys.answers or "answers"
     for where, row in columns.read(path, known, options, report):
-        row = columns.unfolded(row, [keys.answers or "answers"])
-        if keys.answers is None and "answers" not in row:
-            text = next((row[name] for name in FLAT if name in row), None)
-            row = {**row, "answers": [{"text": text, "answer_start": _whole(row.get("answer_start"))}] if text else []}
+        row = columns.unfolded(row, [key])
+        there = [name for name in (key, *(() if keys.answers else FLAT)) if name in row]
+        if not there and keys.answers is None:
+            row = {**row, key: []}
+        elif there and not isinstance(row[there[0]], (list, dict)):
+            text, start = row[there[0]], _whole(row.get("answer_start"))
+            row = {**row, key: [{"text": text, "answer_start": start}] if text else []}
         said = str(row.get("is_impossible")).lower()  # a csv has words
         row = row | ({"is_impossible": said in ("true", "1")} if "is_impossible" in row else {})
         yield row, _group(row), where
