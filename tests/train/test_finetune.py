@@ -188,7 +188,7 @@ def test_adapters_and_their_head_resumed_are_never_stopped(start: tuple[Path, Pa
 
 def test_a_best_that_was_saved_before_is_found_again(start: tuple[Path, Path], tmp_path: Path) -> None:
     """At a rate of 0 the first evaluation is the best: the process that ends the run never had its weights."""
-    still = {"lora.on": True, "optim.lr": 0.0, "train.epochs": None, "train.steps": 12}
+    still = {"lora.on": True, "optim.lr": 0.0, "train.epochs": None, "train.steps": 12, "train.margin": 0.0}
 
     def stop(event: Event) -> None:
         if isinstance(event, Saved) and event.step == 5:

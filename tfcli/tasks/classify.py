@@ -215,7 +215,7 @@ class Classification:
         """Accuracy, or macro F1 where that is asked for."""
         metric = self.config.classify.metric
         said = {"accuracy": "accuracy", "macro_f1": "macro F1"}[metric]
-        return Headline(name=said, value=scores[f"val_{metric}"], higher_is_better=True)
+        return Headline.share(said, scores[f"val_{metric}"], len(self.val.examples))
 
     def sample(self, model: Transformer, seed: int) -> None:
         """A classifier writes nothing."""

@@ -78,6 +78,9 @@ class FinetuneTrain:
     sample_every: int | None = None
     checkpoint_every: int | None = None
     """Steps between checkpoints; left out: about once a minute."""
+    margin: float = 1.0
+    """Standard errors of an accuracy by which an earlier model must be ahead to be kept for a later one. The best of
+    several on few examples is the luckiest; 0: it is kept all the same."""
     keep: int = 2
     """Newest checkpoints kept; the best model is in the run directory itself."""
     tensorboard: bool = False
@@ -115,6 +118,8 @@ def check(config: FinetuneConfig) -> None:
     for key, number in {"train.epochs": train.epochs, "optim.clip": optim.clip, "optim.eps": optim.eps}.items():
         if number is not None and not 0 < number < math.inf:
             raise UserError(f"{key} is {number}", hint="it must be more than 0")
+    if not 0 <= train.margin < math.inf:
+        raise UserError(f"train.margin is {train.margin}", hint="it must be at least 0")
     for name in ("lr", "muon_lr", "weight_decay"):
         number = getattr(optim, name)
         if number is not None and not 0 <= number < math.inf:

@@ -28,6 +28,14 @@ class Headline:
     name: str
     value: float
     higher_is_better: bool = False
+    error: float = 0.0
+    """Its standard error, where it is a share of few examples."""
+
+    @classmethod
+    def share(cls, name: str, value: float, count: int) -> Headline:
+        """What part of ``count`` things is right; its error is that of one more right and one more wrong."""
+        p = (value * count + 1) / (count + 2)
+        return cls(name=name, value=value, higher_is_better=True, error=(p * (1 - p) / (count + 2)) ** 0.5)
 
 
 class Task(Protocol):

@@ -43,12 +43,10 @@ class TrainState:
     """Tokens since the last line of metrics."""
     best: float | None = None
     """Best validation metric so far."""
-    best_loss: float = 0.0
-    """The held-out loss there, which decides between equals."""
     best_step: int = 0
-    """The step that reached it."""
+    """The step of the model that is kept."""
     stale: int = 0
-    """Evaluations since then."""
+    """Evaluations since the best metric was reached."""
     metrics_bytes: int = 0
     """Length of metrics.jsonl at this step."""
     checkpoint_every: int | None = None

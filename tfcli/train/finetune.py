@@ -332,6 +332,7 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
         dropout_from=0,
         bucket=train.bucket,
         patience=train.patience,
+        margin=train.margin,
     )
 
 

@@ -70,6 +70,8 @@ class Plan:
     """Batches among which examples are sorted by length, where they have lengths."""
     patience: int | None = None
     """Evaluations without a better one after which the run ends."""
+    margin: float = 0.0
+    """Standard errors of the score by which an earlier model must be ahead to be kept for a later one."""
     window: int | None = None
     """Tokens of the text in an example, where these are not the context."""
 

@@ -282,19 +282,22 @@ class Trainer:
         score = -headline.value if headline.higher_is_better else headline.value
         record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens}
         self.metrics.write({**record, **scores})
-        loss = scores.get("val_loss", 0.0)  # of equal scores, as of few texts there are many, the lower loss is better
-        best = state.best is None or (score, loss) < (state.best, state.best_loss)
-        if best:
-            state.best, state.best_loss, state.best_step = score, loss, state.step
+        better = state.best is None or score < state.best
+        slack = self.plan.margin * headline.error
+        near = slack > 0 and score <= (state.best or 0.0) + slack
+        state.best = score if better or state.best is None else state.best
+        kept = better or near  # what a standard error does not tell apart is the later one, which learnt more
+        if kept:
+            state.best_step = state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
-        state.stale = 0 if best else state.stale + 1
+        state.stale = 0 if better else state.stale + 1
         self.listen(
             Evaluated(
                 step=state.step,
                 name=headline.name,
                 value=headline.value,
                 higher_is_better=headline.higher_is_better,
-                best=best,
+                best=kept,
             )
         )
 
