@@ -228,3 +228,9 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     tiny_models.save(tmp_path / "gpt")
     with pytest.raises(UserError, match="no head of kind 'span'"):
         run(tmp_path / "gpt", good)
+
+
+def test_windows_of_short_rows_move_on() -> None:
+    """Catches an overlap of 128 in rows of 128, which left a window for every few pieces: 24 of them for a question."""
+    assert [answer._overlap(None, length) for length in (384, 512, 128, 30)] == [128, 128, 42, 10]
+    assert answer._overlap(0, 128) == 0

@@ -141,6 +141,13 @@ def test_what_is_new_learns_by_muon(
     assert planned["muon_lr"] == pytest.approx(planned["lr"] * 20 / 3)
 
 
+def test_a_rate_that_nothing_has_is_refused(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Catches a setting that does nothing in silence."""
+    with pytest.raises(UserError, match=r"optim\.muon_lr does nothing under AdamW"):
+        train(start, tmp_path / "a", {"optim.muon_lr": 0.1})
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_model_directory_is_left_alone(start: tuple[Path, Path], tmp_path: Path) -> None:
     """Catches a run that writes into the model that it began with, and one that is given that place."""
     before = digest(start[0] / "model.safetensors")

@@ -134,4 +134,5 @@ def finetune(
         record = {"model": str(result.directory), "steps": result.steps, **result.scores}
         print(json.dumps({**record, "seconds": round(time.time() - started, 3)}, ensure_ascii=False))
     else:
-        print(f"{result.directory}: tfcli predict {result.directory}")
+        use = {"chat": "generate --chat --model", "lm": "generate --model"}.get(result.task, "predict")
+        print(f"{result.directory}: tfcli {use} {result.directory}")

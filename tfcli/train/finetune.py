@@ -52,6 +52,7 @@ class Result:
     """What a finished run left: its directory, the steps taken, and the best model's scores on the held-out part."""
 
     directory: Path
+    task: str
     steps: int
     scores: dict[str, Any]
     lines: list[str]
@@ -199,13 +200,13 @@ class _Run(Run):
         )
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
-        draw = getattr(task, "draw", None)
-        if draw is not None:
-            draw(self.directory, scores, self.note)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )
-        return Result(directory=self.directory, steps=state.step, scores=scores, lines=lines)
+        draw = getattr(task, "draw", None)
+        if draw is not None:
+            draw(self.directory, scores, self.note)
+        return Result(directory=self.directory, task=self.app.name, steps=state.step, scores=scores, lines=lines)
 
     def _load(self) -> heads.Loaded:
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
@@ -309,6 +310,8 @@ class _Run(Run):
 def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, new: bool) -> plan.Plan:
     """What a run will do: its steps, its rates, and how much at once. ``new``: from scratch."""
     train, optim = config.train, config.optim
+    if optim.muon_lr is not None and kind(config, new=new) == "adamw":
+        raise UserError("optim.muon_lr does nothing under AdamW", hint="add --set optim.kind=muon, or set optim.lr")
     batch = min(train.batch_size, task.size)
     steps = train.steps
     if steps is None:

@@ -288,6 +288,7 @@ def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *,
     if planned.steps is not None:
         yield f"length: {planned.steps:,} steps of {batch}"
     else:
-        minutes = (planned.budget or 0) / 60
-        yield f"length: about {minutes:.3g} minutes (choose with --steps, --epochs, --tokens or --budget); {batch}"
+        budget = planned.budget or 0
+        said = f"{budget / 60:.3g} minutes" if budget >= 90 else f"{budget:.3g} s"
+        yield f"length: about {said} (choose with --steps, --epochs, --tokens or --budget); {batch}"
     yield f"{'continuing at step ' + format(resumed, ',') if resumed else 'writing'} {directory}"
