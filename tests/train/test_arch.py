@@ -17,6 +17,7 @@ from tfcli.errors import Interrupted, UserError
 from tfcli.formats import heads, hf
 from tfcli.model import masked_head
 from tfcli.train.events import Event, Saved
+from tfcli.train.finetune import finetune
 
 BERT: dict[str, Any] = {"model.arch": "bert", "model.width": 32, "model.heads": 2}
 
@@ -49,6 +50,18 @@ def test_stopped_and_resumed(room: Path) -> None:
         start(room / "corpus.txt", out, settings=BERT, listen=listen)
     resume(out)
     assert facts(out) == facts(room / "whole")
+
+
+def test_an_encoder_goes_on_with_the_optimizer_that_made_it(room: Path) -> None:
+    """Catches AdamW at a large model's rate, under which a small encoder learns less than one from scratch."""
+    (room / "labels.tsv").write_text("text\tlabel\n" + "".join(f"{w} {n}\t{w}\n" for n in range(8) for w in ("a", "b")))
+    machine = {"device": "cpu", "precision": "fp32", "threads": 1}
+    settings = {"train.steps": 1, "train.batch_size": 4}
+    finetune(room / "whole", room / "labels.tsv", task="classify", out=room / "c", settings=settings, **machine)
+    planned = json.loads((room / "c" / "run.json").read_text())["plan"]
+    assert (planned["lr"], planned["muon_lr"]) == (1.5e-3, pytest.approx(0.01))
+    about = json.loads((room / "c" / "config.json").read_text())
+    assert about["classifier_pooling"] == "mean", "[CLS] was taught nothing"
 
 
 @torch.no_grad()

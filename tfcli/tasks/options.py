@@ -36,9 +36,10 @@ class FinetuneOptim:
     """AdamW (Loshchilov and Hutter 2019) with linear warm-up and decay; biases and norms are not decayed."""
 
     kind: Literal["adamw", "muon"] | None = None
-    """muon: the blocks' matrices by Muon (Jordan et al. 2024), the rest by AdamW; left out: muon from scratch."""
+    """muon: the blocks' matrices by Muon (Jordan et al. 2024), the rest by AdamW; left out: muon from scratch
+    and for encoders that ``pretrain`` made with it."""
     lr: float | None = None
-    """Peak learning rate; left out: 5e-5, 1e-3 for LoRA, 3e-3 for a new model (1e-3 under adamw)."""
+    """Peak learning rate; left out: 5e-5, 1e-3 for LoRA; where muon is the default 1.5e-3, from scratch 3e-3."""
     muon_lr: float | None = None
     """Peak learning rate of the matrices under muon; left out: lr x 20 / 3."""
     weight_decay: float = 0.01

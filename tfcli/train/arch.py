@@ -108,8 +108,7 @@ def save(
     if isinstance(made, Lstm):
         lstm.save(directory, made, tokenizer)
     elif config.model.arch == "bert":
-        ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
-        hf.save(directory, made, tokenizer, card=_card(model), about=ids)
+        hf.save(directory, made, tokenizer, card=_card(model), about=_about(tokenizer))
     elif config.model.arch == "transformer":
         ending = Tokenizer(tokenizer.model_bytes, name=tokenizer.name, suffix_ids=(tokenizer.eos_id,))
         hf.save(directory, made, ending, card=_seq2seq_card(model))
@@ -125,6 +124,12 @@ def next_step(arch: str, directory: Path) -> str:
         "transformer": f"tfcli finetune {directory} PAIRS --task translate",
         "lstm": f"tfcli evaluate {directory} TEXT",
     }[arch]
+
+
+def _about(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of an encoder: its special pieces, and how it is finetuned. Nothing has taught its [CLS] to speak for a text."""
+    ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
+    return {**ids, "classifier_pooling": "mean", "tfcli": {"optimizer": "muon"}}
 
 
 def _card(config: ModelConfig) -> str:

@@ -24,6 +24,7 @@ from tfcli.model.quantized import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.applications import KINDS, application
+from tfcli.tasks.frame import settings_of
 from tfcli.tasks.options import FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start
 from tfcli.text import hf_data
@@ -174,8 +175,10 @@ class _Run(Run):
         codec = getattr(task, "codec", loaded.codec)
         self._same_data(task)
         self._adapt(loaded.model)
-        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch)
-        optimizers = _optimizers(loaded.model, self.config, planned, task.size, new=self.from_scratch)
+        ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
+        optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
+        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
+        optimizers = _optimizers(loaded.model, self.config, planned, task.size, plain=optimizer == "adamw")
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.receipt)
@@ -307,10 +310,15 @@ class _Run(Run):
         self.note(f"{f'continuing at step {resumed:,}' if resumed else 'writing'} {self.directory}")
 
 
-def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, new: bool) -> plan.Plan:
-    """What a run will do: its steps, its rates, and how much at once. ``new``: from scratch."""
+def make_plan(
+    config: FinetuneConfig, model: Transformer, task: Finetuning, *, new: bool, ours: bool, optimizer: str
+) -> plan.Plan:
+    """What a run will do: its steps, its rates, and how much at once.
+
+    ``new``: from scratch. ``ours``: from an encoder that Muon made, with which it goes on.
+    """
     train, optim = config.train, config.optim
-    if optim.muon_lr is not None and kind(config, new=new) == "adamw":
+    if optim.muon_lr is not None and optimizer == "adamw":
         raise UserError("optim.muon_lr does nothing under AdamW", hint="add --set optim.kind=muon, or set optim.lr")
     batch = min(train.batch_size, task.size)
     steps = train.steps
@@ -319,7 +327,10 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
         steps = max(1, math.ceil(epochs * task.size / batch))
     lengths = task.lengths
     longest = model.config.context if lengths is None else int(lengths.max(initial=1))
-    default = (BESIDE_MUON_LR if kind(config, new=new) == "muon" else NEW_LR) if new or config.lora.on else LR
+    if optimizer == "muon" and (new or ours):
+        default = BESIDE_MUON_LR if new else BESIDE_MUON_LR / 2
+    else:
+        default = NEW_LR if new or config.lora.on else LR
     lr = optim.lr if optim.lr is not None else default
     return plan.Plan(
         model=model.config,
@@ -339,15 +350,11 @@ def make_plan(config: FinetuneConfig, model: Transformer, task: Finetuning, *, n
     )
 
 
-def _optimizers(model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int, *, new: bool) -> Optimizers:
+def _optimizers(
+    model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int, *, plain: bool
+) -> Optimizers:
     options, optim = _loop(config, planned, size).optim, config.optim
-    plain = kind(config, new=new) == "adamw"
     return Optimizers(model, options, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=optim.eps)
-
-
-def kind(config: FinetuneConfig, *, new: bool) -> str:
-    """The optimizer: AdamW keeps what was learnt, Muon learns faster what is new."""
-    return config.optim.kind or ("muon" if new else "adamw")
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
