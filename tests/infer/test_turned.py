@@ -112,6 +112,9 @@ def test_what_such_a_model_cannot_take_is_said() -> None:
         engine.generate("king forest " * 40)
     with pytest.raises(UserError, match="--overflow slide goes with models that continue a text"):
         engine.generate("a", overflow="slide")
+    for asked in (engine.embed, engine.score):
+        with pytest.raises(UserError, match="belongs to an encoder-decoder, which"):
+            asked("a king")
     with pytest.raises(UserError, match="has no chat template"):
         engine.generate([{"role": "user", "content": "a"}])
 

@@ -104,6 +104,7 @@ def test_what_is_not_there_is_said_with_the_nearest(saved: Path, tmp_path: Path)
         hf_data.check_split("hf:squad", "--val")
     hf_data.check_split("hf:squad:validation", "--val")
     hf_data.check_split("held-out.jsonl", "--val")
+    hf_data.check_split(f"hf:{tmp_path / 'one'}", "--val")
 
 
 class Hub:

@@ -199,6 +199,7 @@ class Engine:
 
         What is beyond the model's context does not count; ``fitted`` says how much that is.
         """
+        self._refuse_turning("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
         vectors = embed(self.model, [self.fitted(text)[0] for text in many])
         one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
@@ -214,12 +215,20 @@ class Engine:
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
         """Loss, perplexity and bits per byte of a text as one document, each token once."""
+        self._refuse_turning("does not score a text by itself")
         ids = np.asarray(self.tokenizer.encode(text), dtype=np.int64)
         if not len(ids):
             raise UserError("there is no text to score")
         size = len(text.encode())
         scores = evaluate(self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride)
         return scores.checked()
+
+    def _refuse_turning(self, what: str) -> None:
+        if self.turns_texts:
+            raise UserError(
+                f"{self.tokenizer.name} belongs to an encoder-decoder, which {what}",
+                hint="it turns one text into another: tfcli generate, or tfcli predict",
+            )
 
     @property
     def first_id(self) -> int:

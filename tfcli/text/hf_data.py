@@ -23,6 +23,8 @@ PREFIX = "hf:"
 EXPECTED = "hf:NAME:SPLIT, hf:OWNER/NAME:SPLIT or hf:OWNER/NAME/CONFIG:SPLIT; or a directory in place of the name"
 COPY = "refs/convert/parquet"
 """The branch on which the hub keeps every data set as Parquet."""
+ONE = "state.json"
+"""What ``save_to_disk`` writes into the directory of one part."""
 Namer = Callable[[Any], Any]
 
 
@@ -53,8 +55,11 @@ def absolute(spec: str) -> str:
 
 
 def check_split(spec: str, command: str) -> None:
-    """Raise UserError for ``hf:NAME`` without a split, where it must not be the one to train on by default."""
-    if is_named(spec) and parts(spec)[1] is None:
+    """Raise UserError for ``hf:NAME`` without a split, where it must not be the one to train on by default.
+
+    A directory with one part, as ``save_to_disk`` writes it, has no splits.
+    """
+    if is_named(spec) and parts(spec)[1] is None and not (Path(parts(spec)[0]) / ONE).is_file():
         raise UserError(f"which split of {spec}?", hint=f"name it: {command} {spec}:test")
 
 
@@ -90,7 +95,7 @@ def _found(name: str, split: str | None) -> Dataset | DatasetDict:
     from datasets.exceptions import DatasetNotFoundError
 
     path, part = Path(name), split if split is not None and _is_sum(split) else None
-    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):  # as save_to_disk writes it
+    if any((path / file).is_file() for file in ("dataset_dict.json", ONE)):  # as save_to_disk writes it
         if part is not None:
             raise UserError(f"{name} gives whole splits only, not {part}", hint="it was written by save_to_disk")
         return datasets.load_from_disk(name)
