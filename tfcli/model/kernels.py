@@ -22,7 +22,7 @@ def _by_hand(x: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension of ``x`` (..., width); ``weight`` has the last one or two dimensions of ``x``."""
     if weight.dim() == 1 and native.serves(x):
-        return native.norm(x, weight, None, eps, layer=False)
+        return native.norm(x, weight, eps)
     if _by_hand(x):
         return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return rms_norm_reference(x, weight, eps)

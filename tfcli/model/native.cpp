@@ -1121,16 +1121,16 @@ void tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
   });
 }
 
-// y = norm(x) w + bias over rows of `cols`: RMSNorm, or LayerNorm where `layer`; bf16 or fp32 alike in x and y.
-void tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float* weight, const float* bias, float eps,
-                int32_t layer, int32_t bf16, int32_t threads) {
+// y = RMSNorm(x) w over rows of `cols`; bf16 or fp32 alike in x and y.
+void tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float* weight, float eps, int32_t bf16,
+                int32_t threads) {
   team(threads).run([&](int id) {
     std::vector<float> wide(cols);
     for (int r = share(rows, 1, id, threads); r < share(rows, 1, id + 1, threads); r++) {
       const size_t at = size_t(r) * cols;
       const float* from = (const float*)x + at;
       if (bf16) to_wide((const uint16_t*)x + at, wide.data(), cols), from = wide.data();
-      normalise(from, bf16 ? wide.data() : (float*)y + at, cols, Norm{weight, bias}, layer, eps);
+      normalise(from, bf16 ? wide.data() : (float*)y + at, cols, Norm{weight, nullptr}, false, eps);
       if (bf16) to_bf16(wide.data(), (uint16_t*)y + at, cols);
     }
   });

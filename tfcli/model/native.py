@@ -72,16 +72,15 @@ def linear(matrix: InTiles, x: Tensor) -> Tensor:
     return y.view(*x.shape[:-1], matrix.rows).to(x.dtype)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, layer: bool) -> Tensor:
-    """RMSNorm, or LayerNorm where ``layer``, over the last dimension of ``x``, bf16 or fp32."""
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension of ``x``, bf16 or fp32."""
     lib, _ = library()
     x = x.contiguous()
     y = torch.empty_like(x)
-    wide, shift = weight.float(), None if bias is None else bias.float()
+    wide = weight.float()
     lib.tfcli_norm(
-        address(x), address(y), x.numel() // x.shape[-1], x.shape[-1], address(wide),
-        None if shift is None else address(shift), eps, int(layer), int(x.dtype == torch.bfloat16),
-        torch.get_num_threads(),
+        address(x), address(y), x.numel() // x.shape[-1], x.shape[-1], address(wide), eps,
+        int(x.dtype == torch.bfloat16), torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -245,7 +244,7 @@ def library() -> tuple[Any, str | None]:
         "tfcli_step": [p, p, i, p, p, p, i],
         "tfcli_linear": [p, i, p, p, i, i],
         "tfcli_linear_bf16": [p, i, p, p, i],
-        "tfcli_norm": [p, p, i, i, p, p, f, i, i, i],
+        "tfcli_norm": [p, p, i, i, p, f, i, i],
         "tfcli_rotate": [p, p, i, i, i, p, f, p, p, i, i, i],
         "tfcli_activate": [p, p, p, ctypes.c_int64, i, i, i],
         "tfcli_unpack": [p, i, p, p, i, i],
