@@ -24,6 +24,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Rows
 from tfcli.tasks.options import DecoderTrain, FinetuneConfig
 from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
+from tfcli.tasks.windows import starts
 from tfcli.text.codec import Codec
 from tfcli.text.files import Counts
 from tfcli.text.shards import Shard
@@ -84,11 +85,9 @@ class LanguageModeling:
 
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Tensor:
         """Windows (B, context + 1) as int64; every epoch begins at an offset of its own, by the golden ratio."""
-        room = self.train.tokens - self.size * self.context  # so that the text's last token has its turn
-        offsets = (epochs * 0.6180339887498949 % 1.0 * room).astype(np.int64)
-        starts = offsets + indices * self.context
         ids = self.train.ids
-        return torch.from_numpy(np.stack([ids[start : start + self.context + 1] for start in starts]).astype(np.int64))
+        first = starts(indices, epochs, tokens=len(ids), size=self.size, step=self.context)
+        return torch.from_numpy(np.stack([ids[start : start + self.context + 1] for start in first]).astype(np.int64))
 
     def count(self, rows: Rows) -> int:
         """Targets."""

@@ -23,6 +23,7 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.task import Headline
+from tfcli.tasks.windows import Seeded, seeded
 from tfcli.text.codec import Codec
 from tfcli.text.shards import Shard
 from tfcli.text.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ class Masking:
         """Ids of the text in a window of ``context`` tokens."""
         return context - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
 
-    def batch(self, windows: list[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> Batch:
+    def batch(self, windows: list[Seeded]) -> Batch:
         """A batch of equally long windows, each with the seed of its masks: tokens_BT, mask_BT and targets_BT."""
         before, after = list(self.tokenizer.prefix_ids), list(self.tokenizer.suffix_ids)
         pairs = [self.cover(np.asarray(ids, np.int64), np.random.default_rng(seed)) for ids, seed in windows]
@@ -258,15 +259,8 @@ class MaskedLanguageModeling:
 
         Masks are a function of the seed, the epoch and the window, and so of the seed and the step.
         """
-        room = self.train.tokens - self.size * self.body  # so that the text's last token has its turn
-        offsets = (epochs * 0.6180339887498949 % 1.0 * room).astype(np.int64)
-        starts = offsets + indices * self.body
-        seed = self.seed % 2**64
         return self.masking.batch(
-            [
-                (self.train.ids[start : start + self.body], (seed, 1 + int(epoch), int(index)))
-                for start, epoch, index in zip(starts, epochs, indices, strict=True)
-            ]
+            seeded(self.train.ids, indices, epochs, size=self.size, step=self.body, seed=self.seed)
         )
 
     def count(self, rows: Rows) -> int:

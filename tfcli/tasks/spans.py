@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.batch import Batch, Rows
 from tfcli.tasks.pairs.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.task import Headline
+from tfcli.tasks.windows import Seeded, seeded
 from tfcli.text.shards import Shard
 from tfcli.text.tokenizer import Tokenizer
 
@@ -150,18 +150,9 @@ class SpanCorruption:
 
         Holes are a function of the seed, the epoch and the window, and so of the seed and the step.
         """
-        room = self.train.tokens - self.size * self.body  # so that the text's last token has its turn
-        offsets = (epochs * 0.6180339887498949 % 1.0 * room).astype(np.int64)
-        starts = offsets + indices * self.body
-        seed = self.seed % 2**64
-        return self._corrupted(
-            [
-                (self.train.ids[start : start + self.body], (seed, 1 + int(epoch), int(index)))
-                for start, epoch, index in zip(starts, epochs, indices, strict=True)
-            ]
-        )
+        return self._corrupted(seeded(self.train.ids, indices, epochs, size=self.size, step=self.body, seed=self.seed))
 
-    def _corrupted(self, windows: list[tuple[npt.NDArray[Any], tuple[int, ...]]]) -> Batch:
+    def _corrupted(self, windows: list[Seeded]) -> Batch:
         """A batch of windows, each with the seed of its holes."""
         made = [
             self.corruption.corrupt(np.asarray(ids, np.int64), np.random.default_rng(seed)) for ids, seed in windows

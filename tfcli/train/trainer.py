@@ -283,10 +283,10 @@ class Trainer:
         record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens}
         self.metrics.write({**record, **scores})
         better = state.best is None or score < state.best
+        state.best = score if state.best is None else min(state.best, score)
         slack = self.plan.margin * headline.error
-        near = slack > 0 and score <= (state.best or 0.0) + slack
-        state.best = score if better or state.best is None else state.best
-        kept = better or near  # what a standard error does not tell apart is the later one, which learnt more
+        # What a standard error does not tell apart is the later one, which learnt more.
+        kept = better or (slack > 0 and score <= state.best + slack)
         if kept:
             state.best_step = state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
