@@ -54,6 +54,22 @@ def test_predict_answers_in_order(call: Any) -> None:
     assert (code, out.split("\t")[2]) == (0, "the king\n")
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_predict_in_fewer_bits(call: Any, kind: str) -> None:
+    """Catches a head that is lost with its encoder's matrices: probabilities stay within what 8 or 4 bits change."""
+    texts = b"a dark forest and a castle\nthe king\na tree\n"
+    (code, out, _), (_, plain, _) = (
+        call("predict", "{}/run", "--quantize", kind, stdin=texts),
+        call("predict", "{}/run", stdin=texts),
+    )
+    made, expected = ([json.loads(line)["probabilities"] for line in lines.splitlines()] for lines in (out, plain))
+    assert code == 0
+    for given, wanted in zip(made, expected, strict=True):
+        assert given == pytest.approx(wanted, abs={"int8": 0.02, "int4": 0.2}[kind])
+    code, out, _ = call("evaluate", "{}/run", "{}/data.csv", "--json", "--quantize", kind)
+    assert (code, json.loads(out)["examples"]) == (0, 48)
+
+
 def test_evaluate_gives_scores_and_answers(call: Any, folder: Path) -> None:
     """Catches scores under other names than DESIGN.md has, and answers that do not belong to their rows."""
     code, out, _ = call("evaluate", "{}/run", "{}/data.csv", "--json", "--predictions", "{}/answers.jsonl")

@@ -52,6 +52,47 @@ def test_pytorch_s_own_kernel_gives_the_same(columns: int, monkeypatch: pytest.M
     torch.testing.assert_close(matrix(x).float(), expected, atol=0.03, rtol=0.01)
 
 
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Each 32 numbers of a row to whole multiples of their greatest magnitude / 127, in fp32."""
+    grouped = x.float().unflatten(-1, (-1, 32))
+    scale = grouped.abs().amax(-1, keepdim=True) / 127
+    return ((grouped / scale.clamp_min(1e-30)).round() * scale).flatten(-2)
+
+
+@pytest.mark.skipif(not native.int8(torch.bfloat16), reason="a processor that multiplies 8 by 8 bits")
+@pytest.mark.parametrize("columns", [32, 64, 576])
+@pytest.mark.parametrize("outputs", [1, 31, 48, 96])
+@pytest.mark.parametrize("rows", [1, 5, 6, 13])
+def test_products_of_bytes_equal_those_of_the_rounded_numbers(columns: int, outputs: int, rows: int) -> None:
+    """The input rounded by hand times the numbers that the codes stand for; 2^-8 is what bf16 rounds a result by."""
+    bias = torch.linspace(-1, 1, outputs)
+    matrix = quant.quantize(weight(columns, outputs), 8, bias=bias)
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    x[0] = 0
+    matrix.coarse = True
+    y = matrix(x)
+    assert y.dtype == torch.bfloat16
+    expected = rounded(x) @ matrix.widened_reference().T + bias
+    torch.testing.assert_close(y.float(), expected, atol=2e-3, rtol=2**-8)
+    torch.testing.assert_close(y[0].float(), bias.to(torch.bfloat16).float(), atol=0, rtol=0)
+    assert torch.equal(matrix(x[None].expand(2, -1, -1))[1], y)  # a row is the same beside others
+    assert torch.equal(matrix(x[rows - 1 :]), y[rows - 1 :])
+    x[-1, 3] = float("nan")
+    assert matrix(x)[-1].isnan().all()
+
+
+def test_rounding_the_input_is_for_bf16_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32, and where the processor cannot, a coarse matrix is as any other."""
+    matrix = quant.quantize(weight(64), 8)
+    matrix.coarse = True
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(matrix(x), x @ matrix.widened_reference().T, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(native, "int8", lambda dtype: False)
+    monkeypatch.setattr(native, "linear_int8", lambda *_: pytest.fail("called"))
+    expected = x.to(torch.bfloat16).float() @ matrix.widened_reference().T
+    torch.testing.assert_close(matrix(x.to(torch.bfloat16)).float(), expected, atol=0.02, rtol=0.01)
+
+
 def test_eight_bits_is_ggml_s_q8_0() -> None:
     """The numbers of the gguf package's quantizer, which llama.cpp shares."""
     gguf = pytest.importorskip("gguf")

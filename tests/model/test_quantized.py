@@ -9,7 +9,7 @@ from tiny_models import model
 
 from tfcli.config import Wiring
 from tfcli.errors import UserError
-from tfcli.model import quantized
+from tfcli.model import heads, quantized
 from tfcli.model.quant import QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.quantized import Quantization, bits, quantize_model, weight_bytes
 from tfcli.model.transformer import Transformer
@@ -22,6 +22,7 @@ BERT = Wiring(
     causal=False, norm="layer", norm_bias=True, norm_place="post", qk_norm=False, positions="learned", gated=False,
     activation="gelu", qkv_bias=True, out_bias=True, ffn_bias=True, embed_norm=True, token_types=2,
 )  # fmt: skip
+INNER = ("attention.q", "attention.k", "attention.v", "attention.o", "ffn.up", "ffn.down")
 WHOLE = Quantization(bits=4, whole_groups=True)
 SHAPES: list[dict[str, Any]] = [{}, {"tied": False, "width": 40}, {"wiring": GPT2}, {"wiring": BERT}]
 
@@ -52,6 +53,25 @@ def test_a_quantized_model_computes_what_its_numbers_say(kind: str, changes: dic
     ids = torch.randint(0, 400, (2, 12), generator=torch.Generator().manual_seed(0))
     twin = widened(made, plain)
     torch.testing.assert_close(made.logits(made(ids)), twin.logits(twin(ids)), atol=2e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_an_encoder_rounds_its_inputs_and_a_decoder_does_not() -> None:
+    """In bf16 hidden states stay as near as 8 bits allow; would catch a decoder whose text depends on its batch."""
+    plain = model(wiring=BERT)
+    ids = torch.randint(0, 400, (3, 12), generator=torch.Generator().manual_seed(0))
+    expected = plain(ids)
+    heads.attach(plain, heads.make("sequence", plain.config.width, 2, causal=False))
+    made = quantize_model(copy.deepcopy(plain), Quantization.of("int8"))
+    for parameter in made.parameters():  # not the fp16 scales
+        parameter.data = parameter.data.to(torch.bfloat16)
+    coarse = {path for path, part in made.named_modules() if isinstance(part, QuantMatrix) and part.coarse}
+    assert coarse == {f"blocks.{i}.{part}" for i in range(2) for part in INNER}
+    assert not any(isinstance(part, QuantMatrix) for part in made.task_head.modules())
+    off = (made(ids).float() - expected).norm() / expected.norm()
+    assert off < 0.02
+    decoder = quantize_model(model(wiring=GPT2), Quantization.of("int8"))
+    assert not any(part.coarse for part in decoder.modules() if isinstance(part, QuantMatrix))
 
 
 def test_slices_make_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tfcli.cli.lines import note
 from tfcli.cli.options import Machine
-from tfcli.errors import UserError
 
 if TYPE_CHECKING:
     from tfcli.formats.heads import Loaded
@@ -61,12 +60,13 @@ def filler(
 
 
 def _loaded(model: str, machine: Machine) -> tuple[Loaded, Runtime]:
-    if machine.quantize is not None:
-        raise UserError("--quantize does not go with a finetuned model's head", hint="leave it out, or --task embed")
     from tfcli.formats import models
+    from tfcli.model.quantized import Quantization, quantize_model
 
     runtime = machine.runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)
     loaded = models.load_whole(model, runtime=runtime, on_note=note)
+    if machine.quantize is not None:
+        quantize_model(loaded.model, Quantization.of(machine.quantize), name=model)
     loaded.model.requires_grad_(False)
     return loaded, runtime

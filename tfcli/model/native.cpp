@@ -27,6 +27,9 @@
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #define BF16_PRODUCTS 1
+#ifdef __AVX512VNNI__
+#define INT8_PRODUCTS 1
+#endif
 #elif defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -664,6 +667,101 @@ inline int share(int total, int unit, int part, int parts) {  // where part begi
   return int(std::min<int64_t>(total, units * part / parts * unit));
 }
 
+#ifdef INT8_PRODUCTS
+// --- Products of 8 by 8 bits -----------------------------------------------------------------------------------------
+
+// Rows of bf16 as signed codes of 8 bits in groups of 32 that share a scale, as GGUF's Q8_0 has them.
+struct Coarse {
+  int groups;
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+  std::vector<int32_t> starts;  // -128 times the sum of a group's codes: what centred codes of a weight have too much
+  Coarse(int rows, int cols)
+      : groups(cols / GROUP), codes(size_t(rows) * cols), scales(size_t(rows) * groups), starts(size_t(rows) * groups) {}
+  void round(const uint16_t* x, int b) {
+    for (int g = 0; g < groups; g++, x += GROUP) {
+      const __m512 low = (__m512)widen(x), high = (__m512)widen(x + 16);
+      const int32_t bits = _mm512_reduce_max_epi32(  // of magnitudes as whole numbers, among which NaN is the greatest
+          _mm512_max_epi32((__m512i)_mm512_abs_ps(low), (__m512i)_mm512_abs_ps(high)));
+      float most;
+      memcpy(&most, &bits, 4);
+      const __m512 per = _mm512_set1_ps(most > 1e-30f ? 127 / most : 0);
+      const __m512i a = _mm512_cvtps_epi32(low * per), c = _mm512_cvtps_epi32(high * per);
+      const size_t at = size_t(b) * groups + g;
+      _mm_storeu_si128((__m128i*)(codes.data() + at * GROUP), _mm512_cvtsepi32_epi8(a));
+      _mm_storeu_si128((__m128i*)(codes.data() + at * GROUP + 16), _mm512_cvtsepi32_epi8(c));
+      scales[at] = most / 127;  // what is not finite makes the whole row so
+      starts[at] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(a, c));
+    }
+  }
+};
+
+// A tile of Q8 codes with four columns of a row side by side, where it stores two.
+void fours(const Matrix& w, int tile, uint8_t* out) {
+  alignas(64) uint16_t order[32];
+  for (int i = 0; i < 32; i++) order[i] = i / 2 + i % 2 * 16;
+  const __m512i index = _mm512_load_si512(order);
+  const size_t bytes = size_t(w.groups) * GROUP * TILE;
+  const uint8_t* from = (const uint8_t*)w.data + tile * bytes;
+  for (size_t i = 0; i < bytes; i += 64)
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(index, _mm512_loadu_si512(from + i)));
+}
+
+// Such a tile times input rows [b, b + M): one lane a row; whole numbers within a group, fp32 from group to group.
+template <int M>
+void tile_int8(const uint8_t* codes, const uint16_t* scale, const Coarse& x, int b, __m512* out) {
+  __m512 acc[2 * M];
+  for (auto& v : acc) v = _mm512_setzero_ps();
+  const int8_t* row[M];
+  for (int m = 0; m < M; m++) row[m] = x.codes.data() + size_t(b + m) * x.groups * GROUP;
+  const float* scales = x.scales.data() + size_t(b) * x.groups;
+  const int32_t* starts = x.starts.data() + size_t(b) * x.groups;
+  for (int g = 0; g < x.groups; g++, codes += GROUP * TILE, scale += TILE) {
+    __m512i sum[2 * M];
+    for (int m = 0; m < M; m++) sum[m] = sum[M + m] = _mm512_set1_epi32(starts[size_t(m) * x.groups + g]);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+      const __m512i v0 = _mm512_loadu_si512(codes + j * 64), v1 = _mm512_loadu_si512(codes + j * 64 + 16 * GROUP);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        int32_t four;
+        memcpy(&four, row[m] + g * GROUP + 4 * j, 4);
+        const __m512i y = _mm512_set1_epi32(four);
+        sum[m] = _mm512_dpbusd_epi32(sum[m], v0, y), sum[M + m] = _mm512_dpbusd_epi32(sum[M + m], v1, y);
+      }
+    }
+    const __m512 s0 = (__m512)halves(scale), s1 = (__m512)halves(scale + 16);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const __m512 s = _mm512_set1_ps(scales[size_t(m) * x.groups + g]);
+      acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m]), _mm512_mul_ps(s0, s), acc[m]);
+      acc[M + m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[M + m]), _mm512_mul_ps(s1, s), acc[M + m]);
+    }
+  }
+  for (int i = 0; i < 2 * M; i++) out[i] = acc[i];
+}
+
+// y[b * rows + n] for the rows n of a tile and the input rows [from, to), bias added.
+template <int M>
+int multiply_int8(const Matrix& w, int tile, const uint8_t* codes, const Coarse& x, int from, int to, uint16_t* y) {
+  __m512 acc[2 * M];
+  int b = from;
+  for (; b + M <= to; b += M) {
+    tile_int8<M>(codes, w.scale + size_t(tile) * w.groups * TILE, x, b, acc);
+    for (int half = 0; half < 2; half++) {
+      const int n = tile * TILE + half * 16, count = std::min(16, w.rows - n);
+      if (count <= 0) break;
+      const __mmask16 mask = __mmask16((1u << count) - 1);
+      const __m512 bias = w.bias ? _mm512_maskz_loadu_ps(mask, w.bias + n) : _mm512_setzero_ps();
+      for (int m = 0; m < M; m++)
+        _mm256_mask_storeu_epi16(y + size_t(b + m) * w.rows + n, mask,
+                                 (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(acc[half * M + m], bias)));
+    }
+  }
+  return b;
+}
+#endif
+
 // --- The step --------------------------------------------------------------------------------------------------------
 
 void normalise(const float* x, float* y, int n, const Norm& norm, bool layer_norm, float eps) {
@@ -1064,6 +1162,14 @@ int32_t tfcli_bf16_products() {
 #endif
 }
 
+int32_t tfcli_int8_products() {
+#ifdef INT8_PRODUCTS
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 // tokens[b] follows the lengths[b] positions of row b in the cache: stores its key and value, writes logits (B, V).
 void tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
                 float* logits, int32_t threads) {
@@ -1104,6 +1210,26 @@ void tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16
     }
   });
 }
+
+#ifdef INT8_PRODUCTS
+// The same by a Q8 matrix without `low`, input rows rounded to 8 bits too.
+void tfcli_linear_int8(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) {
+  Coarse in(batch, w->cols);
+  Team& crew = team(threads);
+  crew.run([&](int id) {
+    for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) in.round(x + size_t(b) * w->cols, b);
+    crew.barrier();
+    const int from = share(w->rows, TILE, id, threads), to = share(w->rows, TILE, id + 1, threads);
+    std::vector<uint8_t> codes(size_t(w->groups) * GROUP * TILE);
+    for (int tile = from / TILE; tile * TILE < to; tile++) {
+      fours(*w, tile, codes.data());
+      int b = multiply_int8<6>(*w, tile, codes.data(), in, 0, batch, y);
+      b = multiply_int8<2>(*w, tile, codes.data(), in, b, batch, y);
+      multiply_int8<1>(*w, tile, codes.data(), in, b, batch, y);
+    }
+  });
+}
+#endif
 
 // A BF16 matrix as a TILED one: out (tiles, padded columns / 2, 32, 2).
 void tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {

@@ -54,6 +54,25 @@ def fast(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and ready() and bool(library()[0].tfcli_bf16_products())
 
 
+def int8(dtype: torch.dtype) -> bool:
+    """Whether ``linear_int8`` is there for inputs of ``dtype``: bf16 where the processor multiplies 8 by 8 bits."""
+    return fast(dtype) and bool(library()[0].tfcli_int8_products())
+
+
+def linear_int8(matrix: InTiles, x: Tensor) -> Tensor:
+    """``x W^T + bias`` for rows (..., columns) of bf16 that are rounded to 8 bits, by a centred 8-bit matrix.
+
+    Each 32 columns of a row share a scale, its greatest magnitude over 127. ``columns`` is a multiple of 32.
+    """
+    lib, _ = library()
+    keep: list[Any] = []
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    y = torch.empty(len(flat), matrix.rows, dtype=x.dtype)
+    described = ctypes.byref(matrix_of(matrix, keep))
+    lib.tfcli_linear_int8(described, len(flat), address(flat), address(y), torch.get_num_threads())
+    return y.view(*x.shape[:-1], matrix.rows)
+
+
 def linear(matrix: InTiles, x: Tensor) -> Tensor:
     """``x W^T + bias`` for rows (..., columns) on the CPU, in the dtype of ``x``."""
     lib, _ = library()
@@ -253,6 +272,8 @@ def library() -> tuple[Any, str | None]:
     }
     if lib.tfcli_bf16_products():
         arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, p, i, i, i]
+    if lib.tfcli_int8_products():
+        arguments["tfcli_linear_int8"] = [p, i, p, p, i]
     for name, types in arguments.items():
         getattr(lib, name).argtypes, getattr(lib, name).restype = types, None
     return lib, None

@@ -4,7 +4,8 @@ A number is ``code * scale + low`` with an unsigned code, fp16 scale and fp16 lo
 Q4_1, Q8_0, and Q5 and Q4_K with their codes unchanged) as they are, so that nothing is quantized twice. Products of a
 few rows go to the kernel of ``tfcli.model.native``, which widens codes in registers; where there is no compiler, 4 bits
 go to PyTorch's ``_weight_int4pack_mm_for_cpu``. Many rows are multiplied by the matrix widened to their dtype, for the
-time of the product: large products want bf16 matrices.
+time of the product: large products want bf16 matrices. Those of ``coarse`` matrices are rounded to 8 bits instead, in
+groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class QuantMatrix(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("low", low)
         self.register_buffer("bias", bias)
+        self.coarse = False
+        """Products of many rows of bf16 round these to 8 bits too, where the processor multiplies 8 by 8 bits."""
         self._packed: _Packed | None = None
 
     @property
@@ -76,6 +79,8 @@ class QuantMatrix(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         few = x.numel() <= FEW_ROWS * x.shape[-1]
+        if self.coarse and x.device.type == "cpu" and not self.columns % GROUP and native.int8(x.dtype):
+            return native.linear_int8(self, x)
         if x.device.type == "cpu" and native.ready() and (few or native.fast(x.dtype)):
             return native.linear(self, x)
         if few and self.bits == 4 and x.dtype == torch.bfloat16 and x.device.type in ("cpu", "cuda"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tfcli.errors import UserError, unknown
+from tfcli.model import heads
 from tfcli.model.layers import Linear
 from tfcli.model.quant import BITS, GROUP, TILE, Bits, PackedMatrix, QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.transformer import Transformer
@@ -111,10 +112,12 @@ def refuse_twice(model: Transformer, name: str) -> None:
 def quantize_model(model: Transformer, to: Quantization, *, name: str = "the model") -> Transformer:
     """Replace every ``Linear``, the embedding and the head by a ``QuantMatrix``, in place; a tied head stays tied.
 
+    The head of a task is small and stays as it is.
     Raises UserError for a model that is quantized already; ``name`` is what the message calls it.
     """
     refuse_twice(model, name)
     layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
+    layers = [layer for layer in layers if not layer[0].startswith(f"{heads.ATTRIBUTE}.")]
     own = [(path, module.weight, module.bias) for path, module in layers if module.weight is not model.embed.weight]
     for path, weight, bias in [("embed", model.embed.weight, None), *own]:
         if wanted := to.bits_of(path, weight.shape[1]):
@@ -147,7 +150,13 @@ def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> None:
-    """Put a matrix where the layer at ``path`` is; at "embed" also as the tied head."""
+    """Put a matrix where the layer at ``path`` is; at "embed" also as the tied head.
+
+    Encoders read whole texts, which is products of many rows: those of 8 bits round their input to 8 bits too.
+    """
+    if isinstance(matrix, QuantMatrix):
+        wiring = model.config.wiring
+        matrix.coarse = matrix.bits == 8 and matrix.low is None and not wiring.causal and path not in ("embed", "head")
     if path == "embed":
         model.embed = QuantEmbedding(matrix)  # type: ignore[assignment]
         if model.config.tied:
