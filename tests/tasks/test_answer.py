@@ -142,6 +142,21 @@ def test_a_run_learns_and_is_scored(trained: Path) -> None:
     assert threshold == pytest.approx(scores["val_threshold"], abs=1e-6), "of the best model, not of the last"
 
 
+def test_of_scores_that_an_error_does_not_tell_apart_the_later_is_kept(tmp_path: Path) -> None:
+    """Catches a model that says "none" to all, which half of the questions like, kept for one that learnt to answer;
+    and the threshold of another evaluation."""
+    small_bert.save(tmp_path / "base", words=(*NAMES, *OTHERS, "who"), initializer_range=0.1)
+    val = squad(tmp_path / "val.json", 12, 2, impossible=True)
+    settings = {"train.steps": 12, "optim.lr": 1e-5, "train.eval_every": 3, "data.val": str(val)}
+    data = squad(tmp_path / "train.json", 24, 1, impossible=True)
+    finetune(tmp_path / "base", data, task="answer", out=tmp_path / "run", settings=settings, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scored = [line for line in lines if "val_f1" in line]
+    assert max(line["val_f1"] for line in scored) - scored[-1]["val_f1"] < 0.1
+    threshold = json.loads((tmp_path / "run" / "config.json").read_text())["tfcli"]["threshold"]
+    assert threshold == scored[-1]["val_threshold"] != scored[0]["val_threshold"]
+
+
 def test_the_directory_is_a_model_of_transformers(trained: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(trained / "run").eval()

@@ -44,6 +44,14 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
     assert read(tmp_path / "g.csv", known=KNOWN, errors="replace").replaced == 2
 
 
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_column_that_is_there_twice(tmp_path: Path, name: str, between: str) -> None:
+    """Catches the last of two columns taken in silence."""
+    (tmp_path / name).write_text(between.join(["text", "label", "Label"]) + "\n" + between.join("abc") + "\n")
+    with pytest.raises(UserError, match=f"{name} has several columns 'label'"):
+        values(tmp_path / name)
+
+
 def test_lines_that_begin_with_their_label(tmp_path: Path) -> None:
     """TREC's lines and fastText's; catches a fine label taken for the coarse one."""
     path = tmp_path / "a.txt"

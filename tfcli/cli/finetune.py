@@ -58,7 +58,7 @@ def finetune(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option("--lr", help="Peak learning rate.", show_default="5e-5, new 3e-3", rich_help_panel=LENGTH),
+        typer.Option("--lr", help="Peak learning rate.", show_default="5e-5 x 768 / width", rich_help_panel=LENGTH),
     ] = None,
     patience: Annotated[
         int | None,

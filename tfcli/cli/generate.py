@@ -267,7 +267,7 @@ def _load(
     from tfcli.formats.hf import find_model
     from tfcli.formats.models import read_config
 
-    path = find_model(model)
+    path = find_model(model, generates=True)
     read_config(path)
     from tfcli.infer.engine import load
     from tfcli.infer.sampling import check

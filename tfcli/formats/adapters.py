@@ -25,7 +25,7 @@ from tfcli.formats import families, head_names
 from tfcli.formats.head_names import HeadNames
 from tfcli.formats.heads import Loaded
 from tfcli.formats.names import Place
-from tfcli.formats.stored import few
+from tfcli.formats.stored import ADAPTER, few
 from tfcli.formats.weights import Weights, read_header
 from tfcli.model import heads, lora
 from tfcli.model.heads import Head
@@ -36,7 +36,7 @@ from tfcli.text import files
 from tfcli.text.chat import with_template
 from tfcli.text.hub import read_roles
 
-CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+CONFIG, WEIGHTS, TEMPLATE = ADAPTER, "adapter_model.safetensors", "chat_template.jinja"
 TASK = "task.json"
 BEGIN = "base_model.model."
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")

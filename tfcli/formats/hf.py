@@ -22,7 +22,7 @@ from tfcli.formats import families, head_names
 from tfcli.formats.encoders import MODERNBERT
 from tfcli.formats.family import WRITTEN, Family
 from tfcli.formats.head_names import HeadNames
-from tfcli.formats.stored import CONFIG, open_model, read_settings
+from tfcli.formats.stored import ADAPTER, CONFIG, open_model, read_settings
 from tfcli.formats.stored import read_config as read_config
 from tfcli.formats.weights import FILE
 from tfcli.formats.weights import find as find_weights
@@ -413,10 +413,20 @@ def _fits(tokenizer: Codec, config: ModelConfig, directory: Path) -> None:
         )
 
 
-def find_model(given: str | None) -> Path:
+def _generates(directory: Path) -> bool:
+    """Whether a run's model writes text, by the class that it is for; adapters, by PEFT's name of their task."""
+    config = directory / CONFIG
+    if not config.is_file():
+        return "LM" in str(json.loads((directory / ADAPTER).read_bytes()).get("task_type"))
+    made_for = json.loads(config.read_bytes()).get("architectures") or ()
+    return any(str(name).endswith(("ForCausalLM", "ForConditionalGeneration")) for name in made_for)
+
+
+def find_model(given: str | None, *, generates: bool = False) -> Path:
     """The model to use: ``given``, else $TFCLI_MODEL, else the run under ``runs/`` that finished last.
 
-    Raises UserError where there is none. A command says on stderr which it is, where it was not given.
+    ``generates``: of these runs, one whose model writes text. Raises UserError where there is none. A command says on
+    stderr which it is, where it was not given.
     """
     if given is not None:
         return Path(given)
@@ -427,6 +437,8 @@ def find_model(given: str | None) -> Path:
         if not any(path.parent.glob("*model.safetensors")):  # of adapters another name than of a whole model
             continue
         with contextlib.suppress(OSError, ValueError, AttributeError):
+            if generates and not _generates(path.parent):
+                continue
             stamp = json.loads(path.read_bytes()).get("finished")
             if isinstance(stamp, int | float | str) and stamp:
                 finished.append((stamp, path.parent))

@@ -11,7 +11,7 @@ from tfcli.config import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats import hf
 from tfcli.formats.head_names import kind_of
-from tfcli.formats.stored import CONFIG, open_model, read_data
+from tfcli.formats.stored import ADAPTER, CONFIG, open_model, read_data
 from tfcli.text import files
 from tfcli.text.codec import Codec
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tfcli.runtime import Runtime
 
 GGUF = b"GGUF"
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from tfcli.model import cost
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "config.json"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 FILES = (".gguf", ".bin", ".pt", ".pth", ".safetensors")
 """What names a file of a model, where it is there or not."""
 LSTM = "tfcli-lstm"

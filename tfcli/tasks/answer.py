@@ -29,7 +29,7 @@ from tfcli.tasks.squad.reader import PADDED, Encoded, Reading, encode, logits, p
 from tfcli.tasks.squad.rows import Question
 from tfcli.tasks.squad.scores import Outcome, as_numbers, best_threshold, score, table
 from tfcli.tasks.squad.windows import Layout, Window, pieces_of
-from tfcli.tasks.task import Evaluation, Start
+from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.text import labelled
 from tfcli.text.codec import Codec
 
@@ -148,8 +148,8 @@ class Answering(JudgedByF1):
     held: Encoded
     held_targets: list[tuple[int, int]]
     receipt: dict[str, Any]
-    best: tuple[float, float] | None = None
-    """F1 of the best evaluation so far and the threshold that goes with it, as the trainer keeps the best weights."""
+    threshold: float = 0.0
+    """Of the model that is kept."""
 
     @property
     def size(self) -> int:
@@ -192,10 +192,16 @@ class Answering(JudgedByF1):
         found = outcomes(self.held_out, self.answers.read(self.held))
         threshold = self._threshold(found)
         scores = score(found, threshold=threshold, version=self.version)
-        if self.best is None or scores.f1 > self.best[0]:
-            self.best = scores.f1, threshold
         said = {"val_f1": scores.f1, "val_exact_match": scores.exact_match, "val_loss": self._loss(model)}
         return said | ({"val_threshold": threshold} if self.version == 2 else {})
+
+    def headline(self, scores: Mapping[str, float]) -> Headline:
+        """F1; of an average over questions, of numbers from 0 to 1, the error is at most that of a share."""
+        return Headline.share("F1", scores["val_f1"], len(self.held_out))
+
+    def keep(self, scores: Mapping[str, float]) -> None:
+        """The threshold of this evaluation goes with the weights."""
+        self.threshold = scores.get("val_threshold", 0.0)
 
     def _threshold(self, found: Sequence[Outcome]) -> float:
         if self.version == 1:
@@ -206,7 +212,6 @@ class Answering(JudgedByF1):
     @property
     def about(self) -> dict[str, Any]:
         """How rows are laid out, and when to give no answer (null: never)."""
-        threshold = 0.0 if self.best is None else self.best[1]
         layout = self.answers.layout
         return {
             "tfcli": {
@@ -214,7 +219,7 @@ class Answering(JudgedByF1):
                 "overlap": layout.overlap,
                 "question": layout.question,
                 "longest": self.answers.longest,
-                "threshold": threshold if self.version == 2 else None,
+                "threshold": self.threshold if self.version == 2 else None,
             }
         }
 

@@ -39,7 +39,8 @@ class FinetuneOptim:
     """muon: the blocks' matrices by Muon (Jordan et al. 2024), the rest by AdamW; left out: muon from scratch
     and for encoders that ``pretrain`` made with it."""
     lr: float | None = None
-    """Peak learning rate; left out: 5e-5, 1e-3 for LoRA; where muon is the default 1.5e-3, from scratch 3e-3."""
+    """Peak learning rate; left out: 5e-5 at width 768 and as much more or less as a model is narrower or wider, 3e-4 at
+    most; 1e-3 for LoRA; where muon is the default 1.5e-3, from scratch 3e-3."""
     muon_lr: float | None = None
     """Peak learning rate of the matrices under muon; left out: lr x 20 / 3."""
     weight_decay: float = 0.01
@@ -80,8 +81,8 @@ class FinetuneTrain:
     checkpoint_every: int | None = None
     """Steps between checkpoints; left out: about once a minute."""
     margin: float = 1.0
-    """Standard errors of an accuracy by which an earlier model must be ahead to be kept for a later one. The best of
-    several on few examples is the luckiest; 0: it is kept all the same."""
+    """Standard errors of an accuracy, or of the F1 of answers, by which an earlier model must be ahead to be kept for a
+    later one. The best of several on few examples is the luckiest; 0: it is kept all the same."""
     keep: int = 2
     """Newest checkpoints kept; the best model is in the run directory itself."""
     tensorboard: bool = False

@@ -39,7 +39,10 @@ class Headline:
 
 
 class Task(Protocol):
-    """Data, loss and metrics of one application: all that the trainer sees. ``model`` is of the kind that it is for."""
+    """Data, loss and metrics of one application: all that the trainer sees. ``model`` is of the kind that it is for.
+
+    A task with a method ``keep`` is given the scores of each evaluation whose model is kept.
+    """
 
     @property
     def size(self) -> int:

@@ -172,6 +172,8 @@ def _table(text: str, name: str, delimiter: str, known: Sequence[str]) -> tuple[
     first = [cell.strip() for cell in cells[0][1]]
     wanted = {key.lower() for key in known}
     header = any(cell.lower() in wanted for cell in first)
+    if header and (twice := [cell for cell in known if [each.lower() for each in first].count(cell.lower()) > 1]):
+        raise UserError(f"{name} has several columns {twice[0]!r}", hint="give each column a name of its own")
     columns = tuple(first) if header else tuple(str(number) for number in range(1, len(first) + 1))
     rows = []
     for line, fields in cells[1 if header else 0 :]:

@@ -40,8 +40,11 @@ from tfcli.train.signals import Stop, stop_signals
 Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
 """Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
 EPOCHS = 3.0
-LR, NEW_LR = 5e-5, 1e-3
-"""Peak learning rates: of a model that was trained before (Devlin et al. 2019, A.3), and of what is new, also LoRA."""
+LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
+"""Peak learning rate of a model that was trained before, at that width (Devlin et al. 2019, A.3). It falls as the width
+grows (Yang et al. 2022, table 3), down from what small encoders took best (Turc et al. 2019, 5)."""
+NEW_LR = 1e-3
+"""Of what is new, also LoRA."""
 BESIDE_MUON_LR, MUON_LR = 3e-3, 0.02
 """Of a new model under Muon: of what AdamW has, and of the matrices (Jordan et al. 2024)."""
 LEAST_EVALUATIONS = 4
@@ -111,6 +114,7 @@ def finetune(
             raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
         if config.data.val is not None:
             hf_data.check_split(config.data.val, "--val")
+            config = replace(config, data=replace(config.data, val=_absolute(config.data.val)))
         if before is not None:
             config = record.unchanged(before, config, sources, directory)
         else:
@@ -133,6 +137,12 @@ def finetune(
         )
         with holding(directory):
             return run.go(list(command), stop, lambda: time.time() - began)
+
+
+def _absolute(val: str) -> str:
+    """A held-out file, or two with a comma between, as found again from another directory."""
+    parts = [val] if Path(val).exists() else val.split(",")
+    return ",".join(record.absolute(part) for part in parts)
 
 
 def _before(directory: Path) -> record.Record:
@@ -330,7 +340,7 @@ def make_plan(
     if optimizer == "muon" and (new or ours):
         default = BESIDE_MUON_LR if new else BESIDE_MUON_LR / 2
     else:
-        default = NEW_LR if new or config.lora.on else LR
+        default = NEW_LR if new or config.lora.on else min(MOST_LR, LR * LR_WIDTH / model.config.width)
     lr = optim.lr if optim.lr is not None else default
     return plan.Plan(
         model=model.config,
