@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- help -->\n", "<!-- end of help -->\n"
 COMMANDS = ["", "tokenize train", "tokenize encode", "tokenize decode", "tokenize stats"]
-COMMANDS += ["pretrain", "generate", "evaluate", "convert", "compress", "inspect", "bench"]
+COMMANDS += ["pretrain", "finetune", "generate", "predict", "evaluate", "convert", "compress", "inspect", "bench"]
 
 
 LINES = {"mail.tsv": 81, "entities.conll": 500, "english-spanish.tsv": 101, "dialogue.jsonl": 40}

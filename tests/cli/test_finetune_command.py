@@ -54,6 +54,38 @@ def test_predict_answers_in_order(call: Any) -> None:
     assert (code, out.split("\t")[2]) == (0, "the king\n")
 
 
+def test_predict_takes_rows_of_every_form(call: Any, folder: Path) -> None:
+    """Catches a JSON object or a row of a table whose text is the whole line, label and all."""
+    rows = [{"text": "a dark forest", "label": "forest"}, {"text": '{"text": "the king"}', "label": "king"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines)
+    (folder / "rows.tsv").write_text("label\ttext\n" + "".join(f"{row['label']}\t{row['text']}\n" for row in rows))
+    (folder / "plain.tsv").write_text("the king\tand\n")
+    expected = [row["text"] for row in rows]
+    for arguments, stdin in (("{}/rows.jsonl",), b""), (("{}/rows.tsv",), b""), ((), lines.encode()):
+        code, out, _ = call("predict", "{}/run", *arguments, stdin=stdin)
+        assert (code, [json.loads(line)["text"] for line in out.splitlines()]) == (0, expected), arguments
+    for stdin in (b'{"other": "a"}\n', b'a\n{"text": "b"}\n'):  # lines of text that look like it
+        _, out, _ = call("predict", "{}/run", stdin=stdin)
+        assert [json.loads(line)["text"] for line in out.splitlines()] == stdin.decode().splitlines()
+    _, out, _ = call("predict", "{}/run", "{}/plain.tsv")
+    assert json.loads(out)["text"] == "the king\tand"
+    code, out, err = call("predict", "{}/run", stdin=lines.encode() + b"broken\n")
+    assert (code, len(out.splitlines()), "stdin:3 is not JSON" in err) == (1, 2, True)
+
+
+def test_what_is_too_much_is_said(call: Any, folder: Path) -> None:
+    """Catches a context that is cut to the model's in silence, and a model that is not there blamed on a flag."""
+    code, _, err = call(
+        "finetune", "{}/base", "{}/data.csv", "--task", "classify", "--out", "{}/long", "--set", "data.context=100000"
+    )
+    assert (code, "data.context is 100000, the model reads" in err) == (2, True)
+    assert not (folder / "long" / "run.json").exists()
+    for arguments in (("predict", "{}/none", "--format", "text"), ("evaluate", "{}/none", "{}/data.csv", "--strict")):
+        code, _, err = call(*arguments)
+        assert (code, "no such model" in err) == (2, True), err
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_predict_in_fewer_bits(call: Any, kind: str) -> None:
     """Catches a head that is lost with its encoder's matrices: probabilities stay within what 8 or 4 bits change."""

@@ -160,7 +160,7 @@ def test_weights_that_are_given_are_those_that_are_written(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": 1}, "an adapter for another model: its norms are others.*made for some/base"),
+        ({"seed": 1}, "an adapter for another model: its norms are others.*names some/base as its base"),
         ({"depth": 1}, "another model: this model has no model.layers.1"),
         ({"ffn_width": 40}, "another model: .*mlp.gate_proj has 48 x 32, here 40 x 32"),
     ],

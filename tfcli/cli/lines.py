@@ -37,12 +37,18 @@ def read_objects(
 ) -> Iterator[Any]:
     """Each line of a file ("-": stdin) as ``plain`` has it, or of .jsonl as ``parse`` has its object.
 
-    A line that is none is reported on stderr with its number, and to ``on_error``, and its number put into
-    ``failures``; the others go on.
-    Raises UserError for a file that is not there.
+    Stdin is JSON lines where ``parse`` takes its first line. Rows of a table with a column ``key`` are objects too. A
+    line that is none is reported on stderr with its number, and to ``on_error``, and its number put into ``failures``;
+    the others go on. Raises UserError for a file that is not there.
     """
     if file != "-" and not Path(file).is_file():
         raise UserError(f"no such file: {file}", hint=f'expected one text a line, or .jsonl with "{key}"')
+    if Path(file).suffix in (".csv", ".tsv", ".parquet"):
+        from tfcli.text import labelled
+
+        table = labelled.read(file, known=(key,))
+        if table.header:
+            return (parse(dict(row.values)) for row in table.rows)
     return _objects(file, failures, parse, plain, on_error)
 
 
@@ -61,6 +67,7 @@ def _objects(
                 line = decoded(raw).removesuffix("\n").removesuffix("\r")
                 if number == 1:
                     line = line.removeprefix("\ufeff")
+                    jsonl = jsonl or (file == "-" and _taken(line, parse))
                 if jsonl and not line.strip():
                     continue
                 value = parse(_object(line)) if jsonl else plain(line)
@@ -71,6 +78,15 @@ def _objects(
                 on_error(f"{name}:{number} {error.message}")
                 continue
             yield value
+
+
+def _taken(line: str, parse: Callable[[dict[str, Any]], Any]) -> bool:
+    """Whether a line is a JSON object that ``parse`` takes."""
+    try:
+        parse(_object(line))
+    except UserError:
+        return False
+    return True
 
 
 def decoded(data: bytes) -> str:

@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
 
 def task_of(model: str) -> str | None:
-    """The task that a model directory, or one of adapters, was finetuned for; None for none and for files."""
+    """The task that a model directory, or one of adapters, was finetuned for; None for none and for files.
+
+    Raises UserError where there is nothing.
+    """
     if not Path(model).is_dir():
+        if not Path(model).exists():
+            from tfcli.formats.models import read_config
+
+            read_config(model)  # which says so
         return None
     from tfcli.formats.models import about_of
     from tfcli.tasks.applications import APPLICATIONS, KINDS

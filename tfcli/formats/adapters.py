@@ -470,5 +470,7 @@ def _other(directory: Path, settings: Mapping[str, Any], why: str) -> UserError:
     base = settings.get("base_model_name_or_path")
     return UserError(
         f"{directory} is an adapter for another model: {why}",
-        hint=f"{directory / CONFIG} names {base} as its base" if base else "take the model that it was trained on",
+        hint=f"{directory / CONFIG} names {base} as its base; has that changed?"
+        if base
+        else "take the model that it was trained on",
     )

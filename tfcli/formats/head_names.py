@@ -75,7 +75,7 @@ def names(model_type: str, kind: str) -> HeadNames:
         have = [family for family, heads in HEADS.items() if kind in heads]
         raise UserError(
             f"a model of type {model_type} has no head of kind {kind!r} in transformers",
-            hint=f"models that have: {', '.join(have)}",
+            hint=f"models that have: {', '.join(have)}; make one: tfcli pretrain TEXT --arch bert",
         )
     return found
 

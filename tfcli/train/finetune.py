@@ -172,6 +172,9 @@ class _Run(Run):
         loaded = self._load()
         if self.from_scratch and self.model is not None:
             _renew(loaded.model, self.config.seed)
+        asked, most = self.config.data.context, loaded.model.config.context
+        if asked is not None and asked > most:
+            raise UserError(f"data.context is {asked}, the model reads {most} tokens", hint="it may be less, not more")
         start = Start(
             model=loaded.model,
             codec=loaded.codec,

@@ -85,6 +85,9 @@ def read(specs: Sequence[str], options: ClassifyData, *, name: str, note: Callab
         _add(part, table, columns, options)
         entry = {"file": table.name, "rows": len(table.rows), "replaced": table.replaced, "sha256": table.sha256}
         part.files.append({**entry, "text": columns.text, "pair": columns.pair, "label": columns.label})
+    replaced = sum(entry["replaced"] for entry in part.files)
+    if replaced:
+        note(f"{name}: {replaced:,} invalid bytes replaced")
     part.examples = _whole_numbers(part, note)
     missing = sum(part.dropped.values())
     if missing:
