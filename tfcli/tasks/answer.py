@@ -290,6 +290,7 @@ class AnswerPredictor:
         questions, version = read(specs, config, report)
         questions = questions[:limit]
         readings = self.read(questions)
+        report.note("questions that are too long, cut", self.cut)
         threshold = self.threshold if config.answer.threshold is None else config.answer.threshold
         numbers = as_numbers(outcomes(questions, readings), threshold=threshold, version=version)
         numbers["data"] = report.as_json()
