@@ -134,6 +134,7 @@ def test_evaluate_gives_scores_and_answers(call: Any, folder: Path) -> None:
         (["evaluate", "{}/run", "{}/data.csv", "--stride", "0"], "--stride is 0"),
         (["evaluate", "{}/run", "{}/data.csv", "--stride", "8"], "--stride goes with a model of text"),
         (["evaluate", "{}/base", "{}/data.csv", "--predictions", "x"], "finetuned for a task"),
+        (["evaluate", "{}/run", "{}/data.csv", "--predictions", "{}/none/x"], "no such directory: "),
     ],
 )
 def test_bad_input(call: Any, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,6 +276,9 @@ def _of_task(
         raise UserError(f"--{unused[0].partition('.')[2].replace('_', '-')} does not go with the task {name}")
     config, _ = resolve(kind, sets=sets, flags={key: value for key, value in flags.items() if value is not None})
     check(config)
+    for written in (predictions, confusion):
+        if written is not None and not written.parent.is_dir():
+            raise UserError(f"no such directory: {written.parent}", hint=f"make it, for {written.name} to be written")
     if confusion is not None:
         from tfcli.tasks.labels import plot
 
