@@ -54,8 +54,15 @@ def test_predict_answers_in_order(call: Any) -> None:
     assert (code, out.split("\t")[2]) == (0, "the king\n")
 
 
-def test_predict_takes_rows_of_every_form(call: Any, folder: Path) -> None:
+def test_predict_takes_rows_of_every_form(call: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a JSON object or a row of a table whose text is the whole line, label and all."""
+    from tfcli.errors import UserError
+
+    def broken(predictor: Any, row: dict[str, Any]) -> tuple[str, None]:
+        if "forest" in row["text"]:
+            raise UserError("is none")
+        return row["text"], None
+
     rows = [{"text": "a dark forest", "label": "forest"}, {"text": '{"text": "the king"}', "label": "king"}]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(lines)
@@ -70,6 +77,10 @@ def test_predict_takes_rows_of_every_form(call: Any, folder: Path) -> None:
         assert [json.loads(line)["text"] for line in out.splitlines()] == stdin.decode().splitlines()
     _, out, _ = call("predict", "{}/run", "{}/plain.tsv")
     assert json.loads(out)["text"] == "the king\tand"
+    monkeypatch.setattr("tfcli.tasks.classify.ClassifyPredictor.parse", broken)
+    code, out, err = call("predict", "{}/run", "{}/rows.tsv")  # a row that is none: the others are done
+    assert (code, len(out.splitlines()), "rows.tsv:2 is none" in err) == (1, 1, True), err
+    monkeypatch.undo()
     code, out, err = call("predict", "{}/run", stdin=lines.encode() + b"broken\n")
     assert (code, len(out.splitlines()), "stdin:3 is not JSON" in err) == (1, 2, True)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfcli.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from tfcli.text.labelled import Row
 
 
 def note(line: str) -> None:
@@ -48,7 +51,7 @@ def read_objects(
 
         table = labelled.read(file, known=(key,))
         if table.header:
-            return (parse(dict(row.values)) for row in table.rows)
+            return _rows(table.rows, failures, parse, on_error)
     return _objects(file, failures, parse, plain, on_error)
 
 
@@ -73,11 +76,31 @@ def _objects(
                 value = parse(_object(line)) if jsonl else plain(line)
             except UserError as error:
                 failures.append(number)
-                hint = f" ({error.hint})" if error.hint else ""
-                print(f"error: {name}:{number} {error.message}{hint}", file=sys.stderr)
-                on_error(f"{name}:{number} {error.message}")
+                _say(f"{name}:{number}", error, on_error)
                 continue
             yield value
+
+
+def _rows(
+    rows: Iterable[Row],
+    failures: list[int],
+    parse: Callable[[dict[str, Any]], Any],
+    on_error: Callable[[str], None],
+) -> Iterator[Any]:
+    for number, row in enumerate(rows, 1):
+        try:
+            value = parse(dict(row.values))
+        except UserError as error:
+            failures.append(number)
+            _say(row.where, error, on_error)
+            continue
+        yield value
+
+
+def _say(where: str, error: UserError, on_error: Callable[[str], None]) -> None:
+    hint = f" ({error.hint})" if error.hint else ""
+    print(f"error: {where} {error.message}{hint}", file=sys.stderr)
+    on_error(f"{where} {error.message}")
 
 
 def _taken(line: str, parse: Callable[[dict[str, Any]], Any]) -> bool:
