@@ -1,7 +1,9 @@
 """tfcli predict, as a shell sees it."""
 
+import gzip
 import io
 import json
+import lzma
 import sys
 from pathlib import Path
 
@@ -52,6 +54,33 @@ def test_json_lines_and_a_broken_one(call, tmp_path: Path) -> None:  # type: ign
     assert "x.jsonl:3 is not JSON" in err
     code, out, _ = call(str(path), "--limit", "1")
     assert (code, len(out.splitlines())) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.xz", "x.csv.gz"])
+def test_compressed_files(call, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    """Read as they are everywhere else; a file that is cut short is an error, and what was in it is done."""
+    rows = {".jsonl": '{"text": "a"}\n{"text": "b"}\n', ".txt": "a\nb", ".csv": "text\na\nb\n"}
+    plain = rows[Path(name).suffixes[0]].encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(plain) if name.endswith(".gz") else lzma.compress(plain))
+    code, out, _ = call(str(path))
+    assert (code, [json.loads(line)["text"] for line in out.splitlines()]) == (0, ["a", "b"])
+    path.write_bytes(path.read_bytes()[:-9])
+    code, _, err = call(str(path))
+    assert code == 2 and "corrupt or truncated" in err
+
+
+def test_other_encodings(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Of a file and of stdin; one in which lines do not end with a byte, and one that is none, are said."""
+    path = tmp_path / "x.txt"
+    path.write_bytes("Zoë\n".encode("latin-1"))
+    assert call(str(path))[0] == 1
+    for code, out, _ in (call(str(path), "--encoding", "latin-1"), call("--encoding", "latin-1", stdin=b"Zo\xeb")):
+        assert (code, json.loads(out)["text"]) == (0, "Zoë")
+    code, _, err = call(str(path), "--encoding", "utf-16")
+    assert code == 2 and "iconv -f utf-16" in err
+    code, _, err = call(str(path), "--encoding", "latinn")
+    assert code == 2 and "unknown encoding 'latinn'" in err
 
 
 def test_a_text_beyond_the_context_is_said(call) -> None:  # type: ignore[no-untyped-def]

@@ -79,6 +79,8 @@ def test_files_that_hold_no_sentences(tmp_path: Path) -> None:
         conll(tmp_path, "a\nb\n")
     with pytest.raises(UserError, match="no sentences"):
         conll(tmp_path, "\n\n")
+    with pytest.raises(UserError, match=r"that can be used: 1 sentences with a line .* columns, left out \(.*:2\)"):
+        conll(tmp_path, "Ada B-per\nLovelace\nin O\n")
     path = tmp_path / "latin.conll"
     path.write_bytes("Zoë B-per\n".encode("latin-1"))
     with pytest.raises(UserError, match="is not UTF-8: byte 0xeb"):
@@ -103,7 +105,12 @@ def test_json_with_tokens_or_spans(tmp_path: Path) -> None:
     assert second.entities == (("per", 1, 3),)
     assert third.entities == (("per", 0, 1),)
     assert fourth.entities == ()
-    assert lines(tmp_path, {"text": "a"}).scheme is None
+    report = Report()
+    lines(tmp_path, {"text": "Ada", "spans": [[0, 3, "per"]]}, {"text": "a"}, {"tokens": ["b"]}, report=report)
+    assert report.notes == {"sentences with neither tags nor spans, taken as without entities": 2}
+    with pytest.raises(UserError, match="neither tags nor spans"):  # and not a model with an F1 of 0
+        lines(tmp_path, {"text": "Ada"}, {"tokens": ["Ada"]})
+    assert lines(tmp_path, {"text": "a", "spans": []}).scheme is None
 
 
 def test_every_oddity_of_json_is_counted(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ def unread(failures: list[int]) -> RunError:
     return RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
 
 
-def read_lines(file: str, key: str, failures: list[int]) -> Iterator[str]:
+def read_lines(file: str, key: str, failures: list[int], *, encoding: str = "utf-8") -> Iterator[str]:
     """The texts of ``read_objects`` where each is a string."""
-    return read_objects(file, key, failures, lambda row: _string(row, key))
+    return read_objects(file, key, failures, lambda row: _string(row, key), encoding=encoding)
 
 
 def read_objects(
@@ -36,49 +36,61 @@ def read_objects(
     parse: Callable[[dict[str, Any]], Any],
     plain: Callable[[str], Any] = str,
     *,
+    encoding: str = "utf-8",
     on_error: Callable[[str], None] = lambda said: None,
 ) -> Iterator[Any]:
     """Each line of a file ("-": stdin) as ``plain`` has it, or of .jsonl as ``parse`` has its object.
 
-    Stdin is JSON lines where ``parse`` takes its first line. Rows of a table with a column ``key`` are objects too. A
-    line that is none is reported on stderr with its number, and to ``on_error``, and its number put into ``failures``;
-    the others go on. Raises UserError for a file that is not there.
+    Stdin is JSON lines where ``parse`` takes its first line. Rows of a table with a column ``key`` are objects too.
+    Files may be compressed (.gz, .bz2, .xz, .zst). A line that is none is reported on stderr with its number, and to
+    ``on_error``, and its number put into ``failures``; the others go on. Raises UserError for a file that is not there
+    or is corrupt, and for an encoding that is not known, or in which a line end is not one byte.
     """
+    from tfcli.text import files, labelled
+
+    labelled.check_encoding(encoding)
     if file != "-" and not Path(file).is_file():
         raise UserError(f"no such file: {file}", hint=f'expected one text a line, or .jsonl with "{key}"')
-    if Path(file).suffix in (".csv", ".tsv", ".parquet"):
-        from tfcli.text import labelled
-
-        table = labelled.read(file, known=(key,))
+    suffix = files.stem_suffix(Path(file))[0]
+    if suffix in (".csv", ".tsv", ".parquet"):
+        table = labelled.read(file, known=(key,), encoding=encoding)
         if table.header:
             return _rows(table.rows, failures, parse, on_error)
-    return _objects(file, failures, parse, plain, on_error)
+    if "\n".encode(encoding) != b"\n":
+        raise UserError(
+            f"lines in {encoding} are not read", hint=f"convert them: iconv -f {encoding} -t utf-8 {file} | tfcli ..."
+        )
+    lines = sys.stdin.buffer if file == "-" else files.byte_lines(Path(file), file)
+    name = "stdin" if file == "-" else file
+    jsonl = True if suffix in (".jsonl", ".ndjson") else None if file == "-" else False
+    return _objects(lines, name, jsonl, encoding, failures, parse, plain, on_error)
 
 
 def _objects(
-    file: str,
+    lines: Iterable[bytes],
+    name: str,
+    jsonl: bool | None,
+    encoding: str,
     failures: list[int],
     parse: Callable[[dict[str, Any]], Any],
     plain: Callable[[str], Any],
     on_error: Callable[[str], None],
 ) -> Iterator[Any]:
-    name = "stdin" if file == "-" else file
-    jsonl = Path(file).suffix in (".jsonl", ".ndjson")
-    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
-            try:
-                line = decoded(raw).removesuffix("\n").removesuffix("\r")
-                if number == 1:
-                    line = line.removeprefix("\ufeff")
-                    jsonl = jsonl or (file == "-" and _taken(line, parse))
-                if jsonl and not line.strip():
-                    continue
-                value = parse(_object(line)) if jsonl else plain(line)
-            except UserError as error:
-                failures.append(number)
-                _say(f"{name}:{number}", error, on_error)
+    """Lines as objects where ``jsonl``; where it is None, if the first is one."""
+    for number, raw in enumerate(lines, 1):
+        try:
+            line = decoded(raw, encoding).removesuffix("\n").removesuffix("\r")
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+                jsonl = _taken(line, parse) if jsonl is None else jsonl
+            if jsonl and not line.strip():
                 continue
-            yield value
+            value = parse(_object(line)) if jsonl else plain(line)
+        except UserError as error:
+            failures.append(number)
+            _say(f"{name}:{number}", error, on_error)
+            continue
+        yield value
 
 
 def _rows(
@@ -112,12 +124,13 @@ def _taken(line: str, parse: Callable[[dict[str, Any]], Any]) -> bool:
     return True
 
 
-def decoded(data: bytes) -> str:
-    """UTF-8 as text; UserError where it is not."""
+def decoded(data: bytes, encoding: str = "utf-8") -> str:
+    """Bytes as text; UserError where they are not in the encoding."""
     try:
-        return data.decode("utf-8")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 at byte {error.start}", hint="convert it first, as with iconv") from None
+        name = "UTF-8" if encoding == "utf-8" else encoding
+        raise UserError(f"is not {name} at byte {error.start}", hint="convert it first, as with iconv") from None
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tfcli.cli.lines import read_lines, read_objects, unread
-from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
+from tfcli.cli.options import Device, Encoding, Machine, Precision, Quantize, Threads
 from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
 from tfcli.errors import UserError, unknown
@@ -46,6 +46,7 @@ def predict(
         int | None,
         typer.Option("--beam", min=1, help="Beams of a translation; 1 is greedy.", show_default="the model's, else 4"),
     ] = None,
+    encoding: Encoding = None,
     device: Device = None,
     precision: Precision = None,
     threads: Threads = None,
@@ -66,7 +67,7 @@ def predict(
     name = task or finetuned or "embed"
     if name in (finetuned, "fill"):
         machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
-        _answer(model, name, file, limit, form, beam, machine)
+        _answer(model, name, file, limit, form, beam, encoding or "utf-8", machine)
         return
     if name not in TASKS:
         from tfcli.tasks.applications import APPLICATIONS
@@ -79,7 +80,7 @@ def predict(
     from tfcli.infer.engine import load
 
     failures: list[int] = []
-    texts = read_lines(file, "text", failures)
+    texts = read_lines(file, "text", failures, encoding=encoding or "utf-8")
     engine = load(model, device=device, precision=precision or "fp32", threads=threads, quantize=quantize)
     print(f"device: {engine.runtime.describe()}", file=sys.stderr)
     lines: Iterator[str] = islice(texts, limit)
@@ -105,6 +106,7 @@ def _answer(
     limit: int | None,
     form: str,
     beam: int | None,
+    encoding: str,
     machine: Machine,
 ) -> None:
     """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
@@ -118,7 +120,8 @@ def _answer(
     if name == "fill" and "[MASK]" in file and not Path(file).exists():
         lines: Iterator[Any] = iter([predictor.plain(file)])
     else:
-        lines = islice(read_objects(file, predictor.key, failures, predictor.parse, predictor.plain), limit)
+        objects = read_objects(file, predictor.key, failures, predictor.parse, predictor.plain, encoding=encoding)
+        lines = islice(objects, limit)
     cut = 0
     while window := list(islice(lines, WINDOW)):
         for answer in predictor.predict(window):

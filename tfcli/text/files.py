@@ -278,6 +278,20 @@ def lines(pieces: Iterator[str]) -> Iterator[str]:
         yield "".join(rest)
 
 
+def byte_lines(path: Path, name: str) -> Iterator[bytes]:
+    """The decompressed lines of ``path`` as they are, each with its "\\n"; raises as ``blocks`` does."""
+    rest: list[bytes] = []
+    for block in blocks(path, name):
+        *ended, last = block.split(b"\n")
+        for line in ended:
+            yield b"".join((*rest, line, b"\n"))
+            rest.clear()
+        if last:
+            rest.append(last)
+    if rest:
+        yield b"".join(rest)
+
+
 def json_lines(
     lines: Iterable[str], name: str, *, hint: str, of_object: str | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -80,14 +80,19 @@ def read(
     return Table(name=name, columns=columns, rows=rows, header=header, replaced=replaced, sha256=digest)
 
 
-def decode(data: bytes, name: str, encoding: str, errors: Literal["strict", "replace"]) -> tuple[str, int]:
-    """Bytes as text, and how many sequences were replaced. UserError with byte and line for what is not text."""
-    head = data[: files.SNIFF]
-    what = files.what_it_is(head)
+def check_encoding(encoding: str) -> None:
+    """UserError for one that Python does not know."""
     try:
         "".encode(encoding)
     except LookupError:
         raise UserError(f"unknown encoding {encoding!r}", hint="for example: utf-8, latin-1, cp1252, utf-16") from None
+
+
+def decode(data: bytes, name: str, encoding: str, errors: Literal["strict", "replace"]) -> tuple[str, int]:
+    """Bytes as text, and how many sequences were replaced. UserError with byte and line for what is not text."""
+    head = data[: files.SNIFF]
+    what = files.what_it_is(head)
+    check_encoding(encoding)
     if what is not None and not (what == "UTF-16 text" and encoding.lower().replace("_", "-").startswith("utf-16")):
         hint = "read it with: --encoding utf-16" if what == "UTF-16 text" else "expected .jsonl, .csv, .tsv or text"
         raise UserError(f"{name} is {what}, expected text in {encoding}", hint=hint)

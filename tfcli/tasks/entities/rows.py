@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ SPANS = ("spans", "entities", "label", "labels")
 EXPECTED = (
     'expected {"tokens": [...], "tags": [...]} or {"text": "...", "spans": [{"start": 0, "end": 5, "label": "x"}]}'
 )
+UNTAGGED = "sentences with neither tags nor spans, taken as without entities"
 SPACES = re.compile(r"[ \t]+")
 
 
@@ -76,6 +77,8 @@ class _Row:
     words: tuple[Span, ...]
     tags: list[str] | None = None
     entities: tuple[Entity, ...] = ()
+    bare: bool = False
+    """It says neither where entities are nor that there are none."""
 
 
 def read(
@@ -93,7 +96,7 @@ def read(
 
     A sentence whose tags do not follow the data's scheme keeps the entities that conlleval reads in it, and is counted;
     with ``repair`` off it is a UserError. What cannot be used is left out and counted in ``report``. Raises UserError
-    for a file that is no text, is not in either form, or has no sentences.
+    for a file that is no text, is not in either form, or has no sentences, or none with tags or spans.
     """
     name = name or str(path)
     keys = keys or Keys()
@@ -111,9 +114,13 @@ def read(
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
-        raise UserError(
-            f"{name} has no sentences", hint=EXPECTED if json_lines else "expected a word and its tag a line"
-        )
+        said = f" that can be used: {'; '.join(report.lines())}" if report.faults else ""
+        hint = EXPECTED if json_lines else "expected a word and its tag a line"
+        raise UserError(f"{name} has no sentences{said}", hint=hint)
+    bare = sum(row.bare for row in usable)
+    if bare == len(usable):
+        raise UserError(f"{name} has neither tags nor spans", hint=EXPECTED)
+    report.note(UNTAGGED, bare)
     tagged = any(row.tags is not None for row in usable)
     scheme = scheme_of(tag for row in usable if row.tags for tag in row.tags) if tagged else None
     sentences = tuple(_sentence(row, scheme, report, repair) for row in usable)
@@ -142,7 +149,7 @@ def _unprefixed(rows: list[_Row], report: Report) -> list[_Row]:
             if plain:
                 runs = entities(["O" if tag == "O" else f"I-{tag}" for tag in tags])
                 tags = write(runs, len(tags), "bio")
-        made.append(_Row(where=row.where, text=row.text, words=row.words, tags=tags, entities=row.entities))
+        made.append(replace(row, tags=tags))
     return made
 
 
@@ -252,10 +259,10 @@ def parse(row: dict[str, Any], where: str, report: Report) -> _Row | None:
         report.fault("empty texts, left out", where)
         return None
     words = split(text)
-    marked: list[Any] = next((row[key] for key in SPANS if isinstance(row.get(key), list)), [])
-    spans = [span for span in (_span(item, text, where, report) for item in marked) if span]
+    marked: list[Any] | None = next((row[key] for key in SPANS if isinstance(row.get(key), list)), None)
+    spans = [span for span in (_span(item, text, where, report) for item in marked or ()) if span]
     found = snapped(text, words, spans, report, where)
-    return _Row(where=where, text=text, words=tuple(words), entities=tuple(found))
+    return _Row(where=where, text=text, words=tuple(words), entities=tuple(found), bare=marked is None)
 
 
 def _from_tokens(row: dict[str, Any], tokens: list[Any], where: str, report: Report) -> _Row | None:
@@ -272,7 +279,7 @@ def _from_tokens(row: dict[str, Any], tokens: list[Any], where: str, report: Rep
         report.fault("sentences with another number of tags than of words, left out", where)
         return None
     text, words = joined(tokens)
-    return _Row(where=where, text=text, words=words, tags=tags)
+    return _Row(where=where, text=text, words=words, tags=tags, bare=tags is None)
 
 
 def _span(item: Any, text: str, where: str, report: Report) -> tuple[int, int, str] | None:
