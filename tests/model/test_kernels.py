@@ -117,11 +117,12 @@ def test_cross_entropy_equals_formula_with_gradients(smoothing: float, biased: b
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.1, 0.3])
-def test_dropout_zeroes_its_part_and_keeps_the_mean(p: float) -> None:
+def test_dropout_zeroes_its_part_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
     """Would catch a threshold off by its sign, four numbers that fall together, and a gradient through other ones."""
     torch.manual_seed(0)
-    x = torch.ones(99_999, requires_grad=True)
+    x = torch.ones(99_999, dtype=dtype, requires_grad=True)
     y = dropout(x, p)
     gone = y == 0
     assert abs(float(gone.float().mean()) - p) < 4 * (p * (1 - p) / 99_999) ** 0.5  # four standard deviations

@@ -174,12 +174,15 @@ def add_dropout(x: Tensor, y: Tensor, p: float) -> Tensor:
 def _kept(x: Tensor, p: float) -> Tensor:
     """1 / (1 - p) where a number of ``x`` stays, else 0, in the dtype of ``x``.
 
-    torch draws one number of its CPU generator for each, one after the other; here it is one for four, 16 bits each.
+    torch draws one number of its CPU generator for each, one after the other; here it is one for four, 15 bits each.
     """
     drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = drawn.view(torch.int16)[: x.numel()].view(x.shape)
-    least = min(round(p * 2**16), 2**16 - 1) - 2**15  # 2^15 is no int16
-    return (bits >= least).to(x.dtype).mul_(1 / (1 - p))
+    bits = drawn.view(torch.int16)[: x.numel()].view(x.shape).bitwise_and_(2**15 - 1)
+    least = min(max(1, round(p * 2**15)), 2**15 - 1)
+    stays = bits.add_(2**15 - least).bitwise_right_shift_(15)  # what reaches 2^15 wraps around: its sign, as 0 or -1
+    if x.element_size() == 2:  # the bits of the one number that there is
+        return stays.bitwise_and_(int(torch.tensor(1 / (1 - p), dtype=x.dtype).view(torch.int16))).view(x.dtype)
+    return stays.to(x.dtype).mul_(-1 / (1 - p))
 
 
 def short_attention(
