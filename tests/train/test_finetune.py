@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_bert
 import tiny_models
 import torch
 from safetensors.torch import load_file
@@ -225,3 +226,22 @@ def test_a_best_that_was_saved_before_is_found_again(start: tuple[Path, Path], t
     assert result.steps == 12
     state = json.loads((sorted((tmp_path / "a" / "checkpoints").iterdir())[-1] / "state.json").read_text())
     assert state["best_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [({}, 0.90), ({"lora.on": True}, 0.9574), ({"optim.kind": "muon"}, 0.9574), ({"optim.warmup": 0.5}, 0.2157)],
+    ids=["whole", "lora", "muon", "given"],
+)
+def test_only_a_whole_encoder_under_adamw_begins_at_its_peak(
+    start: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any], first: float
+) -> None:
+    """Would catch a short run that spends its first steps on a rate too low to learn with, and adapters thrown off."""
+    small_bert.save(tmp_path / "bert")
+    length = {"train.epochs": None, "train.steps": 100, "train.batch_size": 2, "train.eval_every": 100}
+    train((tmp_path / "bert", start[1]), tmp_path / "a", length | {"optim.lr": 1e-3} | settings)
+    rates = [
+        json.loads(line)["lr"] for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines() if '"lr"' in line
+    ]
+    peak = 1e-3 * (20 / 3 if "optim.kind" in settings else 1)
+    assert rates[0] / peak == pytest.approx(first, abs=1e-3)  # (100 - 10) / 100, (100 - 10) / 94, and (10 + 1) / 51
