@@ -58,7 +58,7 @@ def test_json_lines_and_a_broken_one(call, tmp_path: Path) -> None:  # type: ign
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.xz", "x.csv.gz"])
 def test_compressed_files(call, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
-    """Read as they are everywhere else; a file that is cut short is an error, and what was in it is done."""
+    """Read as they are everywhere else; a file that is cut short is an error."""
     rows = {".jsonl": '{"text": "a"}\n{"text": "b"}\n', ".txt": "a\nb", ".csv": "text\na\nb\n"}
     plain = rows[Path(name).suffixes[0]].encode()
     path = tmp_path / name
@@ -74,11 +74,13 @@ def test_other_encodings(call, tmp_path: Path) -> None:  # type: ignore[no-untyp
     """Of a file and of stdin; one in which lines do not end with a byte, and one that is none, are said."""
     path = tmp_path / "x.txt"
     path.write_bytes("Zoë\n".encode("latin-1"))
-    assert call(str(path))[0] == 1
+    code, _, err = call(str(path))
+    assert code == 1 and "x.txt:1 is not UTF-8 at byte 2 (name its encoding, as --encoding latin-1)" in err
+    assert json.loads(call("--encoding", "utf-8-sig", stdin="\ufeffZoë".encode())[1])["text"] == "Zoë"
     for code, out, _ in (call(str(path), "--encoding", "latin-1"), call("--encoding", "latin-1", stdin=b"Zo\xeb")):
         assert (code, json.loads(out)["text"]) == (0, "Zoë")
     code, _, err = call(str(path), "--encoding", "utf-16")
-    assert code == 2 and "iconv -f utf-16" in err
+    assert code == 2 and "iconv -f utf-16 -t utf-8" in err
     code, _, err = call(str(path), "--encoding", "latinn")
     assert code == 2 and "unknown encoding 'latinn'" in err
 

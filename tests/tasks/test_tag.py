@@ -14,6 +14,7 @@ from tfcli.errors import UserError
 from tfcli.formats import heads as head_files
 from tfcli.tasks import tag
 from tfcli.tasks.entities.words import joined
+from tfcli.tasks.report import Report
 from tfcli.tasks.tag import TagConfig, TagPredictor
 from tfcli.train.finetune import finetune
 
@@ -186,3 +187,15 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     tiny_models.save(tmp_path / "gpt")
     with pytest.raises(UserError, match="no head of kind 'token'"):
         run(tmp_path / "gpt", broken)
+
+
+def test_data_of_which_nothing_is_tagged_is_refused(tmp_path: Path) -> None:
+    """Would catch an F1 of 0 over no entity; a file without any beside one that has some is data."""
+    bare, tagged = tmp_path / "bare.jsonl", tmp_path / "tagged.jsonl"
+    bare.write_text('{"text": "Ada"}\n')
+    tagged.write_text('{"text": "Ada", "spans": [[0, 3, "per"]]}\n')
+    report = Report()
+    assert len(tag.read([str(bare), str(tagged)], TagConfig(), report)[0]) == 2
+    assert report.notes == {"sentences with neither tags nor spans, taken as without entities": 1}
+    with pytest.raises(UserError, match="bare.jsonl: no sentence has words and tags, or a text and spans"):
+        tag.read([str(bare)], TagConfig(), Report())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ def unread(failures: list[int]) -> RunError:
     return RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
 
 
-def read_lines(file: str, key: str, failures: list[int], *, encoding: str = "utf-8") -> Iterator[str]:
+def read_lines(file: str, key: str, failures: list[int], *, encoding: str | None = None) -> Iterator[str]:
     """The texts of ``read_objects`` where each is a string."""
     return read_objects(file, key, failures, lambda row: _string(row, key), encoding=encoding)
 
@@ -36,7 +37,7 @@ def read_objects(
     parse: Callable[[dict[str, Any]], Any],
     plain: Callable[[str], Any] = str,
     *,
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     on_error: Callable[[str], None] = lambda said: None,
 ) -> Iterator[Any]:
     """Each line of a file ("-": stdin) as ``plain`` has it, or of .jsonl as ``parse`` has its object.
@@ -44,11 +45,17 @@ def read_objects(
     Stdin is JSON lines where ``parse`` takes its first line. Rows of a table with a column ``key`` are objects too.
     Files may be compressed (.gz, .bz2, .xz, .zst). A line that is none is reported on stderr with its number, and to
     ``on_error``, and its number put into ``failures``; the others go on. Raises UserError for a file that is not there
-    or is corrupt, and for an encoding that is not known, or in which a line end is not one byte.
+    or is corrupt, and for an encoding that is not known, or in which a line end is not one byte. Without an encoding it
+    is UTF-8, and the command has no option for another.
     """
     from tfcli.text import files, labelled
 
+    convert = "convert it first, as with iconv"
+    hint = convert if encoding is None else "name its encoding, as --encoding latin-1"
+    encoding = encoding or "utf-8"
     labelled.check_encoding(encoding)
+    if codecs.lookup(encoding).name == "utf-8-sig":
+        encoding = "utf-8"  # whose byte order mark is let go anyway
     if file != "-" and not Path(file).is_file():
         raise UserError(f"no such file: {file}", hint=f'expected one text a line, or .jsonl with "{key}"')
     suffix = files.stem_suffix(Path(file))[0]
@@ -57,20 +64,18 @@ def read_objects(
         if table.header:
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":
-        raise UserError(
-            f"lines in {encoding} are not read", hint=f"convert them: iconv -f {encoding} -t utf-8 {file} | tfcli ..."
-        )
+        raise UserError(f"lines in {encoding} are not read", hint=f"{convert} -f {encoding} -t utf-8")
     lines = sys.stdin.buffer if file == "-" else files.byte_lines(Path(file), file)
     name = "stdin" if file == "-" else file
     jsonl = True if suffix in (".jsonl", ".ndjson") else None if file == "-" else False
-    return _objects(lines, name, jsonl, encoding, failures, parse, plain, on_error)
+    return _objects(lines, name, jsonl, lambda raw: decoded(raw, encoding, hint), failures, parse, plain, on_error)
 
 
 def _objects(
     lines: Iterable[bytes],
     name: str,
     jsonl: bool | None,
-    encoding: str,
+    decode: Callable[[bytes], str],
     failures: list[int],
     parse: Callable[[dict[str, Any]], Any],
     plain: Callable[[str], Any],
@@ -79,7 +84,7 @@ def _objects(
     """Lines as objects where ``jsonl``; where it is None, if the first is one."""
     for number, raw in enumerate(lines, 1):
         try:
-            line = decoded(raw, encoding).removesuffix("\n").removesuffix("\r")
+            line = decode(raw).removesuffix("\n").removesuffix("\r")
             if number == 1:
                 line = line.removeprefix("\ufeff")
                 jsonl = _taken(line, parse) if jsonl is None else jsonl
@@ -124,13 +129,13 @@ def _taken(line: str, parse: Callable[[dict[str, Any]], Any]) -> bool:
     return True
 
 
-def decoded(data: bytes, encoding: str = "utf-8") -> str:
+def decoded(data: bytes, encoding: str = "utf-8", hint: str = "convert it first, as with iconv") -> str:
     """Bytes as text; UserError where they are not in the encoding."""
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         name = "UTF-8" if encoding == "utf-8" else encoding
-        raise UserError(f"is not {name} at byte {error.start}", hint="convert it first, as with iconv") from None
+        raise UserError(f"is not {name} at byte {error.start}", hint=hint) from None
 
 
 def _object(line: str) -> dict[str, Any]:

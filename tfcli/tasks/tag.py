@@ -99,13 +99,19 @@ def examples(chunks: Sequence[Chunk], targets: Sequence[Sequence[int]]) -> Batch
 
 
 def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[Sentence], Scheme]:
-    """The sentences of all files, and the scheme that they are written in: BIOES where one of them is."""
+    """The sentences of all files, and the scheme that they are written in: BIOES where one of them is.
+
+    UserError where none of them has tags or spans.
+    """
     options = config.data
     keys = rows.Keys(tokens=options.tokens_key, tags=options.tags_key, text=options.text_key, spans=options.spans_key)
     found = [
         rows.read(path, report, repair=config.tag.repair, encoding=options.encoding, errors=options.errors, keys=keys)
         for path in labelled.expand(data)
     ]
+    if all(each.bare for each in found):
+        named = "words and tags, or a text and spans"
+        raise UserError(f"{', '.join(data)}: no sentence has {named}", hint=rows.EXPECTED)
     scheme: Scheme = "bioes" if any(each.scheme == "bioes" for each in found) else "bio"
     return [sentence for each in found for sentence in each.sentences], scheme
 

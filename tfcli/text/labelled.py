@@ -84,7 +84,7 @@ def check_encoding(encoding: str) -> None:
     """UserError for one that Python does not know."""
     try:
         "".encode(encoding)
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise UserError(f"unknown encoding {encoding!r}", hint="for example: utf-8, latin-1, cp1252, utf-16") from None
 
 

@@ -66,6 +66,8 @@ class Tagged:
 
     sentences: tuple[Sentence, ...]
     scheme: Scheme | None
+    bare: bool = False
+    """No sentence says where entities are, nor that there are none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +98,10 @@ def read(
 
     A sentence whose tags do not follow the data's scheme keeps the entities that conlleval reads in it, and is counted;
     with ``repair`` off it is a UserError. What cannot be used is left out and counted in ``report``. Raises UserError
-    for a file that is no text, is not in either form, or has no sentences, or none with tags or spans.
+    for a file that is no text, is not in either form, or has no sentences.
     """
     name = name or str(path)
+    before = dict(report.faults)
     keys = keys or Keys()
     table = columns.is_table(path)
     json_lines = table or files.stem_suffix(path)[0] in (".jsonl", ".ndjson", ".json")
@@ -114,17 +117,17 @@ def read(
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
-        said = f" that can be used: {'; '.join(report.lines())}" if report.faults else ""
+        new = {kind: count - before.get(kind, 0) for kind, count in report.faults.items()}
+        faults = "; ".join(f"{count} {kind} ({report.places[kind][-1]})" for kind, count in new.items() if count)
+        said = f" that can be used: {faults}" if faults else ""
         hint = EXPECTED if json_lines else "expected a word and its tag a line"
         raise UserError(f"{name} has no sentences{said}", hint=hint)
     bare = sum(row.bare for row in usable)
-    if bare == len(usable):
-        raise UserError(f"{name} has neither tags nor spans", hint=EXPECTED)
     report.note(UNTAGGED, bare)
     tagged = any(row.tags is not None for row in usable)
     scheme = scheme_of(tag for row in usable if row.tags for tag in row.tags) if tagged else None
     sentences = tuple(_sentence(row, scheme, report, repair) for row in usable)
-    return Tagged(sentences=sentences, scheme=scheme)
+    return Tagged(sentences=sentences, scheme=scheme, bare=bare == len(usable))
 
 
 def _usable(row: _Row, report: Report) -> bool:
