@@ -197,5 +197,5 @@ def test_data_of_which_nothing_is_tagged_is_refused(tmp_path: Path) -> None:
     report = Report()
     assert len(tag.read([str(bare), str(tagged)], TagConfig(), report)[0]) == 2
     assert report.notes == {"sentences with neither tags nor spans, taken as without entities": 1}
-    with pytest.raises(UserError, match="bare.jsonl: no sentence has words and tags, or a text and spans"):
+    with pytest.raises(UserError, match=r"bare\.jsonl: no sentence has words and tags, or a text and spans"):
         tag.read([str(bare)], TagConfig(), Report())
