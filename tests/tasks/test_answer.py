@@ -136,6 +136,9 @@ def test_a_run_learns_and_is_scored(trained: Path) -> None:
     assert scores["val_f1"] > 0.9
     assert scores["val_no_answer_accuracy"] > 0.8
     assert scores["val_has_answer_exact_match"] > 0.8
+    lines = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, steps = next(line for line in lines if "lr" in line), lines[-1]["step"]
+    assert first["lr"] == pytest.approx(3e-3 * (1 - first["step"] / steps)), "a warm-up"
     receipt = json.loads((trained / "run" / "data.json").read_text())
     assert (receipt["version"], receipt["train"]["questions"], receipt["train"]["without_answer"]) == (2, 240, 80)
     threshold = json.loads((trained / "run" / "config.json").read_text())["tfcli"]["threshold"]

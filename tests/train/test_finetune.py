@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_bert
 import tiny_models
 import torch
 from safetensors.torch import load_file
@@ -226,28 +225,3 @@ def test_a_best_that_was_saved_before_is_found_again(start: tuple[Path, Path], t
     assert result.steps == 12
     state = json.loads((sorted((tmp_path / "a" / "checkpoints").iterdir())[-1] / "state.json").read_text())
     assert state["best_step"] == 4
-
-
-@pytest.mark.parametrize(
-    ("settings", "first"),
-    [
-        ({}, 0.90), ({"optim.warmup": 0.5}, 0.2157), ({"lora.on": True}, 0.9574), ({"optim.kind": "muon"}, 0.9574),
-        ({"from_scratch": True, "optim.kind": "adamw"}, 0.9574), ({"decoder": True}, 0.9574),
-    ],
-    ids=["whole", "given", "lora", "muon", "new", "decoder"],
-)  # fmt: skip
-def test_only_a_whole_encoder_under_adamw_begins_at_its_peak(
-    start: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any], first: float
-) -> None:
-    """Would catch a short run that spends its first steps on a rate too low to learn with, and adapters thrown off."""
-    of_run = {"from_scratch": settings.get("from_scratch", False)}
-    base = start[0] if "decoder" in settings else tmp_path / "bert"
-    settings = {key: value for key, value in settings.items() if "." in key}
-    small_bert.save(tmp_path / "bert")
-    length = {"train.epochs": None, "train.steps": 100, "train.batch_size": 2, "train.eval_every": 100}
-    train((base, start[1]), tmp_path / "a", length | {"optim.lr": 1e-3} | settings, **of_run)
-    rates = [
-        json.loads(line)["lr"] for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines() if '"lr"' in line
-    ]
-    peak = 1e-3 * (20 / 3 if settings.get("optim.kind") == "muon" else 1)
-    assert rates[0] / peak == pytest.approx(first, abs=1e-3)  # (100 - 10) / 100, (100 - 10) / 94, and (10 + 1) / 51

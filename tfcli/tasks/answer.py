@@ -22,7 +22,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks import resample
 from tfcli.tasks.batch import Batch
 from tfcli.tasks.frame import JudgedByF1, check_head, settings_of
-from tfcli.tasks.options import FinetuneConfig, FinetuneData
+from tfcli.tasks.options import FinetuneConfig, FinetuneData, FinetuneOptim
 from tfcli.tasks.report import Report, duplicates
 from tfcli.tasks.squad import reader, rows
 from tfcli.tasks.squad.reader import PADDED, Encoded, Reading, encode, logits, pairs
@@ -67,10 +67,23 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerOptim(FinetuneOptim):
+    """As for every task, but at full rate from the start.
+
+    The first hundred steps teach only where answers are likely; the model leaves that plateau the later, the slower it
+    begins. On 5,426 questions a warm-up of 0.06 was worth 60 of 1,055 steps, and 1 of F1 on those with an answer.
+    """
+
+    warmup: float = 0.0
+    """Part of the run over which the rate rises."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerConfig(FinetuneConfig):
     """Everything that decides a run of answering."""
 
     data: AnswerData = field(default_factory=AnswerData)
+    optim: AnswerOptim = field(default_factory=AnswerOptim)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
 
 

@@ -50,8 +50,8 @@ class FinetuneOptim:
     eps: float = 1e-8
     momentum: float = 0.95
     """Muon's."""
-    warmup: float | None = None
-    """Part of the run over which the rate rises; left out: none where AdamW goes on with a whole encoder, else 0.06."""
+    warmup: float = 0.06
+    """Part of the run over which the rate rises."""
     decay: float = 1.0
     """Last part of the run over which it falls to zero; it begins no sooner than the rise has ended."""
     clip: float = 1.0
@@ -131,7 +131,7 @@ def check(config: FinetuneConfig) -> None:
         if not 0 <= number < 1:
             raise UserError(f"{key} is {number}", hint="it must be at least 0 and below 1")
     for key, number in {"optim.warmup": optim.warmup, "optim.decay": optim.decay}.items():
-        if number is not None and not 0 <= number <= 1:
+        if not 0 <= number <= 1:
             raise UserError(f"{key} is {number}", hint="it is a part of the run, from 0 to 1")
     if config.lora.rank < 1:
         raise UserError(f"lora.rank is {config.lora.rank}", hint="it must be at least 1")

@@ -45,9 +45,6 @@ LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
 grows (Yang et al. 2022, table 3), down from what small encoders took best (Turc et al. 2019, 5)."""
 NEW_LR = 1e-3
 """Of what is new, also LoRA."""
-WARMUP = 0.06
-"""Part of a run. A whole encoder under AdamW has none, as in transformers' recipes: of a run on little data, the steps
-in which a new head learns how often each answer comes are too many to be taken slowly."""
 BESIDE_MUON_LR, MUON_LR = 3e-3, 0.02
 """Of a new model under Muon: of what AdamW has, and of the matrices (Jordan et al. 2024)."""
 LEAST_EVALUATIONS = 4
@@ -194,11 +191,7 @@ class _Run(Run):
         ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
         optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
-        plain = optimizer == "adamw"
-        loop = _loop(self.config, planned, task.size, gentle=not plain or self.from_scratch)
-        optimizers = Optimizers(
-            loaded.model, loop.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=self.config.optim.eps
-        )
+        optimizers = _optimizers(loaded.model, self.config, planned, task.size, plain=optimizer == "adamw")
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.receipt)
@@ -214,7 +207,7 @@ class _Run(Run):
             loaded.model,
             task,
             planned,
-            loop,
+            _loop(self.config, planned, task.size),
             state=state,
             optimizers=optimizers,
             clock=clock,
@@ -370,16 +363,17 @@ def make_plan(
     )
 
 
-def _loop(config: FinetuneConfig, planned: plan.Plan, size: int, *, gentle: bool) -> PretrainConfig:
-    """The settings as the trainer takes them: warm-up in steps, and the fall from where it ends.
+def _optimizers(
+    model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int, *, plain: bool
+) -> Optimizers:
+    options, optim = _loop(config, planned, size).optim, config.optim
+    return Optimizers(model, options, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=optim.eps)
 
-    ``gentle``: the rates rise at first, as those of decoders and adapters do anyway, where optim.warmup is left out.
-    """
+
+def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
+    """The settings as the trainer takes them: warm-up in steps, and the fall from where it ends."""
     optim, train, steps = config.optim, config.train, planned.max_steps
-    part = optim.warmup
-    if part is None:
-        part = WARMUP if gentle or config.lora.on or planned.model.wiring.causal else 0.0
-    warmup = round(part * steps)
+    warmup = round(optim.warmup * steps)
     every = train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
