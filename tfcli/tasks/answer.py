@@ -71,7 +71,7 @@ class AnswerOptim(FinetuneOptim):
     """As for every task, but at full rate from the start.
 
     The first hundred steps teach only where answers are likely; the model leaves that plateau the later, the slower it
-    begins. On 5,426 questions a warm-up of 0.06 was worth 60 of 1,055 steps, and 1 of F1 on those with an answer.
+    begins. On 5,426 questions a warm-up of 0.06 cost 60 of 1,055 steps, and 1 of F1 on those with an answer.
     """
 
     warmup: float = 0.0
