@@ -65,7 +65,7 @@ def read_objects(
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":
         raise UserError(f"lines in {encoding} are not read", hint=f"{convert} -f {encoding} -t utf-8")
-    lines = sys.stdin.buffer if file == "-" else files.byte_lines(Path(file), file)
+    lines = sys.stdin.buffer if file == "-" else files.lines(files.blocks(Path(file), file))
     name = "stdin" if file == "-" else file
     jsonl = True if suffix in (".jsonl", ".ndjson") else None if file == "-" else False
     return _objects(lines, name, jsonl, lambda raw: decoded(raw, encoding, hint), failures, parse, plain, on_error)
@@ -87,10 +87,13 @@ def _objects(
             line = decode(raw).removesuffix("\n").removesuffix("\r")
             if number == 1:
                 line = line.removeprefix("\ufeff")
-                jsonl = _taken(line, parse) if jsonl is None else jsonl
             if jsonl and not line.strip():
                 continue
-            value = parse(_object(line)) if jsonl else plain(line)
+            if jsonl is None and number == 1:
+                jsonl, value = _first(line, parse)
+                value = value if jsonl else plain(line)
+            else:
+                value = parse(_object(line)) if jsonl else plain(line)
         except UserError as error:
             failures.append(number)
             _say(f"{name}:{number}", error, on_error)
@@ -120,13 +123,12 @@ def _say(where: str, error: UserError, on_error: Callable[[str], None]) -> None:
     on_error(f"{where} {error.message}")
 
 
-def _taken(line: str, parse: Callable[[dict[str, Any]], Any]) -> bool:
-    """Whether a line is a JSON object that ``parse`` takes."""
+def _first(line: str, parse: Callable[[dict[str, Any]], Any]) -> tuple[bool, Any]:
+    """Whether a line is a JSON object that ``parse`` takes, and what it made of it: ``parse`` may count its calls."""
     try:
-        parse(_object(line))
+        return True, parse(_object(line))
     except UserError:
-        return False
-    return True
+        return False, None
 
 
 def decoded(data: bytes, encoding: str = "utf-8", hint: str = "convert it first, as with iconv") -> str:

@@ -63,11 +63,12 @@ def predict(
     """  # fmt: skip
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    encoding = encoding or "utf-8"
     finetuned = task_of(model)
     name = task or finetuned or "embed"
     if name in (finetuned, "fill"):
         machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
-        _answer(model, name, file, limit, form, beam, encoding or "utf-8", machine)
+        _answer(model, name, file, limit, form, beam, encoding, machine)
         return
     if name not in TASKS:
         from tfcli.tasks.applications import APPLICATIONS
@@ -80,7 +81,7 @@ def predict(
     from tfcli.infer.engine import load
 
     failures: list[int] = []
-    texts = read_lines(file, "text", failures, encoding=encoding or "utf-8")
+    texts = read_lines(file, "text", failures, encoding=encoding)
     engine = load(model, device=device, precision=precision or "fp32", threads=threads, quantize=quantize)
     print(f"device: {engine.runtime.describe()}", file=sys.stderr)
     lines: Iterator[str] = islice(texts, limit)

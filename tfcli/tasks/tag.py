@@ -110,8 +110,7 @@ def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[S
         for path in labelled.expand(data)
     ]
     if all(each.bare for each in found):
-        named = "words and tags, or a text and spans"
-        raise UserError(f"{', '.join(data)}: no sentence has {named}", hint=rows.EXPECTED)
+        raise UserError(f"{', '.join(data)}: no sentence has words and tags, or a text and spans", hint=rows.EXPECTED)
     scheme: Scheme = "bioes" if any(each.scheme == "bioes" for each in found) else "bio"
     return [sentence for each in found for sentence in each.sentences], scheme
 

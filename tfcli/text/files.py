@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, AnyStr, Literal, cast
 
 from tfcli.errors import UserError, nearest
 
@@ -261,35 +261,24 @@ def _check_text(head: bytes, name: str) -> None:
         )
 
 
-def lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The lines of a text that comes in pieces, each with its "\\n"; no other character ends a line."""
-    rest: list[str] = []
+def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
+    """The lines of a text, or of bytes, that come in pieces, each with its "\\n"; no other character ends a line."""
+    rest: list[AnyStr] = []
     for piece in pieces:
-        found = piece.split("\n")
+        nothing = piece[:0]
+        end = "\n" if isinstance(piece, str) else b"\n"
+        found = piece.split(end)
         for line in found[:-1]:
             if rest:
-                yield "".join((*rest, line, "\n"))
+                rest += [line, end]
+                yield nothing.join(rest)
                 rest.clear()
             else:
-                yield line + "\n"
+                yield line + end
         if found[-1]:
             rest.append(found[-1])
     if rest:
-        yield "".join(rest)
-
-
-def byte_lines(path: Path, name: str) -> Iterator[bytes]:
-    """The decompressed lines of ``path`` as they are, each with its "\\n"; raises as ``blocks`` does."""
-    rest: list[bytes] = []
-    for block in blocks(path, name):
-        *ended, last = block.split(b"\n")
-        for line in ended:
-            yield b"".join((*rest, line, b"\n"))
-            rest.clear()
-        if last:
-            rest.append(last)
-    if rest:
-        yield b"".join(rest)
+        yield rest[0][:0].join(rest)
 
 
 def json_lines(
