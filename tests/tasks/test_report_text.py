@@ -22,3 +22,24 @@ def test_encodings(tmp_path: Path) -> None:
     assert report.notes == {"invalid bytes that became U+FFFD": 2}
     with pytest.raises(UserError, match="is not ASCII: byte 0xff at offset 1, line 1"):
         Report().text(path, encoding="ascii")
+
+
+def test_a_file_that_holds_nothing_is_told_its_own_faults() -> None:
+    """Catches the faults of an earlier file of the same data told of a later one."""
+    report = Report()
+    for line in range(1, 6):
+        report.fault("rows without a tail, left out", f"a.jsonl:{line}")
+    before = dict(report.faults)
+    assert str(report.none("rows", "b.jsonl", before=before, hint="expected rows")) == "b.jsonl has no rows (expected rows)"
+    report.fault("rows without a head, left out", "b.jsonl:7")
+    report.fault("rows without a tail, left out", "b.jsonl:8")
+    said = str(report.none("rows", "b.jsonl", before=before, hint="expected rows"))
+    assert said == (
+        "b.jsonl has no rows that can be used: 1 rows without a tail, left out; "
+        "1 rows without a head, left out (b.jsonl:7) (expected rows)"
+    )
+    report = Report()
+    for line in range(1, 6):
+        report.fault("rows without a tail, left out", f"a.jsonl:{line}")
+    said = str(report.none("rows", "a.jsonl", before={}, hint="expected rows"))
+    assert said.startswith("a.jsonl has no rows that can be used: 5 rows without a tail, left out (a.jsonl:1, a.jsonl:2, a.jsonl:3, ...)")

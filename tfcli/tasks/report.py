@@ -59,6 +59,17 @@ class Report:
         said = [f"{count} {kind} ({_first(self.places[kind], count)})" for kind, count in self.faults.items()]
         return said + [f"{count} {kind}" for kind, count in self.notes.items()]
 
+    def none(self, things: str, name: str, *, before: Mapping[str, int], hint: str) -> UserError:
+        """What to raise for file ``name`` that holds none of ``things``: its faults, those that ``before`` had not."""
+        faults = []
+        for kind, count in self.faults.items():
+            new = count - before.get(kind, 0)
+            places = [place for place in self.places[kind] if place.startswith(name)]
+            if new:
+                faults.append(f"{new} {kind}" + (f" ({_first(places, new)})" if places else ""))
+        said = f" that can be used: {'; '.join(faults)}" if faults else ""
+        return UserError(f"{name} has no {things}{said}", hint=hint)
+
     def as_json(self) -> dict[str, object]:
         """For data.json."""
         return {"faults": dict(self.faults), "places": dict(self.places), "notes": dict(self.notes)}

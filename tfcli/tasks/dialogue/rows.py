@@ -101,16 +101,14 @@ def of_table(
 
 def _read(found_: Iterable[tuple[str, Any]], name: str, report: Report, fields: Fields) -> list[Conversation]:
     found: list[Conversation] = []
-    rows = 0
+    before = dict(report.faults)
     for where, row in found_:
-        rows += 1
         try:
             found.append(conversation(row, fields, where, report))
         except _Broken as broken:
             report.fault(f"{broken}, left out", where)
     if not found:
-        said = f": {'; '.join(report.lines())}" if rows else ""
-        raise UserError(f"{name} has no conversation that can be used{said}", hint=EXPECTED)
+        raise report.none("conversations", name, before=before, hint=EXPECTED)
     return found
 
 

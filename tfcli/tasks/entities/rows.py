@@ -117,11 +117,8 @@ def read(
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
-        new = {kind: count - before.get(kind, 0) for kind, count in report.faults.items()}
-        faults = "; ".join(f"{count} {kind} ({report.places[kind][-1]})" for kind, count in new.items() if count)
-        said = f" that can be used: {faults}" if faults else ""
         hint = EXPECTED if json_lines else "expected a word and its tag a line"
-        raise UserError(f"{name} has no sentences{said}", hint=hint)
+        raise report.none("sentences", name, before=before, hint=hint)
     bare = sum(row.bare for row in usable)
     report.note(UNTAGGED, bare)
     tagged = any(row.tags is not None for row in usable)

@@ -82,6 +82,7 @@ def read(
     counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     name = name or str(path)
+    before = dict(report.faults)
     keys = keys or Keys()
     if columns.is_table(path):
         rows = _table(path, FinetuneData(encoding=encoding, errors=errors), keys, report)
@@ -103,8 +104,7 @@ def read(
         seen.add(made.id)
         found.append(made)
     if not found:
-        said = f" that can be used: {'; '.join(report.lines())}" if report.faults else ""
-        raise UserError(f"{name} has no questions{said}", hint=EXPECTED)
+        raise report.none("questions", name, before=before, hint=EXPECTED)
     return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
 
 
