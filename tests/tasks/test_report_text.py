@@ -30,7 +30,10 @@ def test_a_file_that_holds_nothing_is_told_its_own_faults() -> None:
     for line in range(1, 6):
         report.fault("rows without a tail, left out", f"a.jsonl:{line}")
     before = dict(report.faults)
-    assert str(report.none("rows", "b.jsonl", before=before, hint="expected rows")) == "b.jsonl has no rows (expected rows)"
+    assert (
+        str(report.none("rows", "b.jsonl", before=before, hint="expected rows"))
+        == "b.jsonl has no rows (expected rows)"
+    )
     report.fault("rows without a head, left out", "b.jsonl:7")
     report.fault("rows without a tail, left out", "b.jsonl:8")
     said = str(report.none("rows", "b.jsonl", before=before, hint="expected rows"))
@@ -42,4 +45,6 @@ def test_a_file_that_holds_nothing_is_told_its_own_faults() -> None:
     for line in range(1, 6):
         report.fault("rows without a tail, left out", f"a.jsonl:{line}")
     said = str(report.none("rows", "a.jsonl", before={}, hint="expected rows"))
-    assert said.startswith("a.jsonl has no rows that can be used: 5 rows without a tail, left out (a.jsonl:1, a.jsonl:2, a.jsonl:3, ...)")
+    assert said.startswith(
+        "a.jsonl has no rows that can be used: 5 rows without a tail, left out (a.jsonl:1, a.jsonl:2, a.jsonl:3, ...)"
+    )
