@@ -213,6 +213,6 @@ def test_the_rates_fall_when_the_schedule_says_so() -> None:
     from tfcli.train.optim import schedule
 
     for steps, decay in ((100, 0.7), (333, 0.5), (50, 1.0)):
-        at = plan.last_part(steps, decay)
+        at = plan.decay_start(steps, decay)
         assert schedule(at, steps, warmup=0, decay=decay) == pytest.approx(1.0, abs=0.01)
         assert schedule(at + 2, steps, warmup=0, decay=decay) < 1.0

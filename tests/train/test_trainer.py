@@ -13,7 +13,6 @@ from small_trainer import rows, trainer
 from torch import Tensor
 
 from tfcli.errors import Interrupted, RunError
-from tfcli.model.transformer import Transformer
 from tfcli.tasks.batch import Rows
 from tfcli.tasks.lm import LanguageModeling
 from tfcli.tasks.task import Headline
@@ -256,42 +255,3 @@ def test_a_later_model_gives_way_only_to_one_that_is_surely_better(
     assert steps == kept
     assert stale == [0, 0, 1, 2, 0, 1], "patience counts from the best"
     assert made.state.best == -0.95
-
-
-def test_what_is_scored_and_kept_is_the_mean_of_the_last_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches a mean that begins early or late, that training goes on from, or that is scored but not kept."""
-    name, scored, kept, weights = "blocks.0.ffn.down.weight", [], [], {}
-    made = trainer(tmp_path, settings={"train.eval_every": 5})
-    made.plan = replace(made.plan, average=0.3)  # of 20 steps: those from the 15th
-    (tmp_path / "plain").mkdir()
-    plain = trainer(tmp_path / "plain", settings={"train.eval_every": 5})
-
-    def evaluate(task: LanguageModeling, model: Transformer) -> dict[str, float]:
-        scored.append(model.get_parameter(name).detach().clone())
-        return {"val_loss": -float(len(scored)), "val_bits_per_byte": -float(len(scored))}
-
-    def note(made: Trainer) -> None:
-        step = Trainer._step
-
-        def noted() -> None:
-            step(made)
-            weights.setdefault(made.state.step, []).append(made.model.get_parameter(name).detach().clone())
-
-        monkeypatch.setattr(made, "_step", noted)
-
-    monkeypatch.setattr(LanguageModeling, "evaluate", evaluate)
-    made.save_model = lambda best: kept.append(best[name].clone())
-    for each in (made, plain):
-        note(each)
-        each.train()
-    assert all(torch.equal(ours, theirs) for ours, theirs in weights.values()), "training goes on from the weights"
-    assert torch.equal(scored[1], weights[10][0]), "there is no mean before"
-    means = {step: torch.stack([weights[s][0] for s in range(15, step + 1)]).mean(dim=0) for step in (15, 20)}
-    torch.testing.assert_close(scored[2], means[15], rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(scored[3], means[20], rtol=1e-6, atol=1e-8)
-    assert not torch.allclose(means[20], weights[20][0], rtol=1e-3)
-    assert torch.equal(kept[-1], scored[3])
-    assert torch.equal(made.model.get_parameter(name).detach(), scored[3]), "the model at the end"
-    assert torch.equal(scored[-1], weights[20][0]), "without a part to average, the last"

@@ -76,9 +76,6 @@ class AnswerOptim(FinetuneOptim):
 
     warmup: float = 0.0
     """Part of the run over which the rate rises."""
-    average: float = 0.3
-    """Last part of the run whose weights are averaged, step by step, to the model that is scored and kept (Izmailov et
-    al. 2018); 0: it is that of the last step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,9 +54,6 @@ class FinetuneOptim:
     """Part of the run over which the rate rises."""
     decay: float = 1.0
     """Last part of the run over which it falls to zero; it begins no sooner than the rise has ended."""
-    average: float = 0.0
-    """Last part of the run whose weights are averaged, step by step, to the model that is scored and kept (Izmailov et
-    al. 2018); 0: it is that of the last step."""
     clip: float = 1.0
     """Largest gradient norm."""
 
@@ -133,8 +130,7 @@ def check(config: FinetuneConfig) -> None:
     for key, number in {**shares, "train.dropout": train.dropout}.items():
         if not 0 <= number < 1:
             raise UserError(f"{key} is {number}", hint="it must be at least 0 and below 1")
-    parts = {"optim.warmup": optim.warmup, "optim.decay": optim.decay, "optim.average": optim.average}
-    for key, number in parts.items():
+    for key, number in {"optim.warmup": optim.warmup, "optim.decay": optim.decay}.items():
         if not 0 <= number <= 1:
             raise UserError(f"{key} is {number}", hint="it is a part of the run, from 0 to 1")
     if config.lora.rank < 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +33,7 @@ from tfcli.train import checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener
 from tfcli.train.metrics import check_tensorboard
-from tfcli.train.optim import Optimizers, swapped
+from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import Stop, stop_signals
 
@@ -199,7 +200,7 @@ class _Run(Run):
 
         def save_model(weights: dict[str, Tensor]) -> None:
             best.update(weights)
-            with swapped(dict(loaded.model.named_parameters()), weights):
+            with _holding(loaded.model, weights):
                 self._save(loaded.model, codec, task)
 
         self.train(
@@ -359,7 +360,6 @@ def make_plan(
         bucket=train.bucket,
         patience=train.patience,
         margin=train.margin,
-        average=optim.average,
     )
 
 
@@ -402,6 +402,22 @@ def _renew(model: Transformer, seed: int) -> None:
     """Forget what the model learnt."""
     task_heads.detach(model)
     initialize(model, seed)
+
+
+@contextmanager
+def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other weights for a while."""
+    named = dict(model.named_parameters())
+    own = {name: named[name].detach().clone() for name in weights}
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name].copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                named[name].copy_(value)
 
 
 def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None:

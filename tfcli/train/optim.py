@@ -1,11 +1,10 @@
-"""Muon for the blocks' matrices, AdamW for the rest, the mean of the weights, and the learning-rate schedule."""
+"""Muon for the blocks' matrices, AdamW for the rest, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -165,27 +164,6 @@ class Optimizers:
         for p in self.named.values():
             p.grad = None
 
-    @torch.no_grad()
-    def average(self, number: int) -> None:
-        """Take the weights into their mean, as the ``number``-th (from 1) of those that it is of."""
-        means: list[Tensor] = []
-        weights: list[Tensor] = []
-        for p in self.named.values():
-            state = self._owners[id(p)].state.get(p)
-            if state is None:  # it never had a gradient
-                continue
-            if "mean" not in state:
-                state["mean"] = p.detach().clone()
-            means.append(state["mean"])
-            weights.append(p)
-        if means:
-            torch._foreach_lerp_(means, weights, 1 / number)
-
-    def means(self) -> dict[str, Tensor]:
-        """What ``average`` made so far, by parameter."""
-        states = {name: self._owners[id(p)].state.get(p, {}) for name, p in self.named.items()}
-        return {name: state["mean"] for name, state in states.items() if "mean" in state}
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every state tensor as ("parameter.state", tensor), in the order of the parameters."""
         for name, p in self.named.items():
@@ -203,24 +181,6 @@ class Optimizers:
             }
             if state:  # a parameter that never had a gradient has none
                 self._owners[id(p)].state[p] = state
-
-
-@torch.no_grad()
-def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into the parameters of those names."""
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)
-
-
-@contextmanager
-def swapped(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The parameters of those names with other weights for a while."""
-    own = {name: parameters[name].detach().clone() for name in weights}
-    fill(parameters, weights)
-    try:
-        yield
-    finally:
-        fill(parameters, own)
 
 
 def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:

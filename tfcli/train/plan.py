@@ -72,8 +72,6 @@ class Plan:
     """Evaluations without a better one after which the run ends."""
     margin: float = 0.0
     """Standard errors of the score by which an earlier model must be ahead to be kept for a later one."""
-    average: float = 0.0
-    """Last part of the run whose weights are averaged to the model that is evaluated and kept."""
     window: int | None = None
     """Tokens of the text in an example, where these are not the context."""
 
@@ -218,9 +216,9 @@ def evaluation(step: int, *, steps: int | None, every: int | None) -> int | None
     return number if at == step else None
 
 
-def last_part(steps: int, part: float) -> int:
-    """The step behind which the last ``part`` of a run of ``steps`` lies, as that in which the rates fall."""
-    return round(steps * (1 - part))
+def decay_start(steps: int, decay: float) -> int:
+    """The step at which the rates of a run of ``steps`` begin to fall."""
+    return round(steps * (1 - decay))
 
 
 def settle(

@@ -22,7 +22,7 @@ from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Evaluated, Listener, Note, Progress, Sampled, Saved
 from tfcli.train.metrics import Metrics
-from tfcli.train.optim import Optimizers, clip, fill, schedule, swapped
+from tfcli.train.optim import Optimizers, clip, schedule
 
 LOG_EVERY = 10
 """Steps between lines of metrics."""
@@ -60,7 +60,7 @@ class Trainer:
         self._offset = self.state.seconds - now if self.state.step else 0.0
 
     def train(self) -> None:
-        """Train to the end, or until stopped: then save and raise Interrupted. The model ends as it was last scored.
+        """Train to the end, or until stopped: then save and raise Interrupted.
 
         Order of a step: settle, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
         """
@@ -81,7 +81,6 @@ class Trainer:
                 self._save()
                 saved = step
             if last:
-                fill(self.optimizers.named, self.optimizers.means())
                 return
             if stopping:
                 self._leave_usable()
@@ -113,8 +112,6 @@ class Trainer:
         state.tokens += tokens
         state.loss_sum += loss_value
         state.loss_count += count
-        if state.steps is not None and state.step > (first := plan.last_part(state.steps, self.plan.average)):
-            self.optimizers.average(state.step - first)
         state.seconds = self.clock() + self._offset
 
     def _examples(self, step: int) -> tuple[order.Indices, order.Indices]:
@@ -163,7 +160,7 @@ class Trainer:
             state.steps = self.plan.steps
         step_seconds = (self.clock() - self._timed[0]) / max(1, state.step - self._timed[1])
         first = state.steps is None and state.step >= plan.PROBE_STEPS
-        again = state.steps is not None and state.step == plan.last_part(state.steps, self.config.optim.decay)
+        again = state.steps is not None and state.step == plan.decay_start(state.steps, self.config.optim.decay)
         if first or (again and self.plan.steps is None and state.step - self._timed[1] >= plan.PROBE_STEPS):
             # A token scored costs a forward pass, a third of a token trained on.
             evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
@@ -274,7 +271,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         state = self.state
-        with self._beside(), swapped(self.optimizers.named, self.optimizers.means()):
+        with self._beside():
             scores = self.task.evaluate(self.model)
         state.seconds = self.clock() + self._offset
         wrong = [value for value in scores.values() if not math.isfinite(value)]
@@ -292,8 +289,7 @@ class Trainer:
         kept = better or (slack > 0 and score <= state.best + slack)
         if kept:
             state.best_step = state.step
-            weights = self._weights() | self.optimizers.means()
-            self._best_weights = {name: t.detach().clone() for name, t in weights.items()}
+            self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
             keep = getattr(self.task, "keep", None)
             if keep is not None:
                 keep(scores)
