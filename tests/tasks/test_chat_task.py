@@ -186,7 +186,7 @@ def test_a_resumed_run_of_adapters_is_one_never_stopped(tmp_path: Path) -> None:
         (["lora.rank=4"], "settings of LoRA are given, but not --lora"),
         (["lora.on=true", "lora.rank=0"], "lora.rank is 0"),
         (["lora.on=true", "lora.targets=qq"], "unknown target of LoRA 'qq'"),
-        (["data.prompt_key=asked"], "no conversations"),
+        (["data.prompt_key=asked"], "no conversations that can be used"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path, sets: list[str], said: str) -> None:

@@ -99,7 +99,7 @@ def test_what_is_broken_is_counted_and_fatal_where_strict(tmp_path: Path, said: 
     assert report.places[kind] == [f"{path}:2"]
     with pytest.raises(UserError, match=f"a.jsonl:2: .*{said}"):
         read(path, Report(strict=True))
-    with pytest.raises(UserError, match="no conversations"):
+    with pytest.raises(UserError, match="no conversations that can be used"):
         read(written(tmp_path / "b.jsonl", BROKEN[said]), Report())
 
 

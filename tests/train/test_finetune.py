@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_bert
 import tiny_models
 import torch
 from safetensors.torch import load_file
@@ -225,3 +226,28 @@ def test_a_best_that_was_saved_before_is_found_again(start: tuple[Path, Path], t
     assert result.steps == 12
     state = json.loads((sorted((tmp_path / "a" / "checkpoints").iterdir())[-1] / "state.json").read_text())
     assert state["best_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, 0.9574),
+        ({"lora.on": True}, 0.9574),
+        ({"optim.kind": "muon"}, 0.9574),
+        ({"optim.warmup": 0.5}, 0.2157),
+        ({"optim.warmup": 0.0}, 0.90),
+    ],
+    ids=["whole", "lora", "muon", "given", "none"],
+)
+def test_the_rates_rise_over_the_part_that_is_set(
+    start: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any], first: float
+) -> None:
+    """Would catch a setting of the warm-up that one of the optimizers or the adapters do not follow."""
+    small_bert.save(tmp_path / "bert")
+    length = {"train.epochs": None, "train.steps": 100, "train.batch_size": 2, "train.eval_every": 100}
+    train((tmp_path / "bert", start[1]), tmp_path / "a", length | {"optim.lr": 1e-3} | settings)
+    rates = [
+        json.loads(line)["lr"] for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines() if '"lr"' in line
+    ]
+    peak = 1e-3 * (20 / 3 if "optim.kind" in settings else 1)
+    assert rates[0] / peak == pytest.approx(first, abs=1e-3)  # (100 - 10) / 94, (10 + 1) / 51, and (100 - 10) / 100

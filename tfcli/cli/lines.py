@@ -14,6 +14,8 @@ from tfcli.errors import RunError, UserError
 if TYPE_CHECKING:
     from tfcli.text.labelled import Row
 
+CONVERT = "convert it first, as with iconv"
+
 
 def note(line: str) -> None:
     """A line for people, on stderr, at once."""
@@ -50,8 +52,7 @@ def read_objects(
     """
     from tfcli.text import files, labelled
 
-    convert = "convert it first, as with iconv"
-    hint = convert if encoding is None else "name its encoding, as --encoding latin-1"
+    hint = CONVERT if encoding is None else "name its encoding, as --encoding latin-1"
     encoding = encoding or "utf-8"
     labelled.check_encoding(encoding)
     if codecs.lookup(encoding).name == "utf-8-sig":
@@ -64,7 +65,7 @@ def read_objects(
         if table.header:
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":
-        raise UserError(f"lines in {encoding} are not read", hint=f"{convert} -f {encoding} -t utf-8")
+        raise UserError(f"lines in {encoding} are not read", hint=f"{CONVERT} -f {encoding} -t utf-8")
     lines = sys.stdin.buffer if file == "-" else files.lines(files.blocks(Path(file), file))
     name = "stdin" if file == "-" else file
     jsonl = True if suffix in (".jsonl", ".ndjson") else None if file == "-" else False
@@ -131,7 +132,7 @@ def _first(line: str, parse: Callable[[dict[str, Any]], Any]) -> tuple[bool, Any
         return False, None
 
 
-def decoded(data: bytes, encoding: str = "utf-8", hint: str = "convert it first, as with iconv") -> str:
+def decoded(data: bytes, encoding: str = "utf-8", hint: str = CONVERT) -> str:
     """Bytes as text; UserError where they are not in the encoding."""
     try:
         return data.decode(encoding)

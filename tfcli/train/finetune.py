@@ -191,7 +191,10 @@ class _Run(Run):
         ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
         optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
-        optimizers = _optimizers(loaded.model, self.config, planned, task.size, plain=optimizer == "adamw")
+        loop, plain = _loop(self.config, planned, task.size), optimizer == "adamw"
+        optimizers = Optimizers(
+            loaded.model, loop.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=self.config.optim.eps
+        )
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.receipt)
@@ -207,7 +210,7 @@ class _Run(Run):
             loaded.model,
             task,
             planned,
-            _loop(self.config, planned, task.size),
+            loop,
             state=state,
             optimizers=optimizers,
             clock=clock,
@@ -361,13 +364,6 @@ def make_plan(
         patience=train.patience,
         margin=train.margin,
     )
-
-
-def _optimizers(
-    model: Transformer, config: FinetuneConfig, planned: plan.Plan, size: int, *, plain: bool
-) -> Optimizers:
-    options, optim = _loop(config, planned, size).optim, config.optim
-    return Optimizers(model, options, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=optim.eps)
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
