@@ -76,6 +76,10 @@ def test_what_cannot_be_read_on_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path / "b.txt")
     with pytest.raises(UserError, match="reads UTF-8, not latin-1"):
         prepared(tmp_path / "a.txt", encoding="latin-1")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": TEXT}) + '\n{"text": ""}\n')
+    assert prepared(tmp_path / "c.jsonl").train.tokens
+    with pytest.raises(UserError, match=r"c\.jsonl: 1 empty documents"):
+        prepared(tmp_path / "c.jsonl", strict=True)
     with pytest.raises(UserError, match="continues it"):
         APPLICATION.predictor(model(), tokenizer(), {}, cpu())
 

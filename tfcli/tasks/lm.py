@@ -174,11 +174,11 @@ class Lm:
         if data.encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             raise UserError(f"--task lm reads UTF-8, not {data.encoding}", hint="convert the files first, with iconv")
         options = DataOptions(text_key=config.lm.text_key, errors=data.errors)
-        documents = _documents(start.data, options, start.note)
+        documents = _documents(start.data, options, start.note, strict=data.strict)
         if data.val is None:
             train, val = _split(documents, data.val_fraction)
         else:
-            train, val = documents, _documents([data.val], options, start.note)
+            train, val = documents, _documents([data.val], options, start.note, strict=data.strict)
         context = min(data.context or CONTEXT, start.model.config.context)
         learnt, held = _shard(train, start.codec), _shard(val, start.codec)
         if not held.tokens:
@@ -214,8 +214,8 @@ def refuse(model: Transformer, task: str) -> None:
     raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")
 
 
-def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str], None]) -> list[str]:
-    """The documents that files hold, those without text left out."""
+def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> list[str]:
+    """The documents that files hold, those without text left out, or a UserError where ``strict``."""
     documents: list[str] = []
     parts: list[str] = []
     counts = Counts()
@@ -226,6 +226,10 @@ def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str],
                 documents.append("".join(parts))
                 parts = []
     for count in counts.sources:
+        if strict and count.empty:
+            raise UserError(
+                f"{count.name}: {count.empty:,} empty documents", hint="without --strict they are counted and left out"
+            )
         for number, what in ((count.empty, "empty documents left out"), (count.replaced, "invalid bytes replaced")):
             if number:
                 note(f"{count.name}: {number:,} {what}")

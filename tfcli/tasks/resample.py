@@ -17,18 +17,21 @@ DRAWS, AT_ONCE = 1000, 50
 """Resamples of a bootstrap, and how many of them are summed together."""
 
 
-def split(groups: Sequence[Hashable], fraction: float) -> tuple[list[int], list[int]]:
+def split(groups: Sequence[Hashable], fraction: float, *, said: Sequence[str] = ()) -> tuple[list[int], list[int]]:
     """Indices of the training and the held-out part of examples, those of one group on the same side.
 
     Whole groups are drawn at random until the held-out part is closest to ``fraction`` of the examples. Raises
-    UserError where there is but one group.
+    UserError where there is but one group, with what was ``said`` of the data.
     """
     sizes: dict[Hashable, int] = {}
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
     names = list(sizes)
     if len(names) < 2:
-        raise UserError("the data has nothing that could be held out", hint="give more of it, or a file with --val")
+        faults = f": {'; '.join(said)}" if said else ""
+        raise UserError(
+            f"the data has nothing that could be held out{faults}", hint="give more of it, or a file with --val"
+        )
     want = fraction * len(groups)
     chosen: set[Hashable] = set()
     held = 0
@@ -43,9 +46,11 @@ def split(groups: Sequence[Hashable], fraction: float) -> tuple[list[int], list[
     )
 
 
-def halves(items: Sequence[Item], groups: Sequence[Hashable], fraction: float) -> tuple[list[Item], list[Item]]:
-    """The training and the held-out part of ``items``; ``groups`` (one each), ``fraction`` and errors as ``split``."""
-    train, held_out = split(groups, fraction)
+def halves(
+    items: Sequence[Item], groups: Sequence[Hashable], fraction: float, *, said: Sequence[str] = ()
+) -> tuple[list[Item], list[Item]]:
+    """The training and the held-out part of ``items``; ``groups`` (one each) and the others as for ``split``."""
+    train, held_out = split(groups, fraction, said=said)
     return [items[index] for index in train], [items[index] for index in held_out]
 
 
