@@ -22,20 +22,25 @@ NAMES = ["ada", "grace", "alan", "kurt"]
 OTHERS = ["is", "in", "the", "and", "far", "from", "was"]
 
 
-def squad(path: Path, count: int, seed: int, *, impossible: bool) -> Path:
-    """Who is it? The one name of the context, which every third lacks where ``impossible``."""
+def squad(path: Path, count: int, seed: int, *, impossible: bool, plausible: bool = False) -> Path:
+    """Who is it? The one name of the context, which every third lacks where ``impossible``.
+
+    Where ``plausible`` all have a name, and that of all but the last three is not an answer but a plausible one.
+    """
     rng = random.Random(seed)
     articles = []
     for number in range(count):
         words = rng.choices(OTHERS, k=rng.randrange(2, 9))
-        silent = impossible and number % 3 == 0
+        silent = number < count - 3 if plausible else impossible and number % 3 == 0
         at = rng.randrange(len(words))
         name = rng.choice(NAMES)
-        if not silent:
+        if plausible or not silent:
             words[at] = name
         start = sum(len(word) + 1 for word in words[:at])
-        answers = [] if silent else [{"text": name, "answer_start": start}]
-        qa: dict[str, Any] = {"id": f"{seed}-{number}", "question": "who?", "answers": answers}
+        there = [{"text": name, "answer_start": start}]
+        qa: dict[str, Any] = {"id": f"{seed}-{number}", "question": "who?", "answers": [] if silent else there}
+        if plausible and silent:
+            qa["plausible_answers"] = there
         if impossible:
             qa["is_impossible"] = silent
         articles.append({"title": f"t{number}", "paragraphs": [{"context": " ".join(words), "qas": [qa]}]})
@@ -81,6 +86,53 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
         pairs = zip(windows, targets, strict=True)
         alone = [float(answer.loss(ours.answers.model, answer.examples([w], [t]))[0]) for w, t in pairs]
     assert float(both) == pytest.approx(sum(alone), abs=1e-4)
+
+
+def test_loss_of_a_plausible_answer(tmp_path: Path) -> None:
+    """-log p(none) - w log p(its end | not none), by hand; nothing where there is none."""
+    small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
+    ours = predictor(tmp_path)
+    windows = ours.answers.encode(
+        [("who?", "ada"), ("who is it then?", "ada was in rome and york"), ("who", "a")]
+    ).windows
+    targets, plausible = [(7, 9), (0, 0), (0, 0)], [(0, 0), (14, 16), (0, 0)]
+    part = answer.examples(windows, targets, plausible)
+    with torch.no_grad():
+        p = reader.logits(ours.answers.model, part).double().softmax(dim=1)
+        plain, _ = answer.loss(ours.answers.model, part)
+        weighted, count = answer.loss(ours.answers.model, part, plausible=0.5)
+    known = sum(-float(p[row, at[end], end].log()) for row, at in enumerate(targets) for end in (0, 1)) / 2
+    more = sum(-float((p[1, at, end] / (1 - p[1, 0, end])).log()) for end, at in enumerate((14, 16))) / 2
+    assert count == 3
+    assert float(plain) == pytest.approx(known, abs=1e-4)
+    assert float(weighted) == pytest.approx(known + 0.5 * more, abs=1e-4)
+
+
+def test_plausible_answers_teach_where_answers_are(tmp_path: Path) -> None:
+    """Three of 120 questions have an answer: made to answer, the model finds it by what the others could have had."""
+    small_bert.save(tmp_path / "base", words=(*NAMES, *OTHERS, "who"), initializer_range=0.1)
+    data = squad(tmp_path / "train.json", 120, 1, impossible=True, plausible=True)
+    test = squad(tmp_path / "test.json", 40, 2, impossible=False)
+    settings = {"train.epochs": 8, "optim.lr": 3e-3, "train.batch_size": 8, "train.dropout": 0.0, "data.val": str(test)}
+    scores = {}
+    for weight in (0.0, 1.0):
+        out = tmp_path / str(weight)
+        finetune(
+            tmp_path / "base",
+            data,
+            task="answer",
+            out=out,
+            settings={**settings, "answer.plausible": weight},
+            device="cpu",
+            precision="fp32",
+        )
+        made = predictor(out).evaluate(
+            [str(test)], AnswerConfig(answer=answer.AnswerOptions(threshold=1e9)), limit=None
+        )
+        scores[weight] = made.scores["exact_match"]
+        notes = json.loads((out / "data.json").read_text())["notes"]
+        assert list(notes.values()) == ([117] if weight else [])
+    assert scores[1.0] > 0.9 > scores[0.0] + 0.3
 
 
 def test_the_best_span_is_that_of_trying_all(tmp_path: Path) -> None:
@@ -243,6 +295,10 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
         run(tmp_path / "base", good, **{"data.context": 9})
     with pytest.raises(UserError, match=r"answer\.longest is 0"):
         run(tmp_path / "base", good, **{"answer.longest": 0})
+    with pytest.raises(UserError, match=r"answer\.plausible is -1"):
+        run(tmp_path / "base", good, **{"answer.plausible": -1.0})
+    with pytest.raises(UserError, match="could be held out: 2 questions with the id of another, left out"):
+        run(tmp_path / "base", [good[0]] * 3)
     tiny_models.save(tmp_path / "gpt")
     with pytest.raises(UserError, match="no head of kind 'span'"):
         run(tmp_path / "gpt", good)

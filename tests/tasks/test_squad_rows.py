@@ -39,6 +39,29 @@ def test_version_1_and_2(tmp_path: Path) -> None:
     assert second.questions[1].golds == ()
 
 
+def test_plausible_answers(tmp_path: Path) -> None:
+    """They are none; those that are not where they are said to be are counted; beside an answer they say nothing."""
+    said = [
+        {"text": "Rollo", "answer_start": 26},
+        {"text": "Rollo", "answer_start": 1},
+        {"text": "", "answer_start": 0},
+    ]
+    report = Report()
+    silent, answered, plain = load(
+        tmp_path,
+        squad(
+            qa("1", is_impossible=True, plausible_answers=said),
+            qa("2", ("Norse", 12), plausible_answers=said),
+            qa("3", is_impossible=True),
+        ),
+        report,
+    ).questions
+    assert [(each.text, each.start) for each in silent.plausible] == [("Rollo", 26)]
+    assert silent.golds == ()
+    assert answered.plausible == plain.plausible == ()
+    assert report.faults == {"plausible answers that are not where they are said to be, left out": 2}
+
+
 def test_rows_as_datasets_has_them(tmp_path: Path) -> None:
     """A list, one object, and JSON lines; a row without answers makes version 2."""
     row = {"id": "1", "question": "Who?", "context": CONTEXT, "answers": {"text": ["Rollo"], "answer_start": [26]}}

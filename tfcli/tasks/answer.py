@@ -61,6 +61,8 @@ class AnswerOptions:
     """Pieces of a question at most, and at most a third of a row; what follows is cut."""
     longest: int = 30
     """Pieces of an answer at most."""
+    plausible: float = 1.0
+    """Weight of the loss of a plausible answer, where the data has one for a question without an answer; 0: none."""
     threshold: float | None = None
     """By how much "no answer" must score above the best answer to be given; left out: what is best on the held-out
     part. Data in which every question has an answer has none."""
@@ -88,21 +90,41 @@ class AnswerConfig(FinetuneConfig):
 
 
 def loss(
-    model: Transformer, part: Batch, *, dtype: torch.dtype | None = None, dropout: float = 0.0
+    model: Transformer,
+    part: Batch,
+    *,
+    dtype: torch.dtype | None = None,
+    dropout: float = 0.0,
+    plausible: float = 0.0,
 ) -> tuple[Tensor, int]:
-    """Summed mean of the cross-entropies (nats, fp32) of an answer's first and last position, and the rows."""
+    """Summed mean of the cross-entropies (nats, fp32) of an answer's first and last position, and the rows.
+
+    What is ``plausible`` and no answer adds, so weighted, the cross-entropy of its ends over all positions but that of
+    "no answer": as if the model had first to say whether there is one, then which.
+    """
     logits_BT2 = logits(model, part, dtype=dtype, dropout=dropout)
-    first_BT, last_BT = logits_BT2.unbind(dim=-1)
-    targets_B2 = part["targets_B2"]
-    first = F.cross_entropy(first_BT, targets_B2[:, 0], reduction="sum")
-    last = F.cross_entropy(last_BT, targets_B2[:, 1], reduction="sum")
-    return (first + last) / 2, len(part)
+    total = sum_of_ends(logits_BT2, part["targets_B2"])
+    if plausible:
+        total = total + plausible * sum_of_ends(logits_BT2[:, 1:], part["plausible_B2"] - 1)
+    return total, len(part)
 
 
-def examples(windows: Sequence[Window], targets: Sequence[tuple[int, int]]) -> Batch:
-    """Windows as a batch, with the positions of their answers."""
-    wanted = torch.tensor(list(targets), dtype=torch.int64).reshape(-1, 2)
-    return Batch({**reader.tensors(windows), "targets_B2": wanted}, padded=PADDED)
+def sum_of_ends(logits_BT2: Tensor, targets_B2: Tensor) -> Tensor:
+    """The mean of the two cross-entropies, summed over rows; a target of -1 counts nothing."""
+    first, last = (
+        F.cross_entropy(logits_BT, targets_B, ignore_index=-1, reduction="sum")
+        for logits_BT, targets_B in zip(logits_BT2.unbind(dim=-1), targets_B2.unbind(dim=-1), strict=True)
+    )
+    return (first + last) / 2
+
+
+def examples(
+    windows: Sequence[Window], targets: Sequence[tuple[int, int]], plausible: Sequence[tuple[int, int]] | None = None
+) -> Batch:
+    """Windows as a batch, with the positions of their answers, and of plausible ones that are none."""
+    made = {"targets_B2": targets} | ({} if plausible is None else {"plausible_B2": plausible})
+    ends = {name: torch.tensor(list(pairs), dtype=torch.int64).reshape(-1, 2) for name, pairs in made.items()}
+    return Batch({**reader.tensors(windows), **ends}, padded=PADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +179,7 @@ class Answering(JudgedByF1):
     version: Literal[1, 2]
     windows: list[Window]
     targets: list[tuple[int, int]]
+    plausible: list[tuple[int, int]]
     held_out: list[Question]
     held: Encoded
     held_targets: list[tuple[int, int]]
@@ -181,15 +204,16 @@ class Answering(JudgedByF1):
 
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Batch:
         """The same in every epoch."""
-        return examples([self.windows[index] for index in indices], [self.targets[index] for index in indices])
+        windows, *ends = ([each[i] for i in indices] for each in (self.windows, self.targets, self.plausible))
+        return examples(windows, *ends)
 
     def count(self, rows: Batch) -> int:
         """Windows."""
         return len(rows)
 
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the ends of answers."""
-        return loss(model, rows, dtype=dtype, dropout=dropout)
+        """Summed cross-entropy of the ends of answers, and of plausible ones."""
+        return loss(model, rows, dtype=dtype, dropout=dropout, plausible=self.config.answer.plausible)
 
     @torch.inference_mode()
     def _loss(self, model: Transformer) -> float:
@@ -349,7 +373,16 @@ class Answer:
         if not any(q.answers for q in usable):
             raise UserError("no question of the data has an answer in its context", hint="is this the right file?")
         encoded, held = answers.encode(pairs(usable)), answers.encode(pairs(held_out))
-        targets = _targets(usable, encoded, report)
+        targets = _targets([q.answers for q in usable], encoded)
+        plausible = _targets([q.plausible for q in usable], encoded)
+        found = {owner for owner, target in zip(encoded.owner, targets, strict=True) if target != (0, 0)}
+        lost = sum(bool(q.answers) and index not in found for index, q in enumerate(usable))
+        report.note("questions whose answer is whole in no window, learnt as without one", lost)
+        if config.answer.plausible:
+            report.note(
+                "questions without an answer, learnt with the plausible one that the data gives",
+                sum(bool(q.plausible) for q in usable),
+            )
         report.note("questions that are too long, cut", encoded.cut + held.cut)
         report.note("questions with a context that is read in several windows", encoded.long + held.long)
         for line in report.lines():
@@ -361,9 +394,10 @@ class Answer:
             version=version,
             windows=encoded.windows,
             targets=targets,
+            plausible=plausible,
             held_out=held_out,
             held=held,
-            held_targets=_targets(held_out, held, None),
+            held_targets=_targets([q.answers for q in held_out], held),
             receipt=_receipt(train, held_out, version, files, report),
         )
 
@@ -396,7 +430,7 @@ def _overlap(asked: int | None, length: int) -> int:
 
 def _check(config: AnswerConfig) -> None:
     options = config.answer
-    for name, least in (("overlap", 0), ("question", 1), ("longest", 1)):
+    for name, least in (("overlap", 0), ("question", 1), ("longest", 1), ("plausible", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"answer.{name} is {value}", hint=f"it must be at least {least}")
@@ -413,26 +447,21 @@ def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question
     what = "articles"
     if len(set(groups)) < 2:
         groups, what = [question.context for question in whole], "contexts"
-    train, held = resample.halves(whole, groups, config.data.val_fraction)
+    train, held = resample.halves(whole, groups, config.data.val_fraction, said=report.lines())
     start.note(f"held out: {len(held):,} of {len(whole):,} questions, by whole {what}, drawn at random")
     return train, held, version, list(start.data)
 
 
-def _targets(questions: Sequence[Question], encoded: Encoded, report: Report | None) -> list[tuple[int, int]]:
+def _targets(answers: Sequence[Sequence[rows.Answer]], encoded: Encoded) -> list[tuple[int, int]]:
     """Positions of the first answer of each question in its windows; (0, 0) where a window does not hold it."""
     spans = []
-    for question, context in zip(questions, encoded.contexts, strict=True):
-        known = next((answer for answer in question.answers if answer.start is not None), None)
+    for listed, context in zip(answers, encoded.contexts, strict=True):
+        known = next((answer for answer in listed if answer.start is not None), None)
         span = None
         if known is not None and known.start is not None:
             span = pieces_of(context, known.start, known.start + len(known.text))
         spans.append(span)
-    targets = [window.target(spans[owner]) for window, owner in zip(encoded.windows, encoded.owner, strict=True)]
-    if report is not None:
-        found = {owner for owner, target in zip(encoded.owner, targets, strict=True) if target != (0, 0)}
-        lost = sum(bool(question.answers) and index not in found for index, question in enumerate(questions))
-        report.note("questions whose answer is whole in no window, learnt as without one", lost)
-    return targets
+    return [window.target(spans[owner]) for window, owner in zip(encoded.windows, encoded.owner, strict=True)]
 
 
 def _receipt(

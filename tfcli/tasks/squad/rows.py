@@ -43,7 +43,10 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """One question; without ``answers`` the context does not answer it. ``group`` is its article."""
+    """One question; without ``answers`` the context does not answer it. ``group`` is its article.
+
+    ``plausible`` is what one could take for an answer where there is none (Rajpurkar et al. 2018, 3).
+    """
 
     id: str
     question: str
@@ -51,6 +54,7 @@ class Question:
     answers: tuple[Answer, ...]
     group: str
     where: str = ""
+    plausible: tuple[Answer, ...] = ()
 
     @property
     def golds(self) -> tuple[str, ...]:
@@ -208,8 +212,24 @@ def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Questi
         return None
     if answers and impossible is True:
         report.fault("questions that are said to be impossible and have an answer, which counts", where)
-    id = row.get("id", where)
-    return Question(id=str(id), question=question, context=context, answers=answers, group=group, where=where)
+    return Question(
+        id=str(row.get("id", where)),
+        question=question,
+        context=context,
+        answers=answers,
+        group=group,
+        where=where,
+        plausible=() if answers else tuple(_plausible(row, context, where, report)),
+    )
+
+
+def _plausible(row: dict[str, Any], context: str, where: str, report: Report) -> Iterator[Answer]:
+    """Those that are where they are said to be; nothing depends on the others."""
+    for text, start in _listed(row.get("plausible_answers")):
+        if _is_at(text, start, context):
+            yield Answer(text=text, start=start)
+        else:
+            report.fault("plausible answers that are not where they are said to be, left out", where)
 
 
 def _listed(answers: Any) -> list[tuple[Any, Any]]:
@@ -235,9 +255,9 @@ def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> 
     if not isinstance(text, str) or not text.strip():
         report.fault("answers without a text, left out", where)
         return None
-    known = isinstance(start, int) and not isinstance(start, bool)
-    if known and start >= 0 and context[start : start + len(text)] == text:
+    if _is_at(text, start, context):
         return Answer(text=text, start=start)
+    known = isinstance(start, int) and not isinstance(start, bool)
     places = [index for index in range(len(context)) if context.startswith(text, index)]
     if not places:
         report.fault("answers that the context does not hold, scored but not trained on", where)
@@ -247,3 +267,10 @@ def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> 
     else:
         report.fault("answers whose offset misses them, moved to where they are", where)
     return Answer(text=text, start=min(places, key=lambda place: abs(place - (start if known else 0))))
+
+
+def _is_at(text: Any, start: Any, context: str) -> bool:
+    """Whether an answer is a text, and the context has it there."""
+    if not isinstance(text, str) or not text.strip() or not isinstance(start, int) or isinstance(start, bool):
+        return False
+    return start >= 0 and context[start : start + len(text)] == text
