@@ -48,6 +48,16 @@ def test_scores_are_those_of_training(folder: Path, capfd: pytest.CaptureFixture
     assert json.loads(out)["masked_tokens"] > 1.5 * scores["masked_tokens"]
 
 
+def test_quantized(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nearly the same loss, of other weights."""
+    losses = []
+    for more in ([], ["--quantize", "int8"]):
+        code, out, _ = evaluate(capfd, str(folder / "run"), str(folder / "val.txt"), "--json", *more)
+        assert code == 0
+        losses.append(json.loads(out)["masked_loss"])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The loss is that of transformers on the same windows with the same pieces covered up."""
     transformers = pytest.importorskip("transformers")

@@ -114,7 +114,7 @@ def evaluate(
     of_tasks |= {"--encoding": encoding, "--strict": strict or None} | ({} if masked else {"--set": sets})
     _refuse(of_tasks, model, "a model that was finetuned for a task")
     if masked:
-        _refuse({"--quantize": quantize, "--stride": stride}, model, "a decoder")
+        _refuse({"--stride": stride}, model, "a decoder")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     if masked:
         _of_masked(model, data, sets or [], data_options, context, limit, as_json, machine)
