@@ -11,8 +11,9 @@ from tiny_models import TEXT, cpu, foreign, model, save, tokenizer
 
 from tfcli.compress.quantize import Compressed, compress
 from tfcli.errors import RunError, UserError
-from tfcli.formats import gguf_save, models
+from tfcli.formats import gguf_save, hf, models
 from tfcli.infer.engine import Engine
+from tfcli.model import heads
 from tfcli.model.quantized import Quantization, quantize_model, weight_bytes
 
 SHAPE: dict[str, Any] = {"width": 64, "ffn_width": 128, "head_width": 16, "vocab_size": 400}
@@ -114,8 +115,12 @@ def test_what_cannot_be_compressed_is_refused(run: Path, tmp_path: Path) -> None
     foreign("bert", vocab_size=400).save_pretrained(tmp_path / "bert")
     q4 = tiny_gguf.save(tmp_path / "q4.gguf", tiny_gguf.config("llama"), type="Q4_0", tokenizer=tokenizer())
     (tmp_path / "empty.txt").write_text("")
+    classifier = model(**SHAPE)
+    heads.fresh(classifier, "sequence", 2, seed=0)
+    hf.save(tmp_path / "classifier", classifier, tokenizer())
     cases: list[tuple[Path, str, dict[str, Any], str]] = [
         (tmp_path / "bert", "int8", {}, "is an encoder, for which tfcli writes no GGUF file"),
+        (tmp_path / "classifier", "int8", {}, "classifier has the head of a task, which a GGUF file does not hold"),
         (q4, "int4", {}, r"is quantized already \(Q4_0\)"),
         (run, "int3", {}, "unknown kind of quantization 'int3'"),
         (run, "int4", {"text": [str(tmp_path / "none.txt")]}, "no such file"),

@@ -72,14 +72,19 @@ def compress(
     """Write the model at ``source`` with its matrices in ``quantize`` ("int8" or "int4") to the directory ``out``.
 
     Embedding and head are quantized too, to 8 bits always. ``text`` (files, directories, globs or "-") is scored before
-    and after. The file is read again and compared before it is left in place. Raises UserError for an encoder (GGUF
-    files hold decoders), a model that is quantized already, and for a place that is taken; RunError where the file is
-    not the model.
+    and after. The file is read again and compared before it is left in place. Raises UserError for an encoder or a
+    head of a task (GGUF files hold decoders of text), a model that is quantized already, and for a place that is taken;
+    RunError where the file is not the model.
     """
     source, out = Path(source), Path(out)
     Quantization.of(quantize)
     config = models.read_config(source)
     gguf_wiring.to_gguf(config, name=str(source))
+    if models.about_of(source)[1] is not None:
+        raise UserError(
+            f"{source} has the head of a task, which a GGUF file does not hold",
+            hint="predict and evaluate take --quantize, and quantize it as it is read",
+        )
     _check_place(source, out, force)
     before = after = None
     with tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
