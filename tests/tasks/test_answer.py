@@ -113,7 +113,7 @@ def test_plausible_answers_teach_where_answers_are(tmp_path: Path) -> None:
     small_bert.save(tmp_path / "base", words=(*NAMES, *OTHERS, "who"), initializer_range=0.1)
     data = squad(tmp_path / "train.json", 120, 1, impossible=True, plausible=True)
     test = squad(tmp_path / "test.json", 40, 2, impossible=False)
-    settings = {"train.epochs": 8, "optim.lr": 3e-3, "train.batch_size": 8, "train.dropout": 0.0, "data.val": str(test)}
+    settings = {"train.epochs": 5, "optim.lr": 3e-3, "train.batch_size": 8, "train.dropout": 0.0, "data.val": str(test)}
     scores = {}
     for weight in (0.0, 1.0):
         out = tmp_path / str(weight)
@@ -133,6 +133,31 @@ def test_plausible_answers_teach_where_answers_are(tmp_path: Path) -> None:
         notes = json.loads((out / "data.json").read_text())["notes"]
         assert list(notes.values()) == ([117] if weight else [])
     assert scores[1.0] > 0.9 > scores[0.0] + 0.3
+
+
+def test_answers_that_no_window_holds_are_counted(tmp_path: Path) -> None:
+    """They are learnt as none; of plausible ones those that are learnt from."""
+    small_bert.save(tmp_path / "base", words=(*NAMES, *OTHERS, "who"))
+    context = " ".join(["ada", *["is in the"] * 30])
+    qas: list[dict[str, Any]] = []
+    for number, text in enumerate([context, "ada", context, "ada", "is in"]):
+        given = [{"text": text, "answer_start": 0 if text != "is in" else 4}]
+        qas.append({"id": str(number), "question": "who?", "answers": given if number < 2 else []})
+        qas[-1] |= {"plausible_answers": given} if number >= 2 else {}
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    finetune(
+        tmp_path / "base",
+        tmp_path / "a.json",
+        task="answer",
+        out=tmp_path / "run",
+        settings={"train.steps": 1, "data.context": 24, "data.val": str(tmp_path / "a.json")},
+        device="cpu",
+    )
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["notes"] == {
+        "questions whose answer is whole in no window, learnt as without one": 1,
+        "questions without an answer, learnt with the plausible one that the data gives": 2,
+        "questions with a context that is read in several windows": 10,
+    }
 
 
 def test_the_best_span_is_that_of_trying_all(tmp_path: Path) -> None:
@@ -295,9 +320,10 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
         run(tmp_path / "base", good, **{"data.context": 9})
     with pytest.raises(UserError, match=r"answer\.longest is 0"):
         run(tmp_path / "base", good, **{"answer.longest": 0})
-    with pytest.raises(UserError, match=r"answer\.plausible is -1"):
-        run(tmp_path / "base", good, **{"answer.plausible": -1.0})
-    with pytest.raises(UserError, match="could be held out: 2 questions with the id of another, left out"):
+    for weight in (-1.0, math.nan):
+        with pytest.raises(UserError, match=rf"answer\.plausible is {weight}"):
+            run(tmp_path / "base", good, **{"answer.plausible": weight})
+    with pytest.raises(UserError, match="could be held out; 2 questions with the id of another, left out"):
         run(tmp_path / "base", [good[0]] * 3)
     tiny_models.save(tmp_path / "gpt")
     with pytest.raises(UserError, match="no head of kind 'span'"):

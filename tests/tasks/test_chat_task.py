@@ -101,6 +101,9 @@ def test_the_receipt_says_what_was_read_packed_cut_and_repeated(tmp_path: Path) 
     assert loose.size == receipt["train"]["conversations"]
     with pytest.raises(UserError, match=r"a\.jsonl:25: empty conversations"):
         prepared(path, data=chat.ChatConfig().data.__class__(strict=True))
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"messages": []}\n')
+    with pytest.raises(UserError, match="nothing that could be held out; 1 empty conversations"):
+        prepared(tmp_path / "one.jsonl")
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:

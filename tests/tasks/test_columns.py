@@ -28,8 +28,18 @@ SPANS = [
     {"text": "no", "spans": []},
 ]
 SQUAD = [
-    {"question": "Who?", "context": "Ada wrote it.", "answers": {"text": ["Ada", "Ada"], "answer_start": [0, 0]}},
-    {"question": "When?", "context": "Ada wrote it.", "answers": {"text": [], "answer_start": []}},
+    {
+        "question": "Who?",
+        "context": "Ada wrote it.",
+        "answers": {"text": ["Ada", "Ada"], "answer_start": [0, 0]},
+        "plausible_answers": [],
+    },
+    {
+        "question": "When?",
+        "context": "Ada wrote it.",
+        "answers": {"text": [], "answer_start": []},
+        "plausible_answers": [{"text": "Ada", "answer_start": 0}],
+    },
 ]
 TURNS = [
     {"messages": [{"role": "user", "content": "hi, there"}, {"role": "assistant", "content": "yes"}]},
@@ -63,7 +73,7 @@ def sentences(spec: str, *sets: str) -> list[Any]:
 
 def questions(spec: str, *sets: str) -> Any:
     found, version = answer.read([spec], config(answer.AnswerConfig, *sets), Report())
-    return version, [(q.question, q.context, q.answers, q.group) for q in found]
+    return version, [(q.question, q.context, q.answers, q.group, q.plausible) for q in found]
 
 
 def conversations(spec: str, *sets: str) -> list[Any]:
@@ -109,7 +119,7 @@ def test_columns_are_named_by_settings(tmp_path: Path, kind: str) -> None:
     names, sets = RENAMED[kind]
     (tmp_path / "as").mkdir()
     expected = read(forms(tmp_path / "as", rows)["a.jsonl"])
-    specs = forms(tmp_path, [{names[key]: value for key, value in row.items()} for row in rows])
+    specs = forms(tmp_path, [{names.get(key, key): value for key, value in row.items()} for row in rows])
     for name, spec in specs.items():
         assert read(spec, *sets) == expected, name
     key, wanted = sets[0].split("=")

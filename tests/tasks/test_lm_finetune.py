@@ -78,8 +78,9 @@ def test_what_cannot_be_read_on_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path / "a.txt", encoding="latin-1")
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": TEXT}) + '\n{"text": ""}\n')
     assert prepared(tmp_path / "c.jsonl").train.tokens
-    with pytest.raises(UserError, match=r"c\.jsonl: 1 empty documents"):
-        prepared(tmp_path / "c.jsonl", strict=True)
+    for name, more in (("a.txt", {"val": str(tmp_path / "c.jsonl")}), ("c.jsonl", {})):
+        with pytest.raises(UserError, match=r"c\.jsonl: 1 empty documents"):
+            prepared(tmp_path / name, strict=True, **more)
     with pytest.raises(UserError, match="continues it"):
         APPLICATION.predictor(model(), tokenizer(), {}, cpu())
 

@@ -182,6 +182,10 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
         run(tmp_path / "base", plain)
     with pytest.raises(UserError, match=r"broken\.conll:3: sentences whose tags do not follow BIO"):
         run(tmp_path / "base", broken, **{"data.strict": True})
+    one = tmp_path / "one.conll"
+    one.write_text("a B-x\nb I-y\n")
+    with pytest.raises(UserError, match="nothing that could be held out; 1 sentences whose tags do not follow BIO"):
+        run(tmp_path / "base", one)
     with pytest.raises(UserError, match="does not follow BIO"):
         run(tmp_path / "base", broken, **{"tag.repair": False})
     tiny_models.save(tmp_path / "gpt")

@@ -18,7 +18,7 @@ from tfcli.tasks.pairs import data, scores
 from tfcli.tasks.pairs.new import make, shape
 from tfcli.tasks.pairs.options import NewModel, PairData, TranslateConfig, TranslateOptions
 from tfcli.tasks.task import Start
-from tfcli.tasks.translate import APPLICATION, encode
+from tfcli.tasks.translate import APPLICATION, _parts, encode
 from tfcli.train.finetune import finetune
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "big": "groß"}
@@ -82,6 +82,8 @@ def test_what_is_wrong_with_pairs_is_said(tmp_path: Path) -> None:
     read = data.read([str(tmp_path / "c.tsv")], PairData())
     assert read.pairs == [data.Pair(source='"one" big', target="eins")]  # quotes are text
     assert read.report.faults == {"pairs with an empty side, left out": 1}
+    with pytest.raises(UserError, match="1 pairs are too few to hold some out; 1 pairs with an empty side, left out"):
+        _parts([str(tmp_path / "c.tsv")], TranslateConfig())
     with pytest.raises(UserError, match=r"c\.tsv:2: pairs with an empty side"):
         data.read([str(tmp_path / "c.tsv")], PairData(strict=True))
     (tmp_path / "d.jsonl").write_text('{"a": "x", "b": "y", "c": "z"}\n')

@@ -103,13 +103,13 @@ def loss(
     "no answer": as if the model had first to say whether there is one, then which.
     """
     logits_BT2 = logits(model, part, dtype=dtype, dropout=dropout)
-    total = sum_of_ends(logits_BT2, part["targets_B2"])
+    total = _of_ends(logits_BT2, part["targets_B2"])
     if plausible:
-        total = total + plausible * sum_of_ends(logits_BT2[:, 1:], part["plausible_B2"] - 1)
+        total = total + plausible * _of_ends(logits_BT2[:, 1:], part["plausible_B2"] - 1)
     return total, len(part)
 
 
-def sum_of_ends(logits_BT2: Tensor, targets_B2: Tensor) -> Tensor:
+def _of_ends(logits_BT2: Tensor, targets_B2: Tensor) -> Tensor:
     """The mean of the two cross-entropies, summed over rows; a target of -1 counts nothing."""
     first, last = (
         F.cross_entropy(logits_BT, targets_B, ignore_index=-1, reduction="sum")
@@ -217,7 +217,7 @@ class Answering(JudgedByF1):
 
     @torch.inference_mode()
     def _loss(self, model: Transformer) -> float:
-        """The mean over the held-out windows."""
+        """The mean over the held-out windows, of answers alone."""
         total = 0.0
         for chosen in by_length([len(window.ids) for window in self.held.windows], device=self.answers.runtime.device):
             part = examples([self.held.windows[i] for i in chosen], [self.held_targets[i] for i in chosen])
@@ -381,7 +381,7 @@ class Answer:
         if config.answer.plausible:
             report.note(
                 "questions without an answer, learnt with the plausible one that the data gives",
-                sum(bool(q.plausible) for q in usable),
+                len({owner for owner, target in zip(encoded.owner, plausible, strict=True) if target != (0, 0)}),
             )
         report.note("questions that are too long, cut", encoded.cut + held.cut)
         report.note("questions with a context that is read in several windows", encoded.long + held.long)
@@ -432,7 +432,7 @@ def _check(config: AnswerConfig) -> None:
     options = config.answer
     for name, least in (("overlap", 0), ("question", 1), ("longest", 1), ("plausible", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise UserError(f"answer.{name} is {value}", hint=f"it must be at least {least}")
 
 

@@ -228,7 +228,7 @@ def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str],
     for count in counts.sources:
         if strict and count.empty:
             raise UserError(
-                f"{count.name}: {count.empty:,} empty documents", hint="without --strict they are counted and left out"
+                f"{count.name}: {count.empty:,} empty documents", hint="without --strict they are said and left out"
             )
         for number, what in ((count.empty, "empty documents left out"), (count.replaced, "invalid bytes replaced")):
             if number:

@@ -28,7 +28,7 @@ def split(groups: Sequence[Hashable], fraction: float, *, said: Sequence[str] = 
         sizes[group] = sizes.get(group, 0) + 1
     names = list(sizes)
     if len(names) < 2:
-        faults = f": {'; '.join(said)}" if said else ""
+        faults = "".join(f"; {each}" for each in said)
         raise UserError(
             f"the data has nothing that could be held out{faults}", hint="give more of it, or a file with --val"
         )

@@ -18,8 +18,7 @@ EXPECTED = (
     '"answers"'
 )
 LEFT_OUT = "questions that are to have an answer and have none, left out"
-
-
+PLAUSIBLE = "plausible_answers"
 FLAT = ("answer_text", "answer")
 """Names of a table's column with the text of an answer, beside "answer_start"."""
 
@@ -82,8 +81,8 @@ def read(
     """The questions of a file: SQuAD's JSON, a JSON list of rows, JSON lines, or a table (.csv, .tsv, .parquet,
     hf:NAME).
 
-    What cannot be used is left out, and offsets that miss their answer are moved to where it is next; ``report``
-    counts both. Raises UserError for a file that is not such JSON, or holds no question.
+    What cannot be used is left out, and offsets that miss their answer (not a plausible one) are moved to where it is
+    next; ``report`` counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     name = name or str(path)
     before = dict(report.faults)
@@ -118,7 +117,7 @@ def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Ite
     known = ["question", "context", "answers", "answer_start", *FLAT, *named]
     key = keys.answers or "answers"
     for where, row in columns.read(path, known, options, report):
-        row = columns.unfolded(row, [key])
+        row = columns.unfolded(row, [key, PLAUSIBLE])
         there = [name for name in (key, *(() if keys.answers else FLAT)) if name in row]
         if not there and keys.answers is None:
             row = {**row, key: []}
@@ -219,17 +218,17 @@ def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Questi
         answers=answers,
         group=group,
         where=where,
-        plausible=() if answers else tuple(_plausible(row, context, where, report)),
+        plausible=() if answers else tuple(_plausible(row, context, report)),
     )
 
 
-def _plausible(row: dict[str, Any], context: str, where: str, report: Report) -> Iterator[Answer]:
-    """Those that are where they are said to be; nothing depends on the others."""
-    for text, start in _listed(row.get("plausible_answers")):
+def _plausible(row: dict[str, Any], context: str, report: Report) -> Iterator[Answer]:
+    """Those that are where they are said to be. That others are not is no fault: no score depends on them."""
+    for text, start in _listed(row.get(PLAUSIBLE) or None):
         if _is_at(text, start, context):
             yield Answer(text=text, start=start)
         else:
-            report.fault("plausible answers that are not where they are said to be, left out", where)
+            report.note("plausible answers that are not where they are said to be, left out")
 
 
 def _listed(answers: Any) -> list[tuple[Any, Any]]:
