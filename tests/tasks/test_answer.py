@@ -14,8 +14,9 @@ import torch
 from tfcli.errors import UserError
 from tfcli.formats import heads as head_files
 from tfcli.tasks import answer
-from tfcli.tasks.answer import AnswerConfig, AnswerPredictor
+from tfcli.tasks.answer import AnswerPredictor
 from tfcli.tasks.squad import reader
+from tfcli.tasks.squad.options import AnswerConfig, AnswerOptions
 from tfcli.train.finetune import finetune
 
 NAMES = ["ada", "grace", "alan", "kurt"]
@@ -126,9 +127,7 @@ def test_plausible_answers_teach_where_answers_are(tmp_path: Path) -> None:
             device="cpu",
             precision="fp32",
         )
-        made = predictor(out).evaluate(
-            [str(test)], AnswerConfig(answer=answer.AnswerOptions(threshold=1e9)), limit=None
-        )
+        made = predictor(out).evaluate([str(test)], AnswerConfig(answer=AnswerOptions(threshold=1e9)), limit=None)
         scores[weight] = made.scores["exact_match"]
         notes = json.loads((out / "data.json").read_text())["notes"]
         assert list(notes.values()) == ([117] if weight else [])
@@ -289,7 +288,7 @@ def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
         assert made.scores["f1"] > 0.8
         assert ("no_answer_accuracy" in made.scores) == impossible
         assert all(p["answer"] for p in made.predictions) or impossible
-    silent = AnswerConfig(answer=answer.AnswerOptions(threshold=-1e9))
+    silent = AnswerConfig(answer=AnswerOptions(threshold=-1e9))
     path = squad(tmp_path / "test.json", 30, 3, impossible=True)
     made = ours.evaluate([str(path)], silent, limit=9)
     assert made.scores["no_answer_accuracy"] == 1

@@ -17,6 +17,7 @@ from tfcli.tasks import answer, chat, tag
 from tfcli.tasks.pairs import data as pairs
 from tfcli.tasks.pairs.options import PairData
 from tfcli.tasks.report import Report
+from tfcli.tasks.squad.options import AnswerConfig
 from tfcli.text import labelled
 
 TOKENS = [
@@ -72,7 +73,7 @@ def sentences(spec: str, *sets: str) -> list[Any]:
 
 
 def questions(spec: str, *sets: str) -> Any:
-    found, version = answer.read([spec], config(answer.AnswerConfig, *sets), Report())
+    found, version = answer.read([spec], config(AnswerConfig, *sets), Report())
     return version, [(q.question, q.context, q.answers, q.group, q.plausible) for q in found]
 
 

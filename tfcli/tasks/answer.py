@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ from tfcli.runtime import Runtime
 from tfcli.tasks import resample
 from tfcli.tasks.batch import Batch
 from tfcli.tasks.frame import JudgedByF1, check_head, settings_of
-from tfcli.tasks.options import FinetuneConfig, FinetuneData, FinetuneOptim
 from tfcli.tasks.report import Report, duplicates
 from tfcli.tasks.squad import reader, rows
+from tfcli.tasks.squad.options import AnswerConfig, AnswerOptions, check
 from tfcli.tasks.squad.reader import PADDED, Encoded, Reading, encode, logits, pairs
 from tfcli.tasks.squad.rows import Question
 from tfcli.tasks.squad.scores import Outcome, as_numbers, best_threshold, score, table
@@ -35,58 +35,6 @@ from tfcli.text.codec import Codec
 
 CONTEXT = 384
 """Tokens of a row where data.context is left out, or what the model has (Devlin et al. 2019's published code)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerData(FinetuneData):
-    """Which columns of tables, or fields of JSON rows, hold what."""
-
-    question_key: str | None = None
-    """Left out: question."""
-    context_key: str | None = None
-    """Left out: context."""
-    answers_key: str | None = None
-    """Texts and their offsets, as {"text": [...], "answer_start": [...]}, or in a table one text with answer_start
-    beside it; left out: answers, or of a table answer_text or answer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerOptions:
-    """How questions are laid out and answered."""
-
-    overlap: int | None = None
-    """Pieces of a long context that neighbouring windows share; its "stride" elsewhere. Left out: a third of a row, at
-    most 128."""
-    question: int = 64
-    """Pieces of a question at most, and at most a third of a row; what follows is cut."""
-    longest: int = 30
-    """Pieces of an answer at most."""
-    plausible: float = 1.0
-    """Weight of the loss of a plausible answer, where the data has one for a question without an answer; 0: none."""
-    threshold: float | None = None
-    """By how much "no answer" must score above the best answer to be given; left out: what is best on the held-out
-    part. Data in which every question has an answer has none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerOptim(FinetuneOptim):
-    """As for every task, but at full rate from the start.
-
-    The first hundred steps teach only where answers are likely; the model leaves that plateau the later, the slower it
-    begins. On 5,426 questions a warm-up of 0.06 cost 60 of 1,055 steps, and 1 of F1 on those with an answer.
-    """
-
-    warmup: float = 0.0
-    """Part of the run over which the rate rises."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerConfig(FinetuneConfig):
-    """Everything that decides a run of answering."""
-
-    data: AnswerData = field(default_factory=AnswerData)
-    optim: AnswerOptim = field(default_factory=AnswerOptim)
-    answer: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 def loss(
@@ -351,7 +299,7 @@ class Answer:
     def prepare(self, start: Start) -> Answering:
         """Read questions, cut contexts into windows, and attach a head for the two ends of a span."""
         config: AnswerConfig = start.config
-        _check(config)
+        check(config)
         shape = start.model.config
         check_head(shape, heads.SpanHead.kind)
         report = Report(strict=config.data.strict)
@@ -426,14 +374,6 @@ class Answer:
 def _overlap(asked: int | None, length: int) -> int:
     """What windows share. More than a third of a short row would make a window of every few pieces."""
     return min(128, length // 3) if asked is None else int(asked)
-
-
-def _check(config: AnswerConfig) -> None:
-    options = config.answer
-    for name, least in (("overlap", 0), ("question", 1), ("longest", 1), ("plausible", 0)):
-        value = getattr(options, name)
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"answer.{name} is {value}", hint=f"it must be at least {least}")
 
 
 def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question], Literal[1, 2], list[str]]:
