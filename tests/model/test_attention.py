@@ -31,7 +31,7 @@ def test_the_explained_example() -> None:
 
 
 @pytest.mark.parametrize(("H", "G"), [(4, 4), (4, 2), (3, 1), (6, 3)])
-@pytest.mark.parametrize(("T", "S"), [(7, 7), (1, 9), (3, 9), (1, 1)])
+@pytest.mark.parametrize(("T", "S"), [(7, 7), (1, 9), (3, 9), (1, 1), (66, 66), (3, 66)])
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
 def test_causal_equals_reference(H: int, G: int, T: int, S: int, grad: bool) -> None:
     """Would catch a wrong kernel choice, a mask aligned to the wrong end, or heads paired with the wrong group."""
@@ -42,16 +42,18 @@ def test_causal_equals_reference(H: int, G: int, T: int, S: int, grad: bool) -> 
 
 
 @pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("S", [8, 66])
 @pytest.mark.parametrize(("H", "G"), [(4, 4), (6, 2)])
-def test_mask_and_scale_equal_reference(T: int, H: int, G: int) -> None:
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+def test_mask_and_scale_equal_reference(T: int, S: int, H: int, G: int, grad: bool) -> None:
     """Would catch a mask with its meaning inverted, or a scale that one path ignores."""
-    q, k, v = qkv(H=H, G=G, T=T, S=8)
-    mask = torch.rand(2, 1, T, 8, generator=torch.Generator().manual_seed(1)) > 0.4
+    q, k, v = qkv(H=H, G=G, T=T, S=S)
+    mask = torch.rand(2, 1, T, S, generator=torch.Generator().manual_seed(1)) > 0.4
     mask[..., 0] = True
     expected, _ = attend_reference(q, k, v, mask=mask, scale=0.3)
-    torch.testing.assert_close(attend(q, k, v, mask=mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
-    added = additive(mask, q.dtype)
-    torch.testing.assert_close(attend(q, k, v, mask=added, scale=0.3), expected, atol=1e-6, rtol=1e-5)
+    with torch.set_grad_enabled(grad):
+        for given in (mask, additive(mask, q.dtype)):
+            torch.testing.assert_close(attend(q, k, v, mask=given, scale=0.3), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_windows() -> None:

@@ -188,7 +188,7 @@ def _kept(x: Tensor, p: float) -> Tensor:
 def short_attention(
     q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scale: float, *, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Attention for training at short length by batched products -> (B, H, T, K).
+    """Attention at short length by batched products -> (B, H, T, K), with a derivative for training.
 
     ``mask`` (broadcast to B, 1, T, S) is added to the scores; ``causal`` (T = S, no mask) hides what follows. torch's
     fused CPU kernel has a slow backward: at T = 128 this takes a fifth of its time. It holds T x S weights of every
