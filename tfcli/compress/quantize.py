@@ -81,10 +81,8 @@ def compress(
     config = models.read_config(source)
     gguf_wiring.to_gguf(config, name=str(source))
     if models.about_of(source)[1] is not None:
-        raise UserError(
-            f"{source} has the head of a task, which a GGUF file does not hold",
-            hint="predict and evaluate take --quantize, and quantize it as it is read",
-        )
+        hint = "predict and evaluate take --quantize, and quantize it as it is read"
+        raise convert.no_place_for_head(source, hint=hint)
     _check_place(source, out, force)
     before = after = None
     with tempfile.TemporaryDirectory(prefix="tfcli-") as spool:

@@ -96,9 +96,7 @@ def convert(
     if head is not None and not head.labels and on_note:
         on_note(f"{source}: its pooler is not written, without a head that begins with it")
     if to == "gguf" and not _writes(model):
-        raise UserError(
-            f"{merge or source} has the head of a task, which a GGUF file does not hold", hint="write --to hf"
-        )
+        raise no_place_for_head(merge or source, hint="write --to hf")
     inexact = differences(codec) if to == "gguf" else []
     for said in inexact:
         (on_note or print)(f"llama.cpp will take some texts otherwise: {said}")
@@ -144,6 +142,11 @@ def merged(base: Loaded, directory: Path, on_note: Callable[[str], None] | None 
             hint="the adapters are too large for these weights",
         )
     return loaded, difference
+
+
+def no_place_for_head(name: str | Path, *, hint: str) -> UserError:
+    """What to raise for a model with the head of a task that is to become a GGUF file."""
+    return UserError(f"{name} has the head of a task, which a GGUF file does not hold", hint=hint)
 
 
 def _writes(model: Transformer) -> bool:

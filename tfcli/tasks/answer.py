@@ -387,7 +387,7 @@ def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question
     what = "articles"
     if len(set(groups)) < 2:
         groups, what = [question.context for question in whole], "contexts"
-    train, held = resample.halves(whole, groups, config.data.val_fraction, said=report.lines())
+    train, held = resample.halves(whole, groups, config.data.val_fraction, report)
     start.note(f"held out: {len(held):,} of {len(whole):,} questions, by whole {what}, drawn at random")
     return train, held, version, list(start.data)
 

@@ -298,8 +298,7 @@ class Chat:
             val = _read([config.data.val], config, report)
             paths.append(config.data.val)
         else:
-            groups, said = [_asked(one) for one in train], report.lines()
-            train, val = resample.halves(train, groups, config.data.val_fraction, said=said)
+            train, val = resample.halves(train, [_asked(one) for one in train], config.data.val_fraction, report)
         learnt, encoded = _encoded(train, codec, context, report)
         held, tested = _encoded(val, codec, context, report)
         packed = _rows(encoded, config.chat, context)

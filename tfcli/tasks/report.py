@@ -70,6 +70,10 @@ class Report:
         said = f" that can be used: {'; '.join(faults)}" if faults else ""
         return UserError(f"{name} has no {things}{said}", hint=hint)
 
+    def too_few(self, what: str, *, hint: str) -> UserError:
+        """What to raise where too little is left to go on: ``what``, and all that is said of the data."""
+        return UserError("; ".join([what, *self.lines()]), hint=hint)
+
     def as_json(self) -> dict[str, object]:
         """For data.json."""
         return {"faults": dict(self.faults), "places": dict(self.places), "notes": dict(self.notes)}

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tfcli.errors import UserError
+from tfcli.tasks.report import Report
 
 Item = TypeVar("Item")
 SEED = 0
@@ -17,21 +17,19 @@ DRAWS, AT_ONCE = 1000, 50
 """Resamples of a bootstrap, and how many of them are summed together."""
 
 
-def split(groups: Sequence[Hashable], fraction: float, *, said: Sequence[str] = ()) -> tuple[list[int], list[int]]:
+def split(groups: Sequence[Hashable], fraction: float, report: Report | None = None) -> tuple[list[int], list[int]]:
     """Indices of the training and the held-out part of examples, those of one group on the same side.
 
     Whole groups are drawn at random until the held-out part is closest to ``fraction`` of the examples. Raises
-    UserError where there is but one group, with what was ``said`` of the data.
+    UserError where there is but one group, with what the ``report`` of the data says.
     """
     sizes: dict[Hashable, int] = {}
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
     names = list(sizes)
     if len(names) < 2:
-        faults = "".join(f"; {each}" for each in said)
-        raise UserError(
-            f"the data has nothing that could be held out{faults}", hint="give more of it, or a file with --val"
-        )
+        said = "the data has nothing that could be held out"
+        raise (report or Report()).too_few(said, hint="give more of it, or a file with --val")
     want = fraction * len(groups)
     chosen: set[Hashable] = set()
     held = 0
@@ -47,10 +45,10 @@ def split(groups: Sequence[Hashable], fraction: float, *, said: Sequence[str] = 
 
 
 def halves(
-    items: Sequence[Item], groups: Sequence[Hashable], fraction: float, *, said: Sequence[str] = ()
+    items: Sequence[Item], groups: Sequence[Hashable], fraction: float, report: Report
 ) -> tuple[list[Item], list[Item]]:
     """The training and the held-out part of ``items``; ``groups`` (one each) and the others as for ``split``."""
-    train, held_out = split(groups, fraction, said=said)
+    train, held_out = split(groups, fraction, report)
     return [items[index] for index in train], [items[index] for index in held_out]
 
 

@@ -298,9 +298,7 @@ def _halves(start: Start, report: Report) -> tuple[list[Sentence], list[Sentence
     whole, scheme = read(start.data, config, report)
     if config.data.val is not None:
         return whole, read([config.data.val], config, report)[0], scheme, [*start.data, config.data.val]
-    train, held = resample.halves(
-        whole, [sentence.text for sentence in whole], config.data.val_fraction, said=report.lines()
-    )
+    train, held = resample.halves(whole, [sentence.text for sentence in whole], config.data.val_fraction, report)
     start.note(f"held out: {len(held):,} of {len(whole):,} sentences, drawn at random")
     return train, held, scheme, list(start.data)
 

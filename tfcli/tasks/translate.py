@@ -214,8 +214,8 @@ def _parts(specs: Sequence[str], config: TranslateConfig) -> tuple[Pairs, Pairs,
     random.Random(config.seed).shuffle(order)
     size = max(1, round(len(order) * config.data.val_fraction))
     if size >= len(order):
-        faults = "".join(f"; {said}" for said in whole.report.lines())
-        raise UserError(f"{len(order)} pairs are too few to hold some out{faults}", hint="give more, or --val FILE")
+        said = f"{len(order)} pairs are too few to hold some out"
+        raise whole.report.too_few(said, hint="give more, or --val FILE")
     chosen = [sorted(order[size:]), sorted(order[:size])]
     train, val = (
         Pairs(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from tfcli.errors import UserError
 from tfcli.tasks import columns
@@ -256,7 +256,7 @@ def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> 
         return None
     if _is_at(text, start, context):
         return Answer(text=text, start=start)
-    known = isinstance(start, int) and not isinstance(start, bool)
+    known = _is_offset(start)
     places = [index for index in range(len(context)) if context.startswith(text, index)]
     if not places:
         report.fault("answers that the context does not hold, scored but not trained on", where)
@@ -270,6 +270,10 @@ def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> 
 
 def _is_at(text: Any, start: Any, context: str) -> bool:
     """Whether an answer is a text, and the context has it there."""
-    if not isinstance(text, str) or not text.strip() or not isinstance(start, int) or isinstance(start, bool):
+    if not isinstance(text, str) or not text.strip() or not _is_offset(start):
         return False
     return start >= 0 and context[start : start + len(text)] == text
+
+
+def _is_offset(start: Any) -> TypeGuard[int]:
+    return isinstance(start, int) and not isinstance(start, bool)
