@@ -246,7 +246,7 @@ def test_a_full_disk(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Catches a traceback, exit code 2, a broken checkpoint, and a run that cannot go on when there is room again."""
-    from tfcli.formats import hf
+    from tfcli.formats.hf import directory as hf
     from tfcli.train.metrics import Metrics
 
     full: list[bool] = []

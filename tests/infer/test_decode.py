@@ -6,11 +6,12 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import RunError, UserError
+from tfcli.infer import step as stepper
 from tfcli.infer.decode import Decoder, Request, Step, decode, decode_reference
-from tfcli.model import native, stepper
 from tfcli.model.transformer import Transformer
+from tfcli.native import ops
 
 EOS = 1
 GREEDY = Sampling(temperature=0.0, max_tokens=20, ignore_eos=True)
@@ -39,7 +40,7 @@ def run(core: Transformer, given: list[list[int]], sampling: Sampling, seeds: li
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs with the compiled step and with PyTorch's operators."""
     if request.param:
-        assert native.ready(), native.unavailable()
+        assert ops.ready(), ops.unavailable()
     else:
         monkeypatch.setattr(stepper, "supports", lambda core: False)
 

@@ -8,7 +8,7 @@ import torch
 from tiny_models import TEXT, config, cpu, model, save, tokenizer
 
 import tfcli
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 from tfcli.infer.engine import Engine, Finished, Generation, Token
 

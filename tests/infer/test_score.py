@@ -73,7 +73,7 @@ def test_progress_ends_at_the_end() -> None:
 
 def test_an_encoder_is_not_scored() -> None:
     """Would catch a perplexity of a model that sees what it is to predict: near 1, and no score at all."""
-    from tfcli.config import Wiring
+    from tfcli.config.model import Wiring
     from tfcli.errors import UserError
 
     encoder = model(wiring=Wiring(causal=False))

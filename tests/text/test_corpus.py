@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from text_samples import prose
 
-from tfcli.config import DataOptions, TokenizerOptions
+from tfcli.config.options import DataOptions, TokenizerOptions
 from tfcli.errors import RunError, UserError
-from tfcli.text import corpus as corpora
-from tfcli.text import files
-from tfcli.text.corpus import Corpus, Sample, prepare, split_point
-from tfcli.text.shards import HEADER_BYTES, Shard, ShardWriter
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.corpus import prepare as corpora
+from tfcli.text.corpus.prepare import Corpus, Sample, prepare, split_point
+from tfcli.text.corpus.shards import HEADER_BYTES, Shard, ShardWriter
+from tfcli.text.read import files
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 
 def make(tmp_path: Path, *specs: Path, tokenizer: Tokenizer | TokenizerOptions, **settings: Any) -> Corpus:

@@ -16,14 +16,14 @@ from small_runs import facts, resume, start, text, timeless
 from tiny_models import cpu
 
 from tfcli.cli.main import main
-from tfcli.config import ModelOptions
+from tfcli.config.options import ModelOptions
 from tfcli.errors import Interrupted, UserError
 from tfcli.formats import lstm as directories
 from tfcli.infer.score import evaluate
 from tfcli.model import lstm
 from tfcli.model.cost import parameters
 from tfcli.model.lstm import Lstm
-from tfcli.text.shards import Shard
+from tfcli.text.corpus.shards import Shard
 from tfcli.train.events import Event, Saved
 from tfcli.train.plan import shape
 

@@ -16,7 +16,8 @@ from tfcli.cli import options
 from tfcli.cli.lines import note
 from tfcli.cli.options import TEXT, Device, Encoding, Errors, Machine, Precision, Quantize, Strict, TextKey, Threads
 from tfcli.cli.tasks import fills_in, task_of
-from tfcli.config import DataOptions, resolve
+from tfcli.config.options import DataOptions
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tfcli.model.lstm import Lstm
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
-    from tfcli.text.codec import Codec
+    from tfcli.text.tokenizers.codec import Codec
 
 SCORE = "Score"
 WINDOW_TOKENS = 2048
@@ -94,7 +95,7 @@ def evaluate(
 
     Example: tfcli evaluate runs/first held-out.txt
     """
-    from tfcli.text import hf_data
+    from tfcli.text.read import hf_data
 
     for spec in data:
         hf_data.check_split(spec, f"tfcli evaluate {model}")
@@ -136,7 +137,7 @@ def _of_text(
     import tempfile
 
     from tfcli.infer.score import evaluate as score
-    from tfcli.tasks.lm import first_id
+    from tfcli.tasks.lm.task import first_id
 
     decoder, codec, runtime = _load(model, machine)
     print(f"device: {runtime.describe()}", file=sys.stderr)
@@ -202,7 +203,7 @@ def _of_masked(
 
     from tfcli.cli.tasks import filler
     from tfcli.errors import RunError
-    from tfcli.tasks.mlm import Masking, MaskingConfig, check_shares, score
+    from tfcli.objectives.masked import Masking, MaskingConfig, check_shares, score
 
     masks = resolve(MaskingConfig, sets=[*_trained_masks(Path(model)), *sets])[0].mlm
     check_shares(masks)
@@ -266,9 +267,9 @@ def _of_task(
 ) -> None:
     """Score a finetuned model on labelled data."""
     from tfcli.cli.tasks import load
-    from tfcli.config import known_keys
+    from tfcli.config.resolve import known_keys
     from tfcli.tasks.applications import application
-    from tfcli.tasks.options import check
+    from tfcli.tasks.common.options import check
 
     kind = application(name).config
     unused = [key for key, value in flags.items() if value is not None and key not in known_keys(kind)]
@@ -280,7 +281,7 @@ def _of_task(
         if written is not None and not written.parent.is_dir():
             raise UserError(f"no such directory: {written.parent}", hint=f"make it, for {written.name} to be written")
     if confusion is not None:
-        from tfcli.tasks.labels import plot
+        from tfcli.tasks.classify import plot
 
         if name != "classify":
             raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
@@ -292,7 +293,7 @@ def _of_task(
     for line in result.notes:
         print(line, file=sys.stderr)
     if predictions is not None:
-        from tfcli.text import files
+        from tfcli.text.read import files
 
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
         files.write(predictions, "".join(lines).encode())
@@ -322,7 +323,7 @@ def _encode(
     """
     import numpy as np
 
-    from tfcli.text.sources import find, read, utf8_length
+    from tfcli.text.read.sources import find, read, utf8_length
 
     sources = find(data, spool=folder, on_note=note)
     path = folder / "ids"

@@ -12,21 +12,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tfcli.config import ModelConfig
+from tfcli.config.model import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats import adapters, families, gguf_save, gguf_wiring, head_names, hf, models
-from tfcli.formats.heads import Loaded
-from tfcli.formats.tokenizer_json import tokenizer_json
+from tfcli.formats import open as models
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import save as gguf_save
+from tfcli.formats.gguf.vocab_writer import differences
+from tfcli.formats.hf import adapters, head_names
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.families import registry as families
+from tfcli.formats.hf.heads import Loaded
+from tfcli.formats.hf.tokenizer_json import tokenizer_json
 from tfcli.model import heads, lora
 from tfcli.model.masked_head import MaskedHead
-from tfcli.model.quantized import Quantization, quantize_model, widen_model
+from tfcli.model.quant.quantize import Quantization, quantize_model, widen_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text import files
-from tfcli.text.codec import Codec
-from tfcli.text.gguf_vocab_writer import differences
-from tfcli.text.json_tokenizer import JsonTokenizer, Roles
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.read import files
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.json import JsonTokenizer, Roles
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 FORMATS = ("gguf", "hf")
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -171,7 +176,7 @@ def check(to: str, type: str | None) -> str:
 def check_family(config: ModelConfig, to: str, name: str) -> None:
     """UserError for a model that the format does not have."""
     if to == "gguf":
-        gguf_wiring.to_gguf(config, name=name)
+        gguf_families.to_gguf(config, name=name)
     else:
         families.written(config)
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcli.config import ModelConfig
+from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.stored import CONFIG, LSTM, read_data
-from tfcli.formats.weights import FILE
-from tfcli.text import files
-from tfcli.text.tokenizer import FILE_NAME, Tokenizer
+from tfcli.formats.hf.stored import CONFIG, LSTM, read_data
+from tfcli.formats.hf.weights import FILE
+from tfcli.text.read import files
+from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
 if TYPE_CHECKING:
     from tfcli.model.lstm import Lstm

@@ -18,13 +18,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import RunError, UserError
+from tfcli.infer import step as stepper
 from tfcli.infer.graph import GraphStepper
 from tfcli.infer.sampling import Uniforms, draw, exact_device, filtered, greedy
-from tfcli.model import native, stepper
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.transformer import Transformer
+from tfcli.native import ops
 
 Finish = Literal["stop", "stop_string", "length", "context"]
 MAX_TOKENS = 256
@@ -94,7 +95,7 @@ def decode(
 
 
 class Decoder:
-    """A model made ready to decode: on the CPU with the compiled step of ``tfcli.model.native``, where that is there,
+    """A model made ready to decode: on the CPU with the compiled step of ``tfcli.native.ops``, where that is there,
     on CUDA with recorded graphs.
 
     ``compiled=False`` takes PyTorch's operators all the same. The model's weights must stay as they are.
@@ -190,7 +191,7 @@ class Decoder:
         return (
             None
             if self._stepper is not None
-            else native.unavailable() or "this model has parts that the compiled step has not"
+            else ops.unavailable() or "this model has parts that the compiled step has not"
         )
 
 
@@ -342,7 +343,7 @@ class _Batch:
         seen_BV = None if self._seen_BV is None else self._seen_BV[: len(self.rows)]
         compiled = self._decoder.compiled
         if compiled and self._sampling.temperature == 0.0 and seen_BV is None:
-            ids, logprobs = native.pick(logits_BV)
+            ids, logprobs = ops.pick(logits_BV)
         else:
             kept_BV = filtered(logits_BV, seen_BV, self._sampling)
             if self._sampling.temperature == 0.0:
@@ -353,7 +354,7 @@ class _Batch:
             if seen_BV is not None:
                 seen_BV.scatter_(1, next_B[:, None], True)
             if compiled:
-                ids, logprobs = native.pick(logits_BV, next_B.tolist())
+                ids, logprobs = ops.pick(logits_BV, next_B.tolist())
             else:
                 logprob_B = logits_BV.gather(1, next_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)
                 both = torch.stack([next_B.float(), logprob_B]).tolist()  # fp32 holds every id below 2^24

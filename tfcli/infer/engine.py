@@ -12,19 +12,19 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import UserError
-from tfcli.formats import models
+from tfcli.formats import open as models
 from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
 from tfcli.infer.embed import embed
+from tfcli.infer.residency import settle
 from tfcli.infer.sampling import check
 from tfcli.infer.score import Scores, evaluate
 from tfcli.infer.stopping import StopFilter
-from tfcli.model.settle import settle
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text import chat
-from tfcli.text.codec import Codec
+from tfcli.text.chat import messages as chat
+from tfcli.text.tokenizers.codec import Codec
 
 Prompt: TypeAlias = str | Sequence[chat.Message]
 """A text to continue (of an encoder-decoder: to turn into another), or the messages of a chat to answer."""

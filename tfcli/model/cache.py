@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfcli.config import ModelConfig
+from tfcli.config.model import ModelConfig
 
 
 class KVCache:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tfcli.config import ModelConfig
+from tfcli.config.model import ModelConfig
 from tfcli.errors import unknown
 
 Precision = Literal["fp32", "bf16"]

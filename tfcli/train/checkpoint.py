@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tfcli.errors import UserError
-from tfcli.text import files
+from tfcli.text.read import files
 
 FOLDER = "checkpoints"
 MARKER = "complete.json"

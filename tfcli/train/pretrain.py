@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tfcli.config import PretrainConfig, TokenizerOptions, resolve
+from tfcli.config.options import PretrainConfig, TokenizerOptions
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
-from tfcli.text.corpus import Corpus, found, prepare
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.corpus.prepare import Corpus, found, prepare
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import arch, checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing

@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from tfcli.config import ModelConfig, PretrainConfig, from_dict, to_dict
+from tfcli.config.model import ModelConfig
+from tfcli.config.options import PretrainConfig
+from tfcli.config.resolve import from_dict, to_dict
 from tfcli.errors import RunError, TfcliError, UserError
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
-from tfcli.tasks.options import FinetuneConfig
-from tfcli.text import hf_data
-from tfcli.text.corpus import Corpus
+from tfcli.tasks.common.options import FinetuneConfig
+from tfcli.text.corpus.prepare import Corpus
+from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, metrics
 from tfcli.train.checkpoint import write_whole
 from tfcli.train.plan import Plan

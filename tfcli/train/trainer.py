@@ -12,11 +12,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from tfcli.config import PretrainConfig
+from tfcli.config.options import PretrainConfig
 from tfcli.errors import Interrupted, RunError
 from tfcli.model.transformer import Block
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Rows
+from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
