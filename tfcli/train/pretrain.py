@@ -18,7 +18,7 @@ from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train import arch, checkpoint, plan, record
+from tfcli.train import arch, checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
 from tfcli.train.metrics import check_tensorboard
@@ -79,7 +79,7 @@ def pretrain(
     )
     config = plan.one_length(config, sources)
     _no_idle_settings(sources, tokenizer)
-    tell: Listener = listen or (lambda event: None)
+    tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
         if resume:
             run = _resumed(out, specs, config, sources, device, precision, threads, tell)
