@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import cpu, model, save
+from tiny_models import cpu, model, save, tokenizer
 
 from tfcli.infer.score import evaluate
 
@@ -39,7 +39,9 @@ def test_every_token_is_scored_once(length: int, stride: int | None) -> None:
     """Would catch a window's first token left out, a last partial window dropped, and tokens counted twice."""
     if stride == 1 and length > 200:
         return
-    scores = evaluate(model(), token_ids(length), text_bytes=3 * length, first=1, runtime=cpu(), stride=stride)
+    scores = evaluate(
+        model(), token_ids(length), text_bytes=3 * length, codec=tokenizer(), runtime=cpu(), stride=stride
+    )
     assert scores.tokens == length
     assert scores.loss == pytest.approx(by_hand(length, stride or 24), abs=1e-5)
     assert scores.perplexity == pytest.approx(math.exp(scores.loss))
@@ -59,14 +61,16 @@ def test_perplexity_equals_transformers(tmp_path: Path) -> None:
     inputs = torch.tensor([1, *ids[:-1]]).view(5, 32)
     logits = theirs(inputs).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(ids)).exp().item()
-    scores = evaluate(model(), ids, text_bytes=1, first=1, runtime=cpu(), stride=32)
+    scores = evaluate(model(), ids, text_bytes=1, codec=tokenizer(), runtime=cpu(), stride=32)
     assert scores.perplexity == pytest.approx(expected, rel=1e-4)
 
 
 def test_progress_ends_at_the_end() -> None:
     """Would catch a rate over another unit than tokens."""
     said: list[tuple[int, int]] = []
-    evaluate(model(), token_ids(500), text_bytes=1, first=1, runtime=cpu(), on_progress=lambda *at: said.append(at))
+    evaluate(
+        model(), token_ids(500), text_bytes=1, codec=tokenizer(), runtime=cpu(), on_progress=lambda *at: said.append(at)
+    )
     assert said[-1] == (500, 500)
     assert said == sorted(said)
 
@@ -78,4 +82,4 @@ def test_an_encoder_is_not_scored() -> None:
 
     encoder = model(wiring=Wiring(causal=False))
     with pytest.raises(UserError, match="does not read a text from left to right"):
-        evaluate(encoder, token_ids(20), text_bytes=20, first=1, runtime=cpu())
+        evaluate(encoder, token_ids(20), text_bytes=20, codec=tokenizer(), runtime=cpu())
