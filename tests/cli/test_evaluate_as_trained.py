@@ -80,3 +80,43 @@ def test_finetuning_on_text(files: Path, family: str, held: str, capfd: pytest.C
     assert scores["bits_per_byte"] == pytest.approx(said["val_bits_per_byte"], rel=1e-6)
     reported = json.loads((run / "run.json").read_text())["scores"]
     assert scores == {name: pytest.approx(value, rel=1e-6) for name, value in reported.items()}
+
+
+def test_windows_of_long_contexts(
+    files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is pretrained here is scored in its whole context; a finetuned model, as any other, in shorter windows."""
+    from tfcli.cli import evaluate
+    from tfcli.tasks.lm import task as lm
+
+    for module in (evaluate, lm):
+        monkeypatch.setattr(module, "WINDOW_TOKENS", 8)
+    held = files / "many.jsonl"
+    sizes = ["--depth", "1", "--context", "16", "--batch-size", "4", "--vocab-size", "400", "--steps", "4"]
+    first = ["pretrain", str(files / "corpus.txt"), "--out", str(files / "base"), "--set", "model.width=32", *sizes]
+    again = ["finetune", str(files / "base"), str(files / "corpus.txt"), "--task", "lm", "--out", str(files / "run")]
+    for run, command in ((files / "base", first), (files / "run", [*again, "--set", "train.steps=2"])):
+        assert main([*command, "--val", str(held), *ON_CPU]) == 0
+        assert evaluated(run, held, capfd)["loss"] == pytest.approx(best(run)["val_loss"], rel=1e-6)
+    monkeypatch.setattr(evaluate, "WINDOW_TOKENS", 16)
+    whole = evaluated(files / "run", held, capfd)["loss"]
+    assert whole != pytest.approx(best(files / "run")["val_loss"], rel=1e-6)
+
+
+def test_documents_that_are_read_in_parts(
+    files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a long document that training encodes whole and evaluation in parts, which gives other ids."""
+    from tfcli.text.read import sources
+
+    monkeypatch.setattr(sources, "CHUNK", 40)
+    (files / "indented.jsonl").write_text(json.dumps({"text": "if a:\n        return b\n    c\n" * 30}) + "\n")
+    base, run, held = files / "base", files / "run", files / "indented.jsonl"
+    sizes = {"vocab_size": 800, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
+    tiny_models.foreign("llama", **sizes).save_pretrained(base)
+    foreign.write(base, "llama3")
+    command = ["finetune", str(base), str(files / "corpus.txt"), "--task", "lm", "--out", str(run), "--val", str(held)]
+    assert main([*command, "--set", "data.context=16", "--set", "train.steps=2", *ON_CPU]) == 0
+    scores = evaluated(run, held, capfd)
+    assert scores["tokens"] == json.loads((run / "data.json").read_text())["val"]["tokens"]
+    assert scores["loss"] == pytest.approx(best(run)["val_loss"], rel=1e-6)
