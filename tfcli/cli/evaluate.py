@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--context",
             help="Tokens of a window.",
-            show_default=f"the model's, {WINDOW_TOKENS} at most",
+            show_default=f"as in pretraining, else the model's, {WINDOW_TOKENS} at most",
             rich_help_panel=SCORE,
         ),
     ] = None,

@@ -155,7 +155,6 @@ def _write(
 
 
 def _scores(model: Transformer, codec: Codec, runtime: Runtime, text: Encoded) -> Scores:
-    model = model.requires_grad_(False)
     return evaluate(model, text.ids, text_bytes=text.bytes, codec=codec, runtime=runtime).checked()
 
 

@@ -135,8 +135,7 @@ class Decoder:
         "length" at ``max_tokens``, and "context" when the window is full. With ``overflow="slide"`` a full window is
         cut to half of the context, its beginning of text and its end, which is read anew, so that positions never
         exceed what the model was trained on; not so beside an encoder, whose decoder gives up to one token less than
-        the context, as in ``beam``.
-        Raises RunError for logits that are not finite.
+        the context, as in ``beam``. Raises RunError for logits that are not finite.
         """
         batch = _Batch(self, _Waiting(requests, self.model, sampling), sampling)
         limit, context = _most(self.model, sampling), self.model.config.context
