@@ -257,6 +257,7 @@ class _Run(Run):
             threads=self.runtime.threads,
             vocab_size_for=lambda size: plan.vocab_size(size, self.config),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
+            begin=self.config.model.arch != "bert",
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
             on_note=self.note,
         )
