@@ -306,7 +306,7 @@ class Chat:
         report.note("held-out prompts that are in the training part too", _repeated(learnt, held))
         receipt = {
             "files": paths,
-            "content_hash": tables.content_hash(paths),
+            "content_hash": report.content_hash,
             "train": _sizes(encoded) | {"rows": len(packed)},
             "val": _sizes(tested),
             "context": context,
