@@ -237,8 +237,7 @@ def test_without_a_target_it_is_the_model_that_generate_uses(
 
 
 def test_needs_no_torch(model: Path) -> None:
-    work = "from tfcli.inspection.describe import describe; describe(sys.argv[1])"
-    code = f"import sys; {work}; print('torch' in sys.modules)"
+    code = "import sys; from tfcli.inspection.describe import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -258,7 +257,7 @@ def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> 
     from tfcli.formats.gguf import save as gguf_save
     from tfcli.runtime import Runtime
 
-    loaded, codec = models.load(model, runtime=Runtime.detect(device="cpu", precision="fp32"))
+    loaded, codec = models.open_path(model).load(runtime=Runtime.detect(device="cpu", precision="fp32"))
     folder = tmp_path / "compressed"
     folder.mkdir()
     gguf_save.save(folder / "model.gguf", loaded, codec, type="F16")

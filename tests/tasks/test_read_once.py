@@ -53,7 +53,7 @@ def prepared(task: str, bert: Path, data: list[str], **of_data: Any) -> Any:
     core = encoder_decoder(context=128) if task == "translate" else model(context=128)
     codec: Any = tokenizer()
     if task in ("tag", "answer"):  # their heads go with encoders
-        core, codec = models.load(bert, runtime=cpu())
+        core, codec = models.open_path(bert).load(runtime=cpu())
     kind = app.config.__dataclass_fields__["data"].default_factory
     config = app.config(data=kind(**of_data))
     return app.prepare(
