@@ -265,8 +265,8 @@ def _load(
     quantize: str | None,
 ) -> Engine:
     """The engine, once all that can be checked without it is; says on stderr what it chose."""
-    from tfcli.formats.hf.directory import find_model
     from tfcli.formats.open import open_path
+    from tfcli.train.runs import find_model
 
     path = find_model(model, generates=True)
     opened = open_path(path)

@@ -26,9 +26,10 @@ from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, metrics
 from tfcli.train.plan import Plan
+from tfcli.train.runs import DATA_FILE as DATA_FILE
+from tfcli.train.runs import RUN_FILE as RUN_FILE
+from tfcli.train.runs import RUNS
 
-RUN_FILE, DATA_FILE = "run.json", "data.json"
-RUNS = Path("runs")
 Record = dict[str, Any]
 C = TypeVar("C", bound=object)
 KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokenizer_hash": str, "checksums": dict}
