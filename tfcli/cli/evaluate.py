@@ -238,6 +238,7 @@ def _load(model: str, machine: Machine) -> tuple[Transformer | Lstm, Codec, Runt
     from tfcli.infer.engine import load
 
     if not lstm.found(model):
+        machine.runtime()  # the model is used without its engine here
         engine = load(
             model,
             device=machine.device,

@@ -87,7 +87,8 @@ def load(
     or int4 for weights in fewer bits. Raises UserError for what is not a model or a device that is not there.
     """
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-    model, tokenizer = models.load(path, runtime=runtime, quantize=quantize)
+    with runtime.active():
+        model, tokenizer = models.load(path, runtime=runtime, quantize=quantize)
     return Engine(model, tokenizer, runtime)
 
 
@@ -110,8 +111,9 @@ class Engine:
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",
                 )
-            settle(self.model)
-            self._decoder = Decoder(self.model)
+            with self.runtime.active():
+                settle(self.model)
+                self._decoder = Decoder(self.model)
         return self._decoder
 
     @overload
@@ -201,7 +203,8 @@ class Engine:
         """
         self._refuse_turning("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
-        vectors = embed(self.model, [self.fitted(text)[0] for text in many])
+        with self.runtime.active():
+            vectors = embed(self.model, [self.fitted(text)[0] for text in many])
         one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
         return one
 
@@ -220,7 +223,10 @@ class Engine:
         if not len(ids):
             raise UserError("there is no text to score")
         size = len(text.encode())
-        scores = evaluate(self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride)
+        with self.runtime.active():
+            scores = evaluate(
+                self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride
+            )
         return scores.checked()
 
     def _refuse_turning(self, what: str) -> None:
@@ -292,7 +298,8 @@ class Engine:
                     yield Request([self.tokenizer.eos_id], mixed, ids) if self.turns_texts else Request(ids, mixed)
 
         ended = lambda row, id: opened[row].push(id)  # noqa: E731
-        for steps in self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended):
+        steps_of_rows = self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended)
+        for steps in self.runtime.stepped(steps_of_rows):
             for step in steps:
                 row = opened[step.row]
                 if step.id is not None and not row.silent:
