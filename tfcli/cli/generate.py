@@ -366,8 +366,9 @@ def _from_stdin() -> str:
 
     if sys.stdin is not None and sys.stdin.isatty():
         return ""
+    data = stdin().read()
     try:
-        text = decoded(stdin().read())
+        text = decoded(data)
     except UserError as error:
         raise UserError(f"stdin {error.message}", hint=error.hint) from None
     return text.removesuffix("\n").removesuffix("\r")

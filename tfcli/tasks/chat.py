@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -239,6 +240,11 @@ class Answerer:
     runtime: Runtime
     key: ClassVar[str] = "prompt"
 
+    @cached_property
+    def _engine(self) -> Engine:
+        """Made once: it packs the weights."""
+        return Engine(self.model, self.codec, self.runtime)
+
     def plain(self, line: str) -> list[dict[str, Any]]:
         """A line is what a user says."""
         return [{"role": "user", "content": line}]
@@ -253,9 +259,8 @@ class Answerer:
 
     def predict(self, inputs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """{"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
-        engine = Engine(self.model, self.codec, self.runtime)
-        sampling = Sampling(temperature=0.0)
-        return [{"response": str(made)} for made in engine.generate_batch(inputs, sampling)]
+        made = self._engine.generate_batch(inputs, Sampling(temperature=0.0))
+        return [{"response": str(each)} for each in made]
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """The answer in one line."""
