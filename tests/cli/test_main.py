@@ -115,6 +115,16 @@ def test_debug_shows_the_traceback(
         main(where)
 
 
+@pytest.mark.parametrize(("name", "keeps"), [("generate", True), ("pretrain", True), ("tokenize", False), ("", False)])
+def test_the_command_line_tunes_malloc_for_its_own_process(
+    name: str, keeps: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr("tfcli.runtime.keep_freed_memory", lambda: called.append(True))
+    assert main([*filter(None, [name]), "--help"]) == 0
+    assert bool(called) == keeps
+
+
 @pytest.mark.parametrize("arguments", [["do", "--word", "--debug"], ["do", "--", "--debug"]])
 def test_debug_is_not_taken_out_of_values(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,9 +3,9 @@
 A number is ``code * scale + low`` with an unsigned code, fp16 scale and fp16 low. That holds GGUF's blocks of 32 (Q4_0,
 Q4_1, Q8_0, and Q5 and Q4_K with their codes unchanged) as they are, so that nothing is quantized twice. Products of a
 few rows go to the kernel of ``tfcli.model.native``, which widens codes in registers; where there is no compiler, and on
-CUDA, in bf16 to PyTorch's ``_weight_int4pack_mm``. Many rows are multiplied by the matrix widened to their dtype, for the
-time of the product: large products want bf16 matrices. Those of ``coarse`` matrices are rounded to 8 bits instead, in
-groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
+CUDA, in bf16 to PyTorch's ``_weight_int4pack_mm``. Many rows are multiplied by the matrix widened to their dtype, for
+the time of the product: large products want bf16 matrices. Those of ``coarse`` matrices are rounded to 8 bits instead,
+in groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
 """
 
 from __future__ import annotations
