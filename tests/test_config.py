@@ -11,21 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfcli.config import (
-    PRESETS,
-    DataOptions,
-    ModelConfig,
-    ModelOptions,
-    PretrainConfig,
-    Sampling,
-    TokenizerOptions,
-    TrainOptions,
-    from_dict,
-    known_keys,
-    resolve,
-    seconds,
-    to_dict,
-)
+from tfcli.config.model import ModelConfig
+from tfcli.config.options import DataOptions, ModelOptions, PretrainConfig, Sampling, TokenizerOptions, TrainOptions
+from tfcli.config.resolve import PRESETS, from_dict, known_keys, resolve, seconds, to_dict
 from tfcli.errors import UserError
 
 SHAPE: dict[str, Any] = {

@@ -20,8 +20,8 @@ from tiny_models import TEXT, encoder_decoder, save, tokenizer
 
 import tfcli
 from tfcli import runtime
-from tfcli.config import Sampling
-from tfcli.formats import hf
+from tfcli.config.options import Sampling
+from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
 
 Call = Callable[[Path], object]
@@ -131,7 +131,7 @@ def finetune_lora(folder: Path) -> None:
 
 
 def compress(folder: Path) -> None:
-    from tfcli.compress.quantize import compress
+    from tfcli.compression.quantize import compress
 
     source = save(folder / "model", width=64)
     text(folder, TEXT[:300])
@@ -146,7 +146,7 @@ def convert(folder: Path) -> None:
 
 
 def bench(folder: Path) -> None:
-    from tfcli.bench import subject, suites
+    from tfcli.benchmark import subject, suites
 
     chosen = Runtime.detect(device="cpu", threads=3)
     found = subject.from_model(save(folder / "model"), chosen, text=TEXT, batch_size=2)

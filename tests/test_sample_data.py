@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tfcli.tasks.dialogue import rows as dialogue
-from tfcli.tasks.entities import rows as entities
-from tfcli.tasks.labels import data as labels
-from tfcli.tasks.labels.options import ClassifyData
-from tfcli.tasks.pairs import data as pairs
-from tfcli.tasks.pairs.options import PairData
-from tfcli.tasks.report import Report
-from tfcli.tasks.squad import rows as questions
+from tfcli.tasks.answer import data as questions
+from tfcli.tasks.chat import data as dialogue
+from tfcli.tasks.classify import data as labels
+from tfcli.tasks.classify.options import ClassifyData
+from tfcli.tasks.common.report import Report
+from tfcli.tasks.tag import data as entities
+from tfcli.tasks.translate import data as pairs
+from tfcli.tasks.translate.options import PairData
 
 SAMPLE_DATA = Path(__file__).resolve().parent.parent / "sample_data"
 FILES = sorted(path for path in SAMPLE_DATA.rglob("*") if path.is_file())

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tfcli.formats import ggml_blocks
-from tfcli.formats.gguf import NewTensor, write_gguf
-from tfcli.formats.gguf_models import ROPE_FREQS, GgufConfig, metadata_from_config, tensor_shapes
-from tfcli.text.gguf_vocab_writer import to_gguf
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.formats.gguf import blocks as ggml_blocks
+from tfcli.formats.gguf.file import NewTensor, write_gguf
+from tfcli.formats.gguf.settings import ROPE_FREQS, GgufConfig, metadata_from_config, tensor_shapes
+from tfcli.formats.gguf.vocab_writer import to_gguf
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 SMALL: dict[str, Any] = {
     "vocab_size": 400, "context": 64, "depth": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_width": 16,

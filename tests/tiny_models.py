@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from tfcli.config import ModelConfig, TokenizerOptions, Wiring
-from tfcli.formats import hf
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.options import TokenizerOptions
+from tfcli.formats.hf import directory as hf
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text.sources import Chunk
-from tfcli.text.tokenizer import Tokenizer
-from tfcli.text.training import train
+from tfcli.text.read.sources import Chunk
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
+from tfcli.text.tokenizers.training import train
 
 TEXT = (
     "Once upon a time there was a king who had three daughters, and the youngest was so lovely that the sun itself\n"

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tfcli.bench import case, fresh, peers, subject, suites
+from tfcli.benchmark import case, fresh, peers, subject, suites
 from tfcli.cli.bench import bench
 from tfcli.errors import UserError
 

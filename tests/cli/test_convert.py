@@ -7,8 +7,9 @@ import pytest
 from tiny_models import cpu, save
 
 from tfcli.cli.main import main
-from tfcli.config import LoraOptions
-from tfcli.formats import adapters, hf
+from tfcli.config.options import LoraOptions
+from tfcli.formats.hf import adapters
+from tfcli.formats.hf import directory as hf
 from tfcli.model import lora
 
 

@@ -65,9 +65,9 @@ def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.
     import small_bert
     import torch
 
-    from tfcli.config import MaskOptions
-    from tfcli.tasks.mlm import Masking
-    from tfcli.text.hub import load_tokenizer
+    from tfcli.config.options import MaskOptions
+    from tfcli.formats.hf.tokenizers import load_tokenizer
+    from tfcli.objectives.masked import Masking
 
     small_bert.save(tmp_path / "base", architecture="BertForMaskedLM")
     (tmp_path / "a.txt").write_text("a king had three daughters, and the youngest was so lovely")

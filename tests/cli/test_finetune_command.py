@@ -77,7 +77,7 @@ def test_predict_takes_rows_of_every_form(call: Any, folder: Path, monkeypatch: 
         assert [json.loads(line)["text"] for line in out.splitlines()] == stdin.decode().splitlines()
     _, out, _ = call("predict", "{}/run", "{}/plain.tsv")
     assert json.loads(out)["text"] == "the king\tand"
-    monkeypatch.setattr("tfcli.tasks.classify.ClassifyPredictor.parse", broken)
+    monkeypatch.setattr("tfcli.tasks.classify.task.ClassifyPredictor.parse", broken)
     code, out, err = call("predict", "{}/run", "{}/rows.tsv")  # a row that is none: the others are done
     assert (code, len(out.splitlines()), "rows.tsv:2 is none" in err) == (1, 1, True), err
     monkeypatch.undo()
@@ -181,7 +181,7 @@ def test_the_confusion_matrix_is_a_picture(call: Any, folder: Path) -> None:
 def test_finetune_goes_on_without_matplotlib(
     call: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tfcli.tasks.labels import plot
+    from tfcli.tasks.classify import plot
 
     monkeypatch.setattr(plot, "available", lambda: False)
     run = ["--task", "classify", "--out", str(tmp_path / "run"), "--steps", "1"]

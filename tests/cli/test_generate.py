@@ -271,7 +271,7 @@ def test_the_help_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def translator(tmp_path: Path) -> list[str]:
     """Arguments that name an encoder-decoder in place of the fixture's model."""
-    from tfcli.formats import hf
+    from tfcli.formats.hf import directory as hf
 
     hf.save(tmp_path / "pairs", encoder_decoder(3), tokenizer())
     return ["--model", str(tmp_path / "pairs"), "--device", "cpu", "--precision", "fp32", "--greedy"]
@@ -280,7 +280,7 @@ def translator(tmp_path: Path) -> list[str]:
 def test_a_model_that_translates_gives_a_line_for_each_line(call, translator: list[str], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Would catch separators, lines that shift against their source, and stdin taken as one text."""
     import tfcli
-    from tfcli.config import Sampling
+    from tfcli.config.options import Sampling
 
     lines = ["A man.", "", "the king", "forest " * 60, "a well"]
     engine = tfcli.load(tmp_path / "pairs", device="cpu", precision="fp32")

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 
 from tfcli.cli.inspect import inspect
-from tfcli.config import ModelConfig, TokenizerOptions
+from tfcli.config.model import ModelConfig
+from tfcli.config.options import TokenizerOptions
 from tfcli.errors import UserError
-from tfcli.formats import describe, hf
+from tfcli.formats.hf import directory as hf
+from tfcli.inspection import describe
 from tfcli.model import cost
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.text.shards import ShardWriter
-from tfcli.text.sources import Chunk
-from tfcli.text.training import train
+from tfcli.text.corpus.shards import ShardWriter
+from tfcli.text.read.sources import Chunk
+from tfcli.text.tokenizers.training import train
 from tfcli.train import checkpoint
 
 CONFIG = ModelConfig(
@@ -235,9 +237,8 @@ def test_without_a_target_it_is_the_model_that_generate_uses(
 
 
 def test_needs_no_torch(model: Path) -> None:
-    code = (
-        "import sys; from tfcli.formats.describe import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
-    )
+    work = "from tfcli.inspection.describe import describe; describe(sys.argv[1])"
+    code = f"import sys; {work}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -253,7 +254,8 @@ def test_stdin_leaves_no_copy(
 
 def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> None:
     """Would catch a model that is taken for text: its shape is that of the directory it was made from."""
-    from tfcli.formats import gguf_save, models
+    from tfcli.formats import open as models
+    from tfcli.formats.gguf import save as gguf_save
     from tfcli.runtime import Runtime
 
     loaded, codec = models.load(model, runtime=Runtime.detect(device="cpu", precision="fp32"))

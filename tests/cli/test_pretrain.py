@@ -21,7 +21,8 @@ import tfcli
 import tfcli.train.pretrain
 from tfcli.cli import pretrain as command
 from tfcli.cli.main import main
-from tfcli.config import PretrainConfig, known_keys, resolve, to_dict
+from tfcli.config.options import PretrainConfig
+from tfcli.config.resolve import known_keys, resolve, to_dict
 from tfcli.errors import UserError
 from tfcli.train import checkpoint, events, metrics
 from tfcli.train.pretrain import Result
@@ -155,7 +156,7 @@ def test_the_record(folder: Path) -> None:
 
 def test_the_best_model_is_what_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a run directory that holds the last model where an earlier one was better."""
-    from tfcli.tasks.lm import LanguageModeling
+    from tfcli.tasks.lm.task import LanguageModeling
 
     scores = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(

@@ -10,10 +10,12 @@ import torch
 from test_heads import close, ours, theirs, write
 from tiny_models import cpu, foreign
 
-from tfcli.config import LoraOptions
+from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
-from tfcli.formats import adapters, convert, models
-from tfcli.formats import heads as formats
+from tfcli.formats import convert
+from tfcli.formats import open as models
+from tfcli.formats.hf import adapters
+from tfcli.formats.hf import heads as formats
 from tfcli.model import heads, lora
 
 AUTO = {"sequence": "SequenceClassification", "token": "TokenClassification", "span": "QuestionAnswering"}

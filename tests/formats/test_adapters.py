@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import cpu, foreign, model, save, tokenizer
 
-from tfcli.config import LoraOptions
+from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
-from tfcli.formats import adapters, convert, hf, models
+from tfcli.formats import convert
+from tfcli.formats import open as models
+from tfcli.formats.hf import adapters
+from tfcli.formats.hf import directory as hf
 from tfcli.model import lora
 from tfcli.model.transformer import Transformer
 
@@ -174,7 +177,7 @@ def test_another_base_is_refused(tmp_path: Path, changes: dict[str, Any], said: 
 
 def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) -> None:
     """Norms are what all forms of a model share; that its matrices are others is said."""
-    from tfcli.model.quantized import Quantization, quantize_model
+    from tfcli.model.quant.quantize import Quantization, quantize_model
 
     notes: list[str] = []
     saved(tmp_path)

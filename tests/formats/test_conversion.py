@@ -17,12 +17,15 @@ from test_llama2c import save_tokenizer
 from tiny_models import cpu, foreign, model, save, tokenizer
 
 from tfcli.errors import RunError, UserError
-from tfcli.formats import convert, gguf_save, hf, models
+from tfcli.formats import convert
+from tfcli.formats import open as models
 from tfcli.formats.convert import Converted
-from tfcli.formats.gguf import open_gguf
+from tfcli.formats.gguf import save as gguf_save
+from tfcli.formats.gguf.file import open_gguf
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.engine import Engine
-from tfcli.model.quantized import Quantization, quantize_model
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.model.quant.quantize import Quantization, quantize_model
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ import pytest
 import torch
 from tiny_models import cpu, foreign
 
-from tfcli.config import ModelConfig, Wiring
+from tfcli.config.model import ModelConfig, Wiring
 from tfcli.errors import UserError
-from tfcli.formats import families, hf
-from tfcli.formats.describe import describe
-from tfcli.formats.stored import open_model, read_config
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.families import registry as families
+from tfcli.formats.hf.stored import open_model, read_config
+from tfcli.inspection.describe import describe
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
-from tfcli.text.json_tokenizer import JsonTokenizer
+from tfcli.text.tokenizers.json import JsonTokenizer
 
 ROPE: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0},

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tfcli.errors import UserError
-from tfcli.formats import ggml_blocks
-from tfcli.formats.ggml_blocks import TYPES, WRITES, Groups
+from tfcli.formats.gguf import blocks as ggml_blocks
+from tfcli.formats.gguf.blocks import TYPES, WRITES, Groups
 
 QUANTIZED = [name for name, kind in TYPES.items() if kind.quantized]
 BITS = {"Q8_0": 8, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tfcli.errors import RunError, UserError
-from tfcli.formats.ggml_blocks import TYPES, WRITES
-from tfcli.formats.gguf import GgufFile, NewTensor, open_gguf, write_gguf
+from tfcli.formats.gguf.blocks import TYPES, WRITES
+from tfcli.formats.gguf.file import GgufFile, NewTensor, open_gguf, write_gguf
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",

@@ -10,20 +10,22 @@ import torch
 from tiny_gguf import config, transformers_model
 from tiny_models import cpu, tokenizer
 
-from tfcli.config import RopeScaling
+from tfcli.config.model import RopeScaling
 from tfcli.errors import UserError
-from tfcli.formats import gguf_load, gguf_models, gguf_wiring
-from tfcli.formats.gguf import open_gguf
-from tfcli.formats.gguf_models import GgufConfig
-from tfcli.model import quantized
-from tfcli.model.quant import QuantEmbedding, QuantMatrix
-from tfcli.model.quantized import Quantization
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import load as gguf_load
+from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.file import open_gguf
+from tfcli.formats.gguf.settings import GgufConfig
+from tfcli.model.quant import quantize
+from tfcli.model.quant.matrix import QuantEmbedding, QuantMatrix
+from tfcli.model.quant.quantize import Quantization
 from tfcli.model.transformer import Transformer
 
 LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_context=32, low_freq_factor=1.0, high_freq_factor=4.0)
-FACTORS = tuple(gguf_wiring.llama3_factors(LLAMA3, 16, 10_000.0).astype(np.float32).tolist())
-YARN = gguf_models.RopeScaling(type="yarn", factor=4.0, original_context=16, attention_factor=1.2, beta_fast=8.0)
-LINEAR = gguf_models.RopeScaling(type="linear", factor=2.0, original_context=32)
+FACTORS = tuple(gguf_families.llama3_factors(LLAMA3, 16, 10_000.0).astype(np.float32).tolist())
+YARN = gguf_settings.RopeScaling(type="yarn", factor=4.0, original_context=16, attention_factor=1.2, beta_fast=8.0)
+LINEAR = gguf_settings.RopeScaling(type="linear", factor=2.0, original_context=32)
 FAMILIES: dict[str, tuple[GgufConfig, dict[str, Any]]] = {
     "llama": (config("llama", rope_theta=500.0, norm_eps=1e-4), {}),
     "llama, not tied": (config("llama", tied=False, heads=8, kv_heads=1, head_width=10), {}),
@@ -74,7 +76,7 @@ K_TYPES = {"Q4_K": 1e-3, "Q5_K": 1e-3, "Q2_K": 0.02, "Q3_K": 0.02, "Q6_K": 0.02}
 
 def load(path: Path, precision: str = "fp32", **options: Any) -> Transformer:
     file = open_gguf(path)
-    made = gguf_load.load_model(file, gguf_models.config_from_gguf(file), runtime=cpu(precision), **options)
+    made = gguf_load.load_model(file, gguf_settings.config_from_gguf(file), runtime=cpu(precision), **options)
     return made.requires_grad_(False)
 
 
@@ -97,7 +99,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("type", EXACT)
 def test_quantized_files_have_transformers_logits(tmp_path: Path, type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a nibble or a scale in another's place, rows permuted without their scales, slices out of order."""
-    monkeypatch.setattr(quantized, "AT_ONCE", 1000)
+    monkeypatch.setattr(quantize, "AT_ONCE", 1000)
     ours, theirs = both(tiny_gguf.save(tmp_path / "m.gguf", config("llama"), type=type))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -138,7 +140,7 @@ def test_nothing_is_widened_and_a_tied_head_is_the_embedding(tmp_path: Path) -> 
     floats = dict(model.named_parameters())
     assert all(name.endswith("norm.weight") and p.dtype == torch.bfloat16 for name, p in floats.items())
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    assert quantized.weight_bytes(model) < 1.1 * sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
+    assert quantize.weight_bytes(model) < 1.1 * sum(tensor.nbytes for tensor in open_gguf(path).tensors.values())
 
 
 def test_an_untied_head_is_one_of_its_own(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_plain_files_take_the_dtype_asked_for(tmp_path: Path) -> None:
 def test_a_plain_file_is_quantized_at_load_as_a_model_would_be(tmp_path: Path) -> None:
     path = tiny_gguf.save(tmp_path / "m.gguf", config("llama", qkv_bias=True))
     at_load = load(path, quantize=Quantization(bits=4))
-    after = quantized.quantize_model(load(path), Quantization(bits=4))
+    after = quantize.quantize_model(load(path), Quantization(bits=4))
     assert at_load.state_dict().keys() == after.state_dict().keys()
     for name, tensor in at_load.state_dict().items():
         torch.testing.assert_close(tensor, after.state_dict()[name], atol=0, rtol=0)

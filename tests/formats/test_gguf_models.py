@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from tfcli.errors import UserError
-from tfcli.formats import ggml_blocks, gguf_models
-from tfcli.formats.gguf import GgufFile, NewTensor, open_gguf, write_gguf
-from tfcli.formats.gguf_models import (
+from tfcli.formats.gguf import blocks as ggml_blocks
+from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.file import GgufFile, NewTensor, open_gguf, write_gguf
+from tfcli.formats.gguf.settings import (
     FAMILIES,
     GgufConfig,
     RopeScaling,
@@ -72,8 +73,8 @@ def zeros(config: GgufConfig) -> dict[str, NewTensor]:
     shapes = dict(tensor_shapes(config))
     data: dict[str, NDArray[np.float32]] = {}
     if config.rope_freqs is not None:
-        shapes[gguf_models.ROPE_FREQS] = (len(config.rope_freqs),)
-        data[gguf_models.ROPE_FREQS] = np.array(config.rope_freqs, np.float32)
+        shapes[gguf_settings.ROPE_FREQS] = (len(config.rope_freqs),)
+        data[gguf_settings.ROPE_FREQS] = np.array(config.rope_freqs, np.float32)
     return {
         name: NewTensor(name=name, shape=shape, type="F32", data=data.get(name, np.zeros(shape, np.float32)))
         for name, shape in shapes.items()
@@ -171,7 +172,7 @@ def test_types_follow_llama_cpp() -> None:
         ("blk.0.attn_q.weight", (32, 24), "Q8_0", "F16"),
         ("blk.0.attn_q.weight", (32, 24), "BF16", "BF16"),
     ]:
-        assert gguf_models.stored_type(name, shape, type) == stored
+        assert gguf_settings.stored_type(name, shape, type) == stored
 
 
 def test_what_a_file_may_leave_out(tmp_path: Path) -> None:

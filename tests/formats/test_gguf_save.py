@@ -13,16 +13,17 @@ from tiny_gguf import config, transformers_model
 from tiny_models import model, tokenizer
 
 from tfcli.errors import UserError
-from tfcli.formats import gguf_save, gguf_wiring
-from tfcli.formats.gguf import open_gguf
-from tfcli.model.quantized import Quantization, quantize_model
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import save as gguf_save
+from tfcli.formats.gguf.file import open_gguf
+from tfcli.model.quant.quantize import Quantization, quantize_model
 from tfcli.model.transformer import Transformer
 
 WIDE: dict[str, Any] = {"width": 64, "ffn_width": 96, "head_width": 16}
 
 
 def random_model(made: Any, seed: int = 0) -> Transformer:
-    core = Transformer(gguf_wiring.from_gguf(made))
+    core = Transformer(gguf_families.from_gguf(made))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in core.parameters():
@@ -89,7 +90,7 @@ def test_codes_are_written_as_they_are(tmp_path: Path, bits: Any, type: str, arc
 
 def quantize_zeros(like: Any, bits: Any) -> Any:
     """A matrix of zeros, whose blocks another type would hold as well."""
-    from tfcli.model.quant import quantize
+    from tfcli.model.quant.matrix import quantize
 
     return quantize(torch.zeros(like.rows, like.columns), bits)
 

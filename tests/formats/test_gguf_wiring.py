@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from tiny_gguf import config
 from tiny_models import config as core_config
 
-from tfcli.config import RopeScaling, Wiring
+from tfcli.config.model import RopeScaling, Wiring
 from tfcli.errors import UserError
-from tfcli.formats import gguf_models
-from tfcli.formats.gguf_models import GgufConfig, tensor_names
-from tfcli.formats.gguf_wiring import (
+from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.families import (
     core_names,
     from_gguf,
     llama3_factors,
@@ -24,11 +23,12 @@ from tfcli.formats.gguf_wiring import (
     rows_written,
     to_gguf,
 )
+from tfcli.formats.gguf.settings import GgufConfig, tensor_names
 from tfcli.model.layers import rope_frequencies
 from tfcli.model.transformer import Transformer
 
-LINEAR = gguf_models.RopeScaling(type="linear", factor=4.0, original_context=16)
-YARN = gguf_models.RopeScaling(type="yarn", factor=4.0, original_context=16, attention_factor=1.1)
+LINEAR = gguf_settings.RopeScaling(type="linear", factor=4.0, original_context=16)
+YARN = gguf_settings.RopeScaling(type="yarn", factor=4.0, original_context=16, attention_factor=1.1)
 CONFIGS = {
     "llama": config("llama", tied=False),
     "llama with biases": config("llama", qkv_bias=True, output_bias=True, ffn_bias=True),

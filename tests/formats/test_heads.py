@@ -9,12 +9,12 @@ import torch
 from tiny_models import cpu, foreign
 
 from tfcli.errors import UserError
-from tfcli.formats import heads as formats
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf import heads as formats
 from tfcli.model import heads
 from tfcli.model.heads import Head
 from tfcli.model.transformer import Transformer
-from tfcli.text.json_tokenizer import JsonTokenizer
+from tfcli.text.tokenizers.json import JsonTokenizer
 
 BERT = [
     ("sequence", "BertForSequenceClassification"),

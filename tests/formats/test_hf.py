@@ -13,8 +13,9 @@ import torch
 from tiny_models import config, cpu, model, save, tokenizer
 
 from tfcli.errors import RunError, UserError
-from tfcli.formats import hf, weights
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf import weights
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 FILES = {
     "config.json", "model.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
@@ -112,9 +113,8 @@ def test_saved_in_bf16_reads_in_transformers(tmp_path: Path) -> None:
 
 def test_reading_the_configuration_needs_no_torch(directory: Path) -> None:
     """inspect and --help stay quick."""
-    program = (
-        "import sys; from tfcli.formats.hf import read_config; read_config(sys.argv[1]); print('torch' in sys.modules)"
-    )
+    work = "from tfcli.formats.hf.directory import read_config; read_config(sys.argv[1])"
+    program = f"import sys; {work}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program, directory], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

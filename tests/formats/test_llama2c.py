@@ -11,7 +11,8 @@ import torch
 from tiny_models import cpu
 
 from tfcli.errors import UserError
-from tfcli.formats import llama2c, models
+from tfcli.formats import llama2c
+from tfcli.formats import open as models
 
 D, F, L, H, G, V, S = 24, 44, 2, 4, 2, 280, 32
 K = D // H

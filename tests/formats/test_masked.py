@@ -8,10 +8,11 @@ import torch
 from tiny_models import cpu, foreign
 
 from tfcli.errors import UserError
-from tfcli.formats import heads, hf
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf import heads
 from tfcli.model import heads as task_heads
 from tfcli.model import masked_head
-from tfcli.text.json_tokenizer import JsonTokenizer
+from tfcli.text.tokenizers.json import JsonTokenizer
 
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("modernbert", {}),

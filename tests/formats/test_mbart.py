@@ -10,9 +10,11 @@ import tiny_models
 import torch
 
 from tfcli.errors import UserError
-from tfcli.formats import convert, gguf_wiring, hf
+from tfcli.formats import convert
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.beam import Beams, answers
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 SOURCE = torch.randint(3, 90, (3, 9), generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(3, 90, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -114,4 +116,4 @@ def test_converted_and_compared(tmp_path: Path) -> None:
     done = convert.convert(tmp_path / "a", tmp_path / "b", to="hf", type="bf16")
     assert done.logit_delta < 1e-4
     with pytest.raises(UserError, match="encoder-decoder, for which tfcli writes no GGUF"):
-        gguf_wiring.to_gguf(tiny_models.encoder_decoder().config)
+        gguf_families.to_gguf(tiny_models.encoder_decoder().config)

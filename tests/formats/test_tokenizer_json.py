@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import TEXT, model, tokenizer
 
-from tfcli.formats import hf
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.formats.hf import directory as hf
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 HARD = [
     "", " ", "\n", "hello world", "  two  spaces   ", " " * 77, "a" * 300, "tab\there\r\nCRLF\n\n\nend", "\0\x01\x7f",
@@ -87,10 +87,10 @@ def test_pieces_that_overlap_themselves(alphabet: str) -> None:
 
     from tokenizers import Tokenizer as Backend
 
-    from tfcli.config import TokenizerOptions
-    from tfcli.formats.tokenizer_json import tokenizer_json
-    from tfcli.text.sources import Chunk
-    from tfcli.text.training import train
+    from tfcli.config.options import TokenizerOptions
+    from tfcli.formats.hf.tokenizer_json import tokenizer_json
+    from tfcli.text.read.sources import Chunk
+    from tfcli.text.tokenizers.training import train
 
     rng = random.Random(0)
     words = ["".join(rng.choices(alphabet + " ", k=rng.randint(1, 40))) for _ in range(400)]

@@ -11,7 +11,7 @@ import tiny_models
 import torch
 
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.beam import Beams, answers
 from tfcli.model.transformer import Transformer
 

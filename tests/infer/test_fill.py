@@ -7,7 +7,7 @@ import pytest
 from tiny_models import cpu, model, tokenizer
 
 from tfcli.errors import UserError
-from tfcli.formats import heads
+from tfcli.formats.hf import heads
 from tfcli.infer.fill import Filler
 
 TEXTS = ["the [MASK] a", "[MASK]", "a b c the king [MASK]ing the [MASK] of time", "time [MASK]"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config import Sampling, Wiring
+from tfcli.config.model import Wiring
+from tfcli.config.options import Sampling
 from tfcli.infer.decode import Decoder, Request
 from tfcli.infer.graph import GraphStepper
 from tfcli.model.cache import KVCache

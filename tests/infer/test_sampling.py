@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 from tfcli.infer import decode, score
 from tfcli.infer import sampling as s

@@ -11,9 +11,9 @@ import tiny_models
 import torch
 
 import tfcli
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.beam import Beams, answers
 from tfcli.infer.decode import Decoder, Request, decode_reference
 from tfcli.infer.engine import Engine, Finished, source_ids

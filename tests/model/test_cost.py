@@ -9,13 +9,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfcli.config import ModelConfig, OptimOptions, Wiring
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.options import OptimOptions
 from tfcli.errors import UserError
 from tfcli.model import cost
 from tfcli.model.attention import band_mask
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.tasks import lm
+from tfcli.tasks.lm import task as lm
 from tfcli.train.optim import Optimizers
 
 CONFIG = ModelConfig(

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 import torch
 
-from tfcli.config import Wiring
+from tfcli.config.model import Wiring
 from tfcli.errors import UserError
 from tfcli.model import cost
 from tfcli.model.cache import KVCache

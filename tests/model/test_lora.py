@@ -4,10 +4,13 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config import LoraOptions, Wiring
+from tfcli.config.model import Wiring
+from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
-from tfcli.model import lora, quant, stepper
-from tfcli.model.quantized import Quantization, quantize_model
+from tfcli.infer import step
+from tfcli.model import lora
+from tfcli.model.quant import matrix as quant
+from tfcli.model.quant.quantize import Quantization, quantize_model
 from tfcli.model.transformer import Transformer
 
 IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(3))
@@ -118,11 +121,11 @@ def test_adapters_are_not_put_on_adapters() -> None:
 def test_the_compiled_step_is_not_taken_past_an_adapter() -> None:
     """It reads weights where they lie and knows nothing of what is beside them."""
     core = made()
-    assert stepper.supports(core)
+    assert step.supports(core)
     trained(core, LoraOptions())
-    assert not stepper.supports(core)
+    assert not step.supports(core)
     lora.merge(core)
-    assert stepper.supports(core)
+    assert step.supports(core)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

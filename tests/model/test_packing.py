@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config import Wiring
+from tfcli.config.model import Wiring
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import restarting
 

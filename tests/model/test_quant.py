@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from tfcli.model import native, quant, quantized
+from tfcli.model.quant import matrix as quant
+from tfcli.model.quant import quantize
+from tfcli.native import ops
 
 WIDTHS = [32, 40, 64, 100, 576]
 
@@ -19,7 +21,7 @@ def test_widening_equals_the_formula(bits: quant.Bits, columns: int) -> None:
     matrix = quant.quantize(weight(columns), bits)
     expected = matrix.widened_reference()
     assert expected.shape == (48, columns)
-    assert native.ready(), native.unavailable()
+    assert ops.ready(), ops.unavailable()
     torch.testing.assert_close(matrix.widened(torch.float32), expected, atol=1e-7, rtol=1e-6)
     assert torch.equal(matrix.widened(torch.bfloat16), matrix.widened(torch.float32).to(torch.bfloat16))
     some = torch.tensor([47, 0, 3, 3])
@@ -50,7 +52,7 @@ def test_pytorch_s_own_kernel_gives_the_same(
     bits: quant.Bits, low: bool, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there is no compiler: scale and zero in bf16, so as near as these are; no matrix is dequantized for it."""
-    monkeypatch.setattr(native, "ready", lambda: False)
+    monkeypatch.setattr(ops, "ready", lambda: False)
     matrix = quant.quantize(weight(columns, rows), bits, bias=torch.arange(float(rows)))
     if low:
         codes, scale, _ = matrix.grouped()
@@ -70,7 +72,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     return ((grouped / scale.clamp_min(1e-30)).round() * scale).flatten(-2)
 
 
-@pytest.mark.skipif(not native.int8(torch.bfloat16), reason="a processor that multiplies 8 by 8 bits")
+@pytest.mark.skipif(not ops.int8(torch.bfloat16), reason="a processor that multiplies 8 by 8 bits")
 @pytest.mark.parametrize("columns", [32, 64, 576])
 @pytest.mark.parametrize("outputs", [1, 31, 48, 96])
 @pytest.mark.parametrize("rows", [1, 5, 6, 13])
@@ -98,8 +100,8 @@ def test_rounding_the_input_is_for_bf16_only(monkeypatch: pytest.MonkeyPatch) ->
     matrix.coarse = True
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(matrix(x), x @ matrix.widened_reference().T, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(native, "int8", lambda dtype: False)
-    monkeypatch.setattr(native, "linear_int8", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(ops, "int8", lambda dtype: False)
+    monkeypatch.setattr(ops, "linear_int8", lambda *_: pytest.fail("called"))
     expected = x.to(torch.bfloat16).float() @ matrix.widened_reference().T
     torch.testing.assert_close(matrix(x.to(torch.bfloat16)).float(), expected, atol=0.02, rtol=0.01)
 
@@ -157,7 +159,7 @@ def test_codes_come_back_as_they_were(bits: quant.Bits, centred: bool) -> None:
         for some in (slice(0, 32), slice(32, 64), slice(64, 70))
     ]
     index = torch.tensor([69, 0, 33])
-    for matrix in (whole, quantized.stacked(parts, rows=70)):
+    for matrix in (whole, quantize.stacked(parts, rows=70)):
         assert (matrix.rows, matrix.columns) == (70, 96)
         for some, expected in ((None, slice(None)), (index, index)):
             got = matrix.grouped(some)

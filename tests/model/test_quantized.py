@@ -7,11 +7,12 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config import Wiring
+from tfcli.config.model import Wiring
 from tfcli.errors import UserError
-from tfcli.model import heads, quantized
-from tfcli.model.quant import QuantEmbedding, QuantMatrix, quantize
-from tfcli.model.quantized import Quantization, bits, quantize_model, weight_bytes
+from tfcli.model import heads
+from tfcli.model.quant import quantize as quantized
+from tfcli.model.quant.matrix import QuantEmbedding, QuantMatrix, quantize
+from tfcli.model.quant.quantize import Quantization, bits, quantize_model, weight_bytes
 from tfcli.model.transformer import Transformer
 
 GPT2 = Wiring(

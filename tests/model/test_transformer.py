@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import config, model
 
-from tfcli.config import Wiring
-from tfcli.formats import names
+from tfcli.config.model import Wiring
+from tfcli.formats.hf.families import names
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
 

@@ -12,11 +12,11 @@ import tiny_models
 import torch
 
 from tfcli.errors import UserError
-from tfcli.formats import heads as head_files
-from tfcli.tasks import answer
-from tfcli.tasks.answer import AnswerPredictor
-from tfcli.tasks.squad import reader
-from tfcli.tasks.squad.options import AnswerConfig, AnswerOptions
+from tfcli.formats.hf import heads as head_files
+from tfcli.tasks.answer import predictor as reader
+from tfcli.tasks.answer import task as answer
+from tfcli.tasks.answer.options import AnswerConfig, AnswerOptions
+from tfcli.tasks.answer.task import AnswerPredictor
 from tfcli.train.finetune import finetune
 
 NAMES = ["ada", "grace", "alan", "kurt"]

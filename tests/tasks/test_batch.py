@@ -2,7 +2,7 @@
 
 import torch
 
-from tfcli.tasks.batch import Batch, mask, pad
+from tfcli.tasks.common.batch import Batch, mask, pad
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
 

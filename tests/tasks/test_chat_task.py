@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from tiny_models import cpu, model, save, tokenizer
 
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import adapters, hf, models
+from tfcli.formats import open as models
+from tfcli.formats.hf import adapters
+from tfcli.formats.hf import directory as hf
 from tfcli.model.transformer import Transformer
-from tfcli.tasks import chat
-from tfcli.tasks.chat import APPLICATION, ChatConfig, ChatOptions
-from tfcli.tasks.dialogue.encode import Encoded, template_for
+from tfcli.tasks.chat import task as chat
+from tfcli.tasks.chat.encode import Encoded, template_for
+from tfcli.tasks.chat.task import APPLICATION, ChatConfig, ChatOptions
 from tfcli.tasks.task import Start
-from tfcli.text.chat import prompt_ids, template_of
+from tfcli.text.chat.messages import prompt_ids, template_of
 from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune
 
@@ -107,7 +109,7 @@ def test_the_receipt_says_what_was_read_packed_cut_and_repeated(tmp_path: Path) 
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    from tfcli.config import Wiring
+    from tfcli.config.model import Wiring
 
     with pytest.raises(UserError, match="is an encoder, --task chat needs a decoder"):
         prepared(data(tmp_path / "a.jsonl"), model(wiring=Wiring(causal=False)))
@@ -134,7 +136,7 @@ def test_a_run_learns_and_leaves_what_answers_by_its_template(
     (answer,) = predictor.predict([predictor.plain("who is 4?")])
     assert answer["response"].startswith("the king")
     with monkeypatch.context() as patched:  # a window of prompts more makes no engine, which packs all weights
-        patched.setattr("tfcli.tasks.chat.Engine", None)
+        patched.setattr("tfcli.tasks.chat.task.Engine", None)
         assert predictor.predict([predictor.plain("who is 4?")]) == [answer]
 
 

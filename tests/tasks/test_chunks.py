@@ -1,20 +1,15 @@
 """Words to pieces and rows: against transformers' alignment, and that every word is tagged exactly once."""
 
-import sys
-from pathlib import Path
-
+import foreign
 import pytest
 import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parent.parent / "text"))
-import foreign
-
 from tfcli.errors import UserError
-from tfcli.tasks.entities.chunks import Cutter, spans
-from tfcli.tasks.entities.words import joined, split
-from tfcli.text.json_tokenizer import JsonTokenizer, Roles
+from tfcli.tasks.tag.chunks import Cutter, spans
+from tfcli.tasks.tag.words import joined, split
+from tfcli.text.tokenizers.json import JsonTokenizer, Roles
 
 WORDS = ["The", "king's", "daughters", "\u200d", "été", "从前", "12345", "#x", "(", "🎉", "Normandy", "."]
 

@@ -10,13 +10,13 @@ import small_bert
 import tiny_models
 import torch
 
-from tfcli.config import resolve
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.formats import heads as formats
+from tfcli.formats.hf import heads as formats
 from tfcli.model import heads
-from tfcli.tasks.classify import APPLICATION, Classification, encode, logits_of
-from tfcli.tasks.labels import data, scores
-from tfcli.tasks.labels.options import ClassifyConfig
+from tfcli.tasks.classify import data, scores
+from tfcli.tasks.classify.options import ClassifyConfig
+from tfcli.tasks.classify.task import APPLICATION, Classification, encode, logits_of
 from tfcli.tasks.task import Start
 
 
@@ -79,7 +79,7 @@ def test_the_loss_is_transformers_loss(bert: tuple[Path, Any], tmp_path: Path) -
         )  # fmt: skip
         batch = task.rows(np.arange(8), np.zeros(8, dtype=np.int64))
         loss, count = task.loss(loaded.model, batch, dtype=torch.float32, dropout=0.0)
-        from tfcli.formats import hf
+        from tfcli.formats.hf import directory as hf
 
         hf.save(tmp_path / kind, loaded.model, loaded.codec, about=task.about)  # type: ignore[arg-type]
         twin = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / kind).eval()

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from tfcli.config import resolve
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.tasks import answer, chat, tag
-from tfcli.tasks.pairs import data as pairs
-from tfcli.tasks.pairs.options import PairData
-from tfcli.tasks.report import Report
-from tfcli.tasks.squad.options import AnswerConfig
-from tfcli.text import labelled
+from tfcli.tasks.answer import task as answer
+from tfcli.tasks.answer.options import AnswerConfig
+from tfcli.tasks.chat import task as chat
+from tfcli.tasks.common.report import Report
+from tfcli.tasks.tag import task as tag
+from tfcli.tasks.translate import data as pairs
+from tfcli.tasks.translate.options import PairData
+from tfcli.text.read import tables
 
 TOKENS = [
     {"tokens": ["Ada", "Lovelace", "lived", "in", "London"], "tags": ["B-person", "I-person", "O", "O", "B-place"]},
@@ -98,8 +100,8 @@ def test_every_form_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
     assert len(expected) == 2
     for name, spec in specs.items():
         assert read(spec) == expected, name
-        assert len(labelled.content_hash([spec])) == 64
-        assert list(map(str, labelled.expand([spec]))) == [str(spec)]
+        assert len(tables.content_hash([spec])) == 64
+        assert list(map(str, tables.expand([spec]))) == [str(spec)]
 
 
 RENAMED: dict[str, tuple[dict[str, str], list[str]]] = {

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfcli.errors import UserError
-from tfcli.tasks import lm
-from tfcli.tasks.lm import LanguageModeling
-from tfcli.text.shards import Shard, ShardWriter
+from tfcli.tasks.lm import task as lm
+from tfcli.tasks.lm.task import LanguageModeling
+from tfcli.text.corpus.shards import Shard, ShardWriter
 
 
 def shard(path: Path, ids: list[int]) -> Shard:

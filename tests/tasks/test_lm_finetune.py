@@ -8,12 +8,14 @@ import pytest
 import torch
 from tiny_models import TEXT, cpu, model, save, tokenizer
 
-from tfcli.config import Wiring
+from tfcli.config.model import Wiring
 from tfcli.errors import UserError
-from tfcli.formats import adapters, hf, models
+from tfcli.formats import open as models
+from tfcli.formats.hf import adapters
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.engine import Engine
-from tfcli.tasks.lm import APPLICATION, LanguageModeling, LmConfig
-from tfcli.tasks.options import FinetuneData
+from tfcli.tasks.common.options import FinetuneData
+from tfcli.tasks.lm.task import APPLICATION, LanguageModeling, LmConfig
 from tfcli.tasks.task import Start
 from tfcli.train.finetune import finetune
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tfcli.errors import UserError
-from tfcli.tasks.labels import plot
+from tfcli.tasks.classify import plot
 
 NAMES: dict[str, list[str]] = {
     "two": ["negative", "positive"],

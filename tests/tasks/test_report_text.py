@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tfcli.errors import UserError
-from tfcli.tasks.report import Report
+from tfcli.tasks.common.report import Report
 
 
 def test_encodings(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfcli.errors import UserError
-from tfcli.tasks.resample import interval, split
+from tfcli.tasks.common.resample import interval, split
 
 
 def test_groups_stay_together_and_the_part_is_about_right() -> None:

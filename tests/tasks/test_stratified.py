@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfcli.tasks.labels import data
-from tfcli.tasks.labels.options import ClassifyData
+from tfcli.tasks.classify import data
+from tfcli.tasks.classify.options import ClassifyData
 
 
 def drawn(seed: int, rows: int, labels: int = 30) -> list[tuple[str, ...]]:

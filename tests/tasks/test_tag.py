@@ -11,12 +11,12 @@ import tiny_models
 import torch
 
 from tfcli.errors import UserError
-from tfcli.formats import heads as head_files
-from tfcli.tasks import tag
-from tfcli.tasks.entities.chunks import Cutter
-from tfcli.tasks.entities.words import joined
-from tfcli.tasks.report import Report
-from tfcli.tasks.tag import TagConfig, TagPredictor
+from tfcli.formats.hf import heads as head_files
+from tfcli.tasks.common.report import Report
+from tfcli.tasks.tag import task as tag
+from tfcli.tasks.tag.chunks import Cutter
+from tfcli.tasks.tag.task import TagConfig, TagPredictor
+from tfcli.tasks.tag.words import joined
 from tfcli.train.finetune import finetune
 
 NAMES = ["O", "B-person", "I-person", "B-place", "I-place"]

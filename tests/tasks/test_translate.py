@@ -12,13 +12,13 @@ import sacrebleu
 import tiny_models
 import torch
 
-from tfcli.config import TokenizerOptions
+from tfcli.config.options import TokenizerOptions
 from tfcli.errors import UserError
-from tfcli.tasks.pairs import data, scores
-from tfcli.tasks.pairs.new import make, shape
-from tfcli.tasks.pairs.options import NewModel, PairData, TranslateConfig, TranslateOptions
 from tfcli.tasks.task import Start
-from tfcli.tasks.translate import APPLICATION, _parts, encode
+from tfcli.tasks.translate import data, scores
+from tfcli.tasks.translate.new_model import make, shape
+from tfcli.tasks.translate.options import NewModel, PairData, TranslateConfig, TranslateOptions
+from tfcli.tasks.translate.task import APPLICATION, _parts, encode
 from tfcli.train.finetune import finetune
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "big": "groß"}
@@ -160,7 +160,7 @@ def test_a_model_from_scratch_learns_translates_and_is_scored(tmp_path: Path) ->
     losses = [row["val_loss"] for row in metrics if "val_loss" in row]
     assert losses[-1] < 0.7 * losses[0] and result.scores["chrf"] > 0
     assert any("pairs to train on" in line for line in lines)
-    from tfcli.formats import heads
+    from tfcli.formats.hf import heads
 
     loaded = heads.load(tmp_path / "run", runtime=tiny_models.cpu())
     predictor = APPLICATION.predictor(loaded.model, loaded.codec, loaded.about, tiny_models.cpu())

@@ -1,23 +1,18 @@
 """Windows over long contexts, against transformers' own; answers in pieces and back; offsets of every tokenizer."""
 
-import sys
-from pathlib import Path
+import itertools
 
+import foreign
 import pytest
 import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parent.parent / "text"))
-import itertools
-
-import foreign
-
 from tfcli.errors import UserError
-from tfcli.tasks.squad.windows import Layout, pieces_of, text_of
-from tfcli.text.codec import Codec
-from tfcli.text.json_tokenizer import JsonTokenizer, Roles
-from tfcli.text.offsets import Located, locate
+from tfcli.tasks.answer.windows import Layout, pieces_of, text_of
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.json import JsonTokenizer, Roles
+from tfcli.text.tokenizers.offsets import Located, locate
 
 TEXT = "Once upon a time there was a king, who had 3 daughters; 从前有一个国王 — été\u00a0naïve 🎉.  The end"
 

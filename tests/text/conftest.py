@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from text_samples import trained
 
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 
 @pytest.fixture(scope="session")

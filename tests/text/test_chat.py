@@ -11,9 +11,9 @@ import pytest
 from foreign import write
 
 from tfcli.errors import UserError
-from tfcli.text import chat
-from tfcli.text.chat import CHATML, ChatTemplate, prompt_ids, read_messages, render, template_of
-from tfcli.text.hub import load_tokenizer
+from tfcli.formats.hf.tokenizers import load_tokenizer
+from tfcli.text.chat import messages as chat
+from tfcli.text.chat.messages import CHATML, ChatTemplate, prompt_ids, read_messages, render, template_of
 
 TEMPLATES = {
     "smollm2": chat_templates.SMOLLM2, "chatml": CHATML, "llama2": chat_templates.LLAMA2,
@@ -153,9 +153,9 @@ BOMBS = {
 @pytest.mark.parametrize("template", BOMBS.values(), ids=BOMBS)
 def test_building_too_much(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a hundredth of the usual budget, to be quick; each would take hours or all memory."""
-    import tfcli.text.template
+    import tfcli.text.chat.template
 
-    monkeypatch.setattr(tfcli.text.template, "WORK", tfcli.text.template.WORK // 100)
+    monkeypatch.setattr(tfcli.text.chat.template, "WORK", tfcli.text.chat.template.WORK // 100)
     with pytest.raises(UserError, match="builds too much, or loops too often"):
         render(template, CHATS[0])
 

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from tfcli.config import DataOptions
+from tfcli.config.options import DataOptions
 from tfcli.errors import RunError, UserError
-from tfcli.text import hf_data, labelled, sources
+from tfcli.text.read import hf_data, sources, tables
 
 FEATURES = Features(
     {
@@ -53,7 +53,7 @@ def test_classes_become_names_and_splits_are_chosen(saved: Path, tmp_path: Path)
 def test_parquet_of_the_library_has_names_too(tmp_path: Path) -> None:
     """Its files hold the numbers of classes; their names are in the schema's metadata."""
     rows(2).to_parquet(tmp_path / "a.parquet")
-    assert [row.values for row in labelled.read(tmp_path / "a.parquet", known=()).rows] == [READ] * 2
+    assert [row.values for row in tables.read(tmp_path / "a.parquet", known=()).rows] == [READ] * 2
 
 
 @pytest.mark.parametrize("kind", [{"_type": "ClassLabel", "names": ["a"]}, {"_type": "OfALaterVersion"}])
@@ -65,15 +65,15 @@ def test_classes_that_cannot_be_read(tmp_path: Path, kind: dict[str, Any]) -> No
     with pytest.raises(
         UserError, match=r"a\.parquet is not a readable Parquet file: .*(class label 1|OfALaterVersion)"
     ):
-        labelled.read(tmp_path / "a.parquet", known=())
+        tables.read(tmp_path / "a.parquet", known=())
 
 
 def test_a_table_of_a_name_is_like_that_of_a_file(saved: Path) -> None:
-    table = labelled.read(f"hf:{saved}:train", known=())
+    table = tables.read(f"hf:{saved}:train", known=())
     assert table.columns == tuple(FEATURES) and table.rows[2].where == f"hf:{saved}:train: row 3"
-    assert table.sha256 == labelled.read(f"hf:{saved}", known=()).sha256
-    assert table.sha256 != labelled.read(f"hf:{saved}:test", known=()).sha256
-    assert [str(path) for path in labelled.expand([f"hf:{saved}:train"])] == [f"hf:{saved}:train"]
+    assert table.sha256 == tables.read(f"hf:{saved}", known=()).sha256
+    assert table.sha256 != tables.read(f"hf:{saved}:test", known=()).sha256
+    assert [str(path) for path in tables.expand([f"hf:{saved}:train"])] == [f"hf:{saved}:train"]
 
 
 def test_text_to_pretrain_on_is_a_document_a_row(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tfcli.config import DataOptions
+from tfcli.config.options import DataOptions
 from tfcli.errors import UserError
-from tfcli.text import sources
-from tfcli.text.files import Counts, lines
-from tfcli.text.sources import find, read
+from tfcli.text.read import sources
+from tfcli.text.read.files import Counts, lines
+from tfcli.text.read.sources import find, read
 
 NOWHERE = Path("nothing is copied")
 
@@ -51,7 +51,7 @@ def test_a_text_file_is_one_document_unchanged(tmp_path: Path) -> None:
 def test_a_long_document_comes_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches text lost or doubled at chunk boundaries, and characters cut by blocks of bytes."""
     monkeypatch.setattr(sources, "CHUNK", 50)
-    monkeypatch.setattr("tfcli.text.files.BLOCK", 7)
+    monkeypatch.setattr("tfcli.text.read.files.BLOCK", 7)
     text = "".join(f"ligne {n} é漢👩\n" * (n % 3) + "\n" * (n % 4) for n in range(200)) + "q" * 500
     path = put(tmp_path / "a.txt", text)
     chunks = list(read(find([str(path)], spool=tmp_path), DataOptions()))
@@ -212,7 +212,7 @@ def test_what_is_not_text_is_named(tmp_path: Path, content: bytes, message: str)
 
 def test_invalid_utf8_is_placed_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an offset counted from the block instead of the file, and text cut short at its end."""
-    monkeypatch.setattr("tfcli.text.files.BLOCK", 5)
+    monkeypatch.setattr("tfcli.text.read.files.BLOCK", 5)
     data = "é\nligne deux é\n".encode() + b"bad \xe8 here \xff\n"
     path = put(tmp_path / "a.txt", data)
     with pytest.raises(UserError, match=f"byte 0xe8 at offset {data.index(0xE8)}, line 3") as caught:

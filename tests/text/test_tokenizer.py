@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from text_samples import prose, trained
 
 from tfcli.errors import UserError
-from tfcli.text.sources import CHUNK, cut_point
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.read.sources import CHUNK, cut_point
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 HARD = [
     "",

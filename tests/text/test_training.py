@@ -7,11 +7,11 @@ from typing import Literal
 import pytest
 from text_samples import prose
 
-from tfcli.config import TokenizerOptions
+from tfcli.config.options import TokenizerOptions
 from tfcli.errors import UserError
-from tfcli.text.sources import Chunk
-from tfcli.text.tokenizer import Tokenizer
-from tfcli.text.training import train
+from tfcli.text.read.sources import Chunk
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
+from tfcli.text.tokenizers.training import train
 
 
 def fit(text: str, *, notes: list[str] | None = None, default_size: int | None = None, **settings: object) -> Tokenizer:

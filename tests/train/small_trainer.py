@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import tiny_models
 
-from tfcli.config import PretrainConfig, resolve
+from tfcli.config.options import PretrainConfig
+from tfcli.config.resolve import resolve
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.tasks.lm import LanguageModeling
-from tfcli.text.shards import Shard, ShardWriter
+from tfcli.tasks.lm.task import LanguageModeling
+from tfcli.text.corpus.shards import Shard, ShardWriter
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Event
 from tfcli.train.metrics import Metrics

@@ -14,7 +14,8 @@ from small_runs import facts, resume, start, text, timeless
 from tiny_models import cpu
 
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import heads, hf
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf import heads
 from tfcli.model import masked_head
 from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune

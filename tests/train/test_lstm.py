@@ -16,14 +16,14 @@ from small_runs import facts, resume, start, text, timeless
 from tiny_models import cpu
 
 from tfcli.cli.main import main
-from tfcli.config import ModelOptions
+from tfcli.config.options import ModelOptions
 from tfcli.errors import Interrupted, UserError
 from tfcli.formats import lstm as directories
 from tfcli.infer.score import evaluate
 from tfcli.model import lstm
 from tfcli.model.cost import parameters
 from tfcli.model.lstm import Lstm
-from tfcli.text.shards import Shard
+from tfcli.text.corpus.shards import Shard
 from tfcli.train.events import Event, Saved
 from tfcli.train.plan import shape
 
@@ -96,7 +96,7 @@ def test_the_directory_scores_as_training_did(room: Path) -> None:
     """The saved model is the best one, and scored by the same rule."""
     _, val = shards(room)
     model, tokenizer = directories.load(room / "whole", runtime=cpu())
-    again = evaluate(model, val.ids, text_bytes=val.bytes, first=tokenizer.eos_id, runtime=cpu())
+    again = evaluate(model, val.ids, text_bytes=val.bytes, codec=tokenizer, runtime=cpu())
     lines = [line for line in timeless(room / "whole") if "val_bits_per_byte" in line]
     best = min(lines, key=lambda line: line["val_bits_per_byte"])
     assert again.bits_per_byte == pytest.approx(best["val_bits_per_byte"], abs=1e-6)

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from tfcli.config import OptimOptions
+from tfcli.config.options import OptimOptions
 from tfcli.train import optim
 from tfcli.train.optim import Muon, Optimizers, schedule
 

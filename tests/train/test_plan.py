@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import tiny_models
 
-from tfcli.config import PretrainConfig, resolve
+from tfcli.config.options import PretrainConfig
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.train import plan
 
@@ -175,7 +176,7 @@ def test_settling_pays_for_everything() -> None:
 
 def test_presets_can_be_planned() -> None:
     """Catches a preset that asks for what cannot be."""
-    from tfcli.config import PRESETS
+    from tfcli.config.resolve import PRESETS
 
     for name in PRESETS:
         settings, _ = resolve(PretrainConfig, preset=name)

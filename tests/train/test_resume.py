@@ -18,8 +18,8 @@ import small_runs
 from small_runs import facts, resume, start, text, timeless
 
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import hf
-from tfcli.text import corpus as corpora
+from tfcli.formats.hf import directory as hf
+from tfcli.text.corpus import prepare as corpora
 from tfcli.train import checkpoint, metrics
 from tfcli.train.events import Event, Note, Saved
 

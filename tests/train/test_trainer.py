@@ -13,8 +13,8 @@ from small_trainer import rows, trainer
 from torch import Tensor
 
 from tfcli.errors import Interrupted, RunError
-from tfcli.tasks.batch import Rows
-from tfcli.tasks.lm import LanguageModeling
+from tfcli.tasks.common.batch import Rows
+from tfcli.tasks.lm.task import LanguageModeling
 from tfcli.tasks.task import Headline
 from tfcli.train import checkpoint, order
 from tfcli.train.events import Evaluated, Event, Progress, Sampled, Saved

@@ -12,14 +12,14 @@ import torch
 from small_runs import facts, resume, start, text, timeless
 from tiny_models import cpu
 
-from tfcli.config import ModelOptions
+from tfcli.config.options import ModelOptions
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
 from tfcli.model.cost import parameters
 from tfcli.model.transformer import Transformer
-from tfcli.tasks.pairs import new
-from tfcli.tasks.pairs.options import NewModel
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.tasks.translate import new_model
+from tfcli.tasks.translate.options import NewModel
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import optim
 from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune
@@ -95,7 +95,7 @@ def test_a_tokenizer_is_taken_along(room: Path, tmp_path: Path) -> None:
 def test_it_is_the_model_that_pairs_get(depth: int, pairs: int) -> None:
     """Would catch two wirings or sizes under one name, and matrices of the encoder that Muon leaves out."""
     made = shape(ModelOptions(arch="transformer", context=256), depth=depth, vocab_size=512)
-    assert made == new.shape(NewModel(), vocab_size=512, pairs=pairs)
+    assert made == new_model.shape(NewModel(), vocab_size=512, pairs=pairs)
     with torch.device("meta"):
         model = Transformer(made)
     matrices = sum(p.numel() for name, p in model.named_parameters() if optim.rule(name, p) == optim.MUON)

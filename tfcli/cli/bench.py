@@ -15,14 +15,15 @@ import typer
 
 from tfcli.cli.lines import note
 from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
-from tfcli.config import PretrainConfig, resolve
+from tfcli.config.options import PretrainConfig
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
-    from tfcli.bench.peers import Peer
-    from tfcli.bench.rules import Rule
-    from tfcli.bench.subject import Subject
-    from tfcli.formats.models import Found
+    from tfcli.benchmark.peers import Peer
+    from tfcli.benchmark.rules import Rule
+    from tfcli.benchmark.subject import Subject
+    from tfcli.formats.open import Found
     from tfcli.runtime import Runtime
 
 Json = dict[str, Any]
@@ -122,9 +123,9 @@ def bench(
 
     Example: tfcli bench --depth 4 --suite train,decode
     """
-    from tfcli.bench import peers, rules, suites
-    from tfcli.bench.compare import read
-    from tfcli.formats.models import locate
+    from tfcli.benchmark import peers, rules, suites
+    from tfcli.benchmark.compare import read
+    from tfcli.formats.open import locate
 
     if as_json and markdown:
         raise UserError("--json and --markdown exclude each other", hint="leave one of them out")
@@ -160,7 +161,7 @@ def bench(
 
 def _runtime(device: str | None, precision: str | None, threads: int | None) -> Runtime:
     """Where it runs; says so, and what else runs there."""
-    from tfcli.bench.timing import contention, others_running
+    from tfcli.benchmark.timing import contention, others_running
 
     runtime = Machine(device, precision, threads).runtime()
     note(f"device: {runtime.describe()}")
@@ -179,7 +180,7 @@ def _subject(
     runtime: Runtime,
     folder: Path,
 ) -> Subject:
-    from tfcli.bench import subject
+    from tfcli.benchmark import subject
 
     if model is not None and (preset or depth):
         raise UserError("--model has a shape of its own", hint="leave --preset and --depth out")
@@ -195,7 +196,7 @@ def _subject(
 
 def _open(stack: contextlib.ExitStack, name: str, subject: Subject, runtime: Runtime, python: Path | None) -> Peer:
     """A peer with the model loaded, and the prompt that the suites have."""
-    from tfcli.bench import peers, suites
+    from tfcli.benchmark import peers, suites
 
     note(f"{name} ...")
     prompt, new = suites.lengths(subject.config)
@@ -212,7 +213,7 @@ def _open(stack: contextlib.ExitStack, name: str, subject: Subject, runtime: Run
 
 def _measure(names: list[str], subject: Subject, runtime: Runtime, repeats: int, opened: Sequence[Peer]) -> list[Json]:
     """A line for each suite; says on stderr which is running, and what is not to be trusted."""
-    from tfcli.bench import report, suites
+    from tfcli.benchmark import report, suites
 
     made = []
     for result in suites.run(
@@ -232,8 +233,8 @@ def _measure(names: list[str], subject: Subject, runtime: Runtime, repeats: int,
 
 def _judge(gate: list[Rule], lines: list[Json], earlier: list[Json] | None, show: _Show) -> None:
     """Show what changed since earlier results, and leave with exit code 1 where a rule is broken."""
-    from tfcli.bench import rules
-    from tfcli.bench.compare import compare, differences
+    from tfcli.benchmark import rules
+    from tfcli.benchmark.compare import compare, differences
 
     ratios = {line["suite"]: [other["ratio"] for other in line.get("against", [])] for line in lines}
     failed: list[str] = []
@@ -261,7 +262,7 @@ class _Show:
 
     def results(self, lines: list[Json]) -> None:
         """Every suite, and where there is one what was timed beside it."""
-        from tfcli.bench import report
+        from tfcli.benchmark import report
 
         if self._json:
             for line in lines:
@@ -279,7 +280,7 @@ class _Show:
 
     def verdicts(self, verdicts: Sequence[Any]) -> None:
         """What became of each suite; with --json on stderr, where stdout has an object for each already."""
-        from tfcli.bench import compare
+        from tfcli.benchmark import compare
 
         if self._json:
             for verdict in verdicts:
@@ -292,7 +293,7 @@ class _Show:
 
     def table(self, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """One table, after an empty line."""
-        from tfcli.bench import report
+        from tfcli.benchmark import report
 
         typer.echo()
         if self._markdown:

@@ -12,11 +12,12 @@ import typer
 from tfcli.cli import options
 from tfcli.cli.lines import note
 from tfcli.cli.options import OUTPUT, TEXT
-from tfcli.config import DataOptions, resolve
+from tfcli.config.options import DataOptions
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
-    from tfcli.compress.quantize import Compressed
+    from tfcli.compression.quantize import Compressed
 
 
 def compress(
@@ -54,7 +55,7 @@ def compress(
     if quantize is None:
         raise UserError("nothing says how to make it smaller", hint="choose --quantize int8 or --quantize int4")
     data, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
-    from tfcli.compress.quantize import compress as write
+    from tfcli.compression.quantize import compress as write
 
     runtime = options.Machine(device=device, precision=precision, threads=threads).runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)

@@ -14,7 +14,8 @@ import typer
 
 from tfcli.cli.lines import decoded, read_objects
 from tfcli.cli.options import Device, Precision, Quantize, Threads
-from tfcli.config import Sampling, resolve
+from tfcli.config.options import Sampling
+from tfcli.config.resolve import resolve
 from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class _Ask:
     def row(self, row: dict[str, Any]) -> Prompt:
         """The prompt of a line of .jsonl: its "prompt", or its "messages" as they are."""
         if "messages" in row:
-            from tfcli.text.chat import read_messages
+            from tfcli.text.chat.messages import read_messages
 
             return read_messages(row)
         if not isinstance(row.get("prompt"), str):
@@ -264,8 +265,8 @@ def _load(
     quantize: str | None,
 ) -> Engine:
     """The engine, once all that can be checked without it is; says on stderr what it chose."""
-    from tfcli.formats.hf import find_model
-    from tfcli.formats.models import read_config
+    from tfcli.formats.hf.directory import find_model
+    from tfcli.formats.open import read_config
 
     path = find_model(model, generates=True)
     read_config(path)
@@ -362,7 +363,7 @@ def _note(result: Generation, engine: Engine) -> None:
 
 def _from_stdin() -> str:
     """All of a piped stdin less one final line break; "" at a terminal, which is never asked."""
-    from tfcli.text.sources import stdin
+    from tfcli.text.read.sources import stdin
 
     if sys.stdin is not None and sys.stdin.isatty():
         return ""

@@ -34,8 +34,8 @@ def inspect(
 
     Example: tfcli inspect runs/first
     """
-    from tfcli.formats.describe import describe
-    from tfcli.formats.hf import find_model
+    from tfcli.formats.hf.directory import find_model
+    from tfcli.inspection.describe import describe
 
     if not targets:
         targets = [str(find_model(None))]

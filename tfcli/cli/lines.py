@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from tfcli.text.labelled import Row
+    from tfcli.text.read.tables import Row
 
 CONVERT = "convert it first, as with iconv"
 
@@ -50,19 +50,19 @@ def read_objects(
     or is corrupt, and for an encoding that is not known, or in which a line end is not one byte. Without an encoding it
     is UTF-8, and the command has no option for another.
     """
-    from tfcli.text import files, labelled
-    from tfcli.text.sources import stdin
+    from tfcli.text.read import files, tables
+    from tfcli.text.read.sources import stdin
 
     hint = CONVERT if encoding is None else "name its encoding, as --encoding latin-1"
     encoding = encoding or "utf-8"
-    labelled.check_encoding(encoding)
+    tables.check_encoding(encoding)
     if codecs.lookup(encoding).name == "utf-8-sig":
         encoding = "utf-8"  # whose byte order mark is let go anyway
     if file != "-" and not Path(file).is_file():
         raise UserError(f"no such file: {file}", hint=f'expected one text a line, or .jsonl with "{key}"')
     suffix = files.stem_suffix(Path(file))[0]
     if suffix in (".csv", ".tsv", ".parquet"):
-        table = labelled.read(file, known=(key,), encoding=encoding)
+        table = tables.read(file, known=(key,), encoding=encoding)
         if table.header:
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
-from tfcli.config import DataOptions, PretrainConfig
+from tfcli.config.options import DataOptions, PretrainConfig
 
 if TYPE_CHECKING:
     from tfcli.runtime import Runtime

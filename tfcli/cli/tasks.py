@@ -10,9 +10,9 @@ from tfcli.cli.lines import note
 from tfcli.cli.options import Machine
 
 if TYPE_CHECKING:
-    from tfcli.formats.heads import Loaded
+    from tfcli.formats.hf.heads import Loaded
+    from tfcli.objectives.fill import FillPredictor
     from tfcli.runtime import Runtime
-    from tfcli.tasks.fill import FillPredictor
     from tfcli.tasks.task import Predictor
 
 
@@ -23,11 +23,11 @@ def task_of(model: str) -> str | None:
     """
     if not Path(model).is_dir():
         if not Path(model).exists():
-            from tfcli.formats.models import read_config
+            from tfcli.formats.open import read_config
 
             read_config(model)  # which says so
         return None
-    from tfcli.formats.models import about_of
+    from tfcli.formats.open import about_of
     from tfcli.tasks.applications import APPLICATIONS, KINDS
 
     about, kind = about_of(model)
@@ -41,7 +41,7 @@ def fills_in(model: str) -> bool:
     """Whether a model directory has the head of a masked-language model, and no task of its own."""
     if not Path(model).is_dir():
         return False
-    from tfcli.formats.models import about_of
+    from tfcli.formats.open import about_of
 
     return about_of(model)[1] == "masked"
 
@@ -60,15 +60,15 @@ def filler(
     model: str, device: str | None, precision: str | None, threads: int | None, quantize: str | None
 ) -> FillPredictor:
     """The masked-language model in a directory, ready to fill in; UserError for a model that does not."""
-    from tfcli.tasks.fill import FillPredictor
+    from tfcli.objectives.fill import FillPredictor
 
     loaded, _ = _loaded(model, Machine(device, precision, threads, quantize))
     return FillPredictor(loaded.model, loaded.codec)
 
 
 def _loaded(model: str, machine: Machine) -> tuple[Loaded, Runtime]:
-    from tfcli.formats import models
-    from tfcli.model.quantized import Quantization, quantize_model
+    from tfcli.formats import open as models
+    from tfcli.model.quant.quantize import Quantization, quantize_model
 
     runtime = machine.runtime()
     print(f"device: {runtime.describe()}", file=sys.stderr)

@@ -18,12 +18,13 @@ import typer
 from tfcli.cli import options
 from tfcli.cli.help import GroupedCommand
 from tfcli.cli.lines import note
-from tfcli.config import DataOptions, TokenizerOptions, resolve
+from tfcli.config.options import DataOptions, TokenizerOptions
+from tfcli.config.resolve import resolve
 from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from tfcli.text.stats import Stats
-    from tfcli.text.tokenizer import Tokenizer
+    from tfcli.text.corpus.stats import Stats
+    from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -96,9 +97,9 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a tokenizer on text."""
-    from tfcli.text import corpus as corpora
-    from tfcli.text.sources import find, spooling
-    from tfcli.text.training import train as train_tokenizer
+    from tfcli.text.corpus import prepare as corpora
+    from tfcli.text.read.sources import find, spooling
+    from tfcli.text.tokenizers.training import train as train_tokenizer
 
     flags = {
         "tokenizer.vocab_size": vocab_size,
@@ -154,7 +155,7 @@ def encode(
     With --json results are {"ids": [...]}, and a line that is {"text": "..."} stands for that text, with its line
     breaks.
     """
-    from tfcli.text.filters import encode_lines, line_batches
+    from tfcli.text.corpus.filters import encode_lines, line_batches
 
     config, _ = resolve(TokenizeConfig, flags={"data.errors": errors})
     loaded = _tokenizer(tokenizer)
@@ -178,7 +179,7 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Turn each line of ids, or {"ids": [...]}, into text; with --json into {"text": "..."}."""
-    from tfcli.text.filters import decode_lines, line_batches
+    from tfcli.text.corpus.filters import decode_lines, line_batches
 
     loaded = _tokenizer(tokenizer)
     with _input(file) as stream:
@@ -195,8 +196,8 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Say how well a tokenizer fits a text: bytes per token, byte fallback, unknown pieces, and each script's share."""
-    from tfcli.text.sources import find, read, spooling
-    from tfcli.text.stats import stats as measure
+    from tfcli.text.corpus.stats import stats as measure
+    from tfcli.text.read.sources import find, read, spooling
 
     config, _ = resolve(TokenizeConfig, flags={"data.errors": errors, "data.text_key": text_key})
     loaded = _tokenizer(tokenizer)
@@ -218,7 +219,7 @@ def _full_key(item: str) -> str:
 
 
 def _tokenizer(path: Path | None) -> Tokenizer:
-    from tfcli.text.tokenizer import FILE_NAME, Tokenizer
+    from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
     if path is None:
         if not Path(FILE_NAME).is_file():
@@ -238,7 +239,7 @@ def _threads(given: int | None) -> int:
 
 @contextmanager
 def _input(name: str) -> Iterator[BinaryIO]:
-    from tfcli.text.sources import stdin
+    from tfcli.text.read.sources import stdin
 
     if name == "-":
         yield stdin()

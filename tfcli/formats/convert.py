@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tfcli.config import ModelConfig
+from tfcli import disk
+from tfcli.config.model import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats import adapters, families, gguf_save, gguf_wiring, head_names, hf, models
-from tfcli.formats.heads import Loaded
-from tfcli.formats.tokenizer_json import tokenizer_json
+from tfcli.formats import open as models
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import save as gguf_save
+from tfcli.formats.gguf.vocab_writer import differences
+from tfcli.formats.hf import adapters, head_names
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.families import registry as families
+from tfcli.formats.hf.heads import Loaded
+from tfcli.formats.hf.tokenizer_json import tokenizer_json
 from tfcli.model import heads, lora
 from tfcli.model.masked_head import MaskedHead
-from tfcli.model.quantized import Quantization, quantize_model, widen_model
+from tfcli.model.quant.quantize import Quantization, quantize_model, widen_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text import files
-from tfcli.text.codec import Codec
-from tfcli.text.gguf_vocab_writer import differences
-from tfcli.text.json_tokenizer import JsonTokenizer, Roles
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.json import JsonTokenizer, Roles
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 FORMATS = ("gguf", "hf")
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -171,7 +175,7 @@ def check(to: str, type: str | None) -> str:
 def check_family(config: ModelConfig, to: str, name: str) -> None:
     """UserError for a model that the format does not have."""
     if to == "gguf":
-        gguf_wiring.to_gguf(config, name=name)
+        gguf_families.to_gguf(config, name=name)
     else:
         families.written(config)
 
@@ -278,19 +282,14 @@ def written(out: Path, *, directory: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent} cannot be made: {error.strerror}", hint="choose another place") from None
-    files.sweep(out.parent)
-    aside = files.aside(out)
+    if directory:
+        with disk.whole_folder(out, last=lambda name: name.endswith((".safetensors", ".gguf"))) as folder:
+            yield folder
+        return
+    disk.sweep(out.parent)
+    made = disk.aside(out)
     try:
-        yield aside
-        if directory and out.exists():
-            # Weights last: a reader finds them only when all else is there.
-            held = sorted(aside.iterdir(), key=lambda path: (path.suffix in (".safetensors", ".gguf"), path.name))
-            for path in held:
-                path.replace(out / path.name)
-        else:
-            aside.replace(out)
+        yield made
+        made.replace(out)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tfcli.config import ModelConfig, Wiring
+from tfcli.config.model import ModelConfig, Wiring
 from tfcli.errors import UserError
-from tfcli.formats.gguf_models import rotary_halves
-from tfcli.formats.weights import pickled
-from tfcli.text.codec import Codec
-from tfcli.text.gguf_vocab import from_gguf
-from tfcli.text.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
+from tfcli.formats.gguf.settings import rotary_halves
+from tfcli.formats.gguf.vocab import from_gguf
+from tfcli.formats.hf.weights import pickled
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN
 
 if TYPE_CHECKING:
     import torch
 
-    from tfcli.model.quantized import Quantization
+    from tfcli.model.quant.quantize import Quantization
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -112,7 +112,7 @@ def load_model(
     """The model alone."""
     import torch
 
-    from tfcli.model.quantized import assign
+    from tfcli.model.quant.quantize import assign
     from tfcli.model.transformer import Transformer
 
     config = read_config(path)

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcli.config import ModelConfig
+from tfcli import disk
+from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.stored import CONFIG, LSTM, read_data
-from tfcli.formats.weights import FILE
-from tfcli.text import files
-from tfcli.text.tokenizer import FILE_NAME, Tokenizer
+from tfcli.formats.hf.stored import CONFIG, LSTM, read_data
+from tfcli.formats.hf.weights import FILE
+from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
 if TYPE_CHECKING:
     from tfcli.model.lstm import Lstm
@@ -28,9 +28,9 @@ def save(directory: Path, model: Lstm, tokenizer: Tokenizer) -> None:
     config = {"model_type": LSTM, **{name: getattr(model.config, name) for name in SIZES}, "layers": len(model.layers)}
     config["tfcli"] = {"tokenizer_sha256": tokenizer.hash}
     tokenizer.save(directory / FILE_NAME)
-    files.write(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    disk.write(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
-    files.write(directory / FILE, save(state, metadata={"format": "pt"}))
+    disk.write(directory / FILE, save(state, metadata={"format": "pt"}))
 
 
 def found(path: str | Path) -> bool:

@@ -12,19 +12,21 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import UserError
-from tfcli.formats import models
+from tfcli.formats import open as models
 from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
 from tfcli.infer.embed import embed
+from tfcli.infer.residency import settle
 from tfcli.infer.sampling import check
 from tfcli.infer.score import Scores, evaluate
 from tfcli.infer.stopping import StopFilter
-from tfcli.model.settle import settle
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text import chat
-from tfcli.text.codec import Codec
+from tfcli.text.chat import messages as chat
+from tfcli.text.corpus.encoding import encode
+from tfcli.text.read.sources import Chunk
+from tfcli.text.tokenizers.codec import Codec
 
 Prompt: TypeAlias = str | Sequence[chat.Message]
 """A text to continue (of an encoder-decoder: to turn into another), or the messages of a chat to answer."""
@@ -217,15 +219,14 @@ class Engine:
         return whole, max(0, len(ids) - room)
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
-        """Loss, perplexity and bits per byte of a text as one document, each token once."""
+        """Loss, perplexity and bits per byte of a text as one document, each token once, its end-of-text token too."""
         self._refuse_turning("does not score a text by itself")
-        ids = np.asarray(self.tokenizer.encode(text), dtype=np.int64)
-        if not len(ids):
+        if not text:
             raise UserError("there is no text to score")
-        size = len(text.encode())
+        made = encode([Chunk(text, True)], self.tokenizer, begin=True)
         with self.runtime.active():
             scores = evaluate(
-                self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride
+                self.model, made.ids, text_bytes=made.bytes, codec=self.tokenizer, runtime=self.runtime, stride=stride
             )
         return scores.checked()
 
@@ -235,11 +236,6 @@ class Engine:
                 f"{self.tokenizer.name} belongs to an encoder-decoder, which {what}",
                 hint="it turns one text into another: tfcli generate, or tfcli predict",
             )
-
-    @property
-    def first_id(self) -> int:
-        """The id that a text begins after: the tokenizer's beginning of text where it has one, else its end of text."""
-        return (self.tokenizer.prefix_ids or (self.tokenizer.eos_id,))[0]
 
     @property
     def turns_texts(self) -> bool:
@@ -276,7 +272,7 @@ class Engine:
     def _events(self, prompts: Iterator[Prompt], sampling: Sampling) -> Iterator[Event]:
         """Events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
         opened: dict[int, _Row] = {}
-        eos_ids = self.tokenizer.eos_ids
+        eos_ids, before = self.tokenizer.eos_ids, list(self.tokenizer.prefix_ids)
 
         def requests() -> Iterator[Request]:
             number = 0
@@ -295,7 +291,11 @@ class Engine:
                         )
                         number += 1
                     mixed = [_mixed(of_row, ids) for of_row in seeds]
-                    yield Request([self.tokenizer.eos_id], mixed, ids) if self.turns_texts else Request(ids, mixed)
+                    if self.turns_texts:
+                        yield Request([self.tokenizer.eos_id], mixed, ids)
+                    else:
+                        kept = len(before) if ids[: len(before)] == before else 0
+                        yield Request(ids, mixed, kept=kept)
 
         ended = lambda row, id: opened[row].push(id)  # noqa: E731
         steps_of_rows = self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended)

@@ -12,8 +12,8 @@ from tfcli.infer.batches import by_length
 from tfcli.model import heads, masked_head
 from tfcli.model.masked_head import MaskedHead
 from tfcli.model.transformer import Transformer
-from tfcli.text.codec import Codec
-from tfcli.text.tokenizer import MASK
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.sentencepiece import MASK
 
 NAMES = (MASK, "<mask>")
 """What the piece is called: BERT's name, RoBERTa's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tfcli.config import Sampling
+from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 
 BLOCK = 256

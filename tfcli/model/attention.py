@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.config import ModelConfig
-from tfcli.model import native
+from tfcli.config.model import ModelConfig
 from tfcli.model.cache import KVCache
-from tfcli.model.kernels import norm_rope, rotate, short_attention
+from tfcli.model.fused import norm_rope, rotate, short_attention
 from tfcli.model.layers import Linear, RMSNorm, fused_linear, fusible
+from tfcli.native import ops
 
 Rope = tuple[Tensor, Tensor]
 
@@ -130,9 +130,9 @@ def attend(
         out = F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, K)
     causal = causal and mask is None
-    if native.attends(q_BHTK, k_BGSK, mask):
+    if ops.attends(q_BHTK, k_BGSK, mask):
         scale = K**-0.5 if scale is None else scale
-        return native.attend(q_BHTK, k_BGSK, v_BGSK, scale=scale, causal=causal, mask=mask)
+        return ops.attend(q_BHTK, k_BGSK, v_BGSK, scale=scale, causal=causal, mask=mask)
     if G != H:
         k_BGSK = k_BGSK.repeat_interleave(H // G, dim=1)
         v_BGSK = v_BGSK.repeat_interleave(H // G, dim=1)

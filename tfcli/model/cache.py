@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tfcli.config import ModelConfig
+from tfcli.config.model import ModelConfig
 
 
 class KVCache:
@@ -129,10 +129,6 @@ class KVCache:
         if len(lengths) != self.batch:
             raise ValueError(f"{len(lengths)} lengths for {self.batch} rows")
         self._store.lengths[self.first : self.first + self.batch] = lengths
-
-    def trim(self, positions: int) -> None:
-        """Forget the last ``positions`` of every row."""
-        self.set_lengths([max(0, length - positions) for length in self.lengths])
 
     def move(self, source: int, target: int) -> None:
         """Copy what row ``source`` holds into row ``target``."""

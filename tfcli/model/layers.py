@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.config import ModelConfig, RopeScaling
-from tfcli.model import native
-from tfcli.model.kernels import rms_norm, swiglu
+from tfcli.config.model import ModelConfig, RopeScaling
+from tfcli.model.fused import rms_norm, swiglu
+from tfcli.native import ops
 
 NO_SCALING = RopeScaling()
 
@@ -153,8 +153,8 @@ class FeedForward(nn.Module):
 
 def gated(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     """``act(gate) * up``, or ``act(up)`` without a gate."""
-    if native.serves(up) and (gate is not None or activation in ("silu", "gelu_tanh")):
-        return native.activate(gate, up, activation)
+    if ops.serves(up) and (gate is not None or activation in ("silu", "gelu_tanh")):
+        return ops.activate(gate, up, activation)
     return activate(up, activation) if gate is None else activate(gate, activation) * up
 
 

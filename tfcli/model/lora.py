@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.config import LoraOptions
+from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError, unknown
 from tfcli.model.layers import Linear
-from tfcli.model.quant import QuantMatrix
+from tfcli.model.quant.matrix import QuantMatrix
 
 Base = Linear | QuantMatrix
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from tfcli.config import ModelConfig, Wiring
+from tfcli.config.model import ModelConfig, Wiring
 from tfcli.model.cost import parameters
-from tfcli.model.kernels import linear_cross_entropy, torch_dropout
+from tfcli.model.fused import linear_cross_entropy, torch_dropout
 
 LAYERS = 2
 """As of Zaremba et al. 2014; deeper ones are harder to train and no better."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tfcli.model.fused import linear_cross_entropy
 from tfcli.model.heads import Head, Transform, of
-from tfcli.model.kernels import linear_cross_entropy
 from tfcli.model.transformer import Transformer
 
 KIND = "masked"

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.config import ModelConfig
-from tfcli.model import kernels
+from tfcli.config.model import ModelConfig
+from tfcli.model import fused
 from tfcli.model.attention import Attention, CrossAttention, Rope, additive, band_mask, causal_mask
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
@@ -70,7 +70,7 @@ class Block(nn.Module):
         """The residual stream with the output of a part added, as the place of the norms has it."""
         if self.place == "sandwich":
             y_BTD = self.get_submodule(f"{part}_post_norm")(y_BTD)
-        x_BTD = kernels.add_dropout(x_BTD, y_BTD, dropout)
+        x_BTD = fused.add_dropout(x_BTD, y_BTD, dropout)
         return self.get_submodule(f"{part}_norm")(x_BTD) if self.place == "post" else x_BTD
 
 
@@ -112,7 +112,7 @@ class Stack(nn.Module):
         positions = torch.arange(T, device=x_BTD.device) if cache is None else cache.positions(T)
         if segments_BT is not None:
             positions = restarting(segments_BT)
-        x_BTD = kernels.dropout(self._placed(x_BTD, positions, types_BT), dropout)
+        x_BTD = fused.dropout(self._placed(x_BTD, positions, types_BT), dropout)
         kinds = [self.config.is_local(layer) for layer in range(self.config.depth)]
         views = {local: self._view(local, positions, x_BTD, cache, mask_BT, segments_BT) for local in set(kinds)}
         for layer, (local, block) in enumerate(zip(kinds, self.blocks, strict=True)):
@@ -261,7 +261,7 @@ class Transformer(Stack):
         # A quantized head as the numbers that its codes stand for.
         weight = head.weight if isinstance(head, Linear) else head.widened(hidden_BTD.dtype)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return kernels.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
+        return fused.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""

@@ -18,7 +18,7 @@ APPLICATIONS = {
     "translate": "texts into other texts, as those of another language",
     "lm": "text, of which the model reads on",
 }
-"""{--task: what it does}; ``tfcli.tasks.NAME`` has the ``APPLICATION``."""
+"""{--task: what it does}; ``tfcli.tasks.NAME.task`` has the ``APPLICATION``."""
 KINDS = {"sequence": "classify", "token": "tag", "span": "answer"}
 """{kind of head: the task of a model with it}, of models that tfcli did not finetune."""
 
@@ -27,5 +27,5 @@ def application(name: str) -> Application:
     """The application of a --task. Raises UserError for an unknown name, with the nearest known one."""
     if name not in APPLICATIONS:
         raise unknown("task", name, APPLICATIONS)
-    module = importlib.import_module(f"tfcli.tasks.{name}")
+    module = importlib.import_module(f"tfcli.tasks.{name}.task")
     return cast("Application", module.APPLICATION)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfcli.config import ModelConfig
-from tfcli.formats import families, head_names
+from tfcli.config.model import ModelConfig
+from tfcli.formats.hf import head_names
+from tfcli.formats.hf.families import registry as families
 from tfcli.model.transformer import Transformer
-from tfcli.tasks.batch import Batch
+from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.task import Headline
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Rows
-from tfcli.tasks.options import FinetuneConfig
-from tfcli.text.codec import Codec
+from tfcli.tasks.common.batch import Rows
+from tfcli.tasks.common.options import FinetuneConfig
+from tfcli.text.tokenizers.codec import Codec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,19 +10,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tfcli.config import ModelConfig, PretrainConfig, TokenizerOptions
+from tfcli.config.model import ModelConfig
+from tfcli.config.options import PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
-from tfcli.formats import hf, lstm
+from tfcli.formats import lstm
+from tfcli.formats.hf import directory as hf
 from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer, initialize
+from tfcli.objectives import masked, spans
+from tfcli.objectives.masked import MaskedLanguageModeling
+from tfcli.objectives.spans import SpanCorruption
 from tfcli.runtime import Runtime
-from tfcli.tasks import mlm, spans
-from tfcli.tasks.lm import LanguageModeling
-from tfcli.tasks.mlm import MaskedLanguageModeling
-from tfcli.tasks.spans import SpanCorruption
-from tfcli.text import training
-from tfcli.text.corpus import Corpus
-from tfcli.text.tokenizer import Tokenizer
+from tfcli.tasks.lm.task import LanguageModeling
+from tfcli.text.corpus.prepare import Corpus
+from tfcli.text.tokenizers import training
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 Model: TypeAlias = Transformer | Lstm
 OF_ARCH = {"mlm.": "bert", "spans.": "transformer"}
@@ -58,7 +60,7 @@ def check(config: PretrainConfig, sources: Mapping[str, str]) -> None:
 def check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer) -> None:
     """Raise UserError for a tokenizer that lacks what the architecture needs."""
     if config.model.arch == "bert":
-        mlm.check_tokenizer(tokenizer)
+        masked.check_tokenizer(tokenizer)
     if config.model.arch == "transformer":
         spans.check_tokenizer(tokenizer, config.model.context, config.spans)
 
@@ -85,7 +87,7 @@ def build(config: PretrainConfig, model: ModelConfig) -> Model:
         return Lstm(model)
     made = Transformer(model)
     if config.model.arch == "bert":
-        mlm.attach(made)
+        masked.attach(made)
     return made
 
 

@@ -13,23 +13,26 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tfcli.config import OptimOptions, PretrainConfig, TrainOptions, resolve
+from tfcli.config.options import OptimOptions, PretrainConfig, TrainOptions
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.formats import adapters, heads, hf, models
+from tfcli.formats import open as models
 from tfcli.formats.convert import portable
-from tfcli.formats.stored import CONFIG
+from tfcli.formats.hf import adapters, heads
+from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.stored import CONFIG
 from tfcli.model import heads as task_heads
 from tfcli.model import lora
-from tfcli.model.quantized import widen_model
+from tfcli.model.quant.quantize import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.applications import KINDS, application
+from tfcli.tasks.common.options import FinetuneConfig, check
 from tfcli.tasks.frame import settings_of
-from tfcli.tasks.options import FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start
-from tfcli.text import hf_data
-from tfcli.text.codec import Codec
-from tfcli.train import checkpoint, plan, record
+from tfcli.text.read import hf_data
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.train import checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener
 from tfcli.train.metrics import check_tensorboard
@@ -89,7 +92,7 @@ def finetune(
     stopped it after saving.
     """
     began = time.time() if started is None else started
-    tell: Listener = listen if listen is not None else lambda event: None
+    tell: Listener = listen or notebook.listener()
     specs = [str(spec) for spec in ([data] if isinstance(data, str | Path) else data)]
     with stop_signals() as stop:
         before = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from tfcli.config import OptimOptions
+from tfcli.config.options import OptimOptions
 
 # The two owners of parameters, as `rule` names them.
 MUON, ADAMW = "muon", "adamw"

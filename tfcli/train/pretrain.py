@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tfcli.config import PretrainConfig, TokenizerOptions, resolve
+from tfcli.config.options import PretrainConfig, TokenizerOptions
+from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.formats import hf
+from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
-from tfcli.text.corpus import Corpus, found, prepare
-from tfcli.text.tokenizer import Tokenizer
-from tfcli.train import arch, checkpoint, plan, record
+from tfcli.text.corpus.prepare import Corpus, found, prepare
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
+from tfcli.train import arch, checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
 from tfcli.train.metrics import check_tensorboard
@@ -78,7 +79,7 @@ def pretrain(
     )
     config = plan.one_length(config, sources)
     _no_idle_settings(sources, tokenizer)
-    tell: Listener = listen or (lambda event: None)
+    tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
         if resume:
             run = _resumed(out, specs, config, sources, device, precision, threads, tell)
@@ -256,6 +257,7 @@ class _Run(Run):
             threads=self.runtime.threads,
             vocab_size_for=lambda size: plan.vocab_size(size, self.config),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
+            begin=self.config.model.arch != "bert",
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
             on_note=self.note,
         )

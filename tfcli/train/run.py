@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tfcli.config import PretrainConfig
+from tfcli.config.options import PretrainConfig
 from tfcli.runtime import Runtime
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, plan, record

@@ -12,12 +12,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from tfcli.config import PretrainConfig
+from tfcli.config.options import PretrainConfig
 from tfcli.errors import Interrupted, RunError
-from tfcli.model import kernels
+from tfcli.model import fused
 from tfcli.model.transformer import Block
 from tfcli.runtime import Runtime
-from tfcli.tasks.batch import Rows
+from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
@@ -144,7 +144,7 @@ class Trainer:
         seed, device = order.mix(self.config.seed, self.state.step) % 2**63, self.runtime.device
         count = self.task.count(rows)
         loss_sum = torch.zeros((), device=device)
-        with kernels.seeded(seed, device, compiled=self.plan.compile):
+        with fused.seeded(seed, device, compiled=self.plan.compile):
             for micro in rows.split(self.plan.micro_batch):
                 loss, _ = self.task.loss(self.model, micro, dtype=self.runtime.dtype, dropout=dropout)
                 (loss / count).backward()

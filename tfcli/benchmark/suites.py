@@ -1,0 +1,303 @@
+"""The suites: tokenizer, start, prompt reading, decoding, batches and the training step of one model on one machine.
+
+A suite is a function that prepares a ``Case``. Those of generating go through ``Engine`` as ``tfcli generate`` does, so
+that what is measured is what a person gets. What a case costs in FLOPs and bytes comes from ``tfcli.model.cost``, so
+that a measured time divides into a share of what the machine can do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from tfcli.benchmark import fresh
+from tfcli.benchmark.case import Case, Reading, Result, Side, stopwatch, taken, timed
+from tfcli.benchmark.peers import Peer
+from tfcli.benchmark.subject import Subject
+from tfcli.benchmark.timing import measure
+from tfcli.config.model import ModelConfig
+from tfcli.config.options import OptimOptions, Sampling
+from tfcli.errors import UserError, unknown
+from tfcli.model import cost
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfcli.infer.engine import Engine, Generation
+    from tfcli.runtime import Runtime
+
+PROMPT, DECODED = 512, 128
+"""Tokens that are read before the first new one, and tokens that are made, if the context has room for them."""
+ROWS, ROW_PROMPT, ROW_DECODED = 64, 256, 32
+"""Prompts of the batch suite, tokens of the longest, new tokens of each."""
+PROCESSES = 3
+"""Processes that the memory suite starts at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceilings:
+    """What this machine reached on the spot: FLOP/s of a large product, bytes/s of reading a large tensor."""
+
+    flops: float
+    bytes: float
+
+
+Suite = Callable[[Subject, "Runtime"], Case | Reading]
+
+
+def chosen(names: Sequence[str], default: Sequence[str] = ("all",)) -> list[str]:
+    """The suites that ``names`` (each perhaps several, with commas) ask for, in our order; none asks for ``default``.
+
+    Raises UserError for an unknown one, with the nearest name.
+    """
+    asked = [name.strip() for item in names for name in item.split(",") if name.strip()] or list(default)
+    for name in asked:
+        if name not in SUITES and name != "all":
+            raise unknown("suite", name, [*SUITES, "all"])
+    return [name for name in SUITES if name in asked or "all" in asked]
+
+
+def run(
+    names: Sequence[str],
+    subject: Subject,
+    runtime: Runtime,
+    *,
+    repeats: int,
+    peers: Sequence[Peer] = (),
+    on_start: Callable[[str], None],
+) -> Iterator[Result]:
+    """Time each suite in turn and yield its result as soon as it is there; ``on_start`` is told which comes next."""
+    import torch
+
+    for name in names:
+        on_start(name)
+        if runtime.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(runtime.device)
+        with runtime.active():
+            made = SUITES[name](subject, runtime)
+            if isinstance(made, Reading):
+                result = taken(name, made, repeats=repeats)
+            else:
+                result = timed(name, made, runtime, repeats=repeats, peers=peers)
+        yield result
+
+
+def tokenize(subject: Subject, runtime: Runtime) -> Case:
+    """Text to ids, by all threads."""
+    lines, tokenizer = subject.text.splitlines(keepends=True), subject.engine.tokenizer
+    size = len(subject.text.encode())
+    return Case(
+        start=lambda: lambda: tokenizer.encode_arrays(lines, threads=runtime.threads),
+        amount=size / 1e6,
+        unit="MB/s",
+        what=f"{size / 1e6:.1f} MB of text, {runtime.threads} threads",
+    )
+
+
+def load(subject: Subject, runtime: Runtime) -> Case:
+    """From the path to an engine that is ready, again and again in one process."""
+    return Case(start=lambda: subject.load, amount=None, unit="s", what="from the path to an engine")
+
+
+def memory(subject: Subject, runtime: Runtime) -> Reading:
+    """The peak of a process of its own that loads the model and generates, beside the forecast of its parts."""
+    config = subject.config
+    prompt, new = lengths(config)
+    text, precision = subject.prompt(prompt), _precision(runtime)
+
+    def read() -> tuple[float, Mapping[str, Any]]:
+        seen = fresh.started(subject.path, runtime, quantize=subject.quantize, prompt=text, tokens=new)
+        weights = subject.weight_bytes
+        cache = (prompt + new) * cost.kv_bytes_per_token(config, precision)
+        forecast = weights + cache + seen["program_bytes"]
+        parts = {"forecast_bytes": forecast, "forecast_weights_bytes": weights, "forecast_cache_bytes": cache}
+        return seen["peak_bytes"] / 1e6, {**parts, **seen}
+
+    return Reading(read=read, unit="MB", what=f"{prompt} + {new} tokens in a fresh process", repeats=PROCESSES)
+
+
+def decode(subject: Subject, runtime: Runtime) -> Case:
+    """New tokens after the first, as ``generate`` streams them: batch 1, greedy, text and all."""
+    config, engine = subject.config, subject.engine
+    prompt, new = lengths(config)
+    text, sampling = subject.prompt(prompt), _greedy(new)
+    made = engine.generate(text, sampling)
+    seen = range(made.prompt_tokens + 1, made.prompt_tokens + len(made.ids))
+
+    def start() -> Callable[[], object]:
+        events = engine.stream(text, sampling)
+        next(events)  # reads the prompt and makes the first token
+        return lambda: deque(events, maxlen=0)
+
+    return Case(
+        start=start,
+        amount=len(seen),
+        unit="tokens/s",
+        what=f"{len(made.ids)} tokens after {made.prompt_tokens}, batch 1, greedy",
+        flops=sum(cost.decode_flops(config, length) for length in seen),
+        bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in seen),
+        ids=made.ids,
+        details={"step": _step(engine)},
+    )
+
+
+def prefill(subject: Subject, runtime: Runtime) -> Case:
+    """Reading a prompt, until its first new token is there."""
+    from tfcli.benchmark.attention import watched
+
+    engine = subject.engine
+    text, sampling = subject.prompt(lengths(subject.config)[0]), _greedy(1)
+    made, attention = watched(lambda: engine.generate(text, sampling))
+    return Case(
+        start=lambda: lambda: list(engine.stream(text, sampling)),
+        amount=made.prompt_tokens,
+        unit="tokens/s",
+        what=f"a prompt of {made.prompt_tokens} tokens",
+        flops=cost.prefill_flops(subject.config, made.prompt_tokens),
+        ids=made.ids,
+        details={"attention": attention},
+    )
+
+
+def batch(subject: Subject, runtime: Runtime) -> Case:
+    """Prompts of mixed length in one call, beside the same ones one by one."""
+    config, engine = subject.config, subject.engine
+    new = max(1, min(ROW_DECODED, config.context // 2))
+    longest = max(1, min(ROW_PROMPT, config.context - new))
+    # From 8 tokens or fewer to the longest, evenly in the logarithm, for there are more short prompts than long ones.
+    shortest = min(8, longest)
+    sizes = [round(shortest * (longest / shortest) ** (row / (ROWS - 1))) for row in range(ROWS)]
+    random.Random(0).shuffle(sizes)
+    prompts = [subject.prompt(size, at=row * 1024) for row, size in enumerate(sizes)]
+    sampling, seconds = _greedy(new), stopwatch(runtime)
+
+    def together() -> list[Generation]:
+        return list(engine.generate_batch(prompts, sampling))
+
+    alone: list[str] = []
+
+    def apart() -> None:
+        alone[:] = [engine.generate(prompt, sampling).text for prompt in prompts]
+
+    def about() -> Mapping[str, Any]:
+        same = sum(result.text == text for result, text in zip(made, alone, strict=True))
+        return {"same_texts": same, "of_texts": ROWS}
+
+    made = together()
+    flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in made) + sum(
+        cost.decode_flops(config, result.prompt_tokens + more) for result in made for more in range(1, len(result.ids))
+    )
+    return Case(
+        start=lambda: together,
+        amount=sum(len(result.ids) for result in made),
+        unit="tokens/s",
+        what=f"{ROWS} prompts of {min(sizes)} to {max(sizes)} tokens, {new} new ones each",
+        flops=flops,
+        beside=(Side(name="one by one", once=lambda: seconds(apart), about=about),),
+    )
+
+
+def train(subject: Subject, runtime: Runtime) -> Case:
+    """A whole optimizer step as ``Trainer`` takes it: micro-batches, clipping, Muon and AdamW; eager, on random ids.
+
+    The weights are random too, in fp32 as those of a run: no step is slower for what they are.
+    """
+    import torch
+
+    from tfcli.model.transformer import Transformer, initialize
+    from tfcli.tasks.lm import task as lm
+    from tfcli.train.optim import Optimizers, clip
+
+    options, plan = OptimOptions(), subject.plan
+    config = plan.model
+    model = Transformer(config)
+    initialize(model, seed=0)
+    model.to(runtime.device)
+    optimizers = Optimizers(model, options, muon_lr=plan.muon_lr, lr=plan.lr)
+    tokens = _random_ids(config, (plan.batch_size, config.context + 1), runtime)
+
+    def work() -> None:
+        for micro in torch.split(tokens, plan.micro_batch):
+            loss, _ = lm.loss(model, micro, dtype=runtime.dtype, dropout=0.0)
+            (loss / plan.tokens_per_step).backward()
+        clip(optimizers.named.values(), options.clip)
+        optimizers.step(1.0)
+
+    return Case(
+        start=lambda: work,
+        amount=plan.tokens_per_step,
+        unit="tokens/s",
+        what=f"steps of {plan.batch_size} x {config.context} tokens",
+        flops=plan.tokens_per_step * cost.training_flops(config, config.context),
+    )
+
+
+# Small peaks first: where memory is the process's, a suite's peak holds that of those before it.
+SUITES: Mapping[str, Suite] = MappingProxyType(
+    {
+        "tokenize": tokenize,
+        "load": load,
+        "memory": memory,
+        "decode": decode,
+        "prefill": prefill,
+        "batch": batch,
+        "train": train,
+    }
+)
+
+
+def lengths(config: ModelConfig) -> tuple[int, int]:
+    """Tokens to read and tokens to make; a short context is shared out. Raises UserError for one without room."""
+    new = min(DECODED, config.context // 2)
+    if new < 2:
+        raise UserError(f"a context of {config.context} has no room to generate", hint="choose suites with --suite")
+    return min(PROMPT, config.context - new), new
+
+
+def ceilings(runtime: Runtime) -> Ceilings:
+    """Multiply two large matrices and read a large tensor; the fastest of a few times each is the ceiling."""
+    import torch
+
+    cuda = runtime.device.type == "cuda"
+    n, numbers = (8192, 1 << 29) if cuda else (2048, 1 << 26)
+    seconds = stopwatch(runtime)
+    a = torch.ones(n, n, dtype=runtime.dtype, device=runtime.device)
+    with runtime.active():
+        product = measure(lambda: seconds(lambda: a @ a), repeats=5)
+        data = torch.ones(numbers, dtype=torch.float32, device=runtime.device)
+        reading = measure(lambda: seconds(lambda: data.sum()), repeats=5)
+    return Ceilings(flops=2 * n**3 / min(product.seconds), bytes=data.nbytes / min(reading.seconds))
+
+
+def _step(engine: Engine) -> str:
+    """What does a step of decoding, in words."""
+    if (why := engine.decoder.eager_because) is not None:
+        return f"PyTorch's operators, one by one: {why}"
+    return "recorded CUDA graphs" if engine.runtime.device.type == "cuda" else "the compiled step"
+
+
+def _step_bytes(subject: Subject, length: int, precision: cost.Precision) -> float:
+    """``cost.decode_bytes``, with the weights in the form that they have, of however many bits."""
+    config = subject.config
+    weights = cost.decode_bytes(config, 0, precision) - cost.kv_bytes_per_token(config, precision)
+    cache = cost.decode_bytes(config, length, precision) - weights
+    return cache + weights * subject.weight_bytes / cost.weight_bytes(config, precision)
+
+
+def _greedy(tokens: int) -> Sampling:
+    return Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+
+
+def _random_ids(config: ModelConfig, shape: tuple[int, int], runtime: Runtime) -> torch.Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(config.vocab_size, shape, generator=generator).to(runtime.device)
+
+
+def _precision(runtime: Runtime) -> cost.Precision:
+    return "bf16" if runtime.precision == "bf16" else "fp32"

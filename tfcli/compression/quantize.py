@@ -1,0 +1,196 @@
+"""A model in 8 or 4 bits, saved as what other engines read: a directory with ``model.gguf`` and the tokenizer's files.
+
+GGUF, because llama.cpp, ollama, LM Studio and transformers read it, and because its blocks Q8_0 and Q4_1 hold a
+``QuantMatrix`` bit by bit: what is measured here is what runs there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tfcli.config.options import DataOptions
+from tfcli.errors import UserError
+from tfcli.formats import convert
+from tfcli.formats import open as models
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import save as gguf_save
+from tfcli.formats.gguf.vocab_writer import differences
+from tfcli.infer.score import Scores, evaluate
+from tfcli.model import cost
+from tfcli.model.quant.matrix import BITS
+from tfcli.model.quant.quantize import Quantization, refuse_twice, weight_bytes
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+from tfcli.text.corpus.encoding import Encoded, encode
+from tfcli.text.read import sources
+from tfcli.text.tokenizers.codec import Codec
+
+MODEL = "model.gguf"
+BESIDE = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+"""What is copied: transformers reads its settings and the tokenizer from there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compressed:
+    """What was written, beside what it was made from."""
+
+    path: Path
+    quantize: str
+    disk_before: int
+    """Bytes of the weights' files."""
+    disk_after: int
+    memory_before: int
+    """Bytes of the weights as they are held by default."""
+    memory_after: int
+    plain: int
+    """Matrices that stay in 16 bits, for their rows are not whole groups of 32."""
+    logit_delta: float
+    """The largest difference between the file's logits, read again, and those of the model in memory."""
+    before: Scores | None
+    after: Scores | None
+
+
+def compress(
+    source: str | Path,
+    out: str | Path,
+    *,
+    quantize: str,
+    text: Sequence[str] = (),
+    options: DataOptions | None = None,
+    runtime: Runtime,
+    force: bool = False,
+    on_note: Callable[[str], None] = lambda said: None,
+) -> Compressed:
+    """Write the model at ``source`` with its matrices in ``quantize`` ("int8" or "int4") to the directory ``out``.
+
+    Embedding and head are quantized too, to 8 bits always. ``text`` (files, directories, globs or "-") is scored before
+    and after. The file is read again and compared before it is left in place. Raises UserError for an encoder or a
+    head of a task (GGUF files hold decoders of text), a model that is quantized already, and for a place that is taken;
+    RunError where the file is not the model.
+    """
+    source, out = Path(source), Path(out)
+    Quantization.of(quantize)
+    config = models.read_config(source)
+    gguf_families.to_gguf(config, name=str(source))
+    if models.about_of(source)[1] is not None:
+        hint = "predict and evaluate take --quantize, and quantize it as it is read"
+        raise convert.no_place_for_head(source, hint=hint)
+    _check_place(source, out, force)
+    before = after = None
+    with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
+        found = sources.find(text, spool=Path(spool), on_note=on_note) if text else []
+        model, codec = None, None
+        if found:
+            model, codec = models.load(source, runtime=runtime)
+            refuse_twice(model, str(source))
+            encoded = encode(sources.read(found, options or DataOptions()), codec, begin=True)
+            if not encoded.bytes:
+                raise UserError("there is no text to score", hint="--text names a file with text")
+            on_note(f"scoring {len(encoded.ids)} tokens with {source}")
+            before = _scores(model, codec, runtime, encoded)
+        del model, codec
+        on_note(f"quantizing {source} to {BITS[quantize]} bits")
+        with convert.written(out, directory=True) as aside:
+            delta = _write(source, aside, quantize, runtime, on_note)
+            made, codec = models.load(aside, runtime=runtime)
+            if found:
+                on_note(f"scoring {len(encoded.ids)} tokens with what was written")
+                after = _scores(made, codec, runtime, encoded)
+            disk = models.stored_bytes(aside)
+    return Compressed(
+        path=out,
+        quantize=quantize,
+        disk_before=models.stored_bytes(source),
+        disk_after=disk,
+        memory_before=cost.weight_bytes(config, "fp32" if runtime.dtype == torch.float32 else "bf16"),
+        memory_after=weight_bytes(made),
+        plain=sum(parameter.dim() == 2 for parameter in made.parameters()),
+        logit_delta=delta,
+        before=before,
+        after=after,
+    )
+
+
+def _check_place(source: Path, out: Path, force: bool) -> None:
+    convert.check_place(source, out, directory=True, force=force)
+    others = [path.name for path in (*out.glob("*.safetensors"), *out.glob("*.gguf")) if path.name != MODEL]
+    if others:
+        raise UserError(f"{out} holds another model ({others[0]})", hint="choose another place")
+
+
+def _write(
+    source: Path,
+    aside: Path,
+    quantize: str,
+    runtime: Runtime,
+    on_note: Callable[[str], None],
+) -> float:
+    """Fill the directory; the largest difference between its logits and those of what was to be written."""
+    model, codec = models.load(source, runtime=runtime, dtype=torch.float32, quantize=quantize, whole_groups=True)
+    convert.round_numbers(model, torch.float16, torch.float32, str(source))
+    inexact = differences(codec)
+    for said in inexact:
+        on_note(f"llama.cpp will take some texts otherwise: {said}")
+    expected = convert.probe(model)
+    gguf_save.save(aside / MODEL, model, codec, name=source.resolve().stem)
+    for name in BESIDE if source.is_dir() else ():
+        if (source / name).is_file():
+            shutil.copyfile(source / name, aside / name)
+    card = _card(source.resolve().stem, BITS[quantize], config=(aside / "config.json").is_file())
+    (aside / "README.md").write_text(card, encoding="utf-8", newline="\n")
+    del model
+    on_note("reading it again")
+    again = convert.read_again(aside, expected, codec, runtime, exact=not inexact)
+    return float((again - expected).abs().max())
+
+
+def _scores(model: Transformer, codec: Codec, runtime: Runtime, text: Encoded) -> Scores:
+    return evaluate(model, text.ids, text_bytes=text.bytes, codec=codec, runtime=runtime).checked()
+
+
+def _card(name: str, bits: int, *, config: bool) -> str:
+    """A README for the directory: what it is and who reads it."""
+    python = (
+        ""
+        if not config
+        else f"""
+With transformers, which widens it to 16 or 32 bits:
+
+```python
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{MODEL}", config=AutoConfig.from_pretrained("."))
+```
+"""
+    )
+    blocks = "Its matrices, embedding and head included, in blocks of 32 weights that share a scale (GGUF's Q8_0)"
+    if bits == 4:
+        blocks = "Its matrices in blocks of 32 weights that share a scale and a minimum (GGUF's Q4_1)"
+        blocks += ";\nembedding and head in 8 bits (Q8_0)"
+    return f"""---
+library_name: gguf
+pipeline_tag: text-generation
+tags:
+- gguf
+- tfcli
+---
+
+# {name} in {bits} bits
+
+{blocks}; norms in fp32.
+
+```sh
+tfcli generate --model . --prompt "Once upon a time"
+llama-cli -m {MODEL} -p "Once upon a time"
+```
+{python}"""

@@ -1,0 +1,206 @@
+"""The settings of a run: every option of pretraining, and what finetuning and generating share with it.
+
+``None`` means "not fixed: the plan decides", and the plan writes what it decided into ``run.json``. Standard library
+only, so that ``--help`` stays instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """What a person may fix about a new model's shape; what is left out follows from ``depth``."""
+
+    arch: Literal["gpt", "bert", "transformer", "lstm"] = "gpt"
+    """A decoder that continues text, an encoder that fills in what is masked, an encoder-decoder that says what is
+    hidden, or a recurrent yardstick with as many parameters as the decoder of the same settings."""
+    depth: int | None = None
+    """Number of blocks; the one dial: width, heads and learning rate follow from it."""
+    context: int | None = None
+    """Tokens the model sees at once."""
+    width: int | None = None
+    """Residual stream width; must be a multiple of ``heads``."""
+    heads: int | None = None
+    """Query heads."""
+    kv_heads: int | None = None
+    """Key/value heads; fewer than ``heads`` is grouped-query attention."""
+    ffn_width: int | None = None
+    """Inner width of the feed-forward layer."""
+    tied: bool = True
+    """Share the embedding with the output head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerOptions:
+    """How a tokenizer is trained from a corpus (SentencePiece, Kudo and Richardson 2018)."""
+
+    type: Literal["bpe", "unigram"] = "bpe"
+    """Algorithm: byte-pair encoding (Sennrich et al. 2016) or unigram (Kudo 2018)."""
+    vocab_size: int | None = None
+    """Number of pieces; left out, it follows from the size of the corpus."""
+    character_coverage: float = 0.9995
+    """Share of characters that get a piece of their own; the rest become bytes."""
+    user_symbols: tuple[str, ...] = ()
+    """Strings that are always one piece."""
+    sample_bytes: int = 50_000_000
+    """Bytes of text that the trainer sees: a fair sample of the whole corpus."""
+    trainer: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Any further option of SentencePiece's trainer, by its own name."""
+
+
+WINDOW_TOKENS = 2048
+"""Of a window that is scored at most where nothing else is asked: attention costs the square of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions:
+    """Which text is read, and how."""
+
+    val_fraction: float = 0.1
+    """Held-out part, from the end; unless set, at most 500 kB of text."""
+    val: str | None = None
+    """A file, directory or glob to hold out instead."""
+    text_key: str | None = None
+    """Field or column with the text; left out: text, content, or the only one with strings."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Invalid UTF-8: stop and say where, or replace and count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimOptions:
+    """Muon on the blocks' matrices (Jordan et al. 2024), AdamW (Loshchilov and Hutter 2019) on the rest."""
+
+    muon_lr: float | None = None
+    """Peak learning rate of the blocks' matrices."""
+    lr: float | None = None
+    """Peak learning rate of embeddings, head and norms."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+    beta1: float = 0.8
+    """AdamW's first-moment decay."""
+    beta2: float = 0.95
+    """AdamW's second-moment decay."""
+    momentum: float = 0.95
+    """Muon's Nesterov momentum."""
+    warmup: int = 10
+    """Steps of linear warm-up."""
+    decay: float = 0.7
+    """Last part of the run over which the rates fall to zero."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraOptions:
+    """Adapters beside frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
+
+    on: bool = False
+    """Whether they are what is trained, in place of all weights."""
+    rank: int = 8
+    """Inner width of an adapter."""
+    alpha: float = 16.0
+    """What the change is scaled by, over the rank."""
+    targets: tuple[str, ...] = ()
+    """Layers by the end of their name, as q,v or ffn.up; empty: all linear layers of the blocks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """How long, how much at once, and how often to look."""
+
+    steps: int | None = None
+    """Optimizer steps."""
+    tokens: int | None = None
+    """Length as training tokens."""
+    epochs: float | None = None
+    """Length as passes over the training text."""
+    budget: str | None = None
+    """Length as wall-clock time: 90s, 10m, 1h30m."""
+    batch_size: int | None = None
+    """Sequences a step, over all micro-batches."""
+    micro_batch: int | None = None
+    """Sequences at once; the rest of the batch is accumulated."""
+    dropout: float | None = None
+    """Dropout from the second epoch on, when the text begins to repeat."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: only for a run long enough to repay it."""
+    eval_every: int | None = None
+    """Steps between evaluations; left out: often at first, then further apart."""
+    sample_every: int | None = None
+    """Steps between samples; left out: at every fourth evaluation."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; left out: about once a minute."""
+    keep: int = 2
+    """Newest checkpoints kept; the best model is in the run directory itself."""
+    tensorboard: bool = False
+    """Also write TensorBoard events."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskOptions:
+    """What an encoder is to guess in pretraining (Devlin et al. 2019, 3.1)."""
+
+    rate: float = 0.3
+    """Share of the tokens: more to learn from a text than BERT's 0.15 (Wettig et al. 2023; ModernBERT)."""
+    mask_share: float = 0.8
+    """Of these, the share that is replaced by [MASK]."""
+    random_share: float = 0.1
+    """The share that is replaced by another piece; the rest stays as it is."""
+    whole_words: bool = False
+    """Choose words, and all pieces of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpanOptions:
+    """What an encoder-decoder is to say in pretraining (Raffel et al. 2020, 3.1.4)."""
+
+    rate: float = 0.15
+    """Share of the tokens that is hidden."""
+    mean_length: float = 3.0
+    """Tokens of a hidden span, on average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Everything that decides a pretraining run, machine and paths apart."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    mlm: MaskOptions = field(default_factory=MaskOptions)
+    spans: SpanOptions = field(default_factory=SpanOptions)
+    seed: int = 1337
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is drawn; the filters apply in the order of the fields."""
+
+    max_tokens: int | None = None
+    """New tokens at most; left out: 256, or what the context leaves."""
+    repetition_penalty: float = 1.0
+    """Divide the logits of tokens already seen (Keskar et al. 2019); 1 is off."""
+    temperature: float = 0.8
+    """Below 1 sharper, above 1 flatter; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens (Fan et al. 2018); 0 is off."""
+    top_p: float = 0.95
+    """Keep the likeliest tokens up to this mass (Holtzman et al. 2020); 1 is off."""
+    min_p: float = 0.0
+    """Keep tokens at least this likely relative to the likeliest (Nguyen et al. 2024); 0 is off."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+    ignore_eos: bool = False
+    """Go on past the end-of-text token."""
+    num_samples: int = 1
+    """Continuations of each prompt."""
+    seed: int | None = None
+    """Same seed, same text; left out: drawn, and reported by --json."""
+    overflow: Literal["error", "slide"] = "error"
+    """When the context is full: stop there, or slide the window along."""

@@ -1,0 +1,242 @@
+"""How settings are put together: default < preset < --config file (TOML) < --set < flags, each over the one before.
+
+``resolve`` returns the settings and, for each, the layer it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tfcli.errors import UserError, unknown
+
+C = TypeVar("C")
+
+# Known points. Each is a few settings over the defaults; `--set` and flags go over it.
+PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "tiny": {"model.depth": 2, "model.context": 64, "train.batch_size": 8, "train.steps": 60},
+        "small": {"model.depth": 6, "model.context": 256},
+        "nanogpt-cpu": {
+            "model.depth": 4, "model.width": 128, "model.heads": 4, "model.context": 64,
+            "train.batch_size": 12, "train.steps": 2000,
+        },
+        "12m": {
+            "model.depth": 6, "model.width": 384, "model.heads": 6, "model.context": 256,
+            "tokenizer.vocab_size": 4096, "train.batch_size": 8,
+        },
+        "gpt2-124m": {
+            "model.depth": 12, "model.width": 768, "model.heads": 12, "model.context": 1024,
+            "tokenizer.vocab_size": 32768, "train.batch_size": 64,
+        },
+    }
+)  # fmt: skip
+
+
+def resolve(
+    cls: type[C],
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[C, dict[str, str]]:
+    """Put the layers together into a ``cls`` and say where each setting came from.
+
+    ``sets`` are ``key.path=value`` strings, ``flags`` map dotted keys to values (None: not given). Returns the
+    configuration and {dotted key: "default" | "preset NAME" | "FILE" | "--set" | "flag"}. Raises UserError for an
+    unknown key (with the nearest name) or a value of the wrong type.
+    """
+    sources = dict.fromkeys(known_keys(cls), "default")
+    values: dict[str, Any] = {}
+
+    def put(key: str, value: Any, source: str) -> None:
+        parent = key.rpartition(".")[0]
+        if key not in sources and sources.get(parent) is not None and _is_mapping(cls, parent):
+            values.setdefault(parent, {})[key.rpartition(".")[2]] = _scalar(value)
+            sources[parent] = source
+            return
+        if key not in sources:
+            raise unknown("setting", key, sources)
+        values[key] = _coerce(key, value, _type_of(cls, key))
+        sources[key] = source
+
+    if preset is not None:
+        if preset not in PRESETS:
+            raise unknown("preset", preset, PRESETS)
+        for key, value in PRESETS[preset].items():
+            put(key, value, f"preset {preset}")
+    if file is not None:
+        for key, value in _flatten(_read_toml(file), cls).items():
+            put(key, value, str(file))
+    for item in sets:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item!r} has no value", hint="write --set key=value, as in --set optim.lr=1e-3")
+        put(key.strip(), value.strip(), "--set")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            put(key, value, "flag")
+    return _build(cls, values), sources
+
+
+def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration class, in order."""
+    keys: list[str] = []
+    for name, kind in _hints(cls).items():
+        keys += (
+            known_keys(typing.cast(type[Any], kind), f"{prefix}{name}.")
+            if dataclasses.is_dataclass(kind)
+            else [prefix + name]
+        )
+    return keys
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values, nested as its dataclasses are."""
+    return {
+        f.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, f.name)) else _plain(value)
+        for f in dataclasses.fields(config)
+    }
+
+
+def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
+    """The configuration that ``to_dict`` wrote. Raises UserError for keys that ``cls`` does not know."""
+    values: dict[str, Any] = {}
+    for key, value in _flatten(data, cls).items():
+        if key not in known_keys(cls):
+            raise unknown("setting", key, known_keys(cls))
+        values[key] = _coerce(key, value, _type_of(cls, key))
+    return _build(cls, values)
+
+
+def seconds(text: str) -> float:
+    """A duration such as 90s, 10m or 1h30m in seconds. Raises UserError for anything else."""
+    import re
+
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    total = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if total <= 0:
+        raise UserError(f"{text!r} is not a duration", hint="write 90s, 10m or 1h30m")
+    return total
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _type_of(cls: type[Any], key: str) -> Any:
+    kind: Any = cls
+    for part in key.split("."):
+        kind = _hints(kind)[part]
+    return kind
+
+
+def _is_mapping(cls: type[Any], key: str) -> bool:
+    return typing.get_origin(_type_of(cls, key)) is Mapping
+
+
+def _flatten(data: Mapping[str, Any], cls: type[Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    keys = known_keys(cls)
+    for name, value in data.items():
+        key = prefix + name
+        if isinstance(value, Mapping) and key not in keys:
+            flat |= _flatten(value, cls, key + ".")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}", hint="--config takes a TOML file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", hint="--config takes a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}", hint="for example: [train] newline steps = 500") from None
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    for convert in (int, float):
+        try:
+            return convert(value)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _coerce(key: str, value: Any, kind: Any) -> Any:
+    """``value`` (a string from the shell, or a TOML or JSON value) as the annotated type ``kind``."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "auto", "")):
+            return None
+        return _coerce(key, value, next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        if value not in args:
+            raise unknown(f"{key}", str(value), args)
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise UserError(f"{key} is {value!r}", hint="it must be a list")
+        return tuple(_coerce(key, item, args[0]) for item in items)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key} is {value!r}", hint=f"it must be a table of settings, as in {key}.name = value")
+        for name, item in value.items():
+            if not isinstance(item, str | int | float):
+                raise UserError(f"{key}.{name} is {item!r}", hint="it must be a number, a text, true or false")
+        return dict(value)
+    try:
+        if kind is bool:
+            return (
+                value
+                if isinstance(value, bool)
+                else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            )
+        if kind is int:
+            if isinstance(value, bool) or int(float(value)) != float(value):
+                raise ValueError
+            return int(float(value)) if not isinstance(value, str) or not value.lstrip("+-").isdigit() else int(value)
+        if kind is float:
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"{key} is {value!r}", hint=f"it must be {expected}") from None
+    if not isinstance(value, kind):
+        raise UserError(
+            f"{key} is {value!r}", hint="it must be a text" if kind is str else f"it must be a {kind.__name__}"
+        )
+    return value
+
+
+def _build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+    kwargs: dict[str, Any] = {}
+    for name, kind in _hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            kwargs[name] = _build(typing.cast(type[Any], kind), values, f"{prefix}{name}.")
+        elif prefix + name in values:
+            kwargs[name] = values[prefix + name]
+    return cls(**kwargs)

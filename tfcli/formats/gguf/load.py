@@ -1,0 +1,162 @@
+"""GGUF files as models: the file's weights in the core's modules, quantized ones with the codes that they have.
+
+A matrix of a type whose groups have 32 weights (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K) becomes a ``QuantMatrix``
+with its codes unchanged; Q5's take a byte each. Scales are rounded to fp16, which changes those of Q4_K and Q5_K alone.
+Types with groups of 16 (Q2_K, Q3_K, Q6_K) are quantized anew to 8 bits in groups of 32, an error that is far below
+their own. Other tensors become numbers of the model's dtype. Nothing is ever widened as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tfcli.config.model import ModelConfig
+from tfcli.errors import UserError
+from tfcli.formats.gguf import blocks
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.blocks import TYPES, Floats
+from tfcli.formats.gguf.file import GgufFile, GgufTensor, open_gguf
+from tfcli.formats.gguf.settings import GgufConfig
+from tfcli.formats.gguf.vocab import from_gguf
+from tfcli.model.quant import matrix as quant
+from tfcli.model.quant.matrix import GROUP, Bits, QuantMatrix, from_codes
+from tfcli.model.quant.quantize import Quantization, place, slices, stacked
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+from tfcli.text.tokenizers.codec import Codec
+
+CENTRED = ("Q4_0", "Q8_0")
+"""Types whose code in the middle stands for 0, as in a ``QuantMatrix`` without ``low``."""
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The shape of the model in a GGUF file. Raises UserError as ``load`` does."""
+    file = open_gguf(path)
+    return gguf_families.from_gguf(gguf_settings.config_from_gguf(file), name=str(path))
+
+
+def load(
+    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
+) -> tuple[Transformer, Codec]:
+    """The model in a GGUF file, on the runtime's device, and its tokenizer; ``dtype`` of what is not quantized.
+
+    ``quantize`` quantizes the matrices of a file that has none that are. Raises UserError for a damaged file, an
+    architecture or a tokenizer that is not read, and for quantizing twice.
+    """
+    file = open_gguf(path)
+    config = gguf_settings.config_from_gguf(file)
+    codec = from_gguf(file.metadata, name=str(path))
+    return load_model(file, config, runtime=runtime, dtype=dtype, quantize=quantize), codec
+
+
+def load_model(
+    file: GgufFile,
+    config: GgufConfig,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    quantize: Quantization | None = None,
+) -> Transformer:
+    """The model alone; ``config`` is ``config_from_gguf`` of the file."""
+    kinds = sorted({t.type for t in file.tensors.values() if TYPES[t.type].quantized and len(t.shape) == 2})
+    if quantize and kinds:
+        raise UserError(
+            f"{file.path} is quantized already ({', '.join(kinds)})",
+            hint="twice would lose quality for nothing: take it as it is, or begin with what it was made from",
+        )
+    with torch.device("meta"):
+        model = Transformer(gguf_families.from_gguf(config, name=str(file.path)))
+    reader = _Reader(file, config, dtype or runtime.dtype, quantize)
+    for name, ours in gguf_families.core_names(config).items():
+        path, _, kind = ours.rpartition(".")
+        if kind == "weight":
+            reader.put(model, path, name)
+    if config.tied and isinstance(model.embed, nn.Embedding):
+        model.head.weight = model.embed.weight
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if left:
+        raise AssertionError(f"without numbers: {', '.join(left)}")
+    return model.to(runtime.device).requires_grad_(True)
+
+
+class _Reader:
+    """Puts the tensors of a file into a model, one at a time."""
+
+    def __init__(self, file: GgufFile, config: GgufConfig, dtype: torch.dtype, quantize: Quantization | None) -> None:
+        self.file, self.config, self.dtype, self.quantize = file, config, dtype, quantize
+
+    def put(self, model: Transformer, path: str, name: str) -> None:
+        """The weight ``name`` and its bias, where the model has one, into the part at ``path``."""
+        tensor, bias_name = self.file.tensors[name], name.removesuffix("weight") + "bias"
+        part = model.get_submodule(path)
+        bias = self.numbers(bias_name) if getattr(part, "bias", None) is not None else None
+        wanted = self.quantize.bits_of(path, tensor.shape[-1]) if self.quantize else None
+        if len(tensor.shape) == 2 and (TYPES[tensor.type].quantized or wanted):
+            place(model, path, self.matrix(name, bias, wanted or 8))
+        else:
+            part.weight = nn.Parameter(self.numbers(name))
+            if bias is not None:
+                part.bias = nn.Parameter(bias)
+        self.file.release(tensor)
+
+    def numbers(self, name: str) -> Tensor:
+        """A tensor as plain numbers of the model's dtype."""
+        tensor = self.file.tensors[name]
+        rows = (1, *tensor.shape) if len(tensor.shape) == 1 else tensor.shape
+        if rows[0] == 1:
+            values = tensor.dequantize()
+            order = gguf_families.rows_read(self.config, name)
+            return torch.from_numpy(values if order is None else values[order]).to(self.dtype)
+        out = torch.empty(tensor.shape, dtype=self.dtype)
+        for some, values in self._slices(name):
+            out[some] = torch.from_numpy(values)
+        return out
+
+    def matrix(self, name: str, bias: Tensor | None, bits: Bits) -> QuantMatrix:
+        """A tensor as a quantized matrix; ``bits`` of one that is quantized anew."""
+        tensor = self.file.tensors[name]
+        exact = TYPES[tensor.type].group == GROUP
+        parts = self._as_they_are(name) if exact else self._anew(name, bits)
+        return stacked(parts, rows=tensor.shape[0], bias=bias)
+
+    def _as_they_are(self, name: str) -> Iterator[QuantMatrix]:
+        tensor = self.file.tensors[name]
+        for rows in self._rows(name):
+            groups = blocks.groups(tensor.type, tensor.data[rows])
+            low = None if tensor.type in CENTRED else self._half(groups.low, tensor)
+            bits: Bits = 4 if groups.bits == 4 else 8
+            codes, scale = torch.from_numpy(groups.q), self._half(groups.scale, tensor)
+            yield from_codes(codes, scale, low, bits=bits, columns=tensor.shape[1])
+
+    def _anew(self, name: str, bits: Bits) -> Iterator[QuantMatrix]:
+        for _, values in self._slices(name):
+            yield quant.quantize(torch.from_numpy(values), bits)
+
+    def _slices(self, name: str) -> Iterator[tuple[slice, Floats]]:
+        """Which rows, and their numbers."""
+        tensor = self.file.tensors[name]
+        for some, rows in zip(slices(*tensor.shape), self._rows(name), strict=True):
+            yield some, blocks.dequantize(tensor.type, tensor.data[rows])
+
+    def _rows(self, name: str) -> Iterator[slice | NDArray[np.intp]]:
+        """Where the core's rows stand in the file, slice by slice."""
+        order = gguf_families.rows_read(self.config, name)
+        for some in slices(*self.file.tensors[name].shape):
+            yield some if order is None else order[some]
+
+    def _half(self, values: Floats, tensor: GgufTensor) -> Tensor:
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise UserError(
+                f"{self.file.path}: the tensor {tensor.name} has scales that are not numbers or too large",
+                hint="the file is damaged: download or convert it again",
+            )
+        return torch.from_numpy(half)

@@ -1,0 +1,106 @@
+"""Models written as GGUF files: quantized matrices as the blocks that their codes are, numbers in one type."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tfcli.errors import UserError
+from tfcli.formats.gguf import blocks
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.blocks import TYPES, Bytes, Groups
+from tfcli.formats.gguf.file import NewTensor, write_gguf
+from tfcli.formats.gguf.settings import ROPE_FREQS, GgufConfig
+from tfcli.formats.gguf.vocab_writer import to_gguf
+from tfcli.model.quant.matrix import CENTRE, GROUP, QuantEmbedding, QuantMatrix
+from tfcli.model.quant.quantize import slices
+from tfcli.model.transformer import Transformer
+from tfcli.text.tokenizers.codec import Codec
+
+PLAIN = ("F32", "F16", "BF16")
+"""Types that hold numbers as they are."""
+
+
+def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16", name: str | None = None) -> None:
+    """Write a model and its tokenizer as a GGUF file, whole or not at all.
+
+    Matrices of plain numbers become ``type`` (F32, F16 or BF16), quantized ones the blocks that hold their codes bit by
+    bit: Q8_0, Q4_0 or Q4_1. Norms and biases are F32. ``name`` is what the file calls the model. Raises UserError for a
+    model or tokenizer that GGUF files do not have, and for numbers that a type does not hold.
+    """
+    if type not in PLAIN:
+        raise ValueError(f"{type} is no type of plain numbers")
+    config = gguf_families.to_gguf(model.config, name=name or "the model")
+    tensors = list(_tensors(model, config, type))
+    mostly = Counter(tensor.type for tensor in tensors if len(tensor.shape) == 2).most_common(1)[0][0]
+    metadata = gguf_settings.metadata_from_config(config, type=mostly, name=name)
+    write_gguf(path, metadata | to_gguf(codec, vocab_size=config.vocab_size), tensors)
+
+
+def _tensors(model: Transformer, config: GgufConfig, type: str) -> Iterator[NewTensor]:
+    if config.rope_freqs is not None:
+        factors = np.array(config.rope_freqs, np.float32)
+        yield NewTensor(name=ROPE_FREQS, shape=factors.shape, type="F32", data=factors)
+    for name, shape in gguf_settings.tensor_shapes(config).items():
+        path, _, kind = gguf_families.core_name(name).rpartition(".")
+        part: Any = model.get_submodule(path)
+        part = part.matrix if isinstance(part, QuantEmbedding) else part
+        order = gguf_families.rows_written(config, name)
+        if isinstance(part, QuantMatrix) and kind == "weight":
+            yield NewTensor(name=name, shape=shape, type=block_type(part, name), data=_Blocks(part, name, order))
+        else:
+            stored = gguf_settings.stored_type(name, shape, type)
+            yield NewTensor(name=name, shape=shape, type=stored, data=_Numbers(getattr(part, kind), order))
+
+
+class _Numbers:
+    """The numbers of a tensor, when they are asked for."""
+
+    def __init__(self, tensor: Tensor, order: NDArray[np.intp] | None) -> None:
+        self.tensor, self.order = tensor, order
+
+    def __call__(self) -> NDArray[Any]:
+        values: NDArray[Any] = self.tensor.detach().cpu().float().numpy()
+        return values if self.order is None else values[self.order]
+
+
+class _Blocks:
+    """The blocks of a quantized matrix, when they are asked for."""
+
+    def __init__(self, matrix: QuantMatrix, name: str, order: NDArray[np.intp] | None) -> None:
+        self.matrix, self.name, self.order = matrix, name, order
+
+    def __call__(self) -> Bytes:
+        matrix, type = self.matrix, block_type(self.matrix, self.name)
+        out = np.empty((matrix.rows, TYPES[type].row_bytes(matrix.columns)), np.uint8)
+        for some in slices(matrix.rows, matrix.columns):
+            rows = np.arange(matrix.rows)[some] if self.order is None else self.order[some]
+            out[some] = blocks.pack(groups(matrix, torch.from_numpy(rows)), type)[1]
+        return out
+
+
+def block_type(matrix: QuantMatrix, name: str = "the matrix") -> str:
+    """The type whose blocks hold the codes of a matrix as they are; UserError where there is none."""
+    if matrix.columns % GROUP or (matrix.bits == 8 and matrix.low is not None):
+        what = f"rows of {matrix.columns}" if matrix.columns % GROUP else "8-bit codes with a minimum"
+        raise UserError(
+            f"{name} has {what}, which no type of block that tfcli writes holds",
+            hint="write plain numbers instead: --type f16",
+        )
+    return "Q8_0" if matrix.bits == 8 else "Q4_0" if matrix.low is None else "Q4_1"
+
+
+def groups(matrix: QuantMatrix, rows: Tensor) -> Groups:
+    """Codes and scales of some rows of a quantized matrix, as they are."""
+    codes, scale, low = matrix.grouped(rows.to(matrix.codes.device))
+    scales = scale.cpu().float().numpy()
+    lows = -CENTRE[matrix.bits] * scales if low is None else low.cpu().float().numpy()
+    return Groups(bits=matrix.bits, group=GROUP, q=codes.flatten(1).cpu().numpy(), scale=scales, low=lows)

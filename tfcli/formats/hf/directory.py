@@ -1,0 +1,419 @@
+"""Hugging Face model directories: what tfcli writes and reads, with the tokenizer beside the weights.
+
+Our own decoder is written as ``Qwen3ForCausalLM`` (Yang et al. 2025), whose pre-RMSNorm, rotary positions, QK-norm,
+SwiGLU and grouped queries are the core's own; ``families`` has the others. Reading is strict: a tensor that is missing,
+unexpected or mis-shaped is an error, and so is a setting that the core does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfcli import disk
+from tfcli.config.model import ModelConfig
+from tfcli.errors import UserError
+from tfcli.formats.hf import head_names
+from tfcli.formats.hf.families import registry as families
+from tfcli.formats.hf.families.base import WRITTEN, Family
+from tfcli.formats.hf.families.encoders import MODERNBERT
+from tfcli.formats.hf.head_names import HeadNames
+from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_settings
+from tfcli.formats.hf.stored import read_config as read_config
+from tfcli.formats.hf.tokenizers import load_tokenizer
+from tfcli.formats.hf.weights import FILE
+from tfcli.formats.hf.weights import find as find_weights
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.json import JsonTokenizer
+from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from tfcli.model.heads import Head
+    from tfcli.model.transformer import Transformer
+    from tfcli.runtime import Runtime
+
+WEIGHTS, TOKENIZER = FILE, FILE_NAME
+
+
+def save(
+    directory: str | Path,
+    model: Transformer,
+    tokenizer: Tokenizer | JsonTokenizer,
+    *,
+    card: str | None = None,
+    dtype: torch.dtype | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory that tfcli and transformers read; ``dtype`` of the weights (default: fp32).
+
+    The family is that of the model's wiring, and its class that with the model's task head, where it has one (the
+    head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
+    what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
+    first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
+    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring
+    that no family has, RunError for a full disk.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    directory, config = Path(directory), model.config
+    dtype = dtype or torch.float32
+    _fits(tokenizer, config, directory)
+    family, settings = families.written(config)
+    head = _head(model)
+    names = None if head is None else head_names.names(family.model_type, head.kind)
+    if names is not None:
+        settings["architectures"] = [names.architecture]
+        settings |= _head_settings(head) if family is MODERNBERT else {}
+    texts = {
+        CONFIG: _json(
+            _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
+        ),
+        **_tokenizer_texts(config, tokenizer),
+        "README.md": card if card is not None else model_card(config, tokenizer),
+    }
+    if config.wiring.causal and head is None:
+        texts["generation_config.json"] = _json(_generation_config(config, tokenizer))
+    tensors = _theirs(model, family, dtype, names)
+    with _aside(directory) as aside:
+        save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(aside / TOKENIZER)
+        for name, text in texts.items():
+            (aside / name).write_text(text, encoding="utf-8", newline="\n")
+        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask decides
+
+
+def _head(model: Transformer) -> Head | None:
+    """The task head of a model; one without labels holds a pooler and is none."""
+    from tfcli.model import heads
+
+    head = heads.of(model)
+    return head if head is not None and head.labels else None
+
+
+def _head_settings(head: Head | None) -> dict[str, Any]:
+    """What ModernBERT's config.json says of a head."""
+    from tfcli.model.heads import Transform
+
+    transform = getattr(head, "transform", None)
+    if not isinstance(transform, Transform):
+        return {}
+    return {
+        "classifier_bias": transform.dense.bias is not None,
+        "classifier_activation": WRITTEN[transform.activation],
+        "classifier_pooling": getattr(head, "pooling", "cls"),
+        "decoder_bias": hasattr(head, "output"),
+    }
+
+
+def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNames | None) -> dict[str, torch.Tensor]:
+    """The tensors as the family stores them: what ``Stored.tensors`` undoes."""
+    import torch
+
+    from tfcli.model import heads
+
+    state = model.state_dict()
+    of_head = {name: state.pop(name) for name in list(state) if name.startswith(f"{heads.ATTRIBUTE}.")}
+    if model.config.tied or head is not None:
+        del state["head.weight"]
+    places = family.names.places(state, family.names.prefixes[0] if head is None else head.prefix)
+    parts: dict[str, list[torch.Tensor]] = {}
+    for ours, place in places.items():
+        tensor = state[ours].detach().to("cpu")
+        tensor = (tensor.float() - place.plus if place.plus else tensor).to(dtype)
+        if place.skip:
+            tensor = torch.cat([tensor.new_zeros(place.skip, tensor.shape[1]), tensor])
+        parts.setdefault(place.name, []).append(tensor)
+    transposed = {place.name for place in places.values() if place.transposed}
+    whole = {name: torch.cat(listed) if len(listed) > 1 else listed[0] for name, listed in parts.items()}
+    out = {name: (value.T if name in transposed else value).contiguous() for name, value in whole.items()}
+    if head is not None:
+        for ours, tensor in of_head.items():
+            part, _, end = ours.removeprefix(f"{heads.ATTRIBUTE}.").rpartition(".")
+            out[f"{head.parts[part]}.{end}"] = tensor.detach().to("cpu", dtype).contiguous()
+    return out
+
+
+@contextlib.contextmanager
+def _aside(directory: Path) -> Iterator[Path]:
+    """A folder to write into whose files become those of ``directory`` at the end, the weights last."""
+    try:
+        with disk.telling_full(f"the model was not saved in {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            with disk.whole_folder(directory, last=lambda name: name == WEIGHTS) as folder:
+                yield folder
+    except (NotADirectoryError, FileExistsError):
+        raise UserError(f"{directory} is not a directory", hint="name a new or existing directory") from None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {"tokenizer_sha256": tokenizer.hash} if isinstance(tokenizer, Tokenizer) else {}
+    ours |= about.get("tfcli", {})
+    return {
+        **settings,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "torch_dtype": dtype,
+        **about,
+        **({"tfcli": ours} if ours else {}),
+    }
+
+
+def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) -> dict[str, str]:
+    """tokenizer.json and its settings; where tokenizer.json is what there was, it stays as it was."""
+    from tfcli.formats.hf.tokenizer_json import tokenizer_json
+
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.context,
+        **{
+            f"{role}_token": None if id is None else tokenizer.piece(id)
+            for role, id in {
+                # CTranslate2 asks for one; a decoder beside an encoder begins with the end-of-text piece.
+                "bos": tokenizer.eos_id if config.encoder_depth and tokenizer.bos_id is None else tokenizer.bos_id,
+                "eos": tokenizer.eos_id,
+                "pad": tokenizer.pad_id,
+                "unk": tokenizer.unk_id,
+            }.items()
+        },
+    }
+    if isinstance(tokenizer, Tokenizer):
+        settings |= {
+            "add_bos_token": bool(tokenizer.prefix_ids),
+            "add_eos_token": bool(tokenizer.suffix_ids),
+            "split_special_tokens": True,  # "<|endoftext|>" in a text is text, as for SentencePiece
+        }
+        if tokenizer.mask_id is not None:  # an encoder's: a person writes [MASK]
+            roles = {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id, "mask": tokenizer.mask_id}
+            settings |= {f"{role}_token": tokenizer.piece(id) for role, id in roles.items() if id is not None}
+            settings["split_special_tokens"] = False
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    settings |= {
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left" if config.wiring.causal and not config.encoder_depth else "right",
+    }
+    text = (
+        json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
+        if isinstance(tokenizer, Tokenizer)
+        else tokenizer.text
+    )
+    return {"tokenizer.json": text, "tokenizer_config.json": _json(settings)}
+
+
+def _start(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
+    """What a decoder beside an encoder reads first: the end-of-text id, as fairseq has it; nothing is forced last."""
+    return {"decoder_start_token_id": tokenizer.eos_id, "forced_eos_token_id": None} if config.encoder_depth else {}
+
+
+def _generation_config(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
+    ends = list(tokenizer.eos_ids)
+    if config.encoder_depth:
+        return {
+            **_start(config, tokenizer),
+            "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+            "max_length": config.context,
+            "num_beams": 4,
+            "length_penalty": 1.0,
+        }
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.95,
+    }
+
+
+def model_card(config: ModelConfig, tokenizer: Codec) -> str:
+    """A README for the directory: what the model is and how to use it, with the header that model hubs read."""
+    if config.encoder_depth:
+        return f"""---
+library_name: transformers
+pipeline_tag: translation
+tags:
+- tfcli
+---
+
+# An encoder-decoder, made with tfcli
+
+An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
+heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens. It turns one text into
+another.
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
+batch = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True))
+```
+"""
+    if not config.wiring.causal:
+        return f"""---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- tfcli
+---
+
+# An encoder, saved by tfcli
+
+{config.depth} blocks of width {config.width}, {config.heads} heads, a vocabulary of {config.vocab_size} pieces and a
+context of {config.context} tokens. It gives a vector for each token of a text.
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")
+print(model(**tokenizer("Once upon a time", return_tensors="pt")).last_hidden_state.shape)
+```
+"""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- tfcli
+---
+
+# A small language model, made with tfcli
+
+A decoder of {config.depth} blocks (width {config.width}, {config.heads} heads, {config.kv_heads} of keys and values),
+a vocabulary of {tokenizer.vocab_size} pieces and a context of {config.context} tokens.
+It continues text; it was not taught to follow instructions or to be right.
+
+With tfcli:
+
+```sh
+tfcli generate --model . --prompt "Once upon a time"
+```
+
+With transformers (the tokenizer adds no tokens of its own; an empty prompt begins with the end-of-text token):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+"""
+
+
+def load(
+    directory: str | Path,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[Transformer, Codec]:
+    """The model, on the runtime's device, and its tokenizer; ``dtype`` of the weights (default: the runtime's).
+
+    ``on_note`` is told what of the directory was not read. Raises UserError for whatever is absent, damaged, not the
+    core's architecture or does not belong together.
+    """
+    directory = Path(directory)
+    tokenizer = read_tokenizer(directory)
+    return load_model(directory, runtime=runtime, dtype=dtype, on_note=on_note), tokenizer
+
+
+def read_tokenizer(directory: Path) -> Codec:
+    """The tokenizer of a directory, once it was compared with the model's settings. Raises UserError as ``load``."""
+    _, config, extra = read_settings(directory)
+    find_weights(directory)  # what a directory without them is, is more to the point than what else it lacks
+    tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size)
+    _fits(tokenizer, config, directory)
+    expected = extra.get("tokenizer_sha256")
+    if expected is not None and expected != tokenizer.hash:
+        raise UserError(
+            f"{directory / TOKENIZER} is not the tokenizer that the model was trained with",
+            hint=f"its SHA-256 begins with {tokenizer.hash[:12]}, config.json says {str(expected)[:12]}",
+        )
+    return tokenizer
+
+
+def load_model(
+    directory: str | Path,
+    *,
+    runtime: Runtime,
+    dtype: torch.dtype | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Transformer:
+    """The model of a directory without its tokenizer; as ``load`` otherwise."""
+    import torch
+
+    from tfcli.model.transformer import Transformer
+
+    stored = open_model(directory, on_note=on_note)
+    with torch.device("meta"):
+        model = Transformer(stored.config)
+    state = {name: tensor.to(runtime.device, dtype or runtime.dtype) for name, tensor in stored.tensors()}
+    if stored.config.tied:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, strict=True, assign=True)
+    if stored.config.tied:
+        model.head.weight = model.embed.weight
+    return model
+
+
+def _fits(tokenizer: Codec, config: ModelConfig, directory: Path) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the model in {directory} only {config.vocab_size}",
+            hint="the tokenizer beside the model must be the one that it was trained with",
+        )
+
+
+def _generates(directory: Path) -> bool:
+    """Whether a run's model writes text, by the class that it is for; adapters, by PEFT's name of their task."""
+    config = directory / CONFIG
+    if not config.is_file():
+        return "LM" in str(json.loads((directory / ADAPTER).read_bytes()).get("task_type"))
+    made_for = json.loads(config.read_bytes()).get("architectures") or ()
+    return any(str(name).endswith(("ForCausalLM", "ForConditionalGeneration")) for name in made_for)
+
+
+def find_model(given: str | None, *, generates: bool = False) -> Path:
+    """The model to use: ``given``, else $TFCLI_MODEL, else the run under ``runs/`` that finished last.
+
+    ``generates``: of these runs, one whose model writes text. Raises UserError where there is none. A command says on
+    stderr which it is, where it was not given.
+    """
+    if given is not None:
+        return Path(given)
+    if os.environ.get("TFCLI_MODEL"):
+        return Path(os.environ["TFCLI_MODEL"])
+    finished: list[tuple[float | str, Path]] = []
+    for path in Path("runs").glob("*/run.json"):
+        if not any(path.parent.glob("*model.safetensors")):  # of adapters another name than of a whole model
+            continue
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if generates and not _generates(path.parent):
+                continue
+            stamp = json.loads(path.read_bytes()).get("finished")
+            if isinstance(stamp, int | float | str) and stamp:
+                finished.append((stamp, path.parent))
+    if not finished:
+        raise UserError(
+            "no model was named, and no run under runs/ has finished",
+            hint="name one with --model or $TFCLI_MODEL, or make one: tfcli pretrain corpus.txt",
+        )
+    return max(finished, key=lambda entry: (isinstance(entry[0], str), entry[0]))[1]

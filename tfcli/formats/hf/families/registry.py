@@ -1,0 +1,59 @@
+"""Families of models: what each setting of their config.json means for the core, and back.
+
+A setting that the core does not have is refused by name, never ignored. What a config.json leaves out has the default
+of transformers' class. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfcli.config.model import ModelConfig
+from tfcli.errors import UserError
+from tfcli.formats.hf.families.base import Family
+from tfcli.formats.hf.families.decoders import GEMMA, GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
+from tfcli.formats.hf.families.encoders import BERT, MBART, MODERNBERT
+from tfcli.formats.hf.settings import Settings
+
+FAMILIES = (QWEN3, LLAMA, QWEN2, MISTRAL, GEMMA, GPT2, BERT, MODERNBERT, MBART)
+
+
+def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
+    """The family and the shape of the model whose config.json, at ``path``, holds ``data``.
+
+    Raises UserError for what the core does not have and for what is no value.
+    """
+    kind = data.get("model_type")
+    family = next((family for family in FAMILIES if family.model_type == kind), None)
+    if family is None:
+        raise UserError(
+            f"{path.parent} holds a model of type {kind!r}, which tfcli does not read",
+            hint=f"it reads: {', '.join(family.model_type for family in FAMILIES)}",
+        )
+    settings = Settings(path, data, family.defaults)
+    for key, value in family.fixed.items():
+        if settings.data.get(key) not in (None, value):
+            raise settings.error(key, f"tfcli has only {value!r}")
+    fields = {ours: settings.get(theirs) for theirs, ours in family.sizes.items()}
+    return family, ModelConfig(**fields | family.read(settings))
+
+
+def written(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The family that has this model, the first that reads its own settings back as it, and those settings.
+
+    Raises UserError where there is none.
+    """
+    for family in FAMILIES:
+        sizes = {theirs: getattr(config, ours) for theirs, ours in family.sizes.items()}
+        settings = {"model_type": family.model_type, **sizes, **family.write(config)}
+        try:
+            if read(Path(family.model_type), settings)[1] == config:
+                return family, {"architectures": [family.architecture], **settings}
+        except UserError:
+            continue
+    raise UserError(
+        "no family of transformers has this model's wiring, so it cannot be written as one",
+        hint=f"tfcli writes: {', '.join(family.architecture for family in FAMILIES)}",
+    )

@@ -1,0 +1,365 @@
+"""What a path holds and what it costs, read from its files without loading a model: plain values for --json.
+
+Numbers whose key ends in ``bytes`` are bytes; FLOPs are those of ``tfcli.model.cost``. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.options import DataOptions
+from tfcli.config.resolve import to_dict
+from tfcli.errors import UserError
+from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.file import open_gguf
+from tfcli.formats.gguf.vocab import from_gguf
+from tfcli.formats.hf.stored import CONFIG, LSTM, read_data, read_settings
+from tfcli.formats.hf.tokenizers import load_tokenizer
+from tfcli.formats.hf.weights import FILE, INDEX, Entry, Weights, read_header
+from tfcli.model import cost
+from tfcli.text.corpus import stats
+from tfcli.text.corpus.shards import MAGIC, VERSION, Shard
+from tfcli.text.read import files, sources
+from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.sentencepiece import CONTROL, FILE_NAME, UNKNOWN, USER_DEFINED, Tokenizer
+
+Description = dict[str, Any]
+
+SCAN_BYTES = 64_000_000
+"""Bytes of a corpus that are read, about; more is said to be a part."""
+SCAN_SECONDS = 5.0
+"""Seconds after which a corpus is read no further."""
+PREVIEW = 200
+"""Characters shown of a corpus."""
+RUNNING_SECONDS = 120.0
+"""Where no lock tells, a run that is not finished and wrote something this lately counts as running."""
+MARKER = "complete.json"
+"""The file that a checkpoint is whole with (``tfcli.train.checkpoint``)."""
+GGUF = b"GGUF"
+TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}  # TrainerSpec.ModelType
+
+
+def describe(target: str | Path, *, on_note: Callable[[str], None] | None = None) -> Description:
+    """Say what ``target`` is: ``kind`` is run, model, tokenizer, shard, weights or corpus, other keys follow from it.
+
+    Raises UserError for a name that stands for nothing, and for what tfcli does not read.
+    """
+    path = Path(target)
+    if path.is_dir():
+        return _directory(path, on_note)
+    if path.is_file():
+        return _file(path, on_note)
+    return {"target": str(target), "kind": "corpus", **corpus([str(target)], on_note=on_note)}
+
+
+def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description:
+    if (path / "run.json").is_file():
+        return {
+            "target": str(path),
+            "kind": "run",
+            **run(path),
+            **(model(path) if (path / CONFIG).is_file() else {}),
+        }
+    if (path / CONFIG).is_file():
+        return {"target": str(path), "kind": "model", **model(path)}
+    if (path / FILE_NAME).is_file():
+        return {"target": str(path / FILE_NAME), "kind": "tokenizer", **tokenizer(path / FILE_NAME)}
+    held = sorted(path.glob("*.gguf"))
+    if len(held) == 1:  # as ``compress`` writes them
+        return {"target": str(held[0]), "kind": "model", **gguf_file(held[0])}
+    return {"target": str(path), "kind": "corpus", **corpus([str(path)], on_note=on_note)}
+
+
+def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
+    try:
+        with path.open("rb") as file:
+            head = file.read(files.SNIFF)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(MAGIC):
+        return {"target": str(path), "kind": "shard", **shard(path)}
+    if head.startswith(GGUF) or path.suffix == ".gguf":
+        return {"target": str(path), "kind": "model", **gguf_file(path)}
+    if path.suffix == ".model":
+        return {"target": str(path), "kind": "tokenizer", **tokenizer(path)}
+    if path.suffix == ".safetensors":
+        return {"target": str(path), "kind": "weights", **weights(path)}
+    return {"target": str(path), "kind": "corpus", **corpus([str(path)], on_note=on_note)}
+
+
+def model(directory: Path) -> Description:
+    """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
+    if read_data(directory).get("model_type") == LSTM:
+        sizes = {name: read_data(directory).get(name) for name in ("vocab_size", "context", "width", "layers")}
+        described: Description = {"architecture": "lstm", "shape": sizes}
+        config_size = None
+    else:
+        family, config, _ = read_settings(directory)
+        described, config_size = _shape(config, family.model_type), config.vocab_size
+    if (directory / FILE).is_file() or (directory / INDEX).is_file():
+        described["stored"] = stored(directory)
+    if (directory / FILE_NAME).is_file():
+        described["tokenizer"] = tokenizer(directory / FILE_NAME)
+    elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        described["tokenizer"] = codec(directory, config_size)
+    return described
+
+
+def gguf_file(path: Path) -> Description:
+    """Shape, costs, types of blocks and tokenizer of a GGUF file, from its header."""
+    file = open_gguf(path)
+    settings = gguf_settings.config_from_gguf(file)
+    config = gguf_families.from_gguf(settings, name=str(path))
+    types = Counter(tensor.type for tensor in file.tensors.values())
+    return {
+        **_shape(config, settings.architecture),
+        "stored": {
+            "tensors": len(file.tensors),
+            "numbers": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
+            "dtype": ", ".join(name for name, _ in types.most_common()),
+            "file_bytes": path.stat().st_size,
+        },
+        "tokenizer": _about_codec(from_gguf(file.metadata, name=str(path)), "GGUF"),
+    }
+
+
+def _shape(config: ModelConfig, family: str) -> Description:
+    shape, own = to_dict(config), to_dict(Wiring())
+    wiring = shape.pop("wiring")
+    return {
+        "architecture": _architecture(config),
+        "family": family,
+        "shape": shape,
+        "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
+        **costs(config),
+    }
+
+
+def _architecture(config: ModelConfig) -> str:
+    if config.encoder_depth:
+        return "encoder-decoder"
+    return "decoder" if config.wiring.causal else "encoder"
+
+
+def costs(config: ModelConfig) -> Description:
+    """What ``tfcli.model.cost`` says of a model, at its full context where length matters."""
+    parts, context = cost.parameters(config), config.context
+    decoder = config.wiring.causal
+    kv = cost.kv_bytes_per_token(config, "bf16")
+    return {
+        "parameters": {
+            "total": parts.total,
+            **{name: getattr(parts, name) for name in parts.__slots__ if name != "biases" or parts.biases},
+        },
+        "flops_per_token": {
+            "prefill": round(cost.prefill_flops(config, context) / context),
+            **({"decode": round(cost.decode_flops(config, context))} if decoder else {}),
+            "training": round(cost.training_flops(config, context)),
+        },
+        "memory": {
+            "weights_fp32_bytes": cost.weight_bytes(config, "fp32"),
+            "weights_bf16_bytes": cost.weight_bytes(config, "bf16"),
+            **({"kv_cache_per_1000_tokens_bf16_bytes": 1000 * kv} if decoder else {}),
+            **({"kv_cache_full_context_bf16_bytes": context * kv} if decoder else {}),
+            "training_step_1_row_bf16_bytes": cost.training_memory(
+                config, micro_batch=1, length=context, precision="bf16"
+            ).total,
+        },
+    }
+
+
+def weights(path: Path) -> Description:
+    """Tensors, numbers and dtypes of a safetensors file, from its header."""
+    return _tensors(read_header(path))
+
+
+def stored(directory: Path) -> Description:
+    """The same of the one or several such files of a model."""
+    return _tensors(Weights.open(directory).entries)
+
+
+def _tensors(entries: Mapping[str, Entry]) -> Description:
+    dtypes = Counter(entry.dtype for entry in entries.values())
+    paths = {entry.path for entry in entries.values()}
+    return {
+        "tensors": len(entries),
+        "numbers": sum(math.prod(entry.shape) for entry in entries.values()),
+        "dtype": ", ".join(name for name, _ in dtypes.most_common()),
+        **({"files": len(paths)} if len(paths) > 1 else {}),
+        "file_bytes": sum(path.stat().st_size for path in paths),
+    }
+
+
+def tokenizer(path: Path) -> Description:
+    """Kind, size, special pieces and longest pieces of a SentencePiece model."""
+    loaded = Tokenizer.load(path)
+    proto = loaded.proto()
+    texts = [
+        loaded.id_bytes(id).decode("utf-8", "replace") for id in range(loaded.vocab_size) if not loaded.is_byte[id]
+    ]
+    return {
+        "type": TYPES.get(proto.trainer_spec.model_type, "other"),
+        "vocab_size": loaded.vocab_size,
+        "byte_fallback": len(loaded.byte_ids) == 256,
+        "lossless": loaded.lossless,
+        "end_of_text_id": loaded.eos_id,
+        "special": {piece.piece: id for id, piece in enumerate(proto.pieces) if piece.type in (UNKNOWN, CONTROL)},
+        "user_symbols": [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED],
+        "longest_pieces": sorted(texts, key=lambda text: (-len(text), text))[:8],
+        "file_bytes": len(loaded.model_bytes),
+        "hash": loaded.hash,
+    }
+
+
+def codec(directory: Path, vocab_size: int | None) -> Description:
+    """Size, end and chat template of any other tokenizer of a model directory."""
+    kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
+    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size), kind)
+
+
+def _about_codec(loaded: Codec, kind: str) -> Description:
+    return {
+        "type": kind,
+        "vocab_size": loaded.vocab_size,
+        "end_of_text_id": loaded.eos_id,
+        "chat_template": loaded.chat_template is not None,
+        "hash": loaded.hash,
+    }
+
+
+def shard(path: Path) -> Description:
+    """What the header of a token shard says."""
+    opened = Shard.open(path)
+    return {
+        "tokens": opened.tokens,
+        "documents": opened.documents,
+        "text_bytes": opened.bytes,
+        "bytes_per_token": opened.bytes / max(1, opened.tokens),
+        "vocab_size": opened.vocab_size,
+        "dtype": opened.ids.dtype.name,
+        "version": VERSION,
+        "tokenizer_hash": opened.tokenizer_hash,
+        "file_bytes": path.stat().st_size,
+    }
+
+
+def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) -> Description:
+    """Files, text, scripts and the beginning of a corpus; beyond 64 MB or five seconds only a part is read."""
+    with sources.spooling() as spool:
+        found = sources.find(specs, spool=spool, on_note=on_note)
+        script_of, names = stats.script_table()
+        in_script = np.zeros(len(names), np.int64)
+        read = documents = lines = characters = 0
+        preview, deadline, complete = "", time.monotonic() + SCAN_SECONDS, True
+        for chunk in sources.read(found, DataOptions(errors="replace")):
+            codes = np.frombuffer(chunk.text.encode("utf-32-le"), np.uint32)
+            in_script += np.bincount(script_of[codes], minlength=len(names))
+            preview = preview or chunk.text[:PREVIEW]
+            read += sources.utf8_length(chunk.text)
+            documents += chunk.end
+            lines += chunk.text.count("\n") + (chunk.end and not chunk.text.endswith("\n"))
+            characters += len(codes)
+            if read >= SCAN_BYTES or time.monotonic() > deadline:
+                complete = False
+                break
+        ranked = sorted(zip(in_script.tolist(), names, strict=True), reverse=True)
+        return {
+            "files": len(found),
+            "formats": dict(Counter(source.kind for source in found)),
+            "file_bytes": sum(source.path.stat().st_size for source in found),
+            "whole_text_read": complete,
+            "text_bytes": read,
+            "documents": documents,
+            "lines": lines,
+            "characters": characters,
+            "scripts": {name: count / characters for count, name in ranked if count},
+            "preview": preview,
+        }
+
+
+def run(directory: Path) -> Description:
+    """What a run directory says of itself: command, seed, progress, best validation, data and checkpoints."""
+    about = _json_object(directory / "run.json")
+    training: Description = {}
+    evaluation: Description = {}
+    best: float | None = None
+    for record in _records(directory / "metrics.jsonl"):
+        if "train_loss" in record:
+            training = record
+        value = record.get("val_bits_per_byte")
+        if "val_loss" in record or value is not None:
+            evaluation = record
+        if isinstance(value, int | float):
+            best = value if best is None else min(best, value)
+    described: Description = {
+        "status": _status(directory, about),
+        "steps": max((int(record.get("step", 0)) for record in (training, evaluation)), default=0),
+        "best_val_bits_per_byte": best,
+        **{
+            key: about[key]
+            for key in ("command", "seed", "started", "finished", "versions", "git_commit")
+            if key in about
+        },
+        "last_training": training,
+        "last_evaluation": evaluation,
+        "checkpoints": sorted(entry.parent.name for entry in (directory / "checkpoints").glob(f"[0-9]*/{MARKER}")),
+    }
+    if (directory / "data.json").is_file():
+        data = _json_object(directory / "data.json")
+        described["data"] = {key: value for key, value in data.items() if not isinstance(value, list)}
+        described["data"]["sources"] = [row.get("name") for row in data.get("sources", []) if isinstance(row, dict)]
+    return described
+
+
+def _status(directory: Path, about: Description) -> str:
+    """finished, or running while a process holds the run's lock, else stopped: ``pretrain --resume`` goes on."""
+    if about.get("finished"):
+        return "finished"
+    try:
+        import fcntl
+
+        with (directory / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except ImportError:  # no such locks on this system: a run that wrote lately is one that runs
+        newest = max(path.stat().st_mtime for path in directory.iterdir())
+        return "running" if time.time() - newest < RUNNING_SECONDS else "stopped"
+    except OSError:
+        pass
+    return "stopped"
+
+
+def _records(path: Path) -> Iterator[Description]:
+    """The objects of a JSON lines file; a last line that is only half written is left out."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+    except OSError:
+        return
+
+
+def _json_object(path: Path) -> Description:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", hint="it should be the JSON that tfcli wrote") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is a JSON {type(value).__name__}, expected an object")
+    return value

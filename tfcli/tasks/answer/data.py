@@ -1,0 +1,279 @@
+"""Questions about texts, read from SQuAD's JSON (v1 and v2), from rows of JSON or from tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from tfcli.errors import UserError
+from tfcli.tasks.common import columns
+from tfcli.tasks.common.options import FinetuneData
+from tfcli.tasks.common.report import Report
+
+EXPECTED = (
+    'expected {"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}, or rows with "question", "context" and '
+    '"answers"'
+)
+LEFT_OUT = "questions that are to have an answer and have none, left out"
+PLAUSIBLE = "plausible_answers"
+FLAT = ("answer_text", "answer")
+"""Names of a table's column with the text of an answer, beside "answer_start"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """Names of the columns or fields of a question; left out, they are as ``datasets`` has them."""
+
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A text, and the character of the context where it begins; None where the context does not hold it."""
+
+    text: str
+    start: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question; without ``answers`` the context does not answer it. ``group`` is its article.
+
+    ``plausible`` is what one could take for an answer where there is none (Rajpurkar et al. 2018, 3).
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+    group: str
+    where: str = ""
+    plausible: tuple[Answer, ...] = ()
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """The texts of its answers."""
+        return tuple(answer.text for answer in self.answers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """All of a file; version 2 where a question may have no answer."""
+
+    questions: tuple[Question, ...]
+    version: Literal[1, 2]
+
+
+def read(
+    path: Path,
+    report: Report,
+    *,
+    encoding: str = "utf-8",
+    errors: Literal["strict", "replace"] = "strict",
+    name: str | None = None,
+    keys: Keys | None = None,
+) -> Questions:
+    """The questions of a file: SQuAD's JSON, a JSON list of rows, JSON lines, or a table (.csv, .tsv, .parquet,
+    hf:NAME).
+
+    What cannot be used is left out, and offsets that miss their answer (not a plausible one) are moved to where it is
+    next; ``report`` counts both. Raises UserError for a file that is not such JSON, or holds no question.
+    """
+    name = name or str(path)
+    before = dict(report.faults)
+    keys = keys or Keys()
+    if columns.is_table(path):
+        rows = _table(path, FinetuneData(encoding=encoding, errors=errors), keys, report)
+    else:
+        rows = _rows(report.text(path, encoding=encoding, errors=errors), name)
+    found: list[Question] = []
+    seen: set[str] = set()
+    may_be_silent = False
+    for given, group, where in rows:
+        row = columns.named(given, asdict(keys), where)
+        group = group or _group(row)
+        may_be_silent |= "is_impossible" in row or not _listed(row.get("answers"))
+        made = parse(row, group, where, report)
+        if made is None:
+            continue
+        if made.id in seen:
+            report.fault("questions with the id of another, left out", where)
+            continue
+        seen.add(made.id)
+        found.append(made)
+    if not found:
+        raise report.none("questions", name, before=before, hint=EXPECTED)
+    return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
+
+
+def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """As ``_rows``, of a table. The cells of a csv hold answers as JSON, or one text with its offset beside it."""
+    named = [key for key in asdict(keys).values() if key is not None]
+    known = ["question", "context", "answers", "answer_start", *FLAT, *named]
+    key = keys.answers or "answers"
+    for where, row in columns.read(path, known, options, report):
+        row = columns.unfolded(row, [key, PLAUSIBLE])
+        there = [name for name in (key, *(() if keys.answers else FLAT)) if name in row]
+        if not there and keys.answers is None:
+            row = {**row, key: []}
+        elif there and not isinstance(row[there[0]], (list, dict)):
+            text, start = row[there[0]], _whole(row.get("answer_start"))
+            row = {**row, key: [{"text": text, "answer_start": start}] if text else []}
+        said = str(row.get("is_impossible")).lower()  # a csv has words
+        row = row | ({"is_impossible": said in ("true", "1")} if "is_impossible" in row else {})
+        yield row, _group(row), where
+
+
+def _whole(cell: Any) -> Any:
+    return int(cell) if isinstance(cell, str) and cell.strip().isdecimal() else cell
+
+
+def _rows(text: str, name: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(row, its article, where) of every question, whichever form the file has."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        yield from _json_lines(text, name, error)
+        return
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        data = data["data"]
+    elif isinstance(data, dict):
+        data = [data]
+    if not isinstance(data, list):
+        raise UserError(f"{name} is a JSON {type(data).__name__}", hint=EXPECTED)
+    for index, item in enumerate(data):
+        where = f"{name}: data[{index}]"
+        if not isinstance(item, dict):
+            raise UserError(f"{where} is not an object", hint=EXPECTED)
+        if "paragraphs" in item:
+            yield from _article(item, where)
+        else:
+            yield item, _group(item), where
+
+
+def _json_lines(text: str, name: str, error: Exception) -> Iterator[tuple[dict[str, Any], str, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as inner:
+            said = error if number == 1 else inner  # the first line is none: the file is not JSON lines
+            raise UserError(f"{name}:{number} is not JSON: {said}", hint=EXPECTED) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{name}:{number} is not an object", hint=EXPECTED)
+        yield row, _group(row), f"{name}:{number}"
+
+
+def _group(row: dict[str, Any]) -> str:
+    return str(row.get("title") or row.get("context") or "")
+
+
+def _article(item: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    for number, paragraph in enumerate(_list(item, "paragraphs", where)):
+        inside = f"{where}.paragraphs[{number}]"
+        if not isinstance(paragraph, dict) or not isinstance(paragraph.get("context"), str):
+            raise UserError(f'{inside} has no "context" with a string', hint=EXPECTED)
+        for index, qa in enumerate(_list(paragraph, "qas", inside)):
+            if not isinstance(qa, dict):
+                raise UserError(f"{inside}.qas[{index}] is not an object", hint=EXPECTED)
+            row = {**qa, "context": paragraph["context"]}
+            yield row, str(item.get("title") or paragraph["context"]), f"{inside}.qas[{index}]"
+
+
+def _list(item: dict[str, Any], key: str, where: str) -> list[Any]:
+    if not isinstance(item.get(key), list):
+        raise UserError(f'{where} has no list "{key}"', hint=EXPECTED)
+    return list(item[key])
+
+
+def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Question | None:
+    """A row as a question, None where it cannot be used, which the report is told.
+
+    Raises UserError for a row without a question or context.
+    """
+    question, context = row.get("question"), row.get("context")
+    if not isinstance(question, str) or not isinstance(context, str):
+        raise UserError(f'{where} has no "question" and "context" with strings', hint=EXPECTED)
+    if not question.strip() or not context.strip():
+        report.fault("questions or contexts that are empty, left out", where)
+        return None
+    listed = _listed(row.get("answers"))
+    answers = tuple(made for made in (_answer(item, context, where, report) for item in listed) if made)
+    impossible = row.get("is_impossible")
+    if not answers and (listed or impossible is False):
+        report.fault(LEFT_OUT, where)
+        return None
+    if answers and impossible is True:
+        report.fault("questions that are said to be impossible and have an answer, which counts", where)
+    return Question(
+        id=str(row.get("id", where)),
+        question=question,
+        context=context,
+        answers=answers,
+        group=group,
+        where=where,
+        plausible=() if answers else tuple(_plausible(row, context, report)),
+    )
+
+
+def _plausible(row: dict[str, Any], context: str, report: Report) -> Iterator[Answer]:
+    """Those that are where they are said to be. That others are not is no fault: no score depends on them."""
+    for text, start in _listed(row.get(PLAUSIBLE) or None):
+        if _is_at(text, start, context):
+            yield Answer(text=text, start=start)
+        else:
+            report.note("plausible answers that are not where they are said to be, left out")
+
+
+def _listed(answers: Any) -> list[tuple[Any, Any]]:
+    """(text, start) of each answer: a list of objects, or an object of two lists, as in datasets."""
+    if isinstance(answers, dict):
+        texts = answers.get("text")
+        starts = answers.get("answer_start")
+        if isinstance(texts, str):
+            return [(texts, starts)]
+        if not isinstance(texts, list):
+            return [(None, None)]
+        starts = starts if isinstance(starts, list) and len(starts) == len(texts) else [None] * len(texts)
+        return list(zip(texts, starts, strict=True))
+    if isinstance(answers, list):
+        return [
+            (item.get("text"), item.get("answer_start")) if isinstance(item, dict) else (None, None) for item in answers
+        ]
+    return [] if answers is None else [(None, None)]
+
+
+def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> Answer | None:
+    text, start = item
+    if not isinstance(text, str) or not text.strip():
+        report.fault("answers without a text, left out", where)
+        return None
+    if _is_at(text, start, context):
+        return Answer(text=text, start=start)
+    known = _is_offset(start)
+    places = [index for index in range(len(context)) if context.startswith(text, index)]
+    if not places:
+        report.fault("answers that the context does not hold, scored but not trained on", where)
+        return Answer(text=text, start=None)
+    if known and not 0 <= start < len(context):
+        report.fault("answers whose offset is outside the context, moved to where they are", where)
+    else:
+        report.fault("answers whose offset misses them, moved to where they are", where)
+    return Answer(text=text, start=min(places, key=lambda place: abs(place - (start if known else 0))))
+
+
+def _is_at(text: Any, start: Any, context: str) -> bool:
+    """Whether an answer is a text, and the context has it there."""
+    if not isinstance(text, str) or not text.strip() or not _is_offset(start):
+        return False
+    return start >= 0 and context[start : start + len(text)] == text
+
+
+def _is_offset(start: Any) -> TypeGuard[int]:
+    return isinstance(start, int) and not isinstance(start, bool)

@@ -1,0 +1,395 @@
+"""Dialogue and instructions: answer as the assistants of conversations did (Ouyang et al. 2022, 3.5, step 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfcli.config.options import Sampling
+from tfcli.errors import UserError
+from tfcli.infer.batches import by_length
+from tfcli.infer.decode import decode
+from tfcli.infer.engine import Engine
+from tfcli.model.transformer import Transformer
+from tfcli.runtime import Runtime
+from tfcli.tasks.chat import data as rows
+from tfcli.tasks.chat import encode
+from tfcli.tasks.chat.data import Conversation, Fields
+from tfcli.tasks.chat.encode import Encoded
+from tfcli.tasks.common import batch, columns, resample
+from tfcli.tasks.common.batch import Batch, Rows
+from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig, FinetuneData
+from tfcli.tasks.common.report import Report
+from tfcli.tasks.lm.task import refuse
+from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
+from tfcli.text.chat.messages import ChatTemplate, prompt_ids, read_messages, with_template
+from tfcli.text.read import tables
+from tfcli.text.tokenizers.codec import Codec
+
+NONE = -1
+"""The target of positions that foretell nothing."""
+ROW = 512
+"""Tokens of a packed row, where the settings do not say."""
+LOGITS_AT_ONCE = 512
+"""Positions whose logits are held at once."""
+SPECIMEN = 64
+"""New tokens of a sample."""
+PADDED = ("tokens_BT", "mask_BT", "targets_BT", "segments_BT")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatData(FinetuneData):
+    """Which columns of tables, or fields of JSON rows, hold what."""
+
+    messages_key: str | None = None
+    """The turns of a conversation; left out: messages or conversations."""
+    prompt_key: str | None = None
+    """Or a pair's prompt; left out: prompt, question, instruction or input."""
+    response_key: str | None = None
+    """And its answer; left out: response, completion, answer or output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """How conversations are put into rows."""
+
+    pack: bool = True
+    """Several conversations in a row, none of which sees another; false: one a row, padded."""
+    row: int | None = None
+    """Tokens of a packed row; left out: 512, or the context where that is less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatConfig(FinetuneConfig):
+    """Everything that decides a run on conversations."""
+
+    data: ChatData = field(default_factory=ChatData)
+    train: DecoderTrain = field(default_factory=DecoderTrain)
+    chat: ChatOptions = field(default_factory=ChatOptions)
+
+
+def loss(
+    model: Transformer, part: Batch, *, dtype: torch.dtype | None = None, dropout: float = 0.0
+) -> tuple[Tensor, int]:
+    """Summed cross-entropy (nats, fp32) of the answers' ids, ends of turns included, and how many they are."""
+    segments_BT = part["segments_BT"] if int(part["segments_BT"].max()) > 0 else None
+    hidden_BTD = model(part["tokens_BT"], dtype=dtype, dropout=dropout, segments_BT=segments_BT)
+    at_BT = part["targets_BT"] != NONE
+    return model.loss(hidden_BTD[at_BT][None], part["targets_BT"][at_BT][None]), count(part)
+
+
+def count(part: Batch) -> int:
+    """Ids that a batch foretells."""
+    return int((part["targets_BT"] != NONE).sum())
+
+
+def examples(listed: Sequence[Sequence[Encoded]]) -> Batch:
+    """Rows of conversations as a batch."""
+    laid = [encode.lay(conversations) for conversations in listed]
+    tokens = [row["tokens"].tolist() for row in laid]
+    return Batch(
+        {
+            "tokens_BT": batch.pad(tokens),
+            "mask_BT": batch.mask(tokens),
+            "targets_BT": batch.pad([row["targets"].tolist() for row in laid], value=NONE),
+            "segments_BT": batch.pad([row["segments"].tolist() for row in laid], value=-1),
+        },
+        padded=PADDED,
+    )
+
+
+@torch.inference_mode()
+def score(model: Transformer, listed: Sequence[Encoded], runtime: Runtime) -> npt.NDArray[np.float64]:
+    """Of each conversation (N, 3): the summed loss of its answers' ids, how many, and how many are the likeliest."""
+    out = np.zeros((len(listed), 3))
+    for chosen in by_length([len(one.ids) for one in listed], device=runtime.device):
+        part = examples([[listed[index]] for index in chosen]).to(runtime.device)
+        hidden_BTD = model(part["tokens_BT"], dtype=runtime.dtype)
+        row_N, at_N = (part["targets_BT"] != NONE).nonzero(as_tuple=True)
+        for rows_n, places_n in zip(row_N.split(LOGITS_AT_ONCE), at_N.split(LOGITS_AT_ONCE), strict=True):
+            logits_nV = model.logits(hidden_BTD[rows_n, places_n]).float()
+            targets_n = part["targets_BT"][rows_n, places_n]
+            lost_n = F.cross_entropy(logits_nV, targets_n, reduction="none").cpu().double().numpy()
+            right_n = (logits_nV.argmax(dim=-1) == targets_n).cpu().numpy()
+            places = np.array(chosen)[rows_n.cpu().numpy()]
+            for column, values in enumerate((lost_n, np.ones(len(places)), right_n)):
+                np.add.at(out[:, column], places, values)
+    return out
+
+
+def as_numbers(columns: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """loss (nats an id of the answers), perplexity and accuracy of ``score``, with 95 % intervals of conversations."""
+    lost, ids, right = columns.sum(axis=0).tolist()
+
+    def mean(column: int) -> list[float]:
+        return resample.interval(columns, lambda sums: sums[:, column] / sums[:, 1])
+
+    return {
+        "loss": lost / ids,
+        "perplexity": math.exp(min(700.0, lost / ids)),
+        "accuracy": right / ids,
+        "answer_tokens": int(ids),
+        "examples": len(columns),
+        "interval": {"loss": mean(0), "accuracy": mean(2)},
+    }
+
+
+def table(scores: Mapping[str, Any]) -> list[str]:
+    """Scores for people."""
+    low, high = scores["interval"]["loss"]
+    return [
+        f"loss of the answers {scores['loss']:.4f} ({low:.4f} to {high:.4f}) nats a token, perplexity "
+        f"{scores['perplexity']:.3f}, {scores['accuracy']:.1%} of tokens foretold "
+        f"({scores['examples']:,} conversations, {scores['answer_tokens']:,} tokens)"
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chatting:
+    """Finetuning on conversations; ``Finetuning``."""
+
+    train: Sequence[Sequence[Encoded]]
+    """Rows of one conversation or several."""
+    val: Sequence[Encoded]
+    held: Sequence[Conversation]
+    """What ``val`` was made of."""
+    codec: Codec
+    """With the template that the conversations were written by: what is saved beside the model."""
+    runtime: Runtime
+    receipt: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.train)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.array([sum(len(one.ids) - 1 for one in row) for row in self.train], np.int64)
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Those of the held-out conversations."""
+        return sum(len(one.ids) for one in self.val)
+
+    def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Batch:
+        """The rows at ``indices``; they are the same in every epoch."""
+        return examples([self.train[index] for index in indices])
+
+    def count(self, rows: Rows) -> int:
+        """Ids of answers."""
+        assert isinstance(rows, Batch)
+        return count(rows)
+
+    def tokens(self, rows: Rows) -> int:
+        """All that is read."""
+        assert isinstance(rows, Batch)
+        return rows.real_tokens
+
+    def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
+        """As the module's ``loss``."""
+        return loss(model, rows, dtype=dtype, dropout=dropout)
+
+    def evaluate(self, model: Transformer) -> dict[str, float]:
+        """Loss and accuracy of the held-out answers."""
+        lost, ids, right = score(model, self.val, self.runtime).sum(axis=0).tolist()
+        return {"val_loss": lost / ids, "val_accuracy": right / ids}
+
+    def headline(self, scores: Mapping[str, float]) -> Headline:
+        """The loss."""
+        return Headline(name="loss", value=scores["val_loss"])
+
+    def sample(self, model: Transformer, seed: int) -> str | None:
+        """The answer to the first held-out prompt, greedily; None where it leaves no room."""
+        first = self.held[0]
+        asked = first.messages[: first.answers[0]]
+        assert self.codec.chat_template is not None
+        ids = prompt_ids(self.codec, ChatTemplate(self.codec.chat_template), asked)
+        if len(ids) >= model.config.context:
+            return None
+        sampling = Sampling(max_tokens=min(SPECIMEN, model.config.context - len(ids)), temperature=0.0)
+        steps = decode(
+            model, [ids], sampling, seeds=[seed], eos_id=self.codec.eos_id,
+            ended=lambda row, id: id in self.codec.eos_ids,
+        )  # fmt: skip
+        said = self.codec.decode([step.id for row in steps for step in row if step.id is not None])
+        return f"{asked[-1]['content']}\n> {said}"
+
+    def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
+        """Scores of the held-out answers."""
+        scores = as_numbers(score(model, self.val, self.runtime))
+        return scores, table(scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answerer:
+    """A model that answers messages; ``Predictor``."""
+
+    model: Transformer
+    codec: Codec
+    runtime: Runtime
+    key: ClassVar[str] = "prompt"
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """Made once: it packs the weights."""
+        return Engine(self.model, self.codec, self.runtime)
+
+    def plain(self, line: str) -> list[dict[str, Any]]:
+        """A line is what a user says."""
+        return [{"role": "user", "content": line}]
+
+    def parse(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """{"messages": [...]} or {"prompt": "..."}."""
+        if "messages" in row:
+            return read_messages(row)
+        if not isinstance(row.get("prompt"), str):
+            raise UserError('has neither "messages" with a list nor "prompt" with a string')
+        return self.plain(row["prompt"])
+
+    def predict(self, inputs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """{"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
+        made = self._engine.generate_batch(inputs, Sampling(temperature=0.0))
+        return [{"response": str(each)} for each in made]
+
+    def show(self, answer: Mapping[str, Any]) -> str:
+        """The answer in one line."""
+        return " ".join(str(answer["response"]).split())
+
+    def evaluate(self, data: Sequence[str], config: Any, *, limit: int | None) -> Evaluation:
+        """Loss, perplexity and accuracy of the answers' ids, given all before them."""
+        report = Report(strict=config.data.strict)
+        read = _read(data, config, report)[:limit]
+        context = self.model.config.context
+        kept, encoded = _encoded(read, self.codec, min(config.data.context or context, context), report)
+        columns = score(self.model, encoded, self.runtime)
+        scores = as_numbers(columns) | {"data": report.as_json()}
+        predictions = [
+            {"messages": list(one.messages), "loss": lost / ids, "answer_tokens": int(ids)}
+            for one, (lost, ids, _) in zip(kept, columns.tolist(), strict=True)
+        ]
+        return Evaluation(scores=scores, lines=table(scores), predictions=predictions, notes=tuple(report.lines()))
+
+
+class Chat:
+    """--task chat; ``Application``."""
+
+    name = "chat"
+    config = ChatConfig
+
+    def prepare(self, start: Start) -> Finetuning:
+        """Read the conversations, write them by the model's template, and pack them."""
+        config: ChatConfig = start.config
+        refuse(start.model, "chat")
+        context = start.model.config.context
+        context = min(config.data.context or context, context)
+        codec = with_template(start.codec, encode.template_for(start.codec))
+        if start.codec.chat_template is None:
+            start.note("the tokenizer has no chat template: it gets ChatML's")
+        report = Report(strict=config.data.strict)
+        train = _read(start.data, config, report)
+        paths = list(start.data)
+        if config.data.val is not None:
+            val = _read([config.data.val], config, report)
+            paths.append(config.data.val)
+        else:
+            train, val = resample.halves(train, [_asked(one) for one in train], config.data.val_fraction, report)
+        learnt, encoded = _encoded(train, codec, context, report)
+        held, tested = _encoded(val, codec, context, report)
+        packed = _rows(encoded, config.chat, context)
+        report.note("held-out prompts that are in the training part too", _repeated(learnt, held))
+        receipt = {
+            "files": paths,
+            "content_hash": tables.content_hash(paths),
+            "train": _sizes(encoded) | {"rows": len(packed)},
+            "val": _sizes(tested),
+            "context": context,
+            "data": report.as_json(),
+        }
+        for line in report.lines():
+            start.note(line)
+        start.note(f"data: {len(encoded):,} conversations in {len(packed):,} rows, {len(tested):,} held out")
+        return Chatting(train=packed, val=tested, held=held, codec=codec, runtime=start.runtime, receipt=receipt)
+
+    def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
+        """Of a model with a chat template."""
+        return Answerer(model=model, codec=codec, runtime=runtime)
+
+
+def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
+    data = config.data
+    fields = Fields(prompt=data.prompt_key, response=data.response_key, messages=data.messages_key)
+    found: list[Conversation] = []
+    for path in tables.expand(specs):
+        if columns.is_table(path):
+            table = columns.read(path, rows.known(fields), data, report)
+            found += rows.of_table(table, str(path), report, fields=fields)
+            continue
+        text = report.text(path, encoding=data.encoding, errors=data.errors)
+        found += rows.read(text, str(path), report, fields=fields)
+    return found
+
+
+def _encoded(
+    conversations: Sequence[Conversation], codec: Codec, context: int, report: Report
+) -> tuple[list[Conversation], list[Encoded]]:
+    """The conversations that can be learnt from, and their ids. UserError where there are none."""
+    assert codec.chat_template is not None
+    template = ChatTemplate(codec.chat_template)
+    kept: list[Conversation] = []
+    made: list[Encoded] = []
+    for conversation in conversations:
+        whole = encode.encode(codec, template, conversation, report)
+        fitted = None if whole is None else encode.fit(whole, context, report, conversation.where)
+        if fitted is not None:
+            kept.append(conversation)
+            made.append(fitted)
+    if not made:
+        raise UserError(
+            f"no conversation can be used: {'; '.join(report.lines())}", hint="or is the context too short?"
+        )
+    return kept, made
+
+
+def _rows(encoded: Sequence[Encoded], options: ChatOptions, context: int) -> list[list[Encoded]]:
+    if not options.pack:
+        return [[one] for one in encoded]
+    room = min(context, options.row or ROW)
+    packed = encode.pack([len(one.ids) - 1 for one in encoded], room)
+    return [[encoded[index] for index in row] for row in packed]
+
+
+def _asked(conversation: Conversation) -> str:
+    """What a conversation begins with, up to its first answer: the same stays on one side of a split."""
+    return "\n".join(message["content"] for message in conversation.messages[: conversation.answers[0]])
+
+
+def _repeated(train: Sequence[Conversation], held: Sequence[Conversation]) -> int:
+    known = {_asked(one) for one in train}
+    return sum(_asked(one) in known for one in held)
+
+
+def _sizes(encoded: Sequence[Encoded]) -> dict[str, Any]:
+    lengths = np.array([len(one.ids) for one in encoded])
+    return {
+        "conversations": len(encoded),
+        "tokens": int(lengths.sum()),
+        "answer_tokens": int(sum(one.answer.sum() for one in encoded)),
+        "length": {
+            name: float(np.percentile(lengths, share)) for name, share in {"median": 50, "longest": 100}.items()
+        },
+    }
+
+
+APPLICATION = Chat()

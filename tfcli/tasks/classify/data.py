@@ -1,0 +1,325 @@
+"""Rows of files as texts with labels: columns recognised, labels read, the held-out part split off."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfcli.errors import UserError, nearest
+from tfcli.tasks.classify.options import ClassifyData
+from tfcli.tasks.common import report
+from tfcli.text.read import tables
+from tfcli.text.read.tables import Row, Table
+
+TEXTS = (
+    "text", "sentence", "question", "content", "sentence1", "question1", "premise", "text_a", "review", "message",
+    "comment", "tweet", "query", "utterance", "document", "body", "title",
+)  # fmt: skip
+PAIRS = ("sentence2", "question2", "hypothesis", "text_b", "text_pair", "pair")
+LABELS = (
+    "label", "labels", "category", "class", "target", "intent", "label_text", "label_name", "sentiment", "topic",
+    "coarse_label", "categories", "tags",
+)  # fmt: skip
+MISSING = ("", "nan", "none", "null")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A text, or two, and its labels."""
+
+    text: str
+    pair: str | None
+    labels: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Where a table has what."""
+
+    text: str
+    pair: str | None
+    label: str
+
+
+@dataclass(kw_only=True)
+class Part:
+    """The examples of some files, and what of them was not used."""
+
+    name: str
+    examples: list[Example]
+    rows: int
+    multi: bool
+    files: list[dict[str, Any]]
+    dropped: dict[str, int] = field(default_factory=dict)
+    empty: int = 0
+
+    @property
+    def hash(self) -> str:
+        """Of everything that was read."""
+        return hashlib.sha256("\0".join(entry["sha256"] for entry in self.files).encode()).hexdigest()
+
+
+def known(options: ClassifyData) -> list[str]:
+    """Names of columns that make a first line a header."""
+    named = [key for key in (options.text_key, options.pair_key, options.label_key) if key and not key.isdecimal()]
+    return [*TEXTS, *PAIRS, *LABELS, *named]
+
+
+def read(specs: Sequence[str], options: ClassifyData, *, name: str, note: Callable[[str], None]) -> Part:
+    """The examples of files. Rows without a label are counted and left out, or an error under --strict."""
+    part = Part(name=name, examples=[], rows=0, multi=options.label_separator is not None, files=[])
+    for path in tables.expand(specs):
+        table = tables.read(path, known=known(options), encoding=options.encoding, errors=options.errors)
+        if not table.rows:
+            raise UserError(f"{table.name} has no rows", hint="expected one example a row, with a text and a label")
+        columns = find_columns(table, options)
+        if not table.header:
+            note(f"{table.name} has no header: column {columns.label} is the label, column {columns.text} the text")
+        _add(part, table, columns, options)
+        entry = {"file": table.name, "rows": len(table.rows), "replaced": table.replaced, "sha256": table.sha256}
+        part.files.append({**entry, "text": columns.text, "pair": columns.pair, "label": columns.label})
+    replaced = sum(entry["replaced"] for entry in part.files)
+    if replaced:
+        note(f"{name}: {replaced:,} invalid bytes replaced")
+    part.examples = _whole_numbers(part, note)
+    missing = sum(part.dropped.values())
+    if missing:
+        said = ", ".join(f"{count} {kind}" for kind, count in part.dropped.items())
+        note(f"{name}: {missing} of {part.rows} rows left out: {said}")
+    return part
+
+
+def find_columns(table: Table, options: ClassifyData) -> Columns:
+    """The columns of text, second text and label: those named, else those with a usual name, else by what is in them.
+
+    Raises UserError, with the columns that there are, where it is not clear which they are.
+    """
+    listed = f"{table.name} has: {', '.join(table.columns)}"
+    lower = {column.lower(): column for column in reversed(table.columns)}
+
+    def pick(wanted: str | None, usual: Sequence[str], what: str) -> str | None:
+        if wanted is not None:
+            if wanted not in table.columns:
+                guess = nearest(wanted, table.columns)
+                hint = f"did you mean {guess!r}? {listed}" if guess else listed
+                raise UserError(f"{table.name} has no column {wanted!r} for the {what}", hint=hint)
+            return wanted
+        return next((lower[name] for name in usual if name in lower), None)
+
+    label = pick(options.label_key, LABELS, "label")
+    text = pick(options.text_key, [name for name in TEXTS if lower.get(name) != label], "text")
+    pair = pick(options.pair_key, PAIRS, "second text")
+    if (label is None or text is None) and not table.header and len(table.columns) == 2:
+        few, many = sorted(table.columns, key=lambda column: len({row.values[column] for row in table.rows}))
+        label = label or (few if text != few else many)
+        text = text or (many if label != many else few)
+    if text is None:
+        raise UserError(f"which column holds the text? {listed}", hint="name it: --set data.text_key=NAME")
+    if label is None:
+        raise UserError(f"which column holds the label? {listed}", hint="name it: --set data.label_key=NAME")
+    return Columns(text=text, pair=pair if pair != text else None, label=label)
+
+
+def _add(part: Part, table: Table, columns: Columns, options: ClassifyData) -> None:
+    for row in table.rows:
+        part.rows += 1
+        labels = _labels(row, columns.label, part, options)
+        if labels is None:
+            if options.strict:
+                raise UserError(f"{row.where} has no label", hint="leave --strict out to go on without such rows")
+            part.dropped["without a label"] = part.dropped.get("without a label", 0) + 1
+            continue
+        text = _text(row, columns.text)
+        pair = None if columns.pair is None else _text(row, columns.pair)
+        if not text.strip() and not (pair or "").strip():
+            part.empty += 1
+            if options.strict:
+                raise UserError(f"{row.where} has an empty text", hint="leave --strict out to go on with such rows")
+        part.examples.append(Example(text=text, pair=pair, labels=labels, where=row.where))
+
+
+def _text(row: Row, key: str) -> str:
+    value = row.values.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{row.where}: {key!r} is {type(value).__name__}, expected a string",
+            hint="name the column with the text: --set data.text_key=NAME",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{row.where}: {key!r} has a lone surrogate, which is not text",
+            hint="repair the text, or leave the row out",
+        ) from None
+    return value
+
+
+def _labels(row: Row, key: str, part: Part, options: ClassifyData) -> tuple[str, ...] | None:
+    """The labels of a row as they are written, None where it has none."""
+    value = row.values.get(key)
+    if isinstance(value, list | tuple):
+        part.multi = True
+        return tuple(dict.fromkeys(_label(entry, row, key) for entry in value))
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if options.label_separator is not None and isinstance(value, str):
+        return tuple(dict.fromkeys(each.strip() for each in value.split(options.label_separator) if each.strip()))
+    label = _label(value, row, key)
+    return None if label.lower() in MISSING else (label,)
+
+
+def _label(value: object, row: Row, key: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int | float):
+        return str(value)
+    raise UserError(
+        f"{row.where}: {key!r} is {type(value).__name__}, expected a label or a list of labels",
+        hint="name the column with the label: --set data.label_key=NAME",
+    )
+
+
+def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
+    """The examples with labels such as 1.0 as 1. Raises UserError for numbers with fractions, which are no classes."""
+    written = Counter(label for example in part.examples for label in example.labels)
+    numbers: dict[str, float] = {}
+    for label in written:
+        try:
+            numbers[label] = float(label)
+        except ValueError:
+            return part.examples
+    floats = [label for label in numbers if not label.lstrip("+-").isdecimal()]
+    if not floats:
+        return part.examples
+    broken = [label for label in floats if not numbers[label].is_integer()]
+    if broken:
+        where = next(example.where for example in part.examples if broken[0] in example.labels)
+        raise UserError(
+            f"{where}: the label is {broken[0]}, a number with a fraction",
+            hint="classify learns classes, not amounts: round the labels, or name their ranges",
+        )
+    note(f"{part.name}: labels such as {floats[0]} are read as whole numbers")
+    new = {label: str(int(number)) for label, number in numbers.items()}
+    return [
+        Example(text=e.text, pair=e.pair, labels=tuple(new[label] for label in e.labels), where=e.where)
+        for e in part.examples
+    ]
+
+
+def names_of(part: Part) -> list[str]:
+    """The labels of the training part, numbers by size and others by name. UserError where they are too few."""
+    found = {label for example in part.examples for label in example.labels}
+    if not part.examples:
+        raise UserError(f"{part.name} has no rows with a label", hint="name its column: --set data.label_key=NAME")
+    if len(found) < 2 and not (part.multi and found):
+        raise UserError(
+            f"all {len(part.examples)} examples of {part.name} have one label, {min(found, default='')!r}",
+            hint="a classifier needs at least two; is data.label_key the right column?",
+        )
+    if all(label.lstrip("+-").isdecimal() for label in found):
+        return sorted(found, key=int)
+    if len(found) > 50 and 2 * len(found) > len(part.examples):
+        raise UserError(
+            f"{len(found)} different labels in {len(part.examples)} examples of {part.name}",
+            hint="is data.label_key the right column?",
+        )
+    return sorted(found)
+
+
+def check_known(part: Part, names: Sequence[str], *, of: str) -> None:
+    """Raise UserError where a part has labels that ``of`` (training data, or a model) does not know."""
+    strange = Counter(label for example in part.examples for label in example.labels if label not in set(names))
+    if not strange:
+        return
+    first = next(example for example in part.examples if any(label in strange for label in example.labels))
+    listed = ", ".join(f"{label!r} ({count})" for label, count in strange.most_common(5))
+    guess = nearest(next(iter(strange)), names)
+    known_names = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise UserError(
+        f"{first.where}: {part.name} has labels that {of} does not have: {listed}",
+        hint=f"{f'did you mean {guess!r}? ' if guess else ''}known: {known_names}",
+    )
+
+
+def split(part: Part, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, of each label the same part; a label with one example stays in training."""
+    generator = np.random.default_rng(abs(seed))
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, example in enumerate(part.examples):
+        groups.setdefault(() if part.multi else example.labels, []).append(index)
+    held: set[int] = set()
+    if part.multi:
+        held = stratified([example.labels for example in part.examples], fraction, generator)
+    else:
+        for key in sorted(groups):
+            indices = groups[key]
+            count = min(round(len(indices) * fraction) or (len(indices) >= 5), len(indices) - 1)
+            held.update(int(i) for i in generator.permutation(indices)[:count])
+    if not held:  # few of each: one each of as many labels as are needed, where one is left to learn from
+        spare = [indices[-1] for indices in groups.values() if len(indices) > 1]
+        wanted = max(1, round(len(part.examples) * fraction))
+        held.update(int(i) for i in generator.permutation(spare)[:wanted])
+    if not held:
+        raise UserError(
+            f"{len(part.examples)} examples are too few to hold some out", hint="give more, or a file: --val FILE"
+        )
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for index, example in enumerate(part.examples):
+        parts[index in held].append(example)
+    return parts
+
+
+def stratified(labels: Sequence[Sequence[str]], fraction: float, generator: np.random.Generator) -> set[int]:
+    """Examples of several labels to hold out, so that of each label about ``fraction`` is (indices).
+
+    Iterative stratification (Sechidis et al. 2011, algorithm 1): the examples of the label of which the fewest are left
+    go one by one to the side that still lacks most of it, where both lack the same to the one that lacks most examples,
+    else to training; those without a label come last.
+    """
+    left: dict[str, set[int]] = {}
+    for index, each in enumerate(labels):
+        for label in each:
+            left.setdefault(label, set()).add(index)
+    shares = (1 - fraction, fraction)
+    lacking = [share * len(labels) for share in shares]
+    lacking_of = {label: [share * len(indices) for share in shares] for label, indices in left.items()}
+    held: set[int] = set()
+
+    def give(index: int, wanted: Sequence[float]) -> None:
+        learnt, tested = ((round(wanted[side], 6), round(lacking[side], 6)) for side in (0, 1))
+        side = int(tested > learnt)
+        if side:
+            held.add(index)
+        lacking[side] -= 1
+        for label in labels[index]:
+            lacking_of[label][side] -= 1
+            left[label].discard(index)
+
+    while rest := {label: indices for label, indices in left.items() if indices}:
+        rarest = min(rest, key=lambda label: (len(rest[label]), label))
+        for index in generator.permutation(sorted(rest[rarest])):
+            give(int(index), lacking_of[rarest])
+    for index in generator.permutation([index for index, each in enumerate(labels) if not each]):
+        give(int(index), lacking)
+    return held
+
+
+def duplicates(train: Sequence[Example], val: Sequence[Example]) -> dict[str, int]:
+    """How many texts of each part come again: within training, and of the held-out part in training."""
+
+    def texts(examples: Sequence[Example]) -> list[tuple[str, str]]:
+        return [(example.text.strip(), (example.pair or "").strip()) for example in examples]
+
+    return report.duplicates(texts(train), texts(val))

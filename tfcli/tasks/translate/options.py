@@ -1,0 +1,75 @@
+"""Settings of ``finetune --task translate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tfcli.config.options import TokenizerOptions
+from tfcli.errors import UserError
+from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneTrain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairData(FinetuneData):
+    """Which columns hold what; ``val`` may be two aligned files with a comma between, as the data may be two files."""
+
+    source: str | None = None
+    """Column with the text to translate; left out: source, src, the first language, or the first of two columns."""
+    target: str | None = None
+    """Column with its translation; left out: target, tgt, the second language, or the second of two columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairTrain(FinetuneTrain):
+    """As for every task, in larger batches, for sentences are short."""
+
+    batch_size: int = 128
+    """Pairs a step, over all micro-batches."""
+    dropout: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewModel:
+    """The shape of a new encoder-decoder (--from-scratch); what is left out follows from the number of pairs."""
+
+    depth: int | None = None
+    """Blocks of the encoder, and of the decoder; left out: 3 below 200,000 pairs, else 6."""
+    width: int | None = None
+    """Residual stream; left out: 256 or 512. Heads have a width of 64, the feed-forward layer is four times as wide."""
+    context: int = 256
+    """Tokens of a text at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateOptions:
+    """The loss, and how answers are searched for."""
+
+    label_smoothing: float = 0.1
+    """Part of the probability that is spread over the vocabulary (Szegedy et al. 2016)."""
+    beam: int = 4
+    """Beams of a source; 1 is greedy."""
+    length_penalty: float = 1.0
+    """alpha of log P(Y) / |Y|^alpha."""
+    watch: int = 200
+    """Held-out pairs that are translated, greedily, at each evaluation; the whole part at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateConfig(FinetuneConfig):
+    """Everything that decides a run of translate."""
+
+    data: PairData = field(default_factory=PairData)
+    train: PairTrain = field(default_factory=PairTrain)
+    translate: TranslateOptions = field(default_factory=TranslateOptions)
+    model: NewModel = field(default_factory=NewModel)
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+
+
+def check(config: TranslateConfig) -> None:
+    """Raise UserError for a number that means nothing."""
+    if not 0 <= config.translate.label_smoothing < 1:
+        raise UserError(
+            f"translate.label_smoothing is {config.translate.label_smoothing}", hint="it must be at least 0 and below 1"
+        )
+    if config.translate.beam < 1 or config.translate.watch < 1:
+        raise UserError("translate.beam and translate.watch must be at least 1")

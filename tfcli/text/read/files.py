@@ -1,0 +1,249 @@
+"""Bytes of a file as text: decompressed by suffix, what is not text named by its content, UTF-8 checked."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, AnyStr, Literal, cast
+
+from tfcli.errors import UserError, nearest
+
+BLOCK = 1 << 20
+"""Bytes read at once."""
+SNIFF = 8192
+"""Bytes at the start of a file that decide whether it is text."""
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+MAGICS = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive (or an office document)"),
+    (b"\x1f\x8b", "gzip data without the .gz suffix"),
+    (b"BZh", "bzip2 data without the .bz2 suffix"),
+    (b"\xfd7zXZ", "xz data without the .xz suffix"),
+    (b"\x28\xb5\x2f\xfd", "zstandard data without the .zst suffix"),
+    (b"PAR1", "a Parquet file without the .parquet suffix"),
+    (b"GGUF", "a GGUF model"),
+    (b"\x7fELF", "a program"),
+)
+
+
+@dataclass(kw_only=True)
+class Count:
+    """What was read from one source; filled in while it is read."""
+
+    name: str
+    bytes: int = 0
+    """UTF-8 bytes of the text."""
+    documents: int = 0
+    """Documents with text in them."""
+    empty: int = 0
+    """Documents without text, dropped."""
+    replaced: int = 0
+    """Invalid UTF-8 sequences (or lone surrogates) that became U+FFFD."""
+    boms: int = 0
+    """Byte order marks at the start of a file, dropped: they are not text."""
+
+
+@dataclass
+class Counts:
+    """One ``Count`` for each source, in the order in which they were read."""
+
+    sources: list[Count] = field(default_factory=list)
+
+
+def stem_suffix(path: Path) -> tuple[str, str]:
+    """The suffix that names the format and the one that names the compression, both lower case, "" for none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    return (suffixes[-1] if suffixes else ""), compression
+
+
+def blocks(path: Path, name: str) -> Iterator[bytes]:
+    """The decompressed bytes of ``path`` in blocks; UserError where the file is missing, unreadable or corrupt."""
+    import lzma
+
+    compression = stem_suffix(path)[1]
+    try:
+        if compression == ".zst":
+            yield from _zstd_blocks(path, name)
+            return
+        with _open(path, compression) as file:
+            while block := file.read(BLOCK):
+                yield block
+    except FileNotFoundError:
+        raise UserError(f"no such file: {name}") from None
+    except PermissionError:
+        raise UserError(f"{name} cannot be read: permission denied") from None
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _corrupt(name, compression, error) from None
+    except OSError as error:
+        if compression and error.errno is None:
+            raise _corrupt(name, compression, error) from None
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def _corrupt(name: str, compression: str, error: object) -> UserError:
+    return UserError(
+        f"{name} is corrupt or truncated: {error}", hint=f"expected {compression} data; make or download the file again"
+    )
+
+
+def _open(path: Path, compression: str) -> IO[bytes]:
+    if compression == ".gz":
+        import gzip
+
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if compression == ".bz2":
+        import bz2
+
+        return cast(IO[bytes], bz2.open(path, "rb"))
+    if compression == ".xz":
+        import lzma
+
+        return cast(IO[bytes], lzma.open(path, "rb"))
+    return path.open("rb")
+
+
+def _zstd_blocks(path: Path, name: str) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(
+            f"{name} needs the zstandard package", hint='install it: pip install "tfcli[zstd]", or: zstd -d FILE'
+        ) from None
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    fresh = False
+    with path.open("rb") as file:
+        try:
+            while data := file.read(BLOCK >> 3):
+                while data:
+                    if block := decoder.decompress(data):
+                        yield block
+                    fresh, data = decoder.eof, decoder.unused_data if decoder.eof else b""
+                    if decoder.eof:
+                        decoder = zstandard.ZstdDecompressor().decompressobj()
+        except zstandard.ZstdError as error:
+            raise _corrupt(name, ".zst", error) from None
+    if not fresh:
+        raise _corrupt(name, ".zst", "the data ends within a frame")
+
+
+def what_it_is(head: bytes) -> str | None:
+    """What a file that starts with ``head`` is when it is not UTF-8 text, in words; None for text."""
+    for magic, words in MAGICS:
+        if head.startswith(magic):
+            return words
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16 text"
+    zeros = head.count(0)
+    if zeros and zeros >= len(head) // 3 and (0 in head[0::2]) != (0 in head[1::2]):
+        return "UTF-16 text"
+    return "binary data (it has NUL bytes)" if zeros else None
+
+
+def head_of(path: Path, name: str) -> bytes:
+    """The first decompressed bytes of a file."""
+    return next(blocks(path, name), b"")[:SNIFF]
+
+
+def texts(path: Path, name: str, errors: Literal["strict", "replace"], count: Count) -> Iterator[str]:
+    """The text of ``path`` in pieces of about a block, without a byte order mark; ``count`` is told what was replaced.
+
+    Raises UserError for a file that is not text, and under ``errors="strict"`` for invalid UTF-8, with byte and line.
+    """
+    rest = b""
+    offset = lines = 0
+    stream = blocks(path, name)
+    block = next(stream, b"")
+    _check_text(block[:SNIFF], name)
+    if block.startswith(codecs.BOM_UTF8):
+        block, offset, count.boms = block[3:], 3, count.boms + 1
+    while True:
+        following = next(stream, b"")
+        data = rest + block if rest else block
+        try:
+            text, used = codecs.utf_8_decode(data, errors, not following)
+        except UnicodeDecodeError as error:
+            line = lines + data.count(b"\n", 0, error.start) + 1
+            where = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}, line {line}"
+            raise UserError(
+                f"{name} is not valid UTF-8: {where}",
+                hint="convert it (iconv -f latin1 -t utf-8), or replace and count what is invalid: --errors replace",
+            ) from None
+        if errors == "replace" and "\ufffd" in text:
+            count.replaced += text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+        lines += data.count(b"\n", 0, used)
+        offset, rest = offset + used, data[used:]
+        if text:
+            yield text
+        if not following:
+            return
+        block = following
+
+
+def _check_text(head: bytes, name: str) -> None:
+    words = what_it_is(head)
+    if words == "UTF-16 text":
+        raise UserError(
+            f"{name} is UTF-16 text, expected UTF-8", hint=f"convert it: iconv -f utf-16 -t utf-8 {name} > new.txt"
+        )
+    if words:
+        raise UserError(
+            f"{name} is {words}, expected UTF-8 text", hint="text, .jsonl, .csv, .tsv and .parquet files are read"
+        )
+
+
+def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
+    """The lines of a text, or of bytes, that come in pieces, each with its "\\n"; no other character ends a line."""
+    rest: list[AnyStr] = []
+    for piece in pieces:
+        nothing = piece[:0]
+        end = "\n" if isinstance(piece, str) else b"\n"
+        found = piece.split(end)
+        for line in found[:-1]:
+            if rest:
+                rest += [line, end]
+                yield nothing.join(rest)
+                rest.clear()
+            else:
+                yield line + end
+        if found[-1]:
+            rest.append(found[-1])
+    if rest:
+        yield rest[0][:0].join(rest)
+
+
+def json_lines(
+    lines: Iterable[str], name: str, *, hint: str, of_object: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("name:line", object) of lines of JSON, blank ones left out.
+
+    Raises UserError for a line that is not JSON, with ``hint``, and for one that is no object, with ``of_object``.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not JSON: {error}", hint=hint) from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object", hint=of_object)
+        yield where, row
+
+
+def missing(path: Path) -> UserError:
+    """What is said of a file that is not there: the name beside it that is closest."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    guess = nearest(path.name, beside)
+    return UserError(f"no such file: {path}", hint=f"did you mean {path.parent / guess}?" if guess else None)

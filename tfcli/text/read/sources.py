@@ -1,0 +1,355 @@
+"""Where text comes from: files, directories, globs, stdin and ``hf:NAME`` become documents in bounded chunks.
+
+A plain text file is one document, line breaks included; a line of JSON lines and a row of a table are one each.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from tfcli import disk
+from tfcli.config.options import DataOptions
+from tfcli.errors import RunError, UserError
+from tfcli.text.read import files, hf_data
+from tfcli.text.read.files import Count, Counts
+
+Kind = Literal["text", "jsonl", "csv", "tsv", "parquet"]
+
+CHUNK = 1 << 20
+"""Characters of text in a chunk, about."""
+EXPECTED_JSON = 'expected one JSON object a line, such as {"text": "..."}'
+KINDS: tuple[tuple[str, Kind], ...] = (
+    (".jsonl", "jsonl"),
+    (".ndjson", "jsonl"),
+    (".json", "jsonl"),
+    (".csv", "csv"),
+    (".tsv", "tsv"),
+    (".parquet", "parquet"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One file to read; ``name`` is how messages and receipts call it."""
+
+    path: Path
+    kind: Kind
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document, cut after a line break where there is one; ``end`` on the document's last piece.
+
+    ``source`` is the index of the source that it came from.
+    """
+
+    text: str
+    end: bool
+    source: int = 0
+
+
+@contextmanager
+def spooling(inside: Path | None = None) -> Iterator[Path]:
+    """A directory for copies of what can be read only once, gone when the block ends, also by Ctrl-C.
+
+    It is made in ``inside``, or where the system keeps temporary files. Raises RunError where it cannot be made.
+    """
+    import tempfile
+
+    try:
+        made = tempfile.TemporaryDirectory(dir=inside, prefix="tfcli-", suffix=disk.mark(), ignore_cleanup_errors=True)
+    except OSError as error:
+        where = inside or "the directory for temporary files"
+        raise RunError(f"no directory can be made in {where}: {error.strerror}") from None
+    with made as directory:
+        yield Path(directory)
+
+
+def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | None = None) -> list[Source]:
+    """The sources that files, directories (recursive, sorted, hidden files skipped), globs and "-" (stdin) stand for.
+
+    So does ``hf:NAME:SPLIT``, a data set of the Hugging Face hub, a document a row. It, stdin and pipes are copied to a
+    file in the directory ``spool`` (see ``spooling``), as text is read more than once.
+    Files in a directory that are not text are skipped, and ``on_note`` is told.
+    Raises UserError for a name that stands for nothing.
+    """
+    if not specs:
+        raise UserError("no text was given", hint="name a file, a directory, a glob, or - for stdin")
+    found: list[Source] = []
+    for spec in specs:
+        path = Path(spec)
+        if spec == "-":
+            found.append(_stdin(spool))
+        elif hf_data.is_named(spec):
+            found.append(_named(spec, spool / f"hf-{len(found)}.parquet"))
+        elif path.is_dir():
+            found += _directory(path, on_note)
+        elif path.is_file():
+            found.append(_source(path))
+        elif path.exists():  # a pipe, as in <(zcat corpus.gz)
+            with path.open("rb") as file:
+                found.append(_spooled(file, spec, spool))
+        elif glob.has_magic(spec):
+            matches = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
+            if not matches:
+                raise UserError(f"no file matches {spec!r}")
+            for match in matches:
+                found += _directory(match, on_note) if match.is_dir() else [_source(match)]
+        else:
+            raise files.missing(path)
+    return found
+
+
+def _named(spec: str, path: Path) -> Source:
+    """A data set as a Parquet file."""
+    dataset = hf_data.load(spec)
+    try:
+        dataset.to_parquet(path)
+    except OSError as error:
+        raise RunError(f"{spec} cannot be copied to {path.parent}: {error.strerror}") from None
+    return Source(path=path, kind="parquet", name=spec)
+
+
+def _source(path: Path) -> Source:
+    suffix = files.stem_suffix(path)[0]
+    return Source(path=path, kind=dict(KINDS).get(suffix, "text"), name=str(path))
+
+
+def _directory(path: Path, on_note: Callable[[str], None] | None) -> list[Source]:
+    found: list[Source] = []
+    skipped: list[Source] = []
+    for entry in sorted(path.rglob("*")):
+        if not entry.is_file() or any(part.startswith(".") for part in entry.relative_to(path).parts):
+            continue
+        source = _source(entry)
+        binary = source.kind != "parquet" and files.what_it_is(_head(source)) not in (None, "UTF-16 text")
+        (skipped if binary else found).append(source)
+    if not found:
+        raise UserError(f"no text in the directory {path}", hint="text, .jsonl, .csv, .tsv and .parquet files are read")
+    if skipped and on_note:
+        names = ", ".join(source.path.name for source in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        on_note(f"skipped {len(skipped)} in {path} that are not text: {names}")
+    return found
+
+
+def _head(source: Source) -> bytes:
+    try:
+        return files.head_of(source.path, source.name)
+    except UserError:
+        return b""  # not readable: the reader says why
+
+
+def stdin() -> BinaryIO:
+    """The bytes of stdin; UserError where the process was started without one."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed", hint="pipe a text in, or name a file")
+    return sys.stdin.buffer
+
+
+def _stdin(spool: Path) -> Source:
+    stream = stdin()
+    if sys.stdin.isatty():
+        raise UserError("stdin is a terminal, not a text", hint="pipe a text in, or name a file")
+    return _spooled(stream, "stdin", spool)
+
+
+def _spooled(stream: BinaryIO, name: str, spool: Path) -> Source:
+    """A copy of what can be read only once."""
+    import shutil
+    import tempfile
+
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=spool, prefix="stdin-", suffix=".txt", delete=False) as file:
+            shutil.copyfileobj(stream, file, files.BLOCK)
+    except OSError as error:
+        raise RunError(f"{name} cannot be copied to {spool}: {error.strerror}") from None
+    return Source(path=Path(file.name), kind="text", name=name)
+
+
+def read(sources: Sequence[Source], options: DataOptions, counts: Counts | None = None) -> Iterator[Chunk]:
+    """Every document of ``sources``, in order, in chunks of about ``CHUNK`` characters.
+
+    Documents without text are dropped and counted. ``counts`` gets one ``Count`` a source, complete once all is read.
+    Raises UserError for whatever is not what it should be, with the file and the line or byte.
+    """
+    counts = Counts() if counts is None else counts
+    for index, source in enumerate(sources):
+        count = Count(name=source.name)
+        counts.sources.append(count)
+        if source.kind == "text":
+            yield from _text(source, options, count, index)
+            continue
+        reader = {"jsonl": _jsonl, "csv": _table, "tsv": _table, "parquet": _parquet}[source.kind]
+        for document in reader(source, options, count):
+            yield from _document(document, count, index)
+
+
+def _document(text: str, count: Count, index: int) -> Iterator[Chunk]:
+    if not text:
+        count.empty += 1
+        return
+    count.documents += 1
+    while len(text) > 2 * CHUNK:
+        at = cut_point(text, CHUNK)
+        head, text = text[:at], text[at:]
+        count.bytes += utf8_length(head)
+        yield Chunk(head, False, index)
+    count.bytes += utf8_length(text)
+    yield Chunk(text, True, index)
+
+
+def _text(source: Source, options: DataOptions, count: Count, index: int) -> Iterator[Chunk]:
+    rest = ""
+    for piece in files.texts(source.path, source.name, options.errors, count):
+        rest += piece
+        if len(rest) > CHUNK:
+            at = cut_point(rest, len(rest) - 1)
+            head, rest = rest[:at], rest[at:]
+            count.bytes += utf8_length(head)
+            yield Chunk(head, False, index)
+    if not rest:
+        count.empty += 1
+        return
+    count.documents += 1
+    count.bytes += utf8_length(rest)
+    yield Chunk(rest, True, index)
+
+
+def cut_point(text: str, limit: int) -> int:
+    """Where to cut ``text``, at ``limit`` < len(text) or before: after a run of line breaks, else before a word.
+
+    At such a place no piece of the usual tokenizers crosses the cut; text with neither is cut at ``limit``.
+    """
+    at = text.rfind("\n", 0, limit) + 1
+    while at and text[at] == "\n":  # within a run of line breaks, which some tokenizers have pieces for
+        start = at - 1
+        while start and text[start - 1] == "\n":
+            start -= 1
+        at = text.rfind("\n", 0, start) + 1 if start else 0
+    if at:
+        return at
+    at = text.rfind(" ", 1, limit)
+    while at > 0 and text[at - 1] == " ":
+        at -= 1
+    return at if at > 0 else limit
+
+
+def utf8_length(text: str) -> int:
+    """Bytes of ``text`` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def pick_key(row: Mapping[str, object], wanted: str | None, where: str) -> str:
+    """The field that holds the text: ``wanted``, else text, content, or the only one with a string.
+
+    Raises UserError that lists the fields.
+    """
+    listed = ", ".join(map(str, row))
+    if wanted is not None:
+        if wanted in row:
+            return wanted
+        raise UserError(f"{where} has no field {wanted!r}", hint=f"it has: {listed}")
+    for usual in ("text", "content"):
+        if isinstance(row.get(usual), str):
+            return usual
+    strings = [key for key, value in row.items() if isinstance(value, str) and not _is_number(value)]
+    if len(strings) == 1:
+        return strings[0]
+    raise UserError(f"which field of {where} holds the text?", hint=f"name it with --text-key; it has: {listed}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _value(value: object, where: str, key: str, options: DataOptions, count: Count) -> str:
+    """A field's text; None is an empty document."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key!r} is {type(value).__name__}, expected a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        if options.errors == "strict":
+            raise UserError(
+                f"{where}: {key!r} has a lone surrogate at character {error.start}, which is not text",
+                hint="replace and count what is invalid: --errors replace",
+            ) from None
+        whole = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
+        count.replaced += sum(a != b for a, b in zip(value, whole, strict=True))
+        return whole
+    return value
+
+
+def _jsonl(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
+    key: str | None = None
+    stream = files.lines(files.texts(source.path, source.name, options.errors, count))
+    of_object = 'such as {"text": "..."}'
+    for where, row in files.json_lines(stream, source.name, hint=EXPECTED_JSON, of_object=of_object):
+        if key is None or key not in row:
+            key = pick_key(row, key or options.text_key, where)
+        yield _value(row[key], where, key, options, count)
+
+
+def _table(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
+    import csv
+
+    stream = files.lines(files.texts(source.path, source.name, options.errors, count))
+    before = csv.field_size_limit(2**31 - 1)  # a process-wide setting of the csv module
+    try:
+        rows = csv.reader(stream, delimiter="\t" if source.kind == "tsv" else ",", strict=True)
+        header = next(rows, None)
+        if header is None:
+            return
+        column: int | None = None
+        for row in rows:
+            if not row:
+                continue
+            where = f"{source.name}:{rows.line_num}"
+            if len(row) != len(header):
+                raise UserError(f"{where} has {len(row)} fields, the header has {len(header)}", hint=_quoting(header))
+            if column is None:
+                column = header.index(pick_key(dict(zip(header, row, strict=True)), options.text_key, source.name))
+            yield row[column]
+    except csv.Error as error:
+        raise UserError(f"{source.name}:{rows.line_num} is not valid {source.kind}: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _quoting(header: Sequence[str]) -> str:
+    return f'columns: {", ".join(header)}; text with a separator or line break in it goes in "quotes"'
+
+
+def _parquet(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(source.path) as table:
+            strings = [
+                column.name
+                for column in table.schema_arrow
+                if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+            ]
+            row: dict[str, object] = {name: ("x" if name in strings else 0) for name in table.schema_arrow.names}
+            key = pick_key(row, options.text_key, source.name)
+            number = 0
+            for batch in table.iter_batches(columns=[key], batch_size=1024):
+                for value in batch.column(0).to_pylist():
+                    yield _value(value, f"{source.name}: row {number}", key, options, count)
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{source.name} is not a readable Parquet file: {error}") from None
