@@ -147,9 +147,10 @@ def convert(folder: Path) -> None:
 
 def bench(folder: Path) -> None:
     from tfcli.benchmark import subject, suites
+    from tfcli.formats.open import open_path
 
     chosen = Runtime.detect(device="cpu", threads=3)
-    found = subject.from_model(save(folder / "model"), chosen, text=TEXT, batch_size=2)
+    found = subject.from_model(open_path(save(folder / "model")), chosen, text=TEXT, batch_size=2)
     names = ["tokenize", "load", "decode", "prefill", "train"]
     list(suites.run(names, found, chosen, repeats=1, on_start=lambda name: None))
 

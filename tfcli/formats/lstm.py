@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +34,10 @@ def save(directory: Path, model: Lstm, tokenizer: Tokenizer) -> None:
     disk.write(directory / FILE, save(state, metadata={"format": "pt"}))
 
 
-def found(path: str | Path) -> bool:
-    """Whether a path is the directory of an LSTM."""
-    path = Path(path)
-    return (path / CONFIG).is_file() and read_data(path).get("model_type") == LSTM
-
-
-def read_config(directory: Path) -> ModelConfig:
-    """The shape. Raises UserError for a config.json that does not hold it."""
+def read_config(directory: Path, data: Mapping[str, Any]) -> ModelConfig:
+    """The shape. Raises UserError for a config.json, ``data``, that does not hold it."""
     from tfcli.model import lstm
 
-    data: dict[str, Any] = read_data(directory)
     sizes = {name: data.get(name) for name in SIZES}
     for name, value in {**sizes, "layers": data.get("layers")}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -55,15 +49,21 @@ def read_config(directory: Path) -> ModelConfig:
     return lstm.shape(vocab_size=data["vocab_size"], context=data["context"], width=data["width"])
 
 
-def load(directory: str | Path, *, runtime: Runtime) -> tuple[Lstm, Tokenizer]:
-    """The model, with fp32 weights on the runtime's device, and its tokenizer. Raises UserError for damaged files."""
+def load(
+    directory: str | Path, *, runtime: Runtime, hf_config: Mapping[str, Any] | None = None
+) -> tuple[Lstm, Tokenizer]:
+    """The model, with fp32 weights on the runtime's device, and its tokenizer. Raises UserError for damaged files.
+
+    ``hf_config`` is what config.json holds, where it was read already.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from tfcli.model.lstm import Lstm
 
     directory = Path(directory)
-    model, tokenizer = Lstm(read_config(directory)), Tokenizer.load(directory)
+    hf_config = read_data(directory) if hf_config is None else hf_config
+    model, tokenizer = Lstm(read_config(directory, hf_config)), Tokenizer.load(directory)
     try:
         model.load_state_dict(load_file(directory / FILE))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -99,19 +99,20 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
 
 def model(directory: Path) -> Description:
     """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
-    if read_data(directory).get("model_type") == LSTM:
-        sizes = {name: read_data(directory).get(name) for name in ("vocab_size", "context", "width", "layers")}
+    hf_config = read_data(directory)
+    if hf_config.get("model_type") == LSTM:
+        sizes = {name: hf_config.get(name) for name in ("vocab_size", "context", "width", "layers")}
         described: Description = {"architecture": "lstm", "shape": sizes}
         config_size = None
     else:
-        family, config, _ = read_settings(directory)
+        family, config, _ = read_settings(directory, hf_config)
         described, config_size = _shape(config, family.model_type), config.vocab_size
     if (directory / FILE).is_file() or (directory / INDEX).is_file():
         described["stored"] = stored(directory)
     if (directory / FILE_NAME).is_file():
         described["tokenizer"] = tokenizer(directory / FILE_NAME)
     elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        described["tokenizer"] = codec(directory, config_size)
+        described["tokenizer"] = codec(directory, hf_config, config_size)
     return described
 
 
@@ -221,10 +222,10 @@ def tokenizer(path: Path) -> Description:
     }
 
 
-def codec(directory: Path, vocab_size: int | None) -> Description:
+def codec(directory: Path, hf_config: Mapping[str, Any], vocab_size: int | None) -> Description:
     """Size, end and chat template of any other tokenizer of a model directory."""
     kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
-    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size), kind)
+    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size, hf_config=hf_config), kind)
 
 
 def _about_codec(loaded: Codec, kind: str) -> Description:

@@ -16,11 +16,11 @@ from torch import Tensor
 from tfcli.config.options import OptimOptions, PretrainConfig, TrainOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.formats import open as models
 from tfcli.formats.convert import portable
 from tfcli.formats.hf import adapters, heads
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.stored import CONFIG
+from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads as task_heads
 from tfcli.model import lora
 from tfcli.model.quant.quantize import widen_model
@@ -168,6 +168,7 @@ class _Run(Run):
     """None for one of a size for the data (``fresh`` of the application)."""
     config: FinetuneConfig
     from_scratch: bool
+    _opened: Opened | None = None
 
     def go(self, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
         """Prepare, plan, train, score the best, with the directory held."""
@@ -184,14 +185,14 @@ class _Run(Run):
             data=self.specs,
             config=self.config,
             runtime=self.runtime,
-            about=loaded.about,
+            about=loaded.hf_config,
             note=self.note,
         )
         task = self.app.prepare(start)
         codec = getattr(task, "codec", loaded.codec)
         self._same_data(task)
         self._adapt(loaded.model)
-        ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
+        ours = settings_of(loaded.hf_config).get("optimizer") == "muon" and not self.config.lora.on
         optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
         loop, plain = _loop(self.config, planned, task.size), optimizer == "adamw"
@@ -235,15 +236,17 @@ class _Run(Run):
         if self.model is None:
             fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
             model, codec = fresh(self.specs, self.config, self.runtime, self.note)
-            return heads.Loaded(model=model, codec=codec, about={}, kind=None)
-        kind = models.locate(self.model).kind
-        if self.config.lora.on and kind == "adapter":
+            return heads.Loaded(model=model, codec=codec, hf_config={}, kind=None)
+        if self._opened is None:
+            self._opened = open_path(self.model)
+        opened = self._opened
+        if self.config.lora.on and opened.kind == "adapter":
             raise UserError(
                 f"{self.model} is an adapter itself",
                 hint=f"merge it first: tfcli convert BASE OUT --merge {self.model}",
             )
-        loaded = models.load_whole(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self.note)
-        if kind == "hf":
+        loaded = opened.load_whole(runtime=self.runtime, dtype=torch.float32, on_note=self.note)
+        if opened.kind == "hf":
             return loaded
         if not self.config.lora.on:
             widen_model(loaded.model, torch.float32)

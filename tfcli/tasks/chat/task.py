@@ -19,6 +19,7 @@ from tfcli.errors import UserError
 from tfcli.infer.batches import by_length
 from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
+from tfcli.infer.residency import settle
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.chat import data as rows
@@ -241,11 +242,6 @@ class Answerer:
     runtime: Runtime
     key: ClassVar[str] = "prompt"
 
-    @cached_property
-    def _engine(self) -> Engine:
-        """Made once: it packs the weights."""
-        return Engine(self.model, self.codec, self.runtime)
-
     def plain(self, line: str) -> list[dict[str, Any]]:
         """A line is what a user says."""
         return [{"role": "user", "content": line}]
@@ -260,8 +256,16 @@ class Answerer:
 
     def predict(self, inputs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """{"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
-        made = self._engine.generate_batch(inputs, Sampling(temperature=0.0))
-        return [{"response": str(each)} for each in made]
+        sampling = Sampling(temperature=0.0)
+        return [{"response": str(made)} for made in self._engine.generate_batch(inputs, sampling)]
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """What answers, with packed weights from the first answer on."""
+        engine = Engine(self.model, self.codec, self.runtime)
+        with self.runtime.active():
+            settle(self.model)
+        return engine
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """The answer in one line."""
@@ -311,7 +315,7 @@ class Chat:
         report.note("held-out prompts that are in the training part too", _repeated(learnt, held))
         receipt = {
             "files": paths,
-            "content_hash": tables.content_hash(paths),
+            "content_hash": report.content_hash,
             "train": _sizes(encoded) | {"rows": len(packed)},
             "val": _sizes(tested),
             "context": context,
