@@ -138,7 +138,7 @@ def finetune(
             tell=tell,
             before=before,
         )
-        with holding(directory):
+        with holding(directory), run.runtime.active():
             return run.go(list(command), stop, lambda: time.time() - began)
 
 
