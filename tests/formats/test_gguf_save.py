@@ -13,7 +13,7 @@ from tiny_gguf import config, transformers_model
 from tiny_models import model, tokenizer
 
 from tfcli.errors import UserError
-from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import rope as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.model.quant.quantize import Quantization, quantize_model

@@ -14,7 +14,7 @@ from tiny_models import config as core_config
 from tfcli.config.model import RopeScaling, Wiring
 from tfcli.errors import UserError
 from tfcli.formats.gguf import settings as gguf_settings
-from tfcli.formats.gguf.families import (
+from tfcli.formats.gguf.rope import (
     core_names,
     from_gguf,
     llama3_factors,

@@ -11,7 +11,7 @@ import torch
 
 from tfcli.errors import UserError
 from tfcli.formats import convert
-from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import rope as gguf_families
 from tfcli.formats.hf import directory as hf
 from tfcli.infer.beam import Beams, answers
 from tfcli.text.tokenizers.sentencepiece import Tokenizer

@@ -19,7 +19,7 @@ from tfcli.config.options import DataOptions
 from tfcli.errors import UserError
 from tfcli.formats import convert
 from tfcli.formats import open as models
-from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import rope as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
 from tfcli.infer.engine import Engine

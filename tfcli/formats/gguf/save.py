@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks
-from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import rope as gguf_families
 from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.blocks import TYPES, Bytes, Groups
 from tfcli.formats.gguf.file import NewTensor, write_gguf

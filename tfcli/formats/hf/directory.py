@@ -21,7 +21,7 @@ from tfcli.errors import RunError, UserError
 from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import WRITTEN, Family
-from tfcli.formats.hf.families.encoders import MODERNBERT
+from tfcli.formats.hf.families.modernbert import MODERNBERT
 from tfcli.formats.hf.head_names import HeadNames
 from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_settings
 from tfcli.formats.hf.stored import read_config as read_config

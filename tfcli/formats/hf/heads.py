@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families.base import ACTIVATIONS
-from tfcli.formats.hf.families.encoders import MODERNBERT
+from tfcli.formats.hf.families.modernbert import MODERNBERT
 from tfcli.formats.hf.head_names import POOLERS, HeadNames, kind_of, names
 from tfcli.formats.hf.settings import Settings
 from tfcli.formats.hf.stored import CONFIG, read_data

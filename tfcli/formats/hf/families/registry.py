@@ -13,8 +13,8 @@ from typing import Any
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.hf.families.base import Family
-from tfcli.formats.hf.families.decoders import GEMMA, GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
-from tfcli.formats.hf.families.encoders import BERT, MBART, MODERNBERT
+from tfcli.formats.hf.families.llama import GEMMA, GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
+from tfcli.formats.hf.families.modernbert import BERT, MBART, MODERNBERT
 from tfcli.formats.hf.settings import Settings
 
 FAMILIES = (QWEN3, LLAMA, QWEN2, MISTRAL, GEMMA, GPT2, BERT, MODERNBERT, MBART)
