@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from tfcli.formats.gguf import blocks as ggml_blocks
+from tfcli.formats.gguf.families import ROPE_FREQS, GgufConfig, metadata_from_config, tensor_shapes
 from tfcli.formats.gguf.file import NewTensor, write_gguf
-from tfcli.formats.gguf.settings import ROPE_FREQS, GgufConfig, metadata_from_config, tensor_shapes
 from tfcli.formats.gguf.vocab_writer import to_gguf
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 

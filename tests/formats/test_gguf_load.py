@@ -12,11 +12,11 @@ from tiny_models import cpu, tokenizer
 
 from tfcli.config.model import RopeScaling
 from tfcli.errors import UserError
+from tfcli.formats.gguf import families as gguf_settings
 from tfcli.formats.gguf import load as gguf_load
 from tfcli.formats.gguf import rope as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf.families import GgufConfig
 from tfcli.formats.gguf.file import open_gguf
-from tfcli.formats.gguf.settings import GgufConfig
 from tfcli.model.quant import quantize
 from tfcli.model.quant.matrix import QuantEmbedding, QuantMatrix
 from tfcli.model.quant.quantize import Quantization

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks as ggml_blocks
-from tfcli.formats.gguf import settings as gguf_settings
-from tfcli.formats.gguf.file import GgufFile, NewTensor, open_gguf, write_gguf
-from tfcli.formats.gguf.settings import (
+from tfcli.formats.gguf import families as gguf_settings
+from tfcli.formats.gguf.families import (
     FAMILIES,
     GgufConfig,
     RopeScaling,
@@ -28,6 +27,7 @@ from tfcli.formats.gguf.settings import (
     tensor_names,
     tensor_shapes,
 )
+from tfcli.formats.gguf.file import GgufFile, NewTensor, open_gguf, write_gguf
 
 SMALL: dict[str, Any] = {
     "vocab_size": 40, "context": 64, "depth": 2, "width": 24, "heads": 4, "kv_heads": 2, "head_width": 8,

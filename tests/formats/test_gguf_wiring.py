@@ -13,7 +13,8 @@ from tiny_models import config as core_config
 
 from tfcli.config.model import RopeScaling, Wiring
 from tfcli.errors import UserError
-from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf import families as gguf_settings
+from tfcli.formats.gguf.families import GgufConfig, tensor_names
 from tfcli.formats.gguf.rope import (
     core_names,
     from_gguf,
@@ -23,7 +24,6 @@ from tfcli.formats.gguf.rope import (
     rows_written,
     to_gguf,
 )
-from tfcli.formats.gguf.settings import GgufConfig, tensor_names
 from tfcli.model.layers import rope_frequencies
 from tfcli.model.transformer import Transformer
 

@@ -19,8 +19,8 @@ from tfcli.config.model import ModelConfig, Wiring
 from tfcli.config.options import DataOptions
 from tfcli.config.resolve import to_dict
 from tfcli.errors import UserError
+from tfcli.formats.gguf import families as gguf_settings
 from tfcli.formats.gguf import rope as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.formats.gguf.vocab import from_gguf
 from tfcli.formats.hf.stored import CONFIG, LSTM, read_data, read_settings

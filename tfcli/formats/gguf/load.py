@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks
+from tfcli.formats.gguf import families as gguf_settings
 from tfcli.formats.gguf import rope as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.blocks import TYPES, Floats
+from tfcli.formats.gguf.families import GgufConfig
 from tfcli.formats.gguf.file import GgufFile, GgufTensor, open_gguf
-from tfcli.formats.gguf.settings import GgufConfig
 from tfcli.formats.gguf.vocab import from_gguf
 from tfcli.model.quant import matrix as quant
 from tfcli.model.quant.matrix import GROUP, Bits, QuantMatrix, from_codes

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tfcli.config.model import ModelConfig, RopeScaling, Wiring
 from tfcli.errors import UserError
-from tfcli.formats.gguf import settings as gguf_settings
-from tfcli.formats.gguf.settings import FAMILIES, GgufConfig, rotary_halves, rotary_pairs
+from tfcli.formats.gguf import families as gguf_settings
+from tfcli.formats.gguf.families import FAMILIES, GgufConfig, rotary_halves, rotary_pairs
 
 OUTER = {"token_embd": "embed", "output_norm": "norm", "output": "head"}
 """The file's name of a part -> the core's."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks
+from tfcli.formats.gguf import families as gguf_settings
 from tfcli.formats.gguf import rope as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.blocks import TYPES, Bytes, Groups
+from tfcli.formats.gguf.families import ROPE_FREQS, GgufConfig
 from tfcli.formats.gguf.file import NewTensor, write_gguf
-from tfcli.formats.gguf.settings import ROPE_FREQS, GgufConfig
 from tfcli.formats.gguf.vocab_writer import to_gguf
 from tfcli.model.quant.matrix import CENTRE, GROUP, QuantEmbedding, QuantMatrix
 from tfcli.model.quant.quantize import slices
