@@ -18,10 +18,10 @@ from tfcli.formats import open as models
 from tfcli.formats.gguf import rope as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
-from tfcli.formats.hf import adapters, head_names
+from tfcli.formats.hf import adapters
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families import registry as families
-from tfcli.formats.hf.heads import Loaded
+from tfcli.formats.hf.heads import Loaded, of_task
 from tfcli.formats.hf.tokenizer_json import tokenizer_json
 from tfcli.model import heads, lora
 from tfcli.model.masked_head import MaskedHead
@@ -113,7 +113,7 @@ def convert(
             plain = type.upper() if type in PLAIN else "F16"
             gguf_save.save(aside, model, codec, type=plain, name=source.resolve().stem)
         else:
-            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=head_names.of_task(loaded.about))
+            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=of_task(loaded.about))
         del model
         after = read_again(aside, expected, codec, runtime, exact=not inexact)
         size = models.stored_bytes(aside)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
-from tfcli.formats.hf.head_names import kind_of
+from tfcli.formats.hf.families.registry import kind_of
 from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_data
 from tfcli.text.read import files
 from tfcli.text.tokenizers.codec import Codec
