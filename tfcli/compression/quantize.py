@@ -19,7 +19,7 @@ from tfcli.config.options import DataOptions
 from tfcli.errors import UserError
 from tfcli.formats import convert
 from tfcli.formats import open as models
-from tfcli.formats.gguf import rope as gguf_families
+from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
 from tfcli.infer.engine import Engine
@@ -82,7 +82,7 @@ def compress(
     source, out = Path(source), Path(out)
     Quantization.of(quantize)
     config = models.read_config(source)
-    gguf_families.to_gguf(config, name=str(source))
+    gguf_families.written(config, name=str(source))
     if models.about_of(source)[1] is not None:
         hint = "predict and evaluate take --quantize, and quantize it as it is read"
         raise convert.no_place_for_head(source, hint=hint)

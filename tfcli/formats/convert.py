@@ -15,7 +15,7 @@ from torch import Tensor
 from tfcli.config.model import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
 from tfcli.formats import open as models
-from tfcli.formats.gguf import rope as gguf_families
+from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
 from tfcli.formats.hf import adapters
@@ -176,7 +176,7 @@ def check(to: str, type: str | None) -> str:
 def check_family(config: ModelConfig, to: str, name: str) -> None:
     """UserError for a model that the format does not have."""
     if to == "gguf":
-        gguf_families.to_gguf(config, name=name)
+        gguf_families.written(config, name=name)
     else:
         families.written(config)
 

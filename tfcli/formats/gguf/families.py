@@ -1,232 +1,216 @@
-"""The decoder families in GGUF files: their settings, their tensors' names and shapes, their order of rotary rows.
+"""The families of models in GGUF files: metadata and tensors as the core's ``ModelConfig``, and back. No weights.
 
-Tables and rules, no weights. Sources: llama.cpp's src/llama-model.cpp (what it reads) and convert_hf_to_gguf.py (how
-the files come from Hugging Face models); the names are those of the package ``gguf``.
+A new family is a row of ``FAMILIES``. Sources: llama.cpp's src/llama-model.cpp (what it reads) and
+convert_hf_to_gguf.py (how the files come from Hugging Face models); names are those of the package ``gguf``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfcli.config.model import ModelConfig, Wiring
 from tfcli.errors import UserError
-from tfcli.formats.gguf.blocks import TYPES
 from tfcli.formats.gguf.file import GgufFile
+from tfcli.formats.gguf.rope import CLOSE, llama3_factors, rotary_halves, rotary_pairs, stretch
+from tfcli.formats.gguf.settings import ROPE_FREQS, Settings, read_rope, write_rope
 from tfcli.formats.hf.stored import counted
 
-OUTER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-"""GGUF -> Hugging Face; {} is the layer."""
+OUTER = {"token_embd": ("embed", "VD"), "output_norm": ("norm", "D"), "output": ("head", "VD")}
+"""A part in the file: the core's part, and the dimensions of its weight. q, k: rows of all queries, of all keys."""
 LAYER = {
-    "blk.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
-    "blk.{}.attn_q.weight": "model.layers.{}.self_attn.q_proj.weight",
-    "blk.{}.attn_k.weight": "model.layers.{}.self_attn.k_proj.weight",
-    "blk.{}.attn_v.weight": "model.layers.{}.self_attn.v_proj.weight",
-    "blk.{}.attn_output.weight": "model.layers.{}.self_attn.o_proj.weight",
-    "blk.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
-    "blk.{}.ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
-    "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
-    "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
+    "attn_norm": ("attention_norm", "D"),
+    "attn_q": ("attention.q", "qD"),
+    "attn_k": ("attention.k", "kD"),
+    "attn_v": ("attention.v", "kD"),
+    "attn_output": ("attention.o", "Dq"),
+    "ffn_norm": ("ffn_norm", "D"),
+    "ffn_gate": ("ffn.gate", "FD"),
+    "ffn_up": ("ffn.up", "FD"),
+    "ffn_down": ("ffn.down", "DF"),
 }
-QK_NORM = {
-    "blk.{}.attn_q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
-    "blk.{}.attn_k_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
+"""The same of each layer; its parts in the file begin with "blk.3."."""
+QK_NORM = {"attn_q_norm": ("attention.q_norm", "K"), "attn_k_norm": ("attention.k_norm", "K")}
+POST_NORMS = {"post_attention_norm": ("attention_post_norm", "D"), "post_ffw_norm": ("ffn_post_norm", "D")}
+BIASES = {
+    "qkv_bias": ("attn_q", "attn_k", "attn_v"),
+    "out_bias": ("attn_output",),
+    "ffn_bias": ("ffn_gate", "ffn_up", "ffn_down"),
 }
-POST_NORMS = {
-    "blk.{}.post_attention_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
-    "blk.{}.ffn_norm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
-    "blk.{}.post_ffw_norm.weight": "model.layers.{}.post_feedforward_layernorm.weight",
-}
-"""Gemma 3's; its ``ffn_norm`` is not the norm that the others call so."""
-QKV_BIAS = {
-    "blk.{}.attn_q.bias": "model.layers.{}.self_attn.q_proj.bias",
-    "blk.{}.attn_k.bias": "model.layers.{}.self_attn.k_proj.bias",
-    "blk.{}.attn_v.bias": "model.layers.{}.self_attn.v_proj.bias",
-}
-OUTPUT_BIAS = {"blk.{}.attn_output.bias": "model.layers.{}.self_attn.o_proj.bias"}
-FFN_BIAS = {
-    "blk.{}.ffn_gate.bias": "model.layers.{}.mlp.gate_proj.bias",
-    "blk.{}.ffn_up.bias": "model.layers.{}.mlp.up_proj.bias",
-    "blk.{}.ffn_down.bias": "model.layers.{}.mlp.down_proj.bias",
-}
-ROPE_FREQS = "rope_freqs.weight"
+"""A setting of the core: the parts that then have a bias."""
 IGNORED = "blk.{}.attn_rot_embd.weight"
 """A table of old converters; llama.cpp skips it too."""
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
-"""``general.file_type`` by what most matrices are (enum llama_ftype)."""
-LARGEST = 1 << 27
-"""No width, vocabulary or context of a real model is larger."""
+
+
+def _as_it_is(config: ModelConfig) -> ModelConfig:
+    return config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """What sets the models of one ``general.architecture`` apart."""
-
-    qk_norm: bool = False
-    """Queries and keys are normalised per head."""
-    rotary_pairs: bool = False
-    """The rows of q and k are stored so that rotary positions turn neighbours: see ``rotary_halves``."""
-    gemma: bool = False
-    """Norms after attention and feed-forward, gelu (tanh), embeddings times sqrt(width), norm weights with 1 added."""
-
-
-FAMILIES = {
-    "llama": Family(rotary_pairs=True),
-    "qwen2": Family(),
-    "qwen3": Family(qk_norm=True),
-    "gemma3": Family(qk_norm=True, gemma=True),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RopeScaling:
-    """How rotary positions were stretched."""
-
-    type: str
-    """"linear" (positions / factor) or "yarn" (Peng et al. 2023)."""
-    factor: float
-    original_context: int
-    attention_factor: float = 1.0
-    """Of yarn: cosines and sines are times this."""
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GgufConfig:
-    """The shape of a model in a GGUF file; names as in ``tfcli.config.ModelConfig``."""
+    """What one ``general.architecture`` says of its models, beside their metadata."""
 
     architecture: str
-    """A key of ``FAMILIES``."""
-    vocab_size: int
-    context: int
-    depth: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    ffn_width: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    tied: bool = True
-    """The head is the embedding: there is no ``output.weight``."""
-    qkv_bias: bool = False
-    output_bias: bool = False
-    ffn_bias: bool = False
-    rope_scaling: RopeScaling | None = None
-    rope_freqs: tuple[float, ...] | None = None
-    """Llama 3's scaling, head_width / 2 numbers: each rotary frequency is divided by its own."""
-    sliding_window: int | None = None
-    """Tokens that the layers of ``sliding_layers`` see."""
-    sliding_layers: tuple[bool, ...] = ()
-    sliding_theta: float = 10_000.0
-    """Rotary base of the sliding layers, whose positions are not scaled."""
-    logit_softcap: float | None = None
+    wiring: Wiring
+    """What its models have in common."""
+    biases: tuple[str, ...] = ()
+    """Keys of ``BIASES`` that its models may have or not."""
+    rotary_pairs: bool = False
+    """The rows of q and k are stored so that rotary positions turn neighbours: see ``rotary_halves``."""
+    rope_factors: bool = False
+    """llama.cpp reads ``ROPE_FREQS``."""
+    windows: bool = False
+    """Some layers may see a window of positions."""
+    complete: Callable[[ModelConfig], ModelConfig] = _as_it_is
+    """Adds what follows from a model's sizes."""
+
+
+def _gemma3(config: ModelConfig) -> ModelConfig:
+    """Embeddings times sqrt(width); the products of queries and keys of the 27B (62 layers) by its width."""
+    by_width, by_head = (config.width / config.heads) ** -0.5, config.head_width**-0.5
+    scale = by_width if config.depth == 62 and by_width != by_head else None
+    return replace(config, wiring=replace(config.wiring, embed_scale=config.width**0.5, attention_scale=scale))
+
+
+FAMILIES = (
+    Family(architecture="qwen3", wiring=Wiring()),
+    Family(architecture="qwen2", wiring=Wiring(qk_norm=False, qkv_bias=True)),
+    Family(
+        architecture="llama",
+        wiring=Wiring(qk_norm=False),
+        biases=tuple(BIASES),
+        rotary_pairs=True,
+        rope_factors=True,
+    ),
+    Family(
+        architecture="gemma3",
+        wiring=Wiring(norm_place="sandwich", activation="gelu_tanh"),
+        windows=True,
+        complete=_gemma3,
+    ),
+)
+"""A model is written as the first that has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """How a weight of the core lies in a file."""
+
+    ours: str
+    """The core's name."""
+    shape: tuple[int, ...]
+    """Outermost first, as the core's."""
+    paired_heads: int = 0
+    """Heads whose rows are stored in pairs; 0: the rows stand in order."""
 
     @property
-    def family(self) -> Family:
-        """What sets its architecture apart."""
-        return FAMILIES[self.architecture]
+    def rows_read(self) -> NDArray[np.intp] | None:
+        """Which of the file's rows are the core's rows 0, 1, ...; None: they stand in order."""
+        return rotary_halves(self.paired_heads, self.shape[0] // self.paired_heads) if self.paired_heads else None
 
     @property
-    def attention_scale(self) -> float:
-        """What products of queries and keys are times; of Gemma 3 27B (62 layers) another than of all the others."""
-        wide = self.family.gemma and self.depth == 62
-        return (self.width / self.heads if wide else self.head_width) ** -0.5
+    def rows_written(self) -> NDArray[np.intp] | None:
+        """Which of the core's rows are the file's rows 0, 1, ...; None: they stand in order."""
+        return rotary_pairs(self.paired_heads, self.shape[0] // self.paired_heads) if self.paired_heads else None
 
 
-def rotary_halves(heads: int, head_width: int) -> NDArray[np.intp]:
-    """Where each row of q or k stands in a llama file: ``rows[order]`` are Hugging Face's.
-
-    Rotary positions turn pairs of rows: (2i, 2i + 1) of a head in a llama file, (i, i + head_width / 2) in Hugging
-    Face's model and in tfcli. It goes for numbers, blocks, groups and biases. ``heads``: of the keys for k.
-    """
-    return np.arange(heads * head_width).reshape(heads, head_width // 2, 2).swapaxes(1, 2).ravel()
-
-
-def rotary_pairs(heads: int, head_width: int) -> NDArray[np.intp]:
-    """The way back: ``rows[order]`` are what a llama file stores of Hugging Face's rows."""
-    return np.arange(heads * head_width).reshape(heads, 2, head_width // 2).swapaxes(1, 2).ravel()
-
-
-def tensor_names(config: GgufConfig) -> dict[str, str]:
-    """{name in the file: Hugging Face's name} of every weight of such a model."""
-    layer = dict(LAYER)
-    for wanted, names in (
-        (config.family.qk_norm, QK_NORM),
-        (config.family.gemma, POST_NORMS),
-        (config.qkv_bias, QKV_BIAS),
-        (config.output_bias, OUTPUT_BIAS),
-        (config.ffn_bias, FFN_BIAS),
-    ):
-        layer |= names if wanted else {}
-    outer = {ours: theirs for ours, theirs in OUTER.items() if not (config.tied and ours == "output.weight")}
-    return outer | {ours.format(at): theirs.format(at) for at in range(config.depth) for ours, theirs in layer.items()}
+def places(family: Family, config: ModelConfig) -> dict[str, Place]:
+    """{name in the file: its place} of every weight of such a model."""
+    wiring, K = config.wiring, config.head_width
+    sizes = {"V": config.vocab_size, "D": config.width, "F": config.ffn_width, "K": K}
+    sizes |= {"q": config.heads * K, "k": config.kv_heads * K}
+    paired = {"attn_q": config.heads, "attn_k": config.kv_heads} if family.rotary_pairs else {}
+    biased = {part for setting, parts in BIASES.items() if getattr(wiring, setting) for part in parts}
+    outer = {part: entry for part, entry in OUTER.items() if not (config.tied and part == "output")}
+    layer = LAYER | (QK_NORM if wiring.qk_norm else {}) | (POST_NORMS if wiring.norm_place == "sandwich" else {})
+    parts = [("", part, ours, dims) for part, (ours, dims) in outer.items()]
+    for at in range(config.depth):
+        parts += [(f"blk.{at}.", part, f"blocks.{at}.{ours}", dims) for part, (ours, dims) in layer.items()]
+    found = {}
+    for prefix, part, ours, dims in parts:
+        shape, heads = tuple(sizes[dim] for dim in dims), paired.get(part, 0)
+        found[f"{prefix}{part}.weight"] = Place(ours=f"{ours}.weight", shape=shape, paired_heads=heads)
+        if part in biased:
+            found[f"{prefix}{part}.bias"] = Place(ours=f"{ours}.bias", shape=shape[:1], paired_heads=heads)
+    return found
 
 
-def tensor_shapes(config: GgufConfig) -> dict[str, tuple[int, ...]]:
-    """{name in the file: shape, outermost first} of every weight of such a model."""
-    queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-    matrices = {
-        "token_embd": (config.vocab_size, config.width),
-        "output": (config.vocab_size, config.width),
-        "attn_q": (queries, config.width),
-        "attn_k": (keys, config.width),
-        "attn_v": (keys, config.width),
-        "attn_output": (config.width, queries),
-        "ffn_gate": (config.ffn_width, config.width),
-        "ffn_up": (config.ffn_width, config.width),
-        "ffn_down": (config.width, config.ffn_width),
-    }
-
-    def shape(name: str) -> tuple[int, ...]:
-        part, kind = name.split(".")[-2:]
-        if part in matrices:
-            return matrices[part] if kind == "weight" else matrices[part][:1]
-        return (config.head_width if part in ("attn_q_norm", "attn_k_norm") else config.width,)
-
-    return {name: shape(name) for name in tensor_names(config)}
-
-
-def stored_type(name: str, shape: tuple[int, ...], type: str) -> str:
-    """The type to store a tensor in when the matrices are to be ``type``, by llama.cpp's rules.
-
-    Norms and biases are F32; a matrix whose rows are not whole blocks is F16.
-    """
-    if len(shape) == 1 or name.endswith("_norm.weight"):
-        return "F32"
-    return "F16" if shape[-1] % TYPES[type].block else type
-
-
-def config_from_gguf(file: GgufFile) -> GgufConfig:
-    """The settings of the model in an open file, after comparing them with every tensor.
+def read(file: GgufFile) -> tuple[Family, ModelConfig]:
+    """The family and the shape of the model in an open file, after comparing them with every tensor.
 
     Raises UserError for an architecture that is not read, settings that are missing, absurd or not supported, and
     tensors that are missing, unexpected or mis-shaped.
     """
-    metadata = file.metadata
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
+    given = file.metadata.get("general.architecture")
+    family = next((family for family in FAMILIES if family.architecture == given), None)
+    if family is None:
         raise UserError(
-            f"{file.path} holds a model of the architecture {str(architecture)[:64]!r}, which tfcli does not read",
-            hint=f"it reads {', '.join(FAMILIES)}",
+            f"{file.path} holds a model of the architecture {str(given)[:64]!r}, which tfcli does not read",
+            hint=f"it reads {', '.join(family.architecture for family in FAMILIES)}",
         )
-    _refuse(file, architecture)
-    config = _config(file, _Settings(file, architecture))
-    _check_tensors(file, config)
-    return config
+    settings = Settings(str(file.path), family.architecture, file.metadata)
+    _refuse(file, settings)
+    config = _model(
+        family,
+        settings,
+        file.tensors,
+        vocab_size=_vocab_size(file, settings),
+        factors=_stored_factors(file, _head_width(settings)),
+    )
+    _check_tensors(file, family, config)
+    return family, config
 
 
-def _refuse(file: GgufFile, architecture: str) -> None:
-    """UserError for what the family's name does not say: a part of a file, experts, an encoder, an adapter."""
+def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, dict[str, Any]]:
+    """The family that has this model, the first whose settings are read back as it, and those settings.
+
+    ``name`` is the model's, for messages. Raises UserError for a model that no family has.
+    """
+    if not config.wiring.causal or config.encoder_depth:
+        raise UserError(
+            f"{name} is an encoder{'-decoder' if config.encoder_depth else ''}, for which tfcli writes no GGUF file",
+            hint="GGUF files are written of decoders; others can be quantized as they are read: --quantize int8",
+        )
+    lacking: list[list[str]] = []
+    refusal = None
+    for family in FAMILIES:
+        metadata = _metadata(family, config)
+        settings, factors = Settings(name, family.architecture, metadata), rope_factors(family, config)
+        held = places(family, _with_biases_of(family, config))
+        try:
+            made = _model(family, settings, held, vocab_size=config.vocab_size, factors=factors)
+        except UserError as error:
+            refusal = error
+            continue
+        differences = _differences(config, made)
+        if not differences:
+            return family, metadata
+        lacking.append(differences)
+    if refusal is not None and not lacking:
+        raise refusal
+    nearest = min(lacking, key=len)
+    raise UserError(
+        f"{name} has a wiring that no family of GGUF files has: {', '.join(nearest)}",
+        hint=f"tfcli writes the families {', '.join(family.architecture for family in FAMILIES)}",
+    )
+
+
+def rope_factors(family: Family, config: ModelConfig) -> NDArray[np.float32] | None:
+    """The tensor ``ROPE_FREQS`` of a model that is written as a family; None: it has none."""
+    scaling = config.wiring.rope_scaling
+    if scaling.kind != "llama3" or not family.rope_factors:
+        return None
+    return llama3_factors(scaling, config.head_width, config.rope_theta).astype(np.float32)
+
+
+def _refuse(file: GgufFile, settings: Settings) -> None:
+    """UserError for what the core does not have, whatever the family: parts of a file, experts, capped logits, ..."""
     part = file.metadata.get("split.count", 1)
     if part not in (0, 1):
         raise UserError(
@@ -235,91 +219,70 @@ def _refuse(file: GgufFile, architecture: str) -> None:
         )
     if file.metadata.get("general.type", "model") != "model":
         raise UserError(f"{file.path} holds no model: general.type is {str(file.metadata['general.type'])[:64]!r}")
-    if file.metadata.get(f"{architecture}.expert_count", 0) != 0:
+    if file.metadata.get(f"{settings.architecture}.expert_count", 0) != 0:
         raise UserError(f"{file.path} holds a mixture of experts", hint="tfcli reads dense models")
-    if file.metadata.get(f"{architecture}.attention.causal", True) is not True:
+    if file.metadata.get(f"{settings.architecture}.attention.causal", True) is not True:
         raise UserError(f"{file.path} holds an encoder (attention.causal is false)", hint="tfcli reads decoders here")
+    if settings.get("final_logit_softcapping"):
+        cap = settings.number("final_logit_softcapping")
+        raise UserError(f"{file.path} caps its logits at {cap}", hint="tfcli has no such cap")
+    if settings.count("block_count") * len(LAYER) > len(file.tensors):  # before anything is made for each layer
+        raise settings.wrong("block_count", f"no more than its {len(file.tensors)} tensors make")
 
 
-class _Settings:
-    """Numbers of one architecture in the metadata, each checked."""
-
-    def __init__(self, file: GgufFile, architecture: str) -> None:
-        self.file, self.architecture = file, architecture
-
-    def wrong(self, key: str, expected: str) -> UserError:
-        value = self.file.metadata.get(key)
-        said = f"has no {key}" if value is None else f"says that {key} is {str(value)[:64]}"
-        return UserError(f"{self.file.path} {said}, expected {expected}", hint="the file was not made for this model")
-
-    def get(self, key: str) -> tuple[str, Any]:
-        full = f"{self.architecture}.{key}"
-        value = self.file.metadata.get(full)
-        if isinstance(value, list) and value and all(item == value[0] for item in value):
-            value = value[0]  # llama.cpp allows one for each layer
-        return full, value
-
-    def count(self, key: str, default: int | None = None) -> int:
-        full, value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, list):
-            raise self.wrong(full, "one number for all layers")
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-            raise self.wrong(full, f"a whole number from 1 to {LARGEST}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        full, value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, float) or not 1e-30 < value < 1e30:
-            raise self.wrong(full, "a positive number")
-        return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06: the decimal that was meant
-
-
-def _config(file: GgufFile, settings: _Settings) -> GgufConfig:
-    depth, tensors = settings.count("block_count"), file.tensors
-    if depth * len(LAYER) > len(tensors):  # before anything is made for each layer
-        raise settings.wrong(f"{settings.architecture}.block_count", f"no more than its {len(tensors)} tensors make")
-    width, heads = settings.count("embedding_length"), settings.count("attention.head_count")
+def _model(
+    family: Family,
+    settings: Settings,
+    tensors: Container[str],
+    *,
+    vocab_size: int,
+    factors: NDArray[np.float32] | None,
+) -> ModelConfig:
+    """The model that metadata describe, with the biases and the head that its tensors' names give."""
+    depth, heads = settings.count("block_count"), settings.count("attention.head_count")
     kv_heads = settings.count("attention.head_count_kv", heads)
     if heads % kv_heads:
-        raise settings.wrong(f"{settings.architecture}.attention.head_count_kv", f"a divisor of {heads} heads")
-    head_width = settings.count("attention.key_length", width // heads if width % heads == 0 else None)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if settings.count(key, head_width) != head_width:
-            raise settings.wrong(f"{settings.architecture}.{key}", f"the {head_width} of a head")
-    if head_width % 2:
-        raise settings.wrong(f"{settings.architecture}.attention.key_length", "an even number")
-    window, sliding = _sliding(settings, depth)
-    softcap = settings.get("final_logit_softcapping")[1]
-    return GgufConfig(
-        architecture=settings.architecture,
-        vocab_size=_vocab_size(file, settings),
+        raise settings.wrong("attention.head_count_kv", f"a divisor of {heads} heads")
+    head_width, theta = _head_width(settings), settings.number("rope.freq_base", 10_000.0)
+    window, every = _windows(settings, depth) if family.windows else (0, 0)
+    local_theta = settings.number("rope.freq_base_swa", 10_000.0)
+    wiring = replace(
+        family.wiring,
+        local_window=window,
+        local_every=every,
+        local_theta=local_theta if window else family.wiring.local_theta,
+        rope_scaling=read_rope(settings, factors, head_width, theta),
+        **{key: any(f"blk.0.{part}.bias" in tensors for part in parts) for key, parts in BIASES.items()},  # type: ignore[arg-type]
+    )
+    config = ModelConfig(
+        vocab_size=vocab_size,
         context=settings.count("context_length"),
         depth=depth,
-        width=width,
+        width=settings.count("embedding_length"),
         heads=heads,
         kv_heads=kv_heads,
         head_width=head_width,
         ffn_width=settings.count("feed_forward_length"),
-        rope_theta=settings.number("rope.freq_base", 10_000.0),
+        rope_theta=theta,
         norm_eps=settings.number("attention.layer_norm_rms_epsilon"),
         tied="output.weight" not in tensors,
-        qkv_bias=any(name.format(0) in tensors for name in QKV_BIAS),
-        output_bias=any(name.format(0) in tensors for name in OUTPUT_BIAS),
-        ffn_bias=any(name.format(0) in tensors for name in FFN_BIAS),
-        rope_scaling=_rope_scaling(settings),
-        rope_freqs=_rope_freqs(file, head_width),
-        sliding_window=window,
-        sliding_layers=sliding,
-        sliding_theta=settings.number("rope.freq_base_swa", 10_000.0),
-        logit_softcap=settings.number("final_logit_softcapping") if softcap else None,
+        wiring=wiring,
     )
+    return family.complete(config)
 
 
-def _vocab_size(file: GgufFile, settings: _Settings) -> int:
+def _head_width(settings: Settings) -> int:
+    width, heads = settings.count("embedding_length"), settings.count("attention.head_count")
+    head_width = settings.count("attention.key_length", width // heads if width % heads == 0 else None)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if settings.count(key, head_width) != head_width:
+            raise settings.wrong(key, f"the {head_width} of a head")
+    if head_width % 2:
+        raise settings.wrong("attention.key_length", "an even number")
+    return head_width
+
+
+def _vocab_size(file: GgufFile, settings: Settings) -> int:
     """The rows of the embedding, which the vocabulary of the file must name one by one."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
@@ -334,31 +297,7 @@ def _vocab_size(file: GgufFile, settings: _Settings) -> int:
     return rows
 
 
-def _rope_scaling(settings: _Settings) -> RopeScaling | None:
-    full, kind = settings.get("rope.scaling.type")
-    factor = settings.number("rope.scaling.factor", settings.number("rope.scale_linear", 1.0))
-    attention = settings.number("rope.scaling.attn_factor", 1.0)
-    kind = "linear" if kind is None else kind
-    if kind not in ("none", "linear", "yarn"):
-        raise settings.wrong(full, "none, linear or yarn")
-    if kind != "yarn" and attention != 1.0:
-        raise settings.wrong(f"{settings.architecture}.rope.scaling.attn_factor", "1 without yarn")
-    if kind == "none" or factor == 1.0:
-        return None
-    original = settings.count("rope.scaling.original_context_length", settings.count("context_length"))
-    if kind == "linear":
-        return RopeScaling(type="linear", factor=factor, original_context=original)
-    return RopeScaling(
-        type="yarn",
-        factor=factor,
-        original_context=original,
-        attention_factor=attention * (1.0 + 0.1 * math.log(factor)),
-        beta_fast=settings.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=settings.number("rope.scaling.yarn_beta_slow", 1.0),
-    )
-
-
-def _rope_freqs(file: GgufFile, head_width: int) -> tuple[float, ...] | None:
+def _stored_factors(file: GgufFile, head_width: int) -> NDArray[np.float32] | None:
     tensor = file.tensors.get(ROPE_FREQS)
     if tensor is None:
         return None
@@ -369,27 +308,34 @@ def _rope_freqs(file: GgufFile, head_width: int) -> tuple[float, ...] | None:
     values = tensor.dequantize()
     if not np.isfinite(values).all() or values.min() <= 0:
         raise UserError(f"{file.path}: {ROPE_FREQS} holds numbers that are not positive")
-    return tuple(values.tolist())
+    return values
 
 
-def _sliding(settings: _Settings, depth: int) -> tuple[int | None, tuple[bool, ...]]:
-    """Window and layers of Gemma 3: five of six slide unless the file says which; llama.cpp has none in the others."""
-    if not FAMILIES[settings.architecture].gemma or not settings.get("attention.sliding_window")[1]:
-        return None, ()
-    window = settings.count("attention.sliding_window")
-    key = f"{settings.architecture}.attention.sliding_window_pattern"
-    pattern = settings.file.metadata.get(key, 6)
+def _windows(settings: Settings, depth: int) -> tuple[int, int]:
+    """``local_window`` and ``local_every``: five layers of six slide unless the file says which."""
+    if not settings.get("attention.sliding_window"):
+        return 0, 0
+    window, key = settings.count("attention.sliding_window"), "attention.sliding_window_pattern"
+    pattern = settings.metadata.get(f"{settings.architecture}.{key}", 6)
     if isinstance(pattern, list):
         if len(pattern) != depth or not all(isinstance(item, int) for item in pattern):
             raise settings.wrong(key, f"{depth} truth values")
-        return window, tuple(bool(item) for item in pattern)
-    if not isinstance(pattern, int) or pattern < 0:
+        slide = [bool(item) for item in pattern]
+    elif isinstance(pattern, int) and pattern >= 0:
+        slide = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(depth)]
+    else:
         raise settings.wrong(key, "a whole number")
-    return window, tuple(pattern == 0 or layer % pattern < pattern - 1 for layer in range(depth))
+    every = slide.index(False) + 1 if False in slide else 0
+    if any(slides != (every == 0 or (layer + 1) % every != 0) for layer, slides in enumerate(slide)):
+        raise UserError(
+            f"{settings.name} has sliding windows in an irregular order of layers",
+            hint="tfcli has models whose every n-th layer sees all, and no other order",
+        )
+    return (window, every) if any(slide) else (0, 0)
 
 
-def _check_tensors(file: GgufFile, config: GgufConfig) -> None:
-    expected = tensor_shapes(config)
+def _check_tensors(file: GgufFile, family: Family, config: ModelConfig) -> None:
+    expected = {name: place.shape for name, place in places(family, config).items()}
     ignored = {ROPE_FREQS, *(IGNORED.format(layer) for layer in range(config.depth))}
     problems = {
         "missing": [name for name in expected if name not in file.tensors],
@@ -403,22 +349,13 @@ def _check_tensors(file: GgufFile, config: GgufConfig) -> None:
     if any(problems.values()):
         raise UserError(
             f"{file.path} does not hold the tensors that its metadata describes: {counted(problems)}",
-            hint=f"expected a {config.architecture} model as llama.cpp's converter writes it",
+            hint=f"expected a {family.architecture} model as llama.cpp's converter writes it",
         )
 
 
-def metadata_from_config(config: GgufConfig, *, type: str, name: str | None = None) -> dict[str, Any]:
-    """The metadata of such a model for ``write_gguf``, without its vocabulary: the inverse of ``config_from_gguf``.
-
-    ``type``: what most matrices are stored in. ``rope_freqs`` are not metadata: they are the tensor ``ROPE_FREQS``.
-    """
-    general: Mapping[str, Any] = {
-        "general.architecture": config.architecture,
-        "general.type": "model",
-        **({"general.name": name} if name else {}),
-        "general.file_type": FILE_TYPES[type],
-        "general.quantization_version": 2,
-    }
+def _metadata(family: Family, config: ModelConfig) -> dict[str, Any]:
+    """What ``_model`` reads, of a model that the family may have or not."""
+    wiring = config.wiring
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "context_length": config.context,
@@ -432,19 +369,51 @@ def metadata_from_config(config: GgufConfig, *, type: str, name: str | None = No
         "attention.layer_norm_rms_epsilon": float(config.norm_eps),
         "rope.dimension_count": config.head_width,
         "rope.freq_base": float(config.rope_theta),
+        **write_rope(wiring.rope_scaling, config.context),
     }
-    if (scaling := config.rope_scaling) is not None:
-        settings["rope.scaling.type"] = scaling.type
-        settings["rope.scaling.factor"] = float(scaling.factor)
-        settings["rope.scaling.original_context_length"] = scaling.original_context
-        if scaling.type == "yarn":
-            settings["rope.scaling.attn_factor"] = scaling.attention_factor / (1.0 + 0.1 * math.log(scaling.factor))
-            settings["rope.scaling.yarn_beta_fast"] = float(scaling.beta_fast)
-            settings["rope.scaling.yarn_beta_slow"] = float(scaling.beta_slow)
-    if config.sliding_window is not None:
-        settings["attention.sliding_window"] = config.sliding_window
-        settings["attention.sliding_window_pattern"] = list(config.sliding_layers)
-        settings["rope.freq_base_swa"] = float(config.sliding_theta)
-    if config.logit_softcap is not None:
-        settings["final_logit_softcapping"] = float(config.logit_softcap)
-    return {**general, **{f"{config.architecture}.{key}": value for key, value in settings.items()}}
+    if family.windows and wiring.local_window:
+        settings["attention.sliding_window"] = wiring.local_window
+        settings["attention.sliding_window_pattern"] = [config.is_local(layer) for layer in range(config.depth)]
+        settings["rope.freq_base_swa"] = float(wiring.local_theta)
+    return {f"{family.architecture}.{key}": value for key, value in settings.items()}
+
+
+def _with_biases_of(family: Family, config: ModelConfig) -> ModelConfig:
+    """The model with the biases that llama.cpp looks for in the family, of those that it has."""
+    has = {key: getattr(family.wiring, key) or (key in family.biases and getattr(config.wiring, key)) for key in BIASES}
+    return replace(config, wiring=replace(config.wiring, **has))  # type: ignore[arg-type]
+
+
+def _differences(wanted: ModelConfig, made: ModelConfig) -> list[str]:
+    """Each setting of a model that another lacks, in words. What only writes the same in another way is none."""
+    shown = {field.name: getattr(wanted.wiring, field.name) for field in dataclasses.fields(Wiring)}
+    shown["rope_scaling"] = wanted.wiring.rope_scaling.kind
+    theirs = _values(made)
+    return [
+        f"{key} is {shown.get(key, value)!r}" for key, value in _values(wanted).items() if not _same(value, theirs[key])
+    ]
+
+
+def _values(config: ModelConfig) -> dict[str, Any]:
+    """What a model computes with, the same for settings that only write it in another way."""
+    wiring = config.wiring
+    slide = [config.is_local(layer) for layer in range(config.depth)]
+    return {
+        **{field.name: getattr(wiring, field.name) for field in dataclasses.fields(wiring)},
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+        "attention_scale": wiring.attention_scale or config.head_width**-0.5,
+        "local_window": wiring.local_window if any(slide) else 0,
+        "local_every": slide,
+        "local_theta": wiring.local_theta if any(slide) else None,
+        "rope_scaling": stretch(wiring.rope_scaling, config.head_width, config.rope_theta),
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are one, numbers to what fp32 holds of them."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=10 * CLOSE)
+    return bool(a == b)
