@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfcli.config.model import ModelConfig
-from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
 from tfcli.model.transformer import Transformer
 from tfcli.tasks.common.batch import Batch
@@ -31,7 +30,7 @@ class JudgedByF1:
 
 def check_head(shape: ModelConfig, kind: str) -> None:
     """Raise UserError for a model whose family has no head of a kind."""
-    head_names.names(families.written(shape)[0].model_type, kind)
+    families.head_names(families.written(shape)[0], kind)
 
 
 def settings_of(about: Mapping[str, Any]) -> Mapping[str, Any]:
