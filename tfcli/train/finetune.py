@@ -200,7 +200,7 @@ class _Run(Run):
         )
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
-        self.begin(about, task.receipt)
+        self.begin(about, task.data_report)
         self._announce(planned, task, loaded.model, state.step)
         best: dict[str, Tensor] = {}
 
@@ -259,10 +259,16 @@ class _Run(Run):
             head.requires_grad_(True)
 
     def _same_data(self, task: Finetuning) -> None:
-        if self.before is not None and self.before["data_hash"] != task.receipt["content_hash"]:
+        if self.before is not None and self.before["data_hash"] != task.data_report["content_hash"]:
             raise UserError(
                 f"the data is not what {self.directory} was trained on",
                 hint="resume with the same files, or start a new run with another --out",
+            )
+        how = task.data_report["split"]
+        if self.before is not None and self.before.get("split", how if "seed" not in how else None) != how:
+            raise UserError(
+                f"{self.directory} was begun by an older version, whose held-out part was chosen differently",
+                hint="start again, with another --out",
             )
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
@@ -306,7 +312,7 @@ class _Run(Run):
             planned,
             self.runtime,
             command,
-            data_hash=task.receipt["content_hash"],
+            data_hash=task.data_report["content_hash"],
             tokenizer_hash=tokenizer_hash,
         )
         return {
@@ -314,6 +320,7 @@ class _Run(Run):
             "task": self.app.name,
             "model": None if self.model is None else str(Path(self.model).absolute()),
             "from_scratch": self.from_scratch,
+            "split": task.data_report["split"],
             **every,
             "checksums": {},
         }

@@ -174,7 +174,7 @@ class _Run(Run):
         optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain)
         state = self._restored(model, optimizers)
         about = self.before or self._record(planned, corpus, command)
-        self.begin(about, corpus.receipt)
+        self.begin(about, corpus.data_report)
         if not (self.directory / hf.TOKENIZER).exists():
             corpus.tokenizer.save(self.directory / hf.TOKENIZER)
         size = sum(parameter.numel() for parameter in model.parameters())
@@ -215,7 +215,7 @@ class _Run(Run):
             planned,
             self.runtime,
             command,
-            data_hash=corpus.receipt["content_hash"],
+            data_hash=corpus.data_report["content_hash"],
             tokenizer_hash=corpus.tokenizer.hash,
         )
         shards = str(corpus.train.path.parent.relative_to(self.directory.parent))

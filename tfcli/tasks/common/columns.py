@@ -26,7 +26,7 @@ def read(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of each row of a table; ``known`` are names of columns that make a first line of csv a header."""
     table = tables.read(str(path), known=known, encoding=options.encoding, errors=options.errors)
-    report.note("invalid bytes that became U+FFFD", table.replaced)
+    report.source(table.name, bytes=table.bytes, sha256=table.sha256, replaced=table.replaced)
     names = list(table.columns)
     rows = table.rows
     if not table.header and rows:  # none of its names is known, but there must be a line of them

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,17 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig
+from tfcli.tasks.common.report import duplicates
+from tfcli.tasks.common.split import GIVEN, last
 from tfcli.tasks.common.windows import starts
 from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
+from tfcli.text.corpus.encoding import fallback_pieces
 from tfcli.text.corpus.shards import Shard
-from tfcli.text.read.files import Counts
+from tfcli.text.data_report import DataReport, Part, Source
+from tfcli.text.read.files import Count, Counts, changes
 from tfcli.text.read.sources import find, read, spooling, utf8_length
 from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 CONTEXT = 512
 """Tokens of a window in finetuning, where the settings do not say."""
@@ -55,7 +62,7 @@ class LanguageModeling:
     tokenizer: Codec
     context: int
     runtime: Runtime
-    receipt: dict[str, Any] = field(default_factory=dict)
+    data_report: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=lambda: {"tfcli": {"task": None}})
     """A model that reads on stays a model of text: generate and evaluate take it as before."""
 
@@ -174,30 +181,26 @@ class Lm:
         if data.encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             raise UserError(f"--task lm reads UTF-8, not {data.encoding}", hint="convert the files first, with iconv")
         options = DataOptions(text_key=config.lm.text_key, errors=data.errors)
-        documents = _documents(start.data, options, start.note, strict=data.strict)
+        read_ = [_documents(start.data, options, start.note, strict=data.strict)]
         if data.val is None:
-            train, val = _split(documents, data.val_fraction)
+            train, val, how = last(read_[0].documents, data.val_fraction)
         else:
-            train, val = documents, _documents([data.val], options, start.note, strict=data.strict)
+            read_.append(_documents([data.val], options, start.note, strict=data.strict))
+            train, val, how = *(each.documents for each in read_), GIVEN
         context = min(data.context or CONTEXT, start.model.config.context)
-        learnt, held = _shard(train, start.codec), _shard(val, start.codec)
+        shards = [_shard(part, start.codec) for part in (train, val)]
+        (learnt, _), (held, _) = shards
         if not held.tokens:
             raise UserError("nothing is held out", hint="give more text, or a file with --val")
-        whole = hashlib.sha256()
-        for text in (*train, "\0", *val):
-            whole.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-        receipt = {
-            "files": [*start.data, *([data.val] if data.val is not None else [])],
-            "content_hash": whole.hexdigest(),
-            "context": context,
-            **{
-                name: {"documents": part.documents, "bytes": part.bytes, "tokens": part.tokens}
-                for name, part in (("train", learnt), ("val", held))
-            },
-        }
+        data_report = _data_report(read_, how, shards, (train, val), start.codec, context)
         start.note(f"data: {learnt.tokens:,} tokens in windows of {context:,}, {held.tokens:,} held out")
         return LanguageModeling(
-            train=learnt, val=held, tokenizer=start.codec, context=context, runtime=start.runtime, receipt=receipt
+            train=learnt,
+            val=held,
+            tokenizer=start.codec,
+            context=context,
+            runtime=start.runtime,
+            data_report=data_report,
         )
 
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
@@ -214,9 +217,19 @@ def refuse(model: Transformer, task: str) -> None:
     raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")
 
 
-def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """The documents of files, the file of each, and what was counted of the files."""
+
+    documents: list[str]
+    owners: list[int]
+    counts: list[Count]
+
+
+def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> _Text:
     """The documents that files hold, those without text left out, or a UserError where ``strict``."""
     documents: list[str] = []
+    owners: list[int] = []
     parts: list[str] = []
     counts = Counts()
     with spooling() as spool:
@@ -224,6 +237,7 @@ def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str],
             parts.append(chunk.text)
             if chunk.end:
                 documents.append("".join(parts))
+                owners.append(chunk.source)
                 parts = []
     for count in counts.sources:
         if strict and count.empty:
@@ -233,32 +247,22 @@ def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str],
         for number, what in ((count.empty, "empty documents left out"), (count.replaced, "invalid bytes replaced")):
             if number:
                 note(f"{count.name}: {number:,} {what}")
-    documents = [text for text in documents if text]
     if not documents:
         raise UserError("the files hold no text", hint="name text, .jsonl, .csv, .tsv or .parquet files")
-    return documents
+    return _Text(documents=documents, owners=owners, counts=counts.sources)
 
 
-def _split(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
-    """The last ``fraction`` of the text held out: whole documents where there are several, else from a line's end."""
-    if len(documents) > 1:
-        ends = np.cumsum([len(text) for text in documents])
-        cut = int(np.abs(ends[:-1] - (1 - fraction) * ends[-1]).argmin()) + 1
-        return list(documents[:cut]), list(documents[cut:])
-    (text,) = documents
-    at = int(len(text) * (1 - fraction))
-    at = text.rfind("\n", 1, at) + 1 or at
-    return [text[:at]], [text[at:]]
+def _shard(documents: Sequence[str], codec: Codec) -> tuple[Shard, list[int]]:
+    """Documents one behind the other, each with the end of text behind it and, but the first, what texts begin with.
 
-
-def _shard(documents: Sequence[str], codec: Codec) -> Shard:
-    """Documents one behind the other, each with the end of text behind it and, but the first, what texts begin with."""
+    And the tokens of each.
+    """
     parts: list[npt.NDArray[np.int32]] = []
     for ids in codec.encode_arrays(documents):
         before = codec.prefix_ids if parts else ()
         parts.append(np.concatenate([np.array(before, np.int32), ids, np.array([codec.eos_id], np.int32)]))
     ids = np.concatenate(parts)
-    return Shard(
+    shard = Shard(
         path=Path(codec.name),
         ids=ids,
         tokenizer_hash=codec.hash,
@@ -268,6 +272,64 @@ def _shard(documents: Sequence[str], codec: Codec) -> Shard:
         bytes=sum(utf8_length(text) for text in documents),
         checksum=zlib.crc32(ids.tobytes()),
     )
+    return shard, [len(part) for part in parts]
+
+
+def _data_report(
+    texts: Sequence[_Text],
+    how: Mapping[str, Any],
+    shards: Sequence[tuple[Shard, list[int]]],
+    parts: Sequence[Sequence[str]],
+    codec: Codec,
+    context: int,
+) -> dict[str, Any]:
+    """data.json. ``texts`` are one, or two where the held-out part has files of its own."""
+    (train, _), (val, _) = shards
+    whole = hashlib.sha256()
+    for text in (*parts[0], "\0", *parts[1]):
+        whole.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    fallback = unknown = None
+    if isinstance(codec, Tokenizer):  # others have no pieces that are bytes
+        ids = np.concatenate([train.ids, val.ids])
+        fallback, unknown = float(fallback_pieces(codec)[ids].mean()), float((ids == codec.unk_id).mean())
+    twice = duplicates(*parts)
+    return DataReport(
+        task="lm",
+        unit="documents",
+        sources=list(_sources(texts, [lengths for _, lengths in shards])),
+        split=how,
+        train=Part(documents=train.documents, tokens=train.tokens, bytes=train.bytes),
+        val=Part(documents=val.documents, tokens=val.tokens, bytes=val.bytes),
+        changes=changes([count for text in texts for count in text.counts]),
+        within_train=twice["within_train"],
+        across_splits=twice["across_splits"],
+        content_hash=whole.hexdigest(),
+        tokenizer_hash=codec.hash,
+        byte_fallback_rate=fallback,
+        unknown_rate=unknown,
+        details={"context": context},
+    ).as_json()
+
+
+def _sources(texts: Sequence[_Text], lengths: Sequence[list[int]]) -> Iterator[Source]:
+    """Of each file, its tokens and the part that it went to; one document that is cut into two is of both."""
+    owners = [(number, owner) for number, text in enumerate(texts) for owner in text.owners]
+    owners = owners if len(owners) == sum(map(len, lengths)) else owners * 2
+    tokens: Counter[tuple[int, int]] = Counter()
+    held_out: dict[tuple[int, int], set[bool]] = {}
+    for index, (owner, number) in enumerate(zip(owners, chain(*lengths), strict=True)):
+        tokens[owner] += number
+        held_out.setdefault(owner, set()).add(index >= len(lengths[0]))
+    for number, text in enumerate(texts):
+        for index, count in enumerate(text.counts):
+            parts = held_out.get((number, index), {number > 0})
+            yield Source(
+                name=count.name,
+                part="both" if len(parts) > 1 else "val" if True in parts else "train",
+                bytes=count.bytes,
+                documents=count.documents,
+                tokens=tokens[number, index],
+            )
 
 
 APPLICATION = Lm()

@@ -68,7 +68,7 @@ def batches(items: Iterable[Part]) -> Iterator[list[Part]]:
 
 
 class Encoder:
-    """Encodes documents into shards and counts what the receipt needs.
+    """Encodes documents into shards and counts what the data report needs.
 
     ``byte_tokens`` counts single-byte pieces other than line breaks and tabs, ``unknown_tokens`` the unknown piece.
     """

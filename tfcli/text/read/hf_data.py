@@ -165,12 +165,14 @@ def rows(spec: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     return tuple(dataset.column_names), with_names(dataset.to_list(), dataset.features)
 
 
-def digest(listed: list[dict[str, Any]]) -> str:
-    """SHA-256 of rows."""
-    whole = hashlib.sha256()
+def digest(listed: list[dict[str, Any]]) -> tuple[str, int]:
+    """SHA-256 of rows, and their bytes as JSON."""
+    whole, size = hashlib.sha256(), 0
     for row in listed:
-        whole.update(json.dumps(row, default=str, sort_keys=True).encode())
-    return whole.hexdigest()
+        data = json.dumps(row, default=str, sort_keys=True).encode()
+        whole.update(data)
+        size += len(data)
+    return whole.hexdigest(), size
 
 
 def with_names(listed: list[dict[str, Any]], features: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -43,6 +43,8 @@ class Table:
     header: bool
     replaced: int
     """Bytes (or sequences of them) that became U+FFFD."""
+    bytes: int
+    """Of the file, decompressed; of ``hf:NAME`` those of its rows as JSON."""
     sha256: str
 
 
@@ -77,7 +79,9 @@ def read(
     if not columns:
         columns = tuple(dict.fromkeys(key for row in rows for key in row.values))
     digest = hashlib.sha256(data).hexdigest()
-    return Table(name=name, columns=columns, rows=rows, header=header, replaced=replaced, sha256=digest)
+    return Table(
+        name=name, columns=columns, rows=rows, header=header, replaced=replaced, bytes=len(data), sha256=digest
+    )
 
 
 def check_encoding(encoding: str) -> None:
@@ -236,19 +240,22 @@ def _parquet(path: Path) -> Table:
         rows=[Row(where=f"{path}: row {number}", values=row) for number, row in enumerate(listed, 1)],
         header=True,
         replaced=0,
+        bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
 
 def _named(spec: str) -> Table:
     columns, listed = hf_data.rows(spec)
+    digest, size = hf_data.digest(listed)
     return Table(
         name=spec,
         columns=columns,
         rows=[Row(where=f"{spec}: row {number}", values=row) for number, row in enumerate(listed, 1)],
         header=True,
         replaced=0,
-        sha256=hf_data.digest(listed),
+        bytes=size,
+        sha256=digest,
     )
 
 
@@ -272,17 +279,3 @@ def expand(specs: Sequence[str]) -> list[Path]:
             raise files.missing(path)
         found += matches
     return found
-
-
-def content_hash(specs: Sequence[str]) -> str:
-    """SHA-256 of the bytes of files, decompressed, in their order; of a data set ``hf:NAME`` that of its rows."""
-    whole = hashlib.sha256()
-    for path in expand(specs):
-        if hf_data.is_named(path):
-            whole.update(hf_data.digest(hf_data.rows(str(path))[1]).encode())
-            continue
-        one = hashlib.sha256()
-        for block in files.blocks(path, str(path)):
-            one.update(block)
-        whole.update(one.digest())
-    return whole.hexdigest()
