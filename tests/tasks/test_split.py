@@ -74,7 +74,7 @@ def test_another_seed_gives_another_split(seeds: list[int]) -> None:
 def test_too_little_is_said() -> None:
     with pytest.raises(UserError, match="1 pairs are too few to hold some out"):
         split(1, 0.1, 0, things="pairs")
-    with pytest.raises(UserError, match="5 questions are too few"):
+    with pytest.raises(UserError, match="the 5 questions are of one group, so none can be held out"):
         split(5, 0.1, 0, groups=["one"] * 5, things="questions")
     with pytest.raises(UserError, match="2 examples are too few"):
         split(2, 0.1, 0, labels=[("a",), ("b",)])

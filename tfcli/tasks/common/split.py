@@ -56,6 +56,8 @@ def split(
         rule, held = "random", set(generator.permutation(count)[: max(0, size)].tolist())
     if not 0 < len(held) < count:
         said = f"{count:,} {things} are too few to hold some out"
+        if groups is not None and count > 1:
+            said = f"the {count:,} {things} are of one group, so none can be held out"
         raise (report or Report()).too_few(said, hint="give more, or a file with --val")
     return Split(
         train=[index for index in range(count) if index not in held],
