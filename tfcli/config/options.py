@@ -82,8 +82,8 @@ class OptimOptions:
     """AdamW's second-moment decay."""
     momentum: float = 0.95
     """Muon's Nesterov momentum."""
-    warmup: int = 10
-    """Steps of linear warm-up."""
+    warmup: float | None = None
+    """Share of the run over which the rates rise linearly; left out: 10 steps."""
     decay: float = 0.7
     """Last part of the run over which the rates fall to zero."""
     clip: float = 1.0

@@ -377,9 +377,9 @@ def make_plan(
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
-    """The settings as the trainer takes them: warm-up in steps, and the fall from where it ends."""
+    """The settings as the trainer takes them, with a fall that begins no sooner than the warm-up has ended."""
     optim, train, steps = config.optim, config.train, planned.max_steps
-    warmup = round(optim.warmup * steps)
+    warmup = plan.warmup_steps(optim.warmup, steps)
     every = train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
@@ -389,7 +389,7 @@ def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConf
             beta1=optim.beta1,
             beta2=optim.beta2,
             momentum=optim.momentum,
-            warmup=warmup,
+            warmup=optim.warmup,
             decay=min(optim.decay, (steps - warmup) / steps),
             clip=optim.clip,
         ),

@@ -51,7 +51,7 @@ class FinetuneOptim:
     momentum: float = 0.95
     """Muon's."""
     warmup: float = 0.06
-    """Part of the run over which the rate rises."""
+    """Share of the run over which the rate rises."""
     decay: float = 1.0
     """Last part of the run over which it falls to zero; it begins no sooner than the rise has ended."""
     clip: float = 1.0
