@@ -27,7 +27,7 @@ from tfcli.model.quant.quantize import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.applications import KINDS, application
-from tfcli.tasks.common.options import FinetuneConfig, check
+from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR, FinetuneConfig, check
 from tfcli.tasks.frame import settings_of
 from tfcli.tasks.task import Application, Finetuning, Start
 from tfcli.text.read import hf_data
@@ -42,14 +42,8 @@ from tfcli.train.signals import Stop, stop_signals
 
 Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
 """Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
-EPOCHS = 3.0
-LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
-"""Peak learning rate of a model that was trained before, at that width (Devlin et al. 2019, A.3). It falls as the width
-grows (Yang et al. 2022, table 3), down from what small encoders took best (Turc et al. 2019, 5)."""
-NEW_LR = 1e-3
-"""Of what is new, also LoRA."""
-BESIDE_MUON_LR, MUON_LR = 3e-3, 0.02
-"""Of a new model under Muon: of what AdamW has, and of the matrices (Jordan et al. 2024)."""
+MUON_LR = 0.02
+"""Of the matrices of a new model under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
 LEAST_EVALUATIONS = 4
 MICRO_TOKENS = 4096
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tfcli.config.model import ModelConfig, Wiring
-from tfcli.config.options import ModelOptions, PretrainConfig, SpanOptions
+from tfcli.config.options import DEFAULT_BUDGET, ModelOptions, PretrainConfig, SpanOptions
 from tfcli.config.resolve import seconds
 from tfcli.errors import UserError
 from tfcli.model import lstm
@@ -25,7 +25,6 @@ from tfcli.objectives.masked import check_shares
 from tfcli.runtime import Runtime
 from tfcli.tasks.translate.new_model import WIRING as ENCODER_DECODER
 
-DEFAULT_BUDGET = "10m"
 LENGTHS = ("steps", "tokens", "epochs", "budget")
 DEFAULT_EPOCHS, MAX_EPOCHS = 8, 40
 """Passes over the text at most: of a run whose length is not given, and of one with a budget. Beyond the first a small

@@ -24,9 +24,9 @@ from tfcli.tasks.chat import data as rows
 from tfcli.tasks.chat import encode
 from tfcli.tasks.chat.data import Conversation, Fields
 from tfcli.tasks.chat.encode import Encoded
+from tfcli.tasks.chat.options import ChatConfig, ChatOptions
 from tfcli.tasks.common import batch, columns, resample
 from tfcli.tasks.common.batch import Batch, Rows
-from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig, FinetuneData
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.lm.task import refuse
@@ -45,37 +45,6 @@ LOGITS_AT_ONCE = 512
 SPECIMEN = 64
 """New tokens of a sample."""
 PADDED = ("tokens_BT", "mask_BT", "targets_BT", "segments_BT")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatData(FinetuneData):
-    """Which columns of tables, or fields of JSON rows, hold what."""
-
-    messages_key: str | None = None
-    """The turns of a conversation; left out: messages or conversations."""
-    prompt_key: str | None = None
-    """Or a pair's prompt; left out: prompt, question, instruction or input."""
-    response_key: str | None = None
-    """And its answer; left out: response, completion, answer or output."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatOptions:
-    """How conversations are put into rows."""
-
-    pack: bool = True
-    """Several conversations in a row, none of which sees another; false: one a row, padded."""
-    row: int | None = None
-    """Tokens of a packed row; left out: 512, or the context where that is less."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatConfig(FinetuneConfig):
-    """Everything that decides a run on conversations."""
-
-    data: ChatData = field(default_factory=ChatData)
-    train: DecoderTrain = field(default_factory=DecoderTrain)
-    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 def loss(

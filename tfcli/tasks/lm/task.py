@@ -24,10 +24,10 @@ from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
-from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig
 from tfcli.tasks.common.report import duplicates
 from tfcli.tasks.common.split import GIVEN, last
 from tfcli.tasks.common.windows import starts
+from tfcli.tasks.lm.options import LmConfig
 from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
 from tfcli.text.corpus.encoding import fallback_pieces
 from tfcli.text.corpus.shards import Shard
@@ -149,22 +149,6 @@ def first_id(tokenizer: Codec) -> int:
 
 
 # Reading on: finetuning on new text with the tokenizer kept.
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LmOptions:
-    """How the text is read."""
-
-    text_key: str | None = None
-    """Field or column with the text; left out: text, content, or the only one with strings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LmConfig(FinetuneConfig):
-    """Everything that decides a run on text."""
-
-    train: DecoderTrain = field(default_factory=DecoderTrain)
-    lm: LmOptions = field(default_factory=LmOptions)
 
 
 class Lm:

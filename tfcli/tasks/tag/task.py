@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,13 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common import batch
 from tfcli.tasks.common.batch import Batch
-from tfcli.tasks.common.options import FinetuneConfig, FinetuneData
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.frame import JudgedByF1, check_head, label_ids, settings_of
 from tfcli.tasks.tag import data as rows
 from tfcli.tasks.tag.chunks import Chunk, Cutter
 from tfcli.tasks.tag.data import Sentence
+from tfcli.tasks.tag.options import TagConfig
 from tfcli.tasks.tag.predictor import Found, Tagger, accuracy, answers, logits, placed, rows_of
 from tfcli.tasks.tag.schemes import TAG, Scheme, labels
 from tfcli.tasks.tag.scores import as_numbers, score, table
@@ -37,38 +37,6 @@ from tfcli.text.tokenizers.codec import Codec
 
 IGNORED = -100
 """The label of positions that are no word's first piece."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagData(FinetuneData):
-    """Which columns of tables, or fields of JSON lines, hold what."""
-
-    tokens_key: str | None = None
-    """The words of a sentence; left out: tokens or words."""
-    tags_key: str | None = None
-    """Their tags; left out: tags, ner_tags or labels."""
-    text_key: str | None = None
-    """Or a text; left out: text."""
-    spans_key: str | None = None
-    """Its entities; left out: spans, entities, label or labels."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagOptions:
-    """How tags are read and learnt."""
-
-    scheme: Literal["auto", "bio", "bioes"] = "auto"
-    """The tags that the model learns; auto: those of the data, bio for spans."""
-    repair: bool = True
-    """Tags that break their scheme are read as conlleval does, and counted; false: they stop the run."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagConfig(FinetuneConfig):
-    """Everything that decides a run of tagging."""
-
-    data: TagData = field(default_factory=TagData)
-    tag: TagOptions = field(default_factory=TagOptions)
 
 
 def loss(

@@ -26,7 +26,7 @@ from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.tasks.translate import new_model, scores
 from tfcli.tasks.translate.data import Pair, Pairs
 from tfcli.tasks.translate.data import read as read_pairs
-from tfcli.tasks.translate.options import NEW_EPOCHS, TranslateConfig, check
+from tfcli.tasks.translate.options import NEW_EPOCHS, TranslateConfig, TranslateOptions, check
 from tfcli.text.data_report import Part
 from tfcli.text.tokenizers.codec import Codec
 
@@ -295,7 +295,9 @@ class TranslatePredictor:
             raise UserError("this model is no encoder-decoder", hint="make one: --task translate --from-scratch")
         self.model, self.codec = model.requires_grad_(False), codec
         ours = settings_of(about)
-        self.beams = Beams(width=int(ours.get("beam", 4)), length_penalty=float(ours.get("length_penalty", 1.0)))
+        usual = TranslateOptions()
+        penalty = float(ours.get("length_penalty", usual.length_penalty))
+        self.beams = Beams(width=int(ours.get("beam", usual.beam)), length_penalty=penalty)
 
     def search(self, width: int) -> None:
         """Search with so many beams; 1 is greedy."""

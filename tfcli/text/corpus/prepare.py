@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tfcli.config.options import DataOptions, TokenizerOptions
+from tfcli.config.options import HELD_OUT_BYTES, DataOptions, TokenizerOptions
 from tfcli.config.resolve import to_dict
 from tfcli.errors import RunError, UserError
 from tfcli.text.corpus import encoding
@@ -35,8 +35,6 @@ Progress = Callable[[str, int, int], None]
 """Told (stage: scan, train or encode; bytes done; bytes in all)."""
 Note = Callable[[str], None]
 
-HELD_OUT_BYTES = 500_000
-"""The held-out part's size at most, unless its fraction was given."""
 BLOCK = 1 << 14
 """Bytes of a block of the tokenizer's sample, about."""
 
