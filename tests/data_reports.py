@@ -16,9 +16,10 @@ def check(data: dict[str, Any], task: str) -> None:
     assert set(data) == TOP
     assert (data["form"], data["task"]) == (FORM, task)
     for source in data["sources"]:
-        assert source.keys() == {"name", "part", "bytes", "documents", "tokens"}
+        assert source.keys() == {"name", "part", "bytes", "documents", "tokens", "sha256"}
         assert source["part"] in ("train", "val", "both")
         assert source["bytes"] > 0 or not source["documents"]
+        assert bool(source["sha256"]) == (task not in ("pretrain", "lm"))
     for key in ("bytes", "tokens"):
         assert data[key] == sum(source[key] for source in data["sources"])
     for name in ("train", "val"):

@@ -89,9 +89,7 @@ def test_a_command_shows_what_its_settings_are(
     for key, shown in found.items():
         default = default_of(config, key)
         if default is None or default is False or default == ():
-            assert shown in ("10m", "256, or what fits", "8192, fewer for little text") or not BY_VALUE.match(shown), (
-                key
-            )
+            assert shown in DECIDED or not BY_VALUE.match(shown), key
         else:
             assert re.split("[,;] ", shown)[0] == str(default), key
 

@@ -105,6 +105,15 @@ def test_run_says_how_far_it_came(run: Path, capsys: pytest.CaptureFixture[str])
     assert "parameters" in said
 
 
+@pytest.mark.parametrize("sources", [{"sources": ["a.txt"]}, {"files": ["a.txt"]}, {"sources": [{"file": "a.txt"}]}])
+def test_the_data_of_runs_of_earlier_versions(
+    run: Path, capsys: pytest.CaptureFixture[str], sources: dict[str, object]
+) -> None:
+    """Each task had a form of its own."""
+    (run / "data.json").write_text(json.dumps({**sources, "tokens": 640}))
+    assert described(capsys, run)[0]["data"] == {"tokens": 640, "sources": ["a.txt"]}
+
+
 def test_run_whose_lock_is_held_is_running_and_one_with_an_end_is_finished(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,8 +246,7 @@ def test_without_a_target_it_is_the_model_that_generate_uses(
 
 
 def test_needs_no_torch(model: Path) -> None:
-    work = "from tfcli.inspection.describe import describe; describe(sys.argv[1])"
-    code = f"import sys; {work}; print('torch' in sys.modules)"
+    code = "import sys; from tfcli.inspection.describe import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

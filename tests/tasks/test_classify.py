@@ -159,6 +159,9 @@ def test_a_class_may_be_called_none(bert: tuple[Path, Any], tmp_path: Path, suff
     task, notes = prepare(bert, [str(path)])
     assert task.names == sorted(labels)
     assert any("1 of 51 rows left out" in note for note in notes)
+    if suffix == "csv":
+        task, _ = prepare(bert, [f"hf:{tmp_path}"])
+        assert task.names == sorted(labels)
     numbers = [{"text": "a b", "label": str(i % 3) if i % 4 else "nan"} for i in range(40)]
     assert prepare(bert, [write(tmp_path, numbers)])[0].names == ["0", "1", "2", "nan"]
 

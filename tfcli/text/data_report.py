@@ -24,8 +24,10 @@ class Source:
     name: str
     part: Literal["train", "val", "both"]
     bytes: int
-    documents: int
-    tokens: int
+    documents: int = 0
+    tokens: int = 0
+    sha256: str = ""
+    """Of the file, or of the rows of ``hf:NAME``; "" of a text, which has one hash of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

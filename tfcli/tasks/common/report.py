@@ -5,25 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError
 from tfcli.text.data_report import PLACES, Action, Change, DataReport, Part, Source
 from tfcli.text.read import files, hf_data, tables
-
-
-@dataclass(kw_only=True)
-class Read:
-    """A file that was read, or ``hf:NAME``."""
-
-    name: str
-    part: Literal["train", "val", "both"]
-    bytes: int
-    sha256: str
-    documents: int = 0
-    tokens: int = 0
 
 
 @dataclass(kw_only=True)
@@ -37,7 +25,7 @@ class Report:
     strict: bool = False
     part: Literal["train", "val", "both"] = "both"
     """What is being read."""
-    sources: list[Read] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -65,7 +53,7 @@ class Report:
 
     def source(self, name: str, *, bytes: int, sha256: str, replaced: int) -> None:
         """A file that was read whole, and how much of it was not valid in its encoding."""
-        self.sources.append(Read(name=name, part=self.part, bytes=bytes, sha256=sha256))
+        self.sources.append(Source(name=name, part=self.part, bytes=bytes, sha256=sha256))
         self.note("invalid bytes that became U+FFFD", replaced, action="repaired", where=name)
 
     def text(
@@ -128,14 +116,10 @@ class Report:
         for kind, action in self.actions.items():
             change = Change(reason=kind, count=counts[kind], places=self.places.get(kind, ()))
             changes.setdefault(action, []).append(change)
-        self._count(used)
         return DataReport(
             task=task,
             unit=unit,
-            sources=[
-                Source(name=s.name, part=s.part, bytes=s.bytes, documents=s.documents, tokens=s.tokens)
-                for s in self.sources
-            ],
+            sources=self._counted(used),
             split=split,
             train=train,
             val=val,
@@ -148,14 +132,17 @@ class Report:
             details=details,
         ).as_json()
 
-    def _count(self, used: Iterable[tuple[str, int]]) -> None:
-        """Tell the sources what of them is used."""
-        at = self.sources[0]
-        for where, tokens in used:
-            if not _is_of(where, at.name):
-                at = max((s for s in self.sources if _is_of(where, s.name)), key=lambda s: len(s.name))
-            at.documents += 1
-            at.tokens += tokens
+    def _counted(self, used: Iterable[tuple[str, int]]) -> list[Source]:
+        """The sources with what of them is used."""
+        documents, tokens = [0] * len(self.sources), [0] * len(self.sources)
+        at = 0
+        for where, number in used:
+            if not _is_of(where, self.sources[at].name):
+                named = (i for i, source in enumerate(self.sources) if _is_of(where, source.name))
+                at = max(named, key=lambda i: len(self.sources[i].name))
+            documents[at] += 1
+            tokens[at] += number
+        return [replace(s, documents=documents[i], tokens=tokens[i]) for i, s in enumerate(self.sources)]
 
     def _hash(self) -> str:
         """SHA-256 of what was read, in its order."""

@@ -100,7 +100,9 @@ def _found(name: str, split: str | None) -> Dataset | DatasetDict:
             raise UserError(f"{name} gives whole splits only, not {part}", hint="it was written by save_to_disk")
         return datasets.load_from_disk(name)
     if path.is_dir():
-        return datasets.load_dataset(name, split=part)
+        is_csv = datasets.load_dataset_builder(name).name == "csv"  # pandas would take a class "None" for a missing one
+        only_empty = {"keep_default_na": False, "na_values": [""]} if is_csv else {}
+        return datasets.load_dataset(name, split=part, **only_empty)
     words = name.split("/")
     if len(words) == 3:
         return _of_hub("/".join(words[:2]), words[2], part)
