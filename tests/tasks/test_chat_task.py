@@ -106,6 +106,7 @@ def test_the_data_report_says_what_was_read_packed_cut_and_repeated(tmp_path: Pa
     assert task.lengths.max() <= 128
     for said in ("has no chat template", "empty conversations"):
         assert any(said in note for note in notes)
+    assert prepared(path, seed=1337)[0].held == task.held != prepared(path, seed=1)[0].held, "by the seed of the run"
     loose, _ = prepared(path, chat=ChatOptions(pack=False))
     assert loose.size == data_report["train"]["documents"]
     with pytest.raises(UserError, match=r"a\.jsonl:25: empty conversations"):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tfcli.errors import UserError
+from tfcli.tasks.applications import CONFIGS
+from tfcli.tasks.common.report import Report
 from tfcli.tasks.common.split import Split, last, split
 
 FRACTIONS = st.floats(0.01, 0.9)
@@ -89,3 +96,26 @@ def test_of_a_text_the_end_is_held_out(documents: list[str], fraction: float) ->
     assert "".join(train + val) == "".join(documents)
     assert how == {"rule": "end of text", "fraction": fraction}
     assert len(documents) == 1 or (train and val and train + val == documents)
+
+
+@pytest.mark.parametrize("task", ["tag", "answer", "chat"])
+def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path, task: str) -> None:
+    """Catches a task whose part is the same for every --seed, and equal texts on both sides."""
+    rows: dict[str, Any] = {
+        "tag": lambda n: {"tokens": [f"w{n}", "x"], "tags": ["B-a", "O"]},
+        "answer": lambda n: {"question": "q", "context": f"c{n} x", "answers": {"text": ["x"], "answer_start": [3]}},
+        "chat": lambda n: {"prompt": f"p{n}", "response": "r"},
+    }
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(rows[task](n // 2)) + "\n" for n in range(80)))
+    module: Any = importlib.import_module(f"tfcli.tasks.{task}")
+
+    def held(seed: int) -> tuple[set[str], Any]:
+        start: Any = SimpleNamespace(data=[str(path)], config=CONFIGS[task](seed=seed), note=lambda line: None)
+        train, held_out, *_, how = module._halves(start, Report())
+        assert (len(train), len(held_out)) == (72, 8)
+        return {one.where for one in held_out}, how
+
+    assert held(1) == held(1)
+    assert held(1)[0] != held(2)[0]
+    assert held(2)[1] == {"rule": "random groups", "fraction": 0.1, "seed": 2}
