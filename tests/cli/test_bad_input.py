@@ -145,7 +145,7 @@ def test_replaced_bytes_are_counted(folder: Path) -> None:
     """Catches text that is changed and not accounted for."""
     (folder / "x.txt").write_bytes(tiny_models.TEXT.encode() + b"\xff and \xfe\n")
     assert main(["pretrain", "x.txt", "--errors", "replace", "--steps", "1", *SMALL]) == 0
-    assert json.loads((folder / "runs/x/data.json").read_text())["replaced"] == 2
+    assert json.loads((folder / "runs/x/data.json").read_text())["repaired"]["count"] == 2
 
 
 def test_a_tiny_file_trains_or_says_what_is_needed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

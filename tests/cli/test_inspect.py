@@ -105,6 +105,15 @@ def test_run_says_how_far_it_came(run: Path, capsys: pytest.CaptureFixture[str])
     assert "parameters" in said
 
 
+@pytest.mark.parametrize("sources", [{"sources": ["a.txt"]}, {"files": ["a.txt"]}, {"sources": [{"file": "a.txt"}]}])
+def test_the_data_of_runs_of_earlier_versions(
+    run: Path, capsys: pytest.CaptureFixture[str], sources: dict[str, object]
+) -> None:
+    """Each task had a form of its own."""
+    (run / "data.json").write_text(json.dumps({**sources, "tokens": 640}))
+    assert described(capsys, run)[0]["data"] == {"tokens": 640, "sources": ["a.txt"]}
+
+
 def test_run_whose_lock_is_held_is_running_and_one_with_an_end_is_finished(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

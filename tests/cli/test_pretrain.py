@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import pytest
 import tiny_models
 import typer
@@ -129,7 +130,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_record(folder: Path) -> None:
     """Catches what other programs look for in run.json and data.json and is gone."""
-    (folder / "s.toml").write_text("[optim]\nwarmup = 3\n")
+    (folder / "s.toml").write_text("[optim]\nwarmup = 0.3\n")
     arguments = ["good.txt", "--steps", "3", "--config", "s.toml", "--set", "train.keep=1", "--preset", "tiny"]
     assert main(["pretrain", *arguments, *SMALL]) == 0
     run = json.loads((folder / "runs/good/run.json").read_text())
@@ -138,7 +139,7 @@ def test_the_record(folder: Path) -> None:
     assert set(run["sources"]) == set(known_keys(PretrainConfig)), "the source of each value"
     of = {"model.depth": "flag", "optim.warmup": "s.toml", "train.keep": "--set", "optim.lr": "default"}
     assert {key: run["sources"][key] for key in of} == of
-    assert run["config"]["optim"]["warmup"] == 3
+    assert run["config"]["optim"]["warmup"] == 0.3
     assert run["seed"] == 1337
     assert run["versions"].keys() == {"tfcli", "torch", "python"}
     assert run["corpus"] == [str(folder / "good.txt")]
@@ -149,8 +150,9 @@ def test_the_record(folder: Path) -> None:
     assert (source["name"], source["bytes"], source["documents"]) == ("good.txt", size, 1)
     assert data["train"]["bytes"] + data["val"]["bytes"] == size
     assert data["train"]["tokens"] + data["val"]["tokens"] == data["tokens"] == source["tokens"]
-    assert data["cut"] == 0
-    assert set(data) >= {"dropped", "byte_fallback_rate", "unknown_rate", "exact_duplicates"}
+    data_reports.check(data, "pretrain")
+    assert data["split"]["rule"] == "end of text"
+    assert [data[action]["count"] for action in ("dropped", "cut", "repaired")] == [0, 0, 0]
     assert run["data_hash"] == data["content_hash"]
 
 

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import pytest
 import small_bert
 import tiny_models
@@ -215,8 +216,10 @@ def test_a_run_learns_and_is_scored(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
     first, steps = next(line for line in lines if "lr" in line), lines[-1]["step"]
     assert first["lr"] == pytest.approx(3e-3 * (1 - first["step"] / steps)), "a warm-up"
-    receipt = json.loads((trained / "run" / "data.json").read_text())
-    assert (receipt["version"], receipt["train"]["questions"], receipt["train"]["without_answer"]) == (2, 240, 80)
+    data_report = json.loads((trained / "run" / "data.json").read_text())
+    data_reports.check(data_report, "answer")
+    assert data_report["details"]["version"] == 2
+    assert (data_report["train"]["documents"], data_report["train"]["without_answer"]) == (240, 80)
     threshold = json.loads((trained / "run" / "config.json").read_text())["tfcli"]["threshold"]
     assert threshold == pytest.approx(scores["val_threshold"], abs=1e-6), "of the best model, not of the last"
 
@@ -335,7 +338,7 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     for weight in (-1.0, math.nan):
         with pytest.raises(UserError, match=rf"answer\.plausible is {weight}"):
             run(tmp_path / "base", good, **{"answer.plausible": weight})
-    with pytest.raises(UserError, match="could be held out; 2 questions with the id of another, left out"):
+    with pytest.raises(UserError, match="too few to hold some out; 2 questions with the id of another, left out"):
         run(tmp_path / "base", [good[0]] * 3)
     tiny_models.save(tmp_path / "gpt")
     with pytest.raises(UserError, match="no head of kind 'span'"):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import numpy as np
 import pytest
 import tiny_gguf
@@ -86,25 +87,32 @@ def test_what_is_not_an_answer_is_not_in_the_loss() -> None:
     torch.testing.assert_close(first, second)
 
 
-def test_the_receipt_says_what_was_read_packed_cut_and_repeated(tmp_path: Path) -> None:
+def test_the_data_report_says_what_was_read_packed_cut_and_repeated(tmp_path: Path) -> None:
     path = data(tmp_path / "a.jsonl")
     with path.open("a") as file:
         file.write('{"messages": []}\n' + json.dumps({"prompt": "x", "response": "the sun " * 120}) + "\n")
     task, notes = prepared(path)
-    receipt = task.receipt
-    assert receipt["train"]["conversations"] + receipt["val"]["conversations"] == 25
-    assert receipt["data"]["faults"] == {"empty conversations, left out": 1}
-    assert receipt["data"]["notes"]["conversations cut at the context"] == 1
-    assert receipt["train"]["rows"] == task.size < receipt["train"]["conversations"]
+    data_report = task.data_report
+    data_reports.check(data_report, "chat")
+    assert data_report["train"]["documents"] + data_report["val"]["documents"] == 25
+    lines = [f"{path}:25", f"{path}:26"]
+    assert data_report["dropped"]["reasons"] == [
+        {"reason": "empty conversations, left out", "count": 1, "places": lines[:1]}
+    ]
+    assert data_report["cut"]["reasons"] == [
+        {"reason": "conversations cut at the context", "count": 1, "places": lines[1:]}
+    ]
+    assert data_report["train"]["rows"] == task.size < data_report["train"]["documents"]
     assert task.lengths.max() <= 128
     for said in ("has no chat template", "empty conversations"):
         assert any(said in note for note in notes)
+    assert prepared(path, seed=1337)[0].held == task.held != prepared(path, seed=1)[0].held, "by the seed of the run"
     loose, _ = prepared(path, chat=ChatOptions(pack=False))
-    assert loose.size == receipt["train"]["conversations"]
+    assert loose.size == data_report["train"]["documents"]
     with pytest.raises(UserError, match=r"a\.jsonl:25: empty conversations"):
         prepared(path, data=chat.ChatConfig().data.__class__(strict=True))
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"messages": []}\n')
-    with pytest.raises(UserError, match="nothing that could be held out; 1 empty conversations"):
+    with pytest.raises(UserError, match="too few to hold some out; 1 empty conversations"):
         prepared(tmp_path / "one.jsonl")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import numpy as np
 import pytest
 import small_bert
@@ -98,7 +99,7 @@ def test_columns_and_splits(bert: tuple[Path, Any], tmp_path: Path) -> None:
     """Catches a split that is not of each label alike, a split that changes from call to call, and one in silence."""
     rows = [{"id": i, "sentence": row["text"], "category": row["label"]} for i, row in enumerate(LETTERS)]
     task, notes = prepare(bert, [write(tmp_path, rows)], data__val_fraction=0.2)
-    assert task.receipt["val"]["labels"] == {"a": 2, "b": 2, "c": 2}
+    assert task.data_report["val"]["labels"] == {"a": 2, "b": 2, "c": 2}
     assert any("held out: 6 of 30 examples, stratified" in note for note in notes)
     assert prepare(bert, [write(tmp_path, rows)], data__val_fraction=0.2)[0].val.examples == task.val.examples
     named = [{"x": row["label"], "y": row["text"], "label": 1, "text": "no"} for row in LETTERS]
@@ -116,26 +117,53 @@ def test_columns_and_splits(bert: tuple[Path, Any], tmp_path: Path) -> None:
     assert any("no header: column 1 is the label, column 2 the text" in note for note in notes)
 
 
-def test_the_receipt_counts(bert: tuple[Path, Any], tmp_path: Path) -> None:
+def test_the_data_report_counts(bert: tuple[Path, Any], tmp_path: Path) -> None:
     """Catches rows that vanish: empty texts, rows without a label, long ones, the same text on both sides."""
-    odd = [{"text": "", "label": "a"}, {"text": "x", "label": None}, {"text": "y", "label": "nan"}]
+    odd = [{"text": "", "label": "a"}, {"text": "x", "label": None}, {"text": "y", "label": ""}]
     long = [{"text": "a " * 100, "label": "a"}]
     train, val = write(tmp_path, [*LETTERS, *odd, *long]), write(tmp_path, [LETTERS[0], LETTERS[11]], "val.jsonl")
     task, notes = prepare(bert, [train], data__val=val)
-    receipt = task.receipt
-    assert (receipt["rows"], receipt["dropped"], receipt["empty"]) == (
-        36,
-        {"without a label": 2},
-        {"train": 1, "val": 0},
-    )
-    assert (receipt["train"]["cut"], receipt["duplicates"]["across_splits"]) == (1, 2)
-    assert (receipt["train"]["examples"], receipt["train"]["longest"]) == (31, 64)
+    data_report = task.data_report
+    data_reports.check(data_report, "classify")
+    assert data_report["dropped"] == {
+        "count": 3,
+        "reasons": [
+            {"reason": "rows without a label, left out", "count": 2, "places": [f"{train}:32", f"{train}:33"]},
+            {
+                "reason": "examples with an empty text, left out of training",
+                "count": 1,
+                "places": [f"{train}:31"],
+            },
+        ],
+    }
+    assert data_report["cut"]["reasons"][0]["places"] == [f"{train}:34"]
+    assert [(row["name"], row["part"]) for row in data_report["sources"]] == [(train, "train"), (val, "val")]
+    assert (data_report["cut"]["count"], data_report["duplicates"]["across_splits"]) == (1, 2)
+    assert (data_report["train"]["documents"], data_report["train"]["longest"]) == (31, 64)
     said = "\n".join(notes)
     for line in ("2 of 34 rows left out", "1 examples with an empty text", "1 texts are longer than 64 tokens",
                  "2 held-out texts are in the training part too"):  # fmt: skip
         assert line in said
     with pytest.raises(UserError, match=r"data.jsonl:31 has an empty text"):
         prepare(bert, [train], data__val=val, data__strict=True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_class_may_be_called_none(bert: tuple[Path, Any], tmp_path: Path, suffix: str) -> None:
+    """Only an empty cell, or null, is no label: stance has FAVOR, AGAINST and NONE."""
+    labels = ["FAVOR", "AGAINST", "NONE", "null", "nan"]
+    rows = [{"text": "a b", "label": labels[i % 5]} for i in range(50)] + [{"text": "a", "label": ""}]
+    path = tmp_path / f"stance.{suffix}"
+    lines = [f"{row['text']},{row['label']}" for row in rows] if suffix == "csv" else map(json.dumps, rows)
+    path.write_text("\n".join(["text,label"] * (suffix == "csv") + [*lines]) + "\n")
+    task, notes = prepare(bert, [str(path)])
+    assert task.names == sorted(labels)
+    assert any("1 of 51 rows left out" in note for note in notes)
+    if suffix == "csv":
+        task, _ = prepare(bert, [f"hf:{tmp_path}"])
+        assert task.names == sorted(labels)
+    numbers = [{"text": "a b", "label": str(i % 3) if i % 4 else "nan"} for i in range(40)]
+    assert prepare(bert, [write(tmp_path, numbers)])[0].names == ["0", "1", "2", "nan"]
 
 
 def test_labels_of_every_kind(bert: tuple[Path, Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import data_reports
 import numpy as np
 import pytest
 import torch
@@ -46,7 +47,22 @@ def test_text_is_what_it_was_and_its_end_is_held_out(tmp_path: Path) -> None:
     many = prepared(tmp_path / "b.jsonl")
     assert many.train.documents + many.val.documents == len(rows)
     assert np.count_nonzero(many.train.ids == eos) == many.train.documents
-    assert many.receipt["content_hash"] != task.receipt["content_hash"]
+    assert many.data_report["content_hash"] != task.data_report["content_hash"]
+    for made in (task, many):
+        data_reports.check(made.data_report, "lm")
+        assert made.data_report["split"] == {"rule": "end of text", "fraction": 0.1}
+        assert made.data_report["sources"][0]["part"] == "both"
+
+
+def test_files_of_text_are_counted_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "the sun"}\n{"text": ""}\n{"text": "the sun"}\n')
+    (tmp_path / "b.txt").write_text(TEXT)
+    (tmp_path / "v.jsonl").write_text('{"text": "the sun"}\n' * 40)
+    data = prepared(tmp_path / "[ab].*", val=str(tmp_path / "v.jsonl")).data_report
+    data_reports.check(data, "lm")
+    assert [(row["part"], row["documents"]) for row in data["sources"]] == [("train", 2), ("train", 1), ("val", 40)]
+    assert data["dropped"]["reasons"][0]["places"] == [f"{tmp_path / 'a.jsonl'}:2"]
+    assert data["duplicates"] == {"within_train": 1, "across_splits": 40}
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -73,7 +73,7 @@ def test_each_file_is_opened_once(tmp_path: Path, bert: Path, task: str, form: s
     if task in ("tag", "answer", "chat"):
         plain = [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in paths]
         whole = b"".join(hashlib.sha256(data).digest() for data in plain)
-        assert task_data.receipt["content_hash"] == hashlib.sha256(whole).hexdigest()
+        assert task_data.data_report["content_hash"] == hashlib.sha256(whole).hexdigest()
 
 
 @pytest.mark.parametrize("task", ROWS)
@@ -93,5 +93,5 @@ def test_a_data_set_by_name_is_loaded_once(
     task_data = prepared(task, bert, [spec], val_fraction=0.25)
     assert loaded == [spec]
     if task in ("tag", "answer", "chat"):
-        rows = hf_data.digest(hf_data.rows(spec)[1]).encode()
-        assert task_data.receipt["content_hash"] == hashlib.sha256(rows).hexdigest()
+        rows = hf_data.digest(hf_data.rows(spec)[1])[0].encode()
+        assert task_data.data_report["content_hash"] == hashlib.sha256(rows).hexdigest()

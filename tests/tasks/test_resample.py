@@ -1,24 +1,9 @@
-"""Splits by group, and bootstrap intervals."""
+"""Bootstrap intervals."""
 
 import numpy as np
 import pytest
 
-from tfcli.errors import UserError
-from tfcli.tasks.common.resample import interval, split
-
-
-def test_groups_stay_together_and_the_part_is_about_right() -> None:
-    groups = [f"article {index // 10}" for index in range(200)]
-    train, held = split(groups, 0.1)
-    assert sorted(train + held) == list(range(200))
-    assert len(held) == 20
-    assert not {groups[index] for index in train} & {groups[index] for index in held}
-    assert split(groups, 0.1) == (train, held), "the same every time"
-    train, held = split(["big"] * 90 + ["small"] * 10, 0.001)
-    assert train
-    assert held
-    with pytest.raises(UserError, match="nothing that could be held out"):
-        split(["one"] * 5, 0.1)
+from tfcli.tasks.common.resample import interval
 
 
 def test_an_interval_holds_the_score_and_narrows() -> None:

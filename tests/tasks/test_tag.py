@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import pytest
 import small_bert
 import tiny_models
@@ -94,10 +95,11 @@ def test_a_run_learns_and_is_scored(trained: Path) -> None:
     last = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["val_f1"] > 0.95
     assert last["val_loss"] < 0.2
-    receipt = json.loads((trained / "run" / "data.json").read_text())
-    assert receipt["train"]["sentences"] == 300
-    assert receipt["val"]["entities"].keys() == {"person", "place"}
-    assert receipt["faults"] == {}
+    data_report = json.loads((trained / "run" / "data.json").read_text())
+    data_reports.check(data_report, "tag")
+    assert data_report["train"]["documents"] == 300
+    assert data_report["val"]["entities"].keys() == {"person", "place"}
+    assert data_report["dropped"] == {"count": 0, "reasons": []}
 
 
 def test_the_directory_is_a_model_of_transformers(trained: Path) -> None:
@@ -188,7 +190,7 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
         run(tmp_path / "base", broken, **{"data.strict": True})
     one = tmp_path / "one.conll"
     one.write_text("a B-x\nb I-y\n")
-    with pytest.raises(UserError, match="nothing that could be held out; 1 sentences whose tags do not follow BIO"):
+    with pytest.raises(UserError, match="too few to hold some out; 1 sentences whose tags do not follow BIO"):
         run(tmp_path / "base", one)
     with pytest.raises(UserError, match="does not follow BIO"):
         run(tmp_path / "base", broken, **{"tag.repair": False})

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import pytest
 import sacrebleu
 import tiny_models
@@ -110,6 +111,25 @@ def prepared(tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
     return APPLICATION.prepare(start), model
 
 
+def test_the_data_report_counts_each_of_two_files(tmp_path: Path) -> None:
+    """Each language's file has its own tokens; a pair without a side is dropped, with its line."""
+    for name in ("source", "target"):
+        sides = [getattr(pair, name) for pair in pairs(30)]
+        (tmp_path / name).write_text("\n".join([*sides, "" if name == "target" else "one"]) + "\n")
+    runtime, settings = tiny_models.cpu(), config()
+    specs = [str(tmp_path / "source"), str(tmp_path / "target")]
+    model, codec = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
+    start = Start(
+        model=model, codec=codec, data=specs, config=settings, runtime=runtime, about={}, note=lambda line: None
+    )
+    made = APPLICATION.prepare(start).data_report
+    data_reports.check(made, "translate")
+    of = [made[part] for part in ("train", "val")]
+    sums = [sum(part[side]["tokens"] for part in of) for side in ("source", "target")]
+    assert [row["tokens"] for row in made["sources"]] == sums
+    assert made["dropped"]["reasons"][0]["places"] == [f"{specs[0]}:31"]
+
+
 def test_the_loss_is_that_of_each_pair_alone(tmp_path: Path) -> None:
     import numpy as np
 
@@ -160,6 +180,9 @@ def test_a_model_from_scratch_learns_translates_and_is_scored(tmp_path: Path) ->
     losses = [row["val_loss"] for row in metrics if "val_loss" in row]
     assert losses[-1] < 0.7 * losses[0] and result.scores["chrf"] > 0
     assert any("pairs to train on" in line for line in lines)
+    made = json.loads((tmp_path / "run/data.json").read_text())
+    data_reports.check(made, "translate")
+    assert (made["split"]["seed"], made["train"]["documents"], made["val"]["documents"]) == (1337, 180, 20)
     from tfcli.formats.hf import heads
 
     loaded = heads.load(tmp_path / "run", runtime=tiny_models.cpu())

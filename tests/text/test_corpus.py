@@ -1,4 +1,4 @@
-"""From text to shards: the split, the receipt, the cache, and what happens when files or disks fail."""
+"""From text to shards: the split, the data report, the cache, and what happens when files or disks fail."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import numpy as np
 import pytest
 from text_samples import prose
@@ -90,24 +91,46 @@ def test_a_file_held_out(tmp_path: Path, bpe: Tokenizer) -> None:
     made = make(tmp_path, tmp_path / "a.txt", tokenizer=bpe, val=str(tmp_path / "b.txt"))
     assert text_of(made.train, bpe) == prose(100, seed=1)
     assert text_of(made.val, bpe) == prose(20, seed=2)
-    assert [source["name"] for source in made.receipt["sources"]] == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    assert [source["name"] for source in made.data_report["sources"]] == [
+        str(tmp_path / "a.txt"),
+        str(tmp_path / "b.txt"),
+    ]
 
 
-def test_the_receipt_counts_everything(tmp_path: Path, bpe: Tokenizer) -> None:
+def test_the_data_report_counts_everything(tmp_path: Path, bpe: Tokenizer) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + "the \u4e00 and\n".encode() + b"\xff of\n")
     (tmp_path / "b.jsonl").write_text('{"text": "same"}\n{"text": ""}\n{"text": "same"}\n{"text": "same"}\n')
     (tmp_path / "z.txt").write_text("")
     made = make(tmp_path, tmp_path, tokenizer=bpe, errors="replace")
-    receipt = made.receipt
-    assert receipt["exact_duplicates"] == 2
-    assert receipt["replaced"] == 1
-    assert receipt["dropped"] == {"empty_documents": 2, "byte_order_marks": 1}
-    assert receipt["documents"] == 4
-    assert receipt["tokens"] == made.train.tokens + made.val.tokens == sum(row["tokens"] for row in receipt["sources"])
-    assert receipt["bytes"] == sum(row["bytes"] for row in receipt["sources"]) == made.train.bytes + made.val.bytes
-    assert receipt["byte_fallback_rate"] * receipt["tokens"] == pytest.approx(6)  # U+4E00 and U+FFFD, not line breaks
-    assert receipt["unknown_rate"] == 0
-    assert receipt["tokenizer_hash"] == bpe.hash
+    data_report = made.data_report
+    data_reports.check(data_report, "pretrain")
+    assert data_report["duplicates"] == {"within_train": 1, "across_splits": 1}
+    a, b, z = (str(tmp_path / name) for name in ("a.txt", "b.jsonl", "z.txt"))
+    assert data_report["repaired"] == {
+        "count": 1,
+        "reasons": [{"reason": "invalid UTF-8 that became U+FFFD", "count": 1, "places": [f"{a}:2"]}],
+    }
+    assert data_report["dropped"] == {
+        "count": 3,
+        "reasons": [
+            {"reason": "empty documents", "count": 2, "places": [f"{b}:2", z]},
+            {"reason": "byte order marks", "count": 1, "places": [a]},
+        ],
+    }
+    assert [row["documents"] for row in data_report["sources"]] == [1, 3, 0]
+    assert (
+        data_report["tokens"]
+        == made.train.tokens + made.val.tokens
+        == sum(row["tokens"] for row in data_report["sources"])
+    )
+    assert (
+        data_report["bytes"] == sum(row["bytes"] for row in data_report["sources"]) == made.train.bytes + made.val.bytes
+    )
+    assert data_report["byte_fallback_rate"] * data_report["tokens"] == pytest.approx(
+        6
+    )  # U+4E00 and U+FFFD, not line breaks
+    assert data_report["unknown_rate"] == 0
+    assert data_report["tokenizer_hash"] == bpe.hash
 
 
 def test_the_tokenizer_does_not_see_what_is_held_out(tmp_path: Path) -> None:
@@ -171,7 +194,7 @@ def test_a_trained_tokenizer_is_found_again(tmp_path: Path) -> None:
     options = TokenizerOptions(vocab_size=300)
     one, two = (make(tmp_path, tmp_path / "a.txt", tokenizer=options) for _ in range(2))
     assert one.tokenizer.hash == two.tokenizer.hash
-    assert one.receipt == two.receipt
+    assert one.data_report == two.data_report
 
 
 def test_shards_say_what_is_wrong_with_them(tmp_path: Path, bpe: Tokenizer) -> None:
@@ -301,19 +324,19 @@ def test_copies_of_piped_text_are_removed(tmp_path: Path, bpe: Tokenizer, monkey
 def test_the_same_text_under_another_name_is_found_again(
     tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a corpus encoded once for every way to write its path, and a receipt with another run's names."""
+    """Catches a corpus encoded once for every way to write its path, and a data report with another run's names."""
     for name, seed in (("a.txt", 1), ("b.txt", 2), ("v.txt", 3)):
         (tmp_path / name).write_text(prose(40, seed=seed))
     monkeypatch.chdir(tmp_path)
     one = make(tmp_path, Path("a.txt"), Path("b.txt"), tokenizer=bpe, val="v.txt")
     two = make(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", tokenizer=bpe, val=str(tmp_path / "v.txt"))
     assert one.train.path == two.train.path
-    assert [row["name"] for row in one.receipt["sources"]] == ["a.txt", "b.txt", "v.txt"]
-    assert [row.pop("name") for row in two.receipt["sources"]] == [
+    assert [row["name"] for row in one.data_report["sources"]] == ["a.txt", "b.txt", "v.txt"]
+    assert [row.pop("name") for row in two.data_report["sources"]] == [
         str(tmp_path / n) for n in ("a.txt", "b.txt", "v.txt")
     ]
-    assert [{**row, "name": ""} for row in one.receipt["sources"]] == [
-        {**row, "name": ""} for row in two.receipt["sources"]
+    assert [{**row, "name": ""} for row in one.data_report["sources"]] == [
+        {**row, "name": ""} for row in two.data_report["sources"]
     ]
     swapped = make(tmp_path, Path("b.txt"), Path("a.txt"), tokenizer=bpe, val="v.txt")
     assert swapped.train.path != one.train.path

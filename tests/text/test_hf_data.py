@@ -160,7 +160,7 @@ def test_errors_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_json(saved: Path) -> None:
-    """A receipt and a message can hold them."""
+    """A data report and a message can hold them."""
     assert json.loads(json.dumps(hf_data.rows(f"hf:{saved}")[1])) == [READ] * 3
 
 

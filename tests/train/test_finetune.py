@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import data_reports
 import pytest
 import small_bert
 import tiny_models
@@ -66,9 +67,11 @@ def test_learns_and_keeps_the_best(start: tuple[Path, Path], tmp_path: Path) -> 
     assert config["tfcli"]["task"] == "classify"
     about = json.loads((tmp_path / "a" / "run.json").read_text())
     assert (about["kind"], about["task"], about["finished"] is not None) == ("finetune", "classify", True)
-    receipt = json.loads((tmp_path / "a" / "data.json").read_text())
-    assert (receipt["rows"], receipt["split"]) == (72, "stratified")
-    assert receipt["val"]["labels"] == {"king": 2, "sun": 2, "well": 2}
+    data_report = json.loads((tmp_path / "a" / "data.json").read_text())
+    data_reports.check(data_report, "classify")
+    assert data_report["split"] == {"rule": "stratified", "fraction": 0.1, "seed": 1337} == about["split"]
+    assert [row["documents"] for row in data_report["sources"]] == [72]
+    assert data_report["val"]["labels"] == {"king": 2, "sun": 2, "well": 2}
 
 
 def test_resumed_is_never_stopped(start: tuple[Path, Path], tmp_path: Path) -> None:
@@ -106,6 +109,24 @@ def test_a_run_is_resumed_from_another_directory(
         train((start[0], Path("data.jsonl")), tmp_path / "a", {"data.val": "data.jsonl"}, listen=stop)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert finetune(None, out=tmp_path / "a", resume=True).steps > 0
+
+
+def test_a_run_whose_part_was_drawn_otherwise_is_refused(start: tuple[Path, Path], tmp_path: Path) -> None:
+    """Older versions held out other examples; where a file was given they did not, and such a run goes on."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Saved):
+            raise Interrupted("stopped")
+
+    for name, settings in {"drawn": {}, "given": {"data.val": str(start[1])}}.items():
+        with pytest.raises(Interrupted):
+            train(start, tmp_path / name, settings, listen=stop)
+        about = json.loads((tmp_path / name / "run.json").read_text())
+        del about["split"]
+        (tmp_path / name / "run.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="an older version, whose held-out part was chosen differently"):
+        finetune(None, out=tmp_path / "drawn", resume=True)
+    assert finetune(None, out=tmp_path / "given", resume=True).steps > 0
 
 
 def test_other_data_cannot_be_resumed(start: tuple[Path, Path], tmp_path: Path) -> None:

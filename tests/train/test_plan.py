@@ -64,7 +64,8 @@ def test_one_dial() -> None:
         ({"optim__muon_lr": float("nan")}, "optim.muon_lr is nan"),
         ({"optim__beta1": 1.0}, "optim.beta1 is 1.0"),
         ({"optim__decay": 1.5}, "optim.decay is 1.5"),
-        ({"optim__warmup": -1}, "optim.warmup is -1"),
+        ({"optim__warmup": -1.0}, "optim.warmup is -1"),
+        ({"optim__warmup": 10.0}, "optim.warmup is 10"),
         ({"optim__clip": 0.0}, "optim.clip is 0.0"),
         ({"seed": 2**70}, "seed is"),
         ({"train__steps": 5, "train__epochs": 2.0}, "two lengths are given: --steps and --epochs"),
@@ -77,6 +78,14 @@ def test_what_cannot_be_is_refused_before_any_work(settings: dict[str, Any], wor
         plan.check(config(**settings))
     assert word in error.value.message
     assert error.value.hint
+
+
+def test_a_warm_up_is_a_share_of_the_run() -> None:
+    """As in finetuning; left out it is ten steps, and steps are refused with a word on shares."""
+    assert [plan.warmup_steps(share, 200) for share in (None, 0.0, 0.1)] == [10, 0, 20]
+    with pytest.raises(UserError) as error:
+        plan.check(config(optim__warmup=10.0))
+    assert "it is a share of the run" in str(error.value.hint)
 
 
 def test_a_rate_of_zero_is_zero() -> None:

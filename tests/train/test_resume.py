@@ -62,6 +62,22 @@ def test_stopped_and_resumed(room: Path, out: Path, step: int) -> None:
     assert json.loads((out / "run.json").read_text())["finished"]
 
 
+def test_a_run_whose_warm_up_was_in_steps(room: Path, out: Path) -> None:
+    """Of an older version: ten steps were the default and still are, others are refused with a sentence."""
+    with pytest.raises(Interrupted):
+        start(room / "corpus.txt", out, listen=stopper(6))
+    about = json.loads((out / "run.json").read_text())
+    assert about["config"]["optim"]["warmup"] is None
+    for steps, said in ((3, "with a warm-up of 3 steps"), (10, None)):
+        about["config"]["optim"]["warmup"] = steps
+        (out / "run.json").write_text(json.dumps(about))
+        if said:
+            with pytest.raises(UserError, match=said):
+                resume(out)
+    resume(out)
+    assert facts(out) == facts(room / "whole")
+
+
 def test_stopped_at_every_checkpoint(room: Path, out: Path) -> None:
     """Catches state that survives one resume and not two."""
     listen: Any = stopper(6)

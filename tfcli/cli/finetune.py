@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from tfcli.cli import options
+from tfcli.cli.help import by_task, rate
 from tfcli.cli.options import LENGTH, RUN, TEXT
+from tfcli.tasks.applications import CONFIGS
+from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR
+from tfcli.tasks.translate.options import NEW_EPOCHS
+
+EPOCHS_SHOWN = f"{EPOCHS:g}; {NEW_EPOCHS:g} for translate from scratch"
+LR_SHOWN = (
+    f"{rate(LR)} x {LR_WIDTH} / width, at most {rate(MOST_LR)}; {rate(NEW_LR)} with --lora; "
+    f"{rate(BESIDE_MUON_LR)} from scratch"
+)
 
 
 def finetune(
@@ -49,16 +59,21 @@ def finetune(
     as_json: options.ResultAsJson = False,
     epochs: Annotated[
         float | None,
-        typer.Option("--epochs", help="Passes over the data.", show_default="3", rich_help_panel=LENGTH),
+        typer.Option("--epochs", help="Passes over the data.", show_default=EPOCHS_SHOWN, rich_help_panel=LENGTH),
     ] = None,
     steps: options.Steps = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Examples a step.", show_default="32", rich_help_panel=LENGTH),
+        typer.Option(
+            "--batch-size",
+            help="Examples a step.",
+            show_default=by_task("train.batch_size", CONFIGS),
+            rich_help_panel=LENGTH,
+        ),
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option("--lr", help="Peak learning rate.", show_default="5e-5 x 768 / width", rich_help_panel=LENGTH),
+        typer.Option("--lr", help="Peak learning rate.", show_default=LR_SHOWN, rich_help_panel=LENGTH),
     ] = None,
     patience: Annotated[
         int | None,
@@ -75,7 +90,10 @@ def finetune(
     val_fraction: Annotated[
         float | None,
         typer.Option(
-            "--val-fraction", help="Else this part, of each label alike.", show_default="0.1", rich_help_panel=TEXT
+            "--val-fraction",
+            help="Else this part, drawn by --seed; of lm the end.",
+            show_default=by_task("data.val_fraction", CONFIGS),
+            rich_help_panel=TEXT,
         ),
     ] = None,
     encoding: options.Encoding = None,

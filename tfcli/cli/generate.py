@@ -14,7 +14,7 @@ import typer
 
 from tfcli.cli.lines import decoded, read_objects
 from tfcli.cli.options import Device, Precision, Quantize, Threads
-from tfcli.config.options import Sampling
+from tfcli.config.options import MAX_TOKENS, Sampling
 from tfcli.config.resolve import resolve
 from tfcli.errors import RunError, UserError
 
@@ -60,7 +60,10 @@ def generate(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", help="New tokens at most.", show_default="256, or what fits", rich_help_panel=SAMPLING
+            "--max-tokens",
+            help="New tokens at most.",
+            show_default=f"{MAX_TOKENS}, or what fits",
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
     temperature: Annotated[
@@ -75,7 +78,10 @@ def generate(
     top_k: Annotated[
         int | None,
         typer.Option(
-            "--top-k", help="Only the k likeliest tokens; 0 is off.", show_default="0", rich_help_panel=SAMPLING
+            "--top-k",
+            help="Only the k likeliest tokens; 0 is off.",
+            show_default=str(DEFAULT.top_k),
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
     top_p: Annotated[
@@ -92,7 +98,7 @@ def generate(
         typer.Option(
             "--min-p",
             help="Only tokens this likely relative to the likeliest.",
-            show_default="0.0",
+            show_default=str(DEFAULT.min_p),
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -101,7 +107,7 @@ def generate(
         typer.Option(
             "--repetition-penalty",
             help="Above 1: avoid tokens of the context.",
-            show_default="1.0",
+            show_default=str(DEFAULT.repetition_penalty),
             rich_help_panel=SAMPLING,
         ),
     ] = None,
@@ -114,7 +120,12 @@ def generate(
     ] = None,
     num_samples: Annotated[
         int | None,
-        typer.Option("--num-samples", help="Continuations of each prompt.", show_default="1", rich_help_panel=SAMPLING),
+        typer.Option(
+            "--num-samples",
+            help="Continuations of each prompt.",
+            show_default=str(DEFAULT.num_samples),
+            rich_help_panel=SAMPLING,
+        ),
     ] = None,
     seed: Annotated[
         int | None,

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from typer.core import TyperCommand
 
+from tfcli.config.resolve import default_of
+
 Context: TypeAlias = Any
 """The parser's context; typer carries its own parser and does not name its types."""
+
+
+def by_task(key: str, configs: Mapping[str, type[Any]]) -> str:
+    """The default of a setting: that of most tasks, then those of others, as "32; 128 for translate"."""
+    tasks: dict[str, list[str]] = {}
+    for task, config in configs.items():
+        tasks.setdefault(str(default_of(config, key)), []).append(task)
+    (usual, _), *others = sorted(tasks.items(), key=lambda item: -len(item[1]))
+    return "; ".join([usual, *(f"{value} for {', '.join(names)}" for value, names in others)])
+
+
+def rate(value: float) -> str:
+    """A learning rate, as 5e-5."""
+    return f"{value:.0e}".replace("e-0", "e-")
 
 
 class GroupedCommand(TyperCommand):

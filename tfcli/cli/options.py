@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 import typer
 
 from tfcli.config.options import DataOptions, PretrainConfig
+from tfcli.config.resolve import default_of
+from tfcli.tasks.common.options import FinetuneData
 
 if TYPE_CHECKING:
     from tfcli.runtime import Runtime
@@ -51,7 +53,7 @@ def errors(panel: str | None) -> Any:
     return typer.Option(
         "--errors",
         help="Invalid UTF-8: strict or replace.",
-        show_default=DataOptions().errors,
+        show_default=default_of(DataOptions, "errors"),
         rich_help_panel=panel,
     )
 
@@ -77,7 +79,12 @@ TextKey: TypeAlias = Annotated[str | None, text_key(TEXT)]
 Errors: TypeAlias = Annotated[str | None, errors(TEXT)]
 Encoding: TypeAlias = Annotated[
     str | None,
-    typer.Option("--encoding", help="Of text files, as latin-1.", show_default="utf-8", rich_help_panel=TEXT),
+    typer.Option(
+        "--encoding",
+        help="Of text files, as latin-1.",
+        show_default=default_of(FinetuneData, "encoding"),
+        rich_help_panel=TEXT,
+    ),
 ]
 Strict: TypeAlias = Annotated[
     bool,
@@ -95,7 +102,12 @@ Config: TypeAlias = Annotated[
 ]
 Seed: TypeAlias = Annotated[
     int | None,
-    typer.Option("--seed", help="Of all that is random.", show_default=str(PretrainConfig().seed), rich_help_panel=RUN),
+    typer.Option(
+        "--seed",
+        help="Of all that is random.",
+        show_default=str(default_of(PretrainConfig, "seed")),
+        rich_help_panel=RUN,
+    ),
 ]
 CheckpointEvery: TypeAlias = Annotated[
     int | None,

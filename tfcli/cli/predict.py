@@ -15,7 +15,9 @@ from tfcli.cli.lines import read_lines, read_objects, unread
 from tfcli.cli.options import Device, Encoding, Machine, Precision, Quantize, Threads
 from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
+from tfcli.config.resolve import default_of
 from tfcli.errors import UserError, unknown
+from tfcli.tasks.translate.options import TranslateConfig
 
 if TYPE_CHECKING:
     from tfcli.formats.open import Opened
@@ -47,7 +49,12 @@ def predict(
     ] = None,
     beam: Annotated[
         int | None,
-        typer.Option("--beam", min=1, help="Beams of a translation; 1 is greedy.", show_default="the model's, else 4"),
+        typer.Option(
+            "--beam",
+            min=1,
+            help="Beams of a translation; 1 is greedy.",
+            show_default=f"the model's, else {default_of(TranslateConfig, 'translate.beam')}",
+        ),
     ] = None,
     encoding: Encoding = None,
     device: Device = None,

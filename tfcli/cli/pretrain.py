@@ -12,6 +12,8 @@ import typer
 
 from tfcli.cli import options
 from tfcli.cli.options import LENGTH, RUN, TEXT
+from tfcli.config.options import DEFAULT_BUDGET, HELD_OUT_BYTES, PretrainConfig
+from tfcli.config.resolve import default_of
 
 if TYPE_CHECKING:
     from tfcli.train.pretrain import Result
@@ -39,7 +41,9 @@ def pretrain(
     as_json: options.ResultAsJson = False,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="Wall-clock time, as 90s, 10m, 1h.", show_default="10m", rich_help_panel=LENGTH),
+        typer.Option(
+            "--budget", help="Wall-clock time, as 90s, 10m, 1h.", show_default=DEFAULT_BUDGET, rich_help_panel=LENGTH
+        ),
     ] = None,
     steps: options.Steps = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Training tokens.", rich_help_panel=LENGTH)] = None,
@@ -51,7 +55,7 @@ def pretrain(
         typer.Option(
             "--arch",
             help="gpt: continues text; bert: fills in; transformer: text to text; lstm: a yardstick.",
-            show_default="gpt",
+            show_default=default_of(PretrainConfig, "model.arch"),
             rich_help_panel=SIZE,
         ),
     ] = None,
@@ -97,7 +101,7 @@ def pretrain(
         typer.Option(
             "--val-fraction",
             help="Held-out part, from the end.",
-            show_default="0.1, at most 500 kB",
+            show_default=f"{default_of(PretrainConfig, 'data.val_fraction')}, at most {HELD_OUT_BYTES // 1000} kB",
             rich_help_panel=TEXT,
         ),
     ] = None,

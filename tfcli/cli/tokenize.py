@@ -18,7 +18,7 @@ import typer
 from tfcli.cli import options
 from tfcli.cli.help import GroupedCommand
 from tfcli.cli.lines import note
-from tfcli.config.options import DataOptions, TokenizerOptions
+from tfcli.config.options import DEFAULT_VOCAB_SIZE, DataOptions, TokenizerOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import RunError, UserError
 
@@ -68,7 +68,10 @@ def train(
     corpus: CorpusArgument,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("tokenizer.model"),
     vocab_size: Annotated[
-        int | None, typer.Option("--vocab-size", min=1, show_default="8192, fewer for little text", help="Pieces.")
+        int | None,
+        typer.Option(
+            "--vocab-size", min=1, show_default=f"{DEFAULT_VOCAB_SIZE}, fewer for little text", help="Pieces."
+        ),
     ] = None,
     type: Annotated[
         str | None, typer.Option("--type", show_default=TokenizerOptions().type, help="bpe or unigram.")

@@ -10,6 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+DEFAULT_BUDGET = "10m"
+"""Length of a pretraining run where none is given."""
+HELD_OUT_BYTES = 500_000
+"""Of a text that is pretrained on: the held-out part's size at most, unless its fraction was given."""
+DEFAULT_VOCAB_SIZE = 8192
+"""Pieces of a tokenizer that is trained alone, where there is text enough."""
+MAX_TOKENS = 256
+"""New tokens of a text at most, where ``Sampling.max_tokens`` is left out."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelOptions:
@@ -86,8 +95,8 @@ class OptimOptions:
     """AdamW's second-moment decay."""
     momentum: float = 0.95
     """Muon's Nesterov momentum."""
-    warmup: int = 10
-    """Steps of linear warm-up."""
+    warmup: float | None = None
+    """Share of the run over which the rates rise linearly; left out: 10 steps."""
     decay: float = 0.7
     """Last part of the run over which the rates fall to zero."""
     clip: float = 1.0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,11 @@ def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
             else [prefix + name]
         )
     return keys
+
+
+def default_of(cls: type[Any], key: str) -> Any:
+    """The default of a dotted key."""
+    return functools.reduce(getattr, key.split("."), cls())
 
 
 def to_dict(config: Any) -> dict[str, Any]:

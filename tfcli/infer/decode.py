@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tfcli.config.options import Sampling
+from tfcli.config.options import MAX_TOKENS, Sampling
 from tfcli.errors import RunError, UserError
 from tfcli.infer import step as stepper
 from tfcli.infer.graph import GraphStepper
@@ -28,8 +28,6 @@ from tfcli.model.transformer import Transformer
 from tfcli.native import ops
 
 Finish = Literal["stop", "stop_string", "length", "context"]
-MAX_TOKENS = 256
-"""New tokens where ``Sampling.max_tokens`` is left out."""
 ROWS = 64
 """Rows that are decoded together at most."""
 CACHE_BYTES = 512 << 20

@@ -316,8 +316,13 @@ def run(directory: Path) -> Description:
     if (directory / "data.json").is_file():
         data = _json_object(directory / "data.json")
         described["data"] = {key: value for key, value in data.items() if not isinstance(value, list)}
-        described["data"]["sources"] = [row.get("name") for row in data.get("sources", []) if isinstance(row, dict)]
+        described["data"]["sources"] = [_source(row) for row in data.get("sources") or data.get("files") or []]
     return described
+
+
+def _source(row: Any) -> Any:
+    """The name of a file in data.json; earlier versions had "file", or the name alone."""
+    return row.get("name", row.get("file")) if isinstance(row, dict) else row
 
 
 def _status(directory: Path, about: Description) -> str:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from tfcli.errors import unknown
+from tfcli.tasks.answer.options import AnswerConfig
+from tfcli.tasks.chat.options import ChatConfig
+from tfcli.tasks.classify.options import ClassifyConfig
+from tfcli.tasks.common.options import FinetuneConfig
+from tfcli.tasks.lm.options import LmConfig
+from tfcli.tasks.tag.options import TagConfig
+from tfcli.tasks.translate.options import TranslateConfig
 
 if TYPE_CHECKING:
     from tfcli.tasks.task import Application
@@ -19,6 +27,15 @@ APPLICATIONS = {
     "lm": "text, of which the model reads on",
 }
 """{--task: what it does}; ``tfcli.tasks.NAME.task`` has the ``APPLICATION``."""
+CONFIGS: Mapping[str, type[FinetuneConfig]] = {
+    "classify": ClassifyConfig,
+    "tag": TagConfig,
+    "answer": AnswerConfig,
+    "chat": ChatConfig,
+    "translate": TranslateConfig,
+    "lm": LmConfig,
+}
+"""{--task: its settings}."""
 KINDS = {"sequence": "classify", "token": "tag", "span": "answer"}
 """{kind of head: the task of a model with it}, of models that tfcli did not finetune."""
 

@@ -98,7 +98,7 @@ class Finetuning(Task, Protocol):
     """A task that ``Application.prepare`` made: what ``finetune`` asks beside what the trainer does."""
 
     @property
-    def receipt(self) -> dict[str, Any]:
+    def data_report(self) -> dict[str, Any]:
         """data.json. "content_hash" is of all that was read: a run is resumed with the same data only."""
 
     @property

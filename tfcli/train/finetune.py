@@ -27,7 +27,7 @@ from tfcli.model.quant.quantize import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
 from tfcli.tasks.applications import KINDS, application
-from tfcli.tasks.common.options import FinetuneConfig, check
+from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR, FinetuneConfig, check
 from tfcli.tasks.frame import settings_of
 from tfcli.tasks.task import Application, Finetuning, Start
 from tfcli.text.read import hf_data
@@ -42,14 +42,8 @@ from tfcli.train.signals import Stop, stop_signals
 
 Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
 """Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
-EPOCHS = 3.0
-LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
-"""Peak learning rate of a model that was trained before, at that width (Devlin et al. 2019, A.3). It falls as the width
-grows (Yang et al. 2022, table 3), down from what small encoders took best (Turc et al. 2019, 5)."""
-NEW_LR = 1e-3
-"""Of what is new, also LoRA."""
-BESIDE_MUON_LR, MUON_LR = 3e-3, 0.02
-"""Of a new model under Muon: of what AdamW has, and of the matrices (Jordan et al. 2024)."""
+MUON_LR = 0.02
+"""Of the matrices of a new model under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
 LEAST_EVALUATIONS = 4
 MICRO_TOKENS = 4096
 
@@ -201,7 +195,7 @@ class _Run(Run):
         )
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
-        self.begin(about, task.receipt)
+        self.begin(about, task.data_report)
         self._announce(planned, task, loaded.model, state.step)
         best: dict[str, Tensor] = {}
 
@@ -262,10 +256,16 @@ class _Run(Run):
             head.requires_grad_(True)
 
     def _same_data(self, task: Finetuning) -> None:
-        if self.before is not None and self.before["data_hash"] != task.receipt["content_hash"]:
+        if self.before is not None and self.before["data_hash"] != task.data_report["content_hash"]:
             raise UserError(
                 f"the data is not what {self.directory} was trained on",
                 hint="resume with the same files, or start a new run with another --out",
+            )
+        how = task.data_report["split"]
+        if self.before is not None and self.before.get("split", how if "seed" not in how else None) != how:
+            raise UserError(
+                f"{self.directory} was begun by an older version, whose held-out part was chosen differently",
+                hint="start again, with another --out",
             )
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
@@ -309,7 +309,7 @@ class _Run(Run):
             planned,
             self.runtime,
             command,
-            data_hash=task.receipt["content_hash"],
+            data_hash=task.data_report["content_hash"],
             tokenizer_hash=tokenizer_hash,
         )
         return {
@@ -317,6 +317,7 @@ class _Run(Run):
             "task": self.app.name,
             "model": None if self.model is None else str(Path(self.model).absolute()),
             "from_scratch": self.from_scratch,
+            "split": task.data_report["split"],
             **every,
             "checksums": {},
         }
@@ -373,9 +374,9 @@ def make_plan(
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
-    """The settings as the trainer takes them: warm-up in steps, and the fall from where it ends."""
+    """The settings as the trainer takes them, with a fall that begins no sooner than the warm-up has ended."""
     optim, train, steps = config.optim, config.train, planned.max_steps
-    warmup = round(optim.warmup * steps)
+    warmup = plan.warmup_steps(optim.warmup, steps)
     every = train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
@@ -385,7 +386,7 @@ def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConf
             beta1=optim.beta1,
             beta2=optim.beta2,
             momentum=optim.momentum,
-            warmup=warmup,
+            warmup=optim.warmup,
             decay=min(optim.decay, (steps - warmup) / steps),
             clip=optim.clip,
         ),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tfcli.config.model import ModelConfig, Wiring
-from tfcli.config.options import ModelOptions, PretrainConfig, SpanOptions
+from tfcli.config.options import DEFAULT_BUDGET, ModelOptions, PretrainConfig, SpanOptions
 from tfcli.config.resolve import seconds
 from tfcli.errors import UserError
 from tfcli.model import lstm
@@ -25,7 +25,6 @@ from tfcli.objectives.masked import check_shares
 from tfcli.runtime import Runtime
 from tfcli.tasks.translate.new_model import WIRING as ENCODER_DECODER
 
-DEFAULT_BUDGET = "10m"
 LENGTHS = ("steps", "tokens", "epochs", "budget")
 DEFAULT_EPOCHS, MAX_EPOCHS = 8, 40
 """Passes over the text at most: of a run whose length is not given, and of one with a budget. Beyond the first a small
@@ -39,6 +38,8 @@ COMPILE_PAYS_AFTER = 600.0
 """Seconds of planned training on a GPU beyond which compiling is repaid. On CPU the kernels by hand are faster."""
 MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
+WARMUP_STEPS = 10
+"""Steps of warm-up where optim.warmup is left out."""
 FIRST_EVALUATION = 70
 """Steps before the first look at the held-out text."""
 LSTM_LR = 1e-2
@@ -218,6 +219,11 @@ def evaluation(step: int, *, steps: int | None, every: int | None) -> int | None
     return number if at == step else None
 
 
+def warmup_steps(share: float | None, steps: int) -> int:
+    """Steps of linear warm-up of a run of ``steps``, of which it is a ``share`` unless that is left out."""
+    return WARMUP_STEPS if share is None else round(share * steps)
+
+
 def decay_start(steps: int, decay: float) -> int:
     """The step at which the rates of a run of ``steps`` begin to fall."""
     return round(steps * (1 - decay))
@@ -316,13 +322,16 @@ def check(config: PretrainConfig) -> None:
             raise UserError(f"train.{name} is {value}", hint="it must be at least 1")
     above_0 = {"train.epochs": train.epochs, "optim.clip": optim.clip}
     at_least_0 = {"optim.muon_lr": optim.muon_lr, "optim.lr": optim.lr, "optim.weight_decay": optim.weight_decay}
-    for name, value in {**above_0, **at_least_0, "optim.warmup": optim.warmup}.items():
+    for name, value in {**above_0, **at_least_0}.items():
         if value is not None and not (0 < value < math.inf or (value == 0 and name not in above_0)):
             raise UserError(f"{name} is {value}", hint=f"it must be {'more than' if name in above_0 else 'at least'} 0")
     shares = {"optim.beta1": optim.beta1, "optim.beta2": optim.beta2, "optim.momentum": optim.momentum}
     for name, value in {**shares, "train.dropout": train.dropout}.items():
         if value is not None and not 0 <= value < 1:
             raise UserError(f"{name} is {value}", hint="it must be at least 0 and below 1")
+    if optim.warmup is not None and not 0 <= optim.warmup < 1:
+        hint = f"it is a share of the run, from 0 to 1, not a number of steps; left out it is {WARMUP_STEPS} steps"
+        raise UserError(f"optim.warmup is {optim.warmup:g}", hint=hint)
     if not 0 <= optim.decay <= 1:
         raise UserError(f"optim.decay is {optim.decay}", hint="it is a share of the run, from 0 to 1")
     if not -(2**63) <= config.seed < 2**63:

@@ -110,7 +110,7 @@ def _resumed(
 ) -> _Run:
     """The run to continue, with its own settings and on its own kind of machine unless another is asked for."""
     directory = record.resumable(out, specs)
-    before = record.read(directory)
+    before = _with_a_share(record.read(directory), directory)
     if before.get("finished"):
         raise UserError(f"{directory} is finished", hint=f"use it: tfcli generate --model {directory}")
     if specs and [record.absolute(spec) for spec in specs] != before["corpus"]:
@@ -134,6 +134,23 @@ def _resumed(
         tell=tell,
         before=before,
     )
+
+
+def _with_a_share(before: record.Record, directory: Path) -> record.Record:
+    """The record of a run; of one that an older version began, whose optim.warmup was steps, as that of this one.
+
+    Raises UserError for another number of steps than is usual.
+    """
+    optim = before["config"].get("optim")
+    steps = optim.get("warmup") if isinstance(optim, dict) else None
+    if not isinstance(steps, int) or not steps:
+        return before
+    if steps != plan.WARMUP_STEPS:
+        raise UserError(
+            f"{directory} was begun by an older version with a warm-up of {steps} steps, now a share of the run",
+            hint="start again, with another --out",
+        )
+    return {**before, "config": {**before["config"], "optim": {**optim, "warmup": None}}}
 
 
 def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
@@ -174,7 +191,7 @@ class _Run(Run):
         optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain)
         state = self._restored(model, optimizers)
         about = self.before or self._record(planned, corpus, command)
-        self.begin(about, corpus.receipt)
+        self.begin(about, corpus.data_report)
         if not (self.directory / hf.TOKENIZER).exists():
             corpus.tokenizer.save(self.directory / hf.TOKENIZER)
         size = sum(parameter.numel() for parameter in model.parameters())
@@ -215,7 +232,7 @@ class _Run(Run):
             planned,
             self.runtime,
             command,
-            data_hash=corpus.receipt["content_hash"],
+            data_hash=corpus.data_report["content_hash"],
             tokenizer_hash=corpus.tokenizer.hash,
         )
         shards = str(corpus.train.path.parent.relative_to(self.directory.parent))

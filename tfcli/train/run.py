@@ -37,13 +37,13 @@ class Run:
         """Tell a line for people."""
         self.tell(Note(text=line))
 
-    def begin(self, about: record.Record, receipt: dict[str, Any]) -> None:
+    def begin(self, about: record.Record, data_report: dict[str, Any]) -> None:
         """Write what makes the directory a run, run.json first, so that it is never taken for anything else."""
         if self.before is None:
             record.clear(self.directory)
             record.write(self.directory, record.RUN_FILE, about)
         if not (self.directory / record.DATA_FILE).exists():
-            record.write(self.directory, record.DATA_FILE, receipt)
+            record.write(self.directory, record.DATA_FILE, data_report)
 
     def restore(self, fill: Callable[[Mapping[str, Tensor], Path], None], optimizers: Optimizers) -> TrainState | None:
         """Counters of the newest whole checkpoint, its weights given to ``fill``; None where there is none yet."""

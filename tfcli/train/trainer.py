@@ -152,9 +152,13 @@ class Trainer:
         return loss_sum, count
 
     def _factor(self) -> float:
-        """Of the learning rates; until the length is settled the rate is still rising or constant."""
-        optim = self.config.optim
-        return schedule(self.state.step, self.state.steps or 2**40, warmup=optim.warmup, decay=optim.decay)
+        """Of the learning rates; until the length is settled the rate is still rising or constant.
+
+        A warm-up that is a share of the run is until then that share of the longest that the run can be.
+        """
+        optim, steps = self.config.optim, self.state.steps
+        warmup = plan.warmup_steps(optim.warmup, steps or self.plan.max_steps)
+        return schedule(self.state.step, steps or 2**40, warmup=warmup, decay=optim.decay)
 
     def _settle(self) -> None:
         """Fix the number of steps of a budgeted run from its speed, and how often to save.

@@ -210,7 +210,8 @@ def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Questi
         report.fault(LEFT_OUT, where)
         return None
     if answers and impossible is True:
-        report.fault("questions that are said to be impossible and have an answer, which counts", where)
+        kind = "questions that are said to be impossible and have an answer, which counts"
+        report.fault(kind, where, "repaired")
     return Question(
         id=str(row.get("id", where)),
         question=question,
@@ -218,17 +219,18 @@ def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Questi
         answers=answers,
         group=group,
         where=where,
-        plausible=() if answers else tuple(_plausible(row, context, report)),
+        plausible=() if answers else tuple(_plausible(row, context, where, report)),
     )
 
 
-def _plausible(row: dict[str, Any], context: str, report: Report) -> Iterator[Answer]:
+def _plausible(row: dict[str, Any], context: str, where: str, report: Report) -> Iterator[Answer]:
     """Those that are where they are said to be. That others are not is no fault: no score depends on them."""
     for text, start in _listed(row.get(PLAUSIBLE) or None):
         if _is_at(text, start, context):
             yield Answer(text=text, start=start)
         else:
-            report.note("plausible answers that are not where they are said to be, left out")
+            kind = "plausible answers that are not where they are said to be, left out"
+            report.note(kind, action="dropped", where=where)
 
 
 def _listed(answers: Any) -> list[tuple[Any, Any]]:
@@ -262,9 +264,9 @@ def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> 
         report.fault("answers that the context does not hold, scored but not trained on", where)
         return Answer(text=text, start=None)
     if known and not 0 <= start < len(context):
-        report.fault("answers whose offset is outside the context, moved to where they are", where)
+        report.fault("answers whose offset is outside the context, moved to where they are", where, "repaired")
     else:
-        report.fault("answers whose offset misses them, moved to where they are", where)
+        report.fault("answers whose offset misses them, moved to where they are", where, "repaired")
     return Answer(text=text, start=min(places, key=lambda place: abs(place - (start if known else 0))))
 
 

@@ -26,11 +26,12 @@ from tfcli.tasks.answer.options import AnswerConfig, AnswerOptions, check
 from tfcli.tasks.answer.predictor import PADDED, Encoded, Reading, encode, logits, pairs
 from tfcli.tasks.answer.scores import Outcome, as_numbers, best_threshold, score, table
 from tfcli.tasks.answer.windows import Layout, Window, pieces_of
-from tfcli.tasks.common import resample
 from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.report import Report, duplicates
+from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.frame import JudgedByF1, check_head, settings_of
 from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.text.data_report import Part
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
 
@@ -113,7 +114,7 @@ def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[li
         seen: set[str] = set()
         for question in questions:
             if question.id in seen:
-                report.fault("questions with an id that another file has too", question.where)
+                report.fault("questions with an id that another file has too", question.where, None)
             seen.add(question.id)
     version: Literal[1, 2] = 2 if any(each.version == 2 for each in found) else 1
     return questions, version
@@ -132,7 +133,7 @@ class Answering(JudgedByF1):
     held_out: list[Question]
     held: Encoded
     held_targets: list[tuple[int, int]]
-    receipt: dict[str, Any]
+    data_report: dict[str, Any]
     threshold: float = 0.0
     """Of the model that is kept."""
 
@@ -274,7 +275,7 @@ class AnswerPredictor:
         questions = questions[:limit]
         encoded = self.answers.encode(pairs(questions))
         readings = self.answers.read(encoded)
-        report.note("questions that are too long, cut", len(encoded.cut))
+        report.note("questions that are too long, cut", len(encoded.cut), action="cut")
         threshold = self.threshold if config.answer.threshold is None else config.answer.threshold
         numbers = as_numbers(outcomes(questions, readings), threshold=threshold, version=version)
         numbers["data"] = report.as_json()
@@ -302,7 +303,7 @@ class Answer:
         shape = start.model.config
         check_head(shape, heads.SpanHead.kind)
         report = Report(strict=config.data.strict)
-        train, held_out, version, files = _halves(start, report)
+        train, held_out, version, how = _halves(start, report)
         length = min(config.data.context or CONTEXT, shape.context)
         answers = Answers(
             model=start.model,
@@ -330,7 +331,7 @@ class Answer:
                 "questions without an answer, learnt with the plausible one that the data gives",
                 len({owner for owner, target in zip(encoded.owner, plausible, strict=True) if target != (0, 0)}),
             )
-        report.note("questions that are too long, cut", len(encoded.cut) + len(held.cut))
+        report.note("questions that are too long, cut", len(encoded.cut) + len(held.cut), action="cut")
         report.note("questions with a context that is read in several windows", encoded.long + held.long)
         for line in report.lines():
             start.note(f"data: {line}")
@@ -345,7 +346,7 @@ class Answer:
             held_out=held_out,
             held=held,
             held_targets=_targets([q.answers for q in held_out], held),
-            receipt=_receipt(train, held_out, version, files, report),
+            data_report=_data_report(start, report, version, how, (usable, encoded), (held_out, held)),
         )
 
     def predictor(
@@ -375,20 +376,23 @@ def _overlap(asked: int | None, length: int) -> int:
     return min(128, length // 3) if asked is None else int(asked)
 
 
-def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question], Literal[1, 2], list[str]]:
-    """The training and the held-out part, the version, and the files."""
+def _halves(start: Start, report: Report) -> tuple[list[Question], list[Question], Literal[1, 2], Mapping[str, Any]]:
+    """The training and the held-out part, the version, and how the part was chosen."""
     config: AnswerConfig = start.config
+    report.part = "both" if config.data.val is None else "train"
     whole, version = read(start.data, config, report)
     if config.data.val is not None:
+        report.part = "val"
         held_out, other = read([config.data.val], config, report)
-        return whole, held_out, max(version, other), [*start.data, config.data.val]
+        return whole, held_out, max(version, other), GIVEN
     groups = [question.group for question in whole]
     what = "articles"
     if len(set(groups)) < 2:
         groups, what = [question.context for question in whole], "contexts"
-    train, held = resample.halves(whole, groups, config.data.val_fraction, report)
+    made = split(len(whole), config.data.val_fraction, config.seed, groups=groups, things="questions", report=report)
+    train, held = made.of(whole)
     start.note(f"held out: {len(held):,} of {len(whole):,} questions, by whole {what}, drawn at random")
-    return train, held, version, list(start.data)
+    return train, held, version, made.how
 
 
 def _targets(answers: Sequence[Sequence[rows.Answer]], encoded: Encoded) -> list[tuple[int, int]]:
@@ -403,29 +407,49 @@ def _targets(answers: Sequence[Sequence[rows.Answer]], encoded: Encoded) -> list
     return [window.target(spans[owner]) for window, owner in zip(encoded.windows, encoded.owner, strict=True)]
 
 
-def _receipt(
-    train: Sequence[Question], held_out: Sequence[Question], version: int, files: Sequence[str], report: Report
+def _data_report(
+    start: Start,
+    report: Report,
+    version: int,
+    how: Mapping[str, Any],
+    train: tuple[Sequence[Question], Encoded],
+    held_out: tuple[Sequence[Question], Encoded],
 ) -> dict[str, Any]:
     """data.json."""
-    known = {question.context for question in train}
-    shared = len({question.context for question in held_out} & known)
-    return report.receipt(
+    known = {question.context for question in train[0]}
+    shared = len({question.context for question in held_out[0]} & known)
+    parts = [(part[0], _tokens(*part)) for part in (train, held_out)]
+    return report.data_report(
         "answer",
-        files,
-        {"version": version},
-        train=_summary(train),
-        held_out={**_summary(held_out), "contexts_also_in_training": shared},
-        twice=duplicates(pairs(train), pairs(held_out)),
+        "questions",
+        ((question.where, n) for questions, tokens in parts for question, n in zip(questions, tokens, strict=True)),
+        split=how,
+        train=_summary(*parts[0]),
+        val=_summary(*parts[1]),
+        twice=duplicates(pairs(train[0]), pairs(held_out[0])),
+        tokenizer_hash=start.codec.hash,
+        details={"version": version, "contexts_across_splits": shared},
     )
 
 
-def _summary(questions: Sequence[Question]) -> dict[str, Any]:
-    return {
-        "questions": len(questions),
-        "without_answer": sum(not question.answers for question in questions),
-        "contexts": len({question.context for question in questions}),
-        "longest_context": max((len(question.context) for question in questions), default=0),
-    }
+def _tokens(questions: Sequence[Question], encoded: Encoded) -> list[int]:
+    """Of each question, over all windows of its context."""
+    tokens = [0] * len(questions)
+    for owner, window in zip(encoded.owner, encoded.windows, strict=True):
+        tokens[owner] += len(window.ids)
+    return tokens
+
+
+def _summary(questions: Sequence[Question], tokens: Sequence[int]) -> Part:
+    return Part(
+        documents=len(questions),
+        tokens=sum(tokens),
+        details={
+            "without_answer": sum(not question.answers for question in questions),
+            "contexts": len({question.context for question in questions}),
+            "longest_context": max((len(question.context) for question in questions), default=0),
+        },
+    )
 
 
 APPLICATION = Answer()

@@ -209,5 +209,5 @@ def _checked(messages: list[Message], where: str, report: Report) -> list[Messag
             raise _Broken(f"conversations with two {role} turns running")
     end = len(roles) - roles[::-1].index("assistant")
     if end < len(roles):
-        report.fault("conversations that end without an answer, cut behind the last one", where)
+        report.fault("conversations that end without an answer, cut behind the last one", where, "cut")
     return messages[:end]

@@ -101,7 +101,7 @@ def fit(encoded: Encoded, context: int, report: Report, where: str) -> Encoded |
     if not cut.answer.any():
         report.fault(NOTHING, where)
         return None
-    report.note(CUT)
+    report.note(CUT, action="cut", where=where)
     report.note(CUT_TOKENS, len(encoded.ids) - most)
     return cut
 

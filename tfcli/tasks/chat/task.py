@@ -26,13 +26,15 @@ from tfcli.tasks.chat import data as rows
 from tfcli.tasks.chat import encode
 from tfcli.tasks.chat.data import Conversation, Fields
 from tfcli.tasks.chat.encode import Encoded
+from tfcli.tasks.chat.options import ChatConfig, ChatOptions
 from tfcli.tasks.common import batch, columns, resample
 from tfcli.tasks.common.batch import Batch, Rows
-from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig, FinetuneData
-from tfcli.tasks.common.report import Report
+from tfcli.tasks.common.report import Report, duplicates
+from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.lm.task import refuse
 from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
 from tfcli.text.chat.messages import ChatTemplate, prompt_ids, read_messages, with_template
+from tfcli.text.data_report import Part
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
 
@@ -45,37 +47,6 @@ LOGITS_AT_ONCE = 512
 SPECIMEN = 64
 """New tokens of a sample."""
 PADDED = ("tokens_BT", "mask_BT", "targets_BT", "segments_BT")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatData(FinetuneData):
-    """Which columns of tables, or fields of JSON rows, hold what."""
-
-    messages_key: str | None = None
-    """The turns of a conversation; left out: messages or conversations."""
-    prompt_key: str | None = None
-    """Or a pair's prompt; left out: prompt, question, instruction or input."""
-    response_key: str | None = None
-    """And its answer; left out: response, completion, answer or output."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatOptions:
-    """How conversations are put into rows."""
-
-    pack: bool = True
-    """Several conversations in a row, none of which sees another; false: one a row, padded."""
-    row: int | None = None
-    """Tokens of a packed row; left out: 512, or the context where that is less."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChatConfig(FinetuneConfig):
-    """Everything that decides a run on conversations."""
-
-    data: ChatData = field(default_factory=ChatData)
-    train: DecoderTrain = field(default_factory=DecoderTrain)
-    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 def loss(
@@ -166,7 +137,7 @@ class Chatting:
     codec: Codec
     """With the template that the conversations were written by: what is saved beside the model."""
     runtime: Runtime
-    receipt: dict[str, Any]
+    data_report: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -302,33 +273,49 @@ class Chat:
         if start.codec.chat_template is None:
             start.note("the tokenizer has no chat template: it gets ChatML's")
         report = Report(strict=config.data.strict)
-        train = _read(start.data, config, report)
-        paths = list(start.data)
-        if config.data.val is not None:
-            val = _read([config.data.val], config, report)
-            paths.append(config.data.val)
-        else:
-            train, val = resample.halves(train, [_asked(one) for one in train], config.data.val_fraction, report)
+        train, val, how = _halves(start, report)
         learnt, encoded = _encoded(train, codec, context, report)
         held, tested = _encoded(val, codec, context, report)
         packed = _rows(encoded, config.chat, context)
-        report.note("held-out prompts that are in the training part too", _repeated(learnt, held))
-        receipt = {
-            "files": paths,
-            "content_hash": report.content_hash,
-            "train": _sizes(encoded) | {"rows": len(packed)},
-            "val": _sizes(tested),
-            "context": context,
-            "data": report.as_json(),
-        }
+        asked = [[_asked(one) for one in part] for part in (learnt, held)]
+        twice = duplicates(*asked)
+        report.note("held-out prompts that are in the training part too", twice["across_splits"])
+        data_report = report.data_report(
+            self.name,
+            "conversations",
+            ((one.where, len(ids.ids)) for one, ids in zip([*learnt, *held], [*encoded, *tested], strict=True)),
+            split=how,
+            train=_sizes(encoded, rows=len(packed)),
+            val=_sizes(tested),
+            twice=twice,
+            tokenizer_hash=codec.hash,
+            details={"context": context},
+        )
         for line in report.lines():
             start.note(line)
         start.note(f"data: {len(encoded):,} conversations in {len(packed):,} rows, {len(tested):,} held out")
-        return Chatting(train=packed, val=tested, held=held, codec=codec, runtime=start.runtime, receipt=receipt)
+        return Chatting(
+            train=packed, val=tested, held=held, codec=codec, runtime=start.runtime, data_report=data_report
+        )
 
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """Of a model with a chat template."""
         return Answerer(model=model, codec=codec, runtime=runtime)
+
+
+def _halves(start: Start, report: Report) -> tuple[list[Conversation], list[Conversation], Mapping[str, Any]]:
+    """The training and the held-out part, and how it was chosen: the same prompt stays on one side."""
+    config: ChatConfig = start.config
+    report.part = "both" if config.data.val is None else "train"
+    whole = _read(start.data, config, report)
+    if config.data.val is not None:
+        report.part = "val"
+        return whole, _read([config.data.val], config, report), GIVEN
+    groups = [_asked(one) for one in whole]
+    made = split(
+        len(whole), config.data.val_fraction, config.seed, groups=groups, things="conversations", report=report
+    )
+    return *made.of(whole), made.how
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
@@ -379,21 +366,18 @@ def _asked(conversation: Conversation) -> str:
     return "\n".join(message["content"] for message in conversation.messages[: conversation.answers[0]])
 
 
-def _repeated(train: Sequence[Conversation], held: Sequence[Conversation]) -> int:
-    known = {_asked(one) for one in train}
-    return sum(_asked(one) in known for one in held)
-
-
-def _sizes(encoded: Sequence[Encoded]) -> dict[str, Any]:
+def _sizes(encoded: Sequence[Encoded], *, rows: int | None = None) -> Part:
     lengths = np.array([len(one.ids) for one in encoded])
-    return {
-        "conversations": len(encoded),
-        "tokens": int(lengths.sum()),
-        "answer_tokens": int(sum(one.answer.sum() for one in encoded)),
-        "length": {
-            name: float(np.percentile(lengths, share)) for name, share in {"median": 50, "longest": 100}.items()
+    return Part(
+        documents=len(encoded),
+        tokens=int(lengths.sum()),
+        details={
+            "rows": len(encoded) if rows is None else rows,
+            "answer_tokens": int(sum(one.answer.sum() for one in encoded)),
+            "longest": int(lengths.max()),
+            "median": float(np.median(lengths)),
         },
-    }
+    )
 
 
 APPLICATION = Chat()

@@ -6,14 +6,12 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from dataclasses import asdict, dataclass, field
 
 from tfcli.errors import UserError, nearest
 from tfcli.tasks.classify.options import ClassifyData
 from tfcli.tasks.common import report
+from tfcli.tasks.common.report import Report
 from tfcli.text.read import tables
 from tfcli.text.read.tables import Row, Table
 
@@ -26,7 +24,6 @@ LABELS = (
     "label", "labels", "category", "class", "target", "intent", "label_text", "label_name", "sentiment", "topic",
     "coarse_label", "categories", "tags",
 )  # fmt: skip
-MISSING = ("", "nan", "none", "null")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,14 +53,11 @@ class Part:
     examples: list[Example]
     rows: int
     multi: bool
-    files: list[dict[str, Any]]
-    dropped: dict[str, int] = field(default_factory=dict)
-    empty: int = 0
-
-    @property
-    def hash(self) -> str:
-        """Of everything that was read."""
-        return hashlib.sha256("\0".join(entry["sha256"] for entry in self.files).encode()).hexdigest()
+    columns: list[dict[str, str | None]] = field(default_factory=list)
+    """Of each file, which column is what."""
+    unlabelled: int = 0
+    hash: str = ""
+    """Of everything that was read."""
 
 
 def known(options: ClassifyData) -> list[str]:
@@ -72,9 +66,19 @@ def known(options: ClassifyData) -> list[str]:
     return [*TEXTS, *PAIRS, *LABELS, *named]
 
 
-def read(specs: Sequence[str], options: ClassifyData, *, name: str, note: Callable[[str], None]) -> Part:
+def read(
+    specs: Sequence[str],
+    options: ClassifyData,
+    *,
+    name: str,
+    note: Callable[[str], None],
+    report: Report | None = None,
+) -> Part:
     """The examples of files. Rows without a label are counted and left out, or an error under --strict."""
-    part = Part(name=name, examples=[], rows=0, multi=options.label_separator is not None, files=[])
+    part = Part(name=name, examples=[], rows=0, multi=options.label_separator is not None)
+    report = report or Report()
+    first = len(report.sources)
+    replaced = 0
     for path in tables.expand(specs):
         table = tables.read(path, known=known(options), encoding=options.encoding, errors=options.errors)
         if not table.rows:
@@ -82,17 +86,16 @@ def read(specs: Sequence[str], options: ClassifyData, *, name: str, note: Callab
         columns = find_columns(table, options)
         if not table.header:
             note(f"{table.name} has no header: column {columns.label} is the label, column {columns.text} the text")
-        _add(part, table, columns, options)
-        entry = {"file": table.name, "rows": len(table.rows), "replaced": table.replaced, "sha256": table.sha256}
-        part.files.append({**entry, "text": columns.text, "pair": columns.pair, "label": columns.label})
-    replaced = sum(entry["replaced"] for entry in part.files)
+        report.source(table.name, bytes=table.bytes, sha256=table.sha256, replaced=table.replaced)
+        _add(part, table, columns, options, report)
+        part.columns.append({"name": table.name, **asdict(columns)})
+        replaced += table.replaced
+    part.hash = hashlib.sha256("\0".join(each.sha256 for each in report.sources[first:]).encode()).hexdigest()
     if replaced:
         note(f"{name}: {replaced:,} invalid bytes replaced")
     part.examples = _whole_numbers(part, note)
-    missing = sum(part.dropped.values())
-    if missing:
-        said = ", ".join(f"{count} {kind}" for kind, count in part.dropped.items())
-        note(f"{name}: {missing} of {part.rows} rows left out: {said}")
+    if part.unlabelled:
+        note(f"{name}: {part.unlabelled} of {part.rows} rows left out: they have no label")
     return part
 
 
@@ -127,21 +130,20 @@ def find_columns(table: Table, options: ClassifyData) -> Columns:
     return Columns(text=text, pair=pair if pair != text else None, label=label)
 
 
-def _add(part: Part, table: Table, columns: Columns, options: ClassifyData) -> None:
+def _add(part: Part, table: Table, columns: Columns, options: ClassifyData, report: Report) -> None:
     for row in table.rows:
         part.rows += 1
         labels = _labels(row, columns.label, part, options)
         if labels is None:
             if options.strict:
                 raise UserError(f"{row.where} has no label", hint="leave --strict out to go on without such rows")
-            part.dropped["without a label"] = part.dropped.get("without a label", 0) + 1
+            report.fault("rows without a label, left out", row.where)
+            part.unlabelled += 1
             continue
         text = _text(row, columns.text)
         pair = None if columns.pair is None else _text(row, columns.pair)
-        if not text.strip() and not (pair or "").strip():
-            part.empty += 1
-            if options.strict:
-                raise UserError(f"{row.where} has an empty text", hint="leave --strict out to go on with such rows")
+        if options.strict and not text.strip() and not (pair or "").strip():
+            raise UserError(f"{row.where} has an empty text", hint="leave --strict out to go on with such rows")
         part.examples.append(Example(text=text, pair=pair, labels=labels, where=row.where))
 
 
@@ -165,7 +167,7 @@ def _text(row: Row, key: str) -> str:
 
 
 def _labels(row: Row, key: str, part: Part, options: ClassifyData) -> tuple[str, ...] | None:
-    """The labels of a row as they are written, None where it has none."""
+    """The labels of a row as they are written, None where its cell is empty or null: "none" and "nan" are labels."""
     value = row.values.get(key)
     if isinstance(value, list | tuple):
         part.multi = True
@@ -175,7 +177,7 @@ def _labels(row: Row, key: str, part: Part, options: ClassifyData) -> tuple[str,
     if options.label_separator is not None and isinstance(value, str):
         return tuple(dict.fromkeys(each.strip() for each in value.split(options.label_separator) if each.strip()))
     label = _label(value, row, key)
-    return None if label.lower() in MISSING else (label,)
+    return (label,) if label else None
 
 
 def _label(value: object, row: Row, key: str) -> str:
@@ -199,6 +201,8 @@ def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
         try:
             numbers[label] = float(label)
         except ValueError:
+            return part.examples
+        if not math.isfinite(numbers[label]):  # a class that is called nan
             return part.examples
     floats = [label for label in numbers if not label.lstrip("+-").isdecimal()]
     if not floats:
@@ -251,69 +255,6 @@ def check_known(part: Part, names: Sequence[str], *, of: str) -> None:
         f"{first.where}: {part.name} has labels that {of} does not have: {listed}",
         hint=f"{f'did you mean {guess!r}? ' if guess else ''}known: {known_names}",
     )
-
-
-def split(part: Part, fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, of each label the same part; a label with one example stays in training."""
-    generator = np.random.default_rng(abs(seed))
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, example in enumerate(part.examples):
-        groups.setdefault(() if part.multi else example.labels, []).append(index)
-    held: set[int] = set()
-    if part.multi:
-        held = stratified([example.labels for example in part.examples], fraction, generator)
-    else:
-        for key in sorted(groups):
-            indices = groups[key]
-            count = min(round(len(indices) * fraction) or (len(indices) >= 5), len(indices) - 1)
-            held.update(int(i) for i in generator.permutation(indices)[:count])
-    if not held:  # few of each: one each of as many labels as are needed, where one is left to learn from
-        spare = [indices[-1] for indices in groups.values() if len(indices) > 1]
-        wanted = max(1, round(len(part.examples) * fraction))
-        held.update(int(i) for i in generator.permutation(spare)[:wanted])
-    if not held:
-        raise UserError(
-            f"{len(part.examples)} examples are too few to hold some out", hint="give more, or a file: --val FILE"
-        )
-    parts: tuple[list[Example], list[Example]] = ([], [])
-    for index, example in enumerate(part.examples):
-        parts[index in held].append(example)
-    return parts
-
-
-def stratified(labels: Sequence[Sequence[str]], fraction: float, generator: np.random.Generator) -> set[int]:
-    """Examples of several labels to hold out, so that of each label about ``fraction`` is (indices).
-
-    Iterative stratification (Sechidis et al. 2011, algorithm 1): the examples of the label of which the fewest are left
-    go one by one to the side that still lacks most of it, where both lack the same to the one that lacks most examples,
-    else to training; those without a label come last.
-    """
-    left: dict[str, set[int]] = {}
-    for index, each in enumerate(labels):
-        for label in each:
-            left.setdefault(label, set()).add(index)
-    shares = (1 - fraction, fraction)
-    lacking = [share * len(labels) for share in shares]
-    lacking_of = {label: [share * len(indices) for share in shares] for label, indices in left.items()}
-    held: set[int] = set()
-
-    def give(index: int, wanted: Sequence[float]) -> None:
-        learnt, tested = ((round(wanted[side], 6), round(lacking[side], 6)) for side in (0, 1))
-        side = int(tested > learnt)
-        if side:
-            held.add(index)
-        lacking[side] -= 1
-        for label in labels[index]:
-            lacking_of[label][side] -= 1
-            left[label].discard(index)
-
-    while rest := {label: indices for label, indices in left.items() if indices}:
-        rarest = min(rest, key=lambda label: (len(rest[label]), label))
-        for index in generator.permutation(sorted(rest[rarest])):
-            give(int(index), lacking_of[rarest])
-    for index in generator.permutation([index for index, each in enumerate(labels) if not each]):
-        give(int(index), lacking)
-    return held
 
 
 def duplicates(train: Sequence[Example], val: Sequence[Example]) -> dict[str, int]:

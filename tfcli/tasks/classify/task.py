@@ -25,8 +25,11 @@ from tfcli.tasks.classify import plot, scores
 from tfcli.tasks.classify.data import Example
 from tfcli.tasks.classify.options import ClassifyConfig
 from tfcli.tasks.common.batch import Batch, mask, pad
+from tfcli.tasks.common.report import Report
+from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.frame import label_ids, settings_of
 from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.text.data_report import Part
 from tfcli.text.tokenizers.codec import Codec
 
 PAIRED = ("text", "pair")
@@ -138,7 +141,7 @@ class Classification:
     config: ClassifyConfig
     context: int
     runtime: Runtime
-    receipt: dict[str, Any]
+    data_report: dict[str, Any]
 
     @property
     def size(self) -> int:
@@ -297,31 +300,40 @@ class Classify:
                 "classify needs an encoder or a decoder, and this model is both",
                 hint="finetune a BERT, or a decoder such as Qwen, Llama or GPT-2",
             )
-        part = labelled.read(start.data, config.data, name="the data", note=start.note)
+        report = Report(part="both" if config.data.val is None else "train")
+        part = labelled.read(start.data, config.data, name="the data", note=start.note, report=report)
         names = self._names(labelled.names_of(part), start.about)
         if config.data.val is not None:
-            held = labelled.read([config.data.val], config.data, name="the held-out data", note=start.note)
+            report.part = "val"
+            val_spec, called = [config.data.val], "the held-out data"
+            held = labelled.read(val_spec, config.data, name=called, note=start.note, report=report)
             labelled.check_known(held, names, of="the training data")
             if held.multi and not part.multi:
                 raise UserError("the held-out data has several labels a row, the training data one")
-            train, val, how = part.examples, held.examples, "given"
+            train, val, how = part.examples, held.examples, GIVEN
         else:
             held = None
-            train, val = labelled.split(part, config.data.val_fraction, config.seed)
-            how = "stratified, each label by itself" if part.multi else "stratified"
-            start.note(f"held out: {len(val):,} of {len(part.examples):,} examples, {how}; --val FILE gives others")
+            every = [example.labels for example in part.examples]
+            made = split(len(every), config.data.val_fraction, config.seed, labels=every)
+            (train, val), how = made.of(part.examples), made.how
+            said = f"held out: {len(val):,} of {len(part.examples):,} examples, {how['rule']}"
+            start.note(f"{said}; --val FILE gives others")
         kept = [e for e in train if e.text.strip() or (e.pair or "").strip()]
         if len(kept) < len(train):
             start.note(f"{len(train) - len(kept)} examples with an empty text are left out of training")
+            for example in train:
+                if not example.text.strip() and not (example.pair or "").strip():
+                    report.fault("examples with an empty text, left out of training", example.where)
         if not kept or not val:
             raise UserError("there is nothing to train on" if not kept else "nothing is held out for validation")
         context = min(config.data.context or start.model.config.context, start.model.config.context)
         sets = [Labelled.of(each, names, part.multi, start.codec, context) for each in (kept, val)]
         pooling = pooling_of(start.about)
         heads.fresh(start.model, "sequence", len(names), seed=config.seed, pooling=pooling)
-        receipt = _receipt(part, held, sets, names, how)
-        receipt["empty"] = {"train": len(train) - len(kept), "val": sum(not e.text.strip() for e in val)}
-        for line in _notes(receipt, names, context):
+        details = {"several_labels": part.multi, "columns": [c for p in (part, held) if p for c in p.columns]}
+        hashes = "".join(each.hash for each in (part, held) if each)
+        data_report = _data_report(start.codec, report, sets, names, how, details, hashes)
+        for line in _notes(data_report, names, context):
             start.note(line)
         return Classification(
             train=sets[0],
@@ -331,7 +343,7 @@ class Classify:
             config=config,
             context=context,
             runtime=start.runtime,
-            receipt=receipt,
+            data_report=data_report,
         )
 
     def _names(self, found: list[str], about: Mapping[str, Any]) -> list[str]:
@@ -354,53 +366,56 @@ def label_names(about: Mapping[str, Any]) -> list[str]:
     return [str(named[key]) for key in sorted(named, key=int)] if all(str(k).isdecimal() for k in named) else []
 
 
-def _receipt(
-    part: labelled.Part, held: labelled.Part | None, sets: Sequence[Labelled], names: Sequence[str], how: str
+def _data_report(
+    codec: Codec,
+    report: Report,
+    sets: Sequence[Labelled],
+    names: Sequence[str],
+    how: Mapping[str, Any],
+    details: Mapping[str, Any],
+    hashes: str,
 ) -> dict[str, Any]:
     """data.json."""
-    parts = [part] if held is None else [part, held]
-    of: dict[str, Any] = {}
-    for name, each in zip(("train", "val"), sets, strict=True):
-        lengths = [len(row) for row in each.encoded.ids]
-        totals = dict.fromkeys(names, 0)
-        for example in each.examples:
-            for label in example.labels:
-                totals[label] += 1
-        of[name] = {
-            "examples": len(lengths),
-            "labels": totals,
-            "tokens": sum(lengths),
-            "longest": max(lengths),
-            "median": int(np.median(lengths)),
-            "cut": len(each.encoded.cut),
-        }
-    dropped: dict[str, int] = {}
-    for one in parts:
-        for kind, count in one.dropped.items():
-            dropped[kind] = dropped.get(kind, 0) + count
-    return {
-        "task": "classify",
-        "sources": [entry for one in parts for entry in one.files],
-        "rows": sum(one.rows for one in parts),
-        "split": how,
-        "several_labels": part.multi,
-        **of,
-        "dropped": dropped,
-        "duplicates": labelled.duplicates(sets[0].examples, sets[1].examples),
-        "content_hash": hashlib.sha256("".join(one.hash for one in parts).encode()).hexdigest(),
-    }
+    for each in sets:
+        for index in each.encoded.cut:
+            report.note("texts longer than the context, cut", action="cut", where=each.examples[index].where)
+    train, val = (_summary(each, names) for each in sets)
+    return report.data_report(
+        "classify",
+        "examples",
+        ((e.where, len(ids)) for each in sets for e, ids in zip(each.examples, each.encoded.ids, strict=True)),
+        split=how,
+        train=train,
+        val=val,
+        twice=labelled.duplicates(sets[0].examples, sets[1].examples),
+        tokenizer_hash=codec.hash,
+        details=details,
+        content_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+    )
 
 
-def _notes(receipt: Mapping[str, Any], names: Sequence[str], context: int) -> list[str]:
+def _summary(part: Labelled, names: Sequence[str]) -> Part:
+    lengths = [len(row) for row in part.encoded.ids]
+    labels = dict.fromkeys(names, 0)
+    for example in part.examples:
+        for label in example.labels:
+            labels[label] += 1
+    return Part(
+        documents=len(lengths),
+        tokens=sum(lengths),
+        details={"labels": labels, "longest": max(lengths), "median": int(np.median(lengths))},
+    )
+
+
+def _notes(data_report: Mapping[str, Any], names: Sequence[str], context: int) -> list[str]:
     """What a person should know of the data."""
-    train, val, twice = receipt["train"], receipt["val"], receipt["duplicates"]
+    train, val, twice = data_report["train"], data_report["val"], data_report["duplicates"]
     counts = [train["labels"][name] for name in names]
     lines = [
-        f"data: {train['examples']:,} examples to train on, {val['examples']:,} held out; {len(names)} labels of "
+        f"data: {train['documents']:,} examples to train on, {val['documents']:,} held out; {len(names)} labels of "
         f"{min(counts):,} to {max(counts):,} examples; {train['median']} tokens (median), {train['longest']} at most"
     ]
-    cut = train["cut"] + val["cut"]
-    if cut:
+    if cut := data_report["cut"]["count"]:
         lines.append(f"{cut:,} texts are longer than {context} tokens: what follows is left out")
     if twice["across_splits"]:
         lines.append(f"{twice['across_splits']:,} held-out texts are in the training part too: scores are too good")

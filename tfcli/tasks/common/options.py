@@ -12,6 +12,16 @@ from typing import Literal
 from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
 
+EPOCHS = 3.0
+"""Passes over the data where no length is given."""
+LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
+"""Peak learning rate of a model that was trained before, at that width (Devlin et al. 2019, A.3). It falls as the width
+grows (Yang et al. 2022, table 3), down from what small encoders took best (Turc et al. 2019, 5)."""
+NEW_LR = 1e-3
+"""Of what is new, also LoRA."""
+BESIDE_MUON_LR = 3e-3
+"""Of a new model under Muon, of what AdamW has."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneData:
@@ -20,7 +30,7 @@ class FinetuneData:
     val: str | None = None
     """A file to hold out."""
     val_fraction: float = 0.1
-    """Else this part of the data."""
+    """Else this part of the data, drawn by the seed, of classes alike; of a text its end."""
     encoding: str = "utf-8"
     """Of text files."""
     errors: Literal["strict", "replace"] = "strict"
@@ -51,7 +61,7 @@ class FinetuneOptim:
     momentum: float = 0.95
     """Muon's."""
     warmup: float = 0.06
-    """Part of the run over which the rate rises."""
+    """Share of the run over which the rate rises."""
     decay: float = 1.0
     """Last part of the run over which it falls to zero; it begins no sooner than the rise has ended."""
     clip: float = 1.0
@@ -63,7 +73,7 @@ class FinetuneTrain:
     """How long, how much at once, and how often to look."""
 
     epochs: float | None = None
-    """Length as passes over the data; left out: 3."""
+    """Length as passes over the data; left out: 3, of a new model that translates 15."""
     steps: int | None = None
     """Length as optimizer steps."""
     batch_size: int = 32

@@ -4,46 +4,57 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tfcli.errors import UserError
-from tfcli.text.read import files, tables
-
-PLACES = 3
-"""Places that are named of each kind."""
+from tfcli.text.data_report import PLACES, Action, Change, DataReport, Part, Source
+from tfcli.text.read import files, hf_data, tables
 
 
 @dataclass(kw_only=True)
 class Report:
-    """Faults and notes of the data that was read.
+    """Faults and notes of the data that was read, and the files that it was read from.
 
-    ``faults`` and ``notes`` are {kind: how many}; ``places`` the first few of each fault. A kind is a phrase in the
-    plural that also says what was done, as "spans outside the text, left out".
+    ``faults`` and ``notes`` are {kind: how many}; ``places`` the first few of each, ``actions`` what was done about it.
+    A kind is a phrase in the plural that also says what was done, as "spans outside the text, left out".
     """
 
     strict: bool = False
+    part: Literal["train", "val", "both"] = "both"
+    """What is being read."""
+    sources: list[Source] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
-    digests: list[bytes] = field(default_factory=list)
-    """Of each file in the order in which they were read."""
+    actions: dict[str, Action] = field(default_factory=dict)
 
-    def fault(self, kind: str, where: str) -> None:
+    def fault(self, kind: str, where: str, action: Action | None = "dropped") -> None:
         """Count what is wrong in the data; UserError where ``strict``."""
         if self.strict:
             raise UserError(f"{where}: {kind.partition(',')[0]}", hint="without --strict it is counted and reported")
         self.faults[kind] = self.faults.get(kind, 0) + 1
-        places = self.places.setdefault(kind, [])
-        if len(places) < PLACES:
-            places.append(where)
+        self._keep(kind, where, action)
+        self.places.setdefault(kind, [])
 
-    def note(self, kind: str, count: int = 1) -> None:
+    def note(self, kind: str, count: int = 1, *, action: Action | None = None, where: str | None = None) -> None:
         """Count what is not wrong, but should be known, as a text that was cut."""
         if count:
             self.notes[kind] = self.notes.get(kind, 0) + count
+            self._keep(kind, where, action)
+
+    def _keep(self, kind: str, where: str | None, action: Action | None) -> None:
+        if action is not None:
+            self.actions[kind] = action
+        if where is not None and len(places := self.places.setdefault(kind, [])) < PLACES:
+            places.append(where)
+
+    def source(self, name: str, *, bytes: int, sha256: str, replaced: int) -> None:
+        """A file that was read whole, and how much of it was not valid in its encoding."""
+        self.sources.append(Source(name=name, part=self.part, bytes=bytes, sha256=sha256))
+        self.note("invalid bytes that became U+FFFD", replaced, action="repaired", where=name)
 
     def text(
         self, path: str | Path, *, encoding: str = "utf-8", errors: Literal["strict", "replace"] = "strict"
@@ -53,24 +64,9 @@ class Report:
         Raises UserError for an encoding that is not known, and for bytes that are not in it.
         """
         data = b"".join(files.blocks(Path(path), str(path)))
-        self.digests.append(hashlib.sha256(data).digest())
         text, replaced = tables.decode(data, str(path), encoding, errors)
-        self.note("invalid bytes that became U+FFFD", replaced)
+        self.source(str(path), bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), replaced=replaced)
         return text
-
-    def table(
-        self, path: str | Path, *, known: Sequence[str], encoding: str, errors: Literal["strict", "replace"]
-    ) -> tables.Table:
-        """As ``labelled.read``; what was replaced in the table is noted."""
-        table = tables.read(path, known=known, encoding=encoding, errors=errors)
-        self.digests.append(table.digest)
-        self.note("invalid bytes that became U+FFFD", table.replaced)
-        return table
-
-    @property
-    def content_hash(self) -> str:
-        """SHA-256 of all that was read: of the bytes of files, decompressed, and of the rows of data sets."""
-        return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def lines(self) -> list[str]:
         """One line a kind, for people."""
@@ -93,30 +89,73 @@ class Report:
         return UserError("; ".join([what, *self.lines()]), hint=hint)
 
     def as_json(self) -> dict[str, object]:
-        """For data.json."""
-        return {"faults": dict(self.faults), "places": dict(self.places), "notes": dict(self.notes)}
+        """For the result of an evaluation."""
+        return {
+            "faults": dict(self.faults),
+            "places": {kind: list(self.places[kind]) for kind in self.faults},
+            "notes": dict(self.notes),
+        }
 
-    def receipt(
+    def data_report(
         self,
         task: str,
-        paths: Sequence[str],
-        form: Mapping[str, object],
+        unit: str,
+        used: Iterable[tuple[str, int]],
         *,
-        train: Mapping[str, object],
-        held_out: Mapping[str, object],
+        split: Mapping[str, Any],
+        train: Part,
+        val: Part,
         twice: Mapping[str, int],
-    ) -> dict[str, object]:
-        """data.json of data that was read with this report; ``form`` is what was found of how it is written."""
-        return {
-            "task": task,
-            "sources": list(paths),
-            **form,
-            "train": train,
-            "val": held_out,
-            **self.as_json(),
-            "duplicates": twice,
-            "content_hash": self.content_hash,
-        }
+        tokenizer_hash: str,
+        details: Mapping[str, Any],
+        content_hash: str | None = None,
+    ) -> dict[str, Any]:
+        """data.json of the data that was read; ``used`` are the place and the tokens of each example of both parts."""
+        counts = {**self.faults, **self.notes}
+        changes: dict[Action, list[Change]] = {}
+        for kind, action in self.actions.items():
+            change = Change(reason=kind, count=counts[kind], places=self.places.get(kind, ()))
+            changes.setdefault(action, []).append(change)
+        return DataReport(
+            task=task,
+            unit=unit,
+            sources=self._counted(used),
+            split=split,
+            train=train,
+            val=val,
+            changes=changes,
+            notes={kind: count for kind, count in counts.items() if kind not in self.actions},
+            within_train=twice["within_train"],
+            across_splits=twice["across_splits"],
+            content_hash=self._hash() if content_hash is None else content_hash,
+            tokenizer_hash=tokenizer_hash,
+            details=details,
+        ).as_json()
+
+    def _counted(self, used: Iterable[tuple[str, int]]) -> list[Source]:
+        """The sources with what of them is used."""
+        documents, tokens = [0] * len(self.sources), [0] * len(self.sources)
+        at = 0
+        for where, number in used:
+            if not _is_of(where, self.sources[at].name):
+                named = (i for i, source in enumerate(self.sources) if _is_of(where, source.name))
+                at = max(named, key=lambda i: len(self.sources[i].name))
+            documents[at] += 1
+            tokens[at] += number
+        return [replace(s, documents=documents[i], tokens=tokens[i]) for i, s in enumerate(self.sources)]
+
+    def _hash(self) -> str:
+        """SHA-256 of what was read, in its order."""
+        whole = hashlib.sha256()
+        for source in self.sources:
+            named = hf_data.is_named(source.name)
+            whole.update(source.sha256.encode() if named else bytes.fromhex(source.sha256))
+        return whole.hexdigest()
+
+
+def _is_of(where: str, name: str) -> bool:
+    """Whether a place, as "file:3" or "file, entry 3", is in a file."""
+    return where.startswith(name) and where[len(name) : len(name) + 1] in (":", ",")
 
 
 def duplicates(train: Sequence[Hashable], held_out: Sequence[Hashable]) -> dict[str, int]:

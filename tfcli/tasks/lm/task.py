@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,18 @@ from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
-from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig
+from tfcli.tasks.common.report import duplicates
+from tfcli.tasks.common.split import GIVEN, last
 from tfcli.tasks.common.windows import starts
+from tfcli.tasks.lm.options import LmConfig
 from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
-from tfcli.text.corpus.encoding import encode
+from tfcli.text.corpus.encoding import Encoded, encode, fallback_pieces
 from tfcli.text.corpus.shards import Shard
-from tfcli.text.read.files import Counts
+from tfcli.text.data_report import DataReport, Part, Source
+from tfcli.text.read.files import Count, Counts, changes
 from tfcli.text.read.sources import Chunk, find, read, spooling
 from tfcli.text.tokenizers.codec import Codec
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 CONTEXT = 512
 """Tokens of a window in finetuning, where the settings do not say."""
@@ -58,7 +64,7 @@ class LanguageModeling:
     runtime: Runtime
     window: int | None = None
     """Tokens of a window of an evaluation; None: as many as the model reads."""
-    receipt: dict[str, Any] = field(default_factory=dict)
+    data_report: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=lambda: {"tfcli": {"task": None}})
     """A model that reads on stays a model of text: generate and evaluate take it as before."""
 
@@ -138,22 +144,6 @@ class LanguageModeling:
 # Reading on: finetuning on new text with the tokenizer kept.
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LmOptions:
-    """How the text is read."""
-
-    text_key: str | None = None
-    """Field or column with the text; left out: text, content, or the only one with strings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LmConfig(FinetuneConfig):
-    """Everything that decides a run on text."""
-
-    train: DecoderTrain = field(default_factory=DecoderTrain)
-    lm: LmOptions = field(default_factory=LmOptions)
-
-
 class Lm:
     """--task lm; ``Application``."""
 
@@ -168,30 +158,21 @@ class Lm:
         if data.encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             raise UserError(f"--task lm reads UTF-8, not {data.encoding}", hint="convert the files first, with iconv")
         options = DataOptions(text_key=config.lm.text_key, errors=data.errors)
-        train = _documents(_chunks(start.data, options, start.note, strict=data.strict))
+        texts = [_read(start.data, options, start.note, strict=data.strict)]
         if data.val is None:
-            train, val = _split(train, data.val_fraction)
+            train, val, how = last(texts[0].documents, data.val_fraction)
             apart = [Chunk(text, True) for text in val]
         else:  # in the chunks that `evaluate` reads: tokenizers may see where a text is cut
-            apart = _chunks([data.val], options, start.note, strict=data.strict)
-            val = _documents(apart)
+            texts.append(_read([data.val], options, start.note, strict=data.strict))
+            train, val, how = *(each.documents for each in texts), GIVEN
+            apart = texts[1].chunks
         most = start.model.config.context
         context = min(data.context or CONTEXT, most)
-        learnt, held = _shard([Chunk(text, True) for text in train], start.codec), _shard(apart, start.codec)
+        parts = [encode(chunks, start.codec, begin=True) for chunks in ([Chunk(text, True) for text in train], apart)]
+        learnt, held = (_shard(part, start.codec) for part in parts)
         if not held.tokens:
             raise UserError("nothing is held out", hint="give more text, or a file with --val")
-        whole = hashlib.sha256()
-        for text in (*train, "\0", *val):
-            whole.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-        receipt = {
-            "files": [*start.data, *([data.val] if data.val is not None else [])],
-            "content_hash": whole.hexdigest(),
-            "context": context,
-            **{
-                name: {"documents": part.documents, "bytes": part.bytes, "tokens": part.tokens}
-                for name, part in (("train", learnt), ("val", held))
-            },
-        }
+        data_report = _data_report(texts, how, parts, (train, val), start.codec, context)
         start.note(f"data: {learnt.tokens:,} tokens in windows of {context:,}, {held.tokens:,} held out")
         return LanguageModeling(
             train=learnt,
@@ -200,7 +181,7 @@ class Lm:
             context=context,
             runtime=start.runtime,
             window=min(most, WINDOW_TOKENS),
-            receipt=receipt,
+            data_report=data_report,
         )
 
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
@@ -217,7 +198,32 @@ def refuse(model: Transformer, task: str) -> None:
     raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")
 
 
-def _chunks(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> list[Chunk]:
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """What files hold, and what was counted of each of them."""
+
+    chunks: list[Chunk]
+    counts: list[Count]
+
+    @property
+    def documents(self) -> list[str]:
+        """The documents whole."""
+        documents: list[str] = []
+        parts: list[str] = []
+        for chunk in self.chunks:
+            parts.append(chunk.text)
+            if chunk.end:
+                documents.append("".join(parts))
+                parts = []
+        return documents
+
+    @property
+    def owners(self) -> list[int]:
+        """The file of each document."""
+        return [chunk.source for chunk in self.chunks if chunk.end]
+
+
+def _read(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> _Text:
     """The text that files hold, documents without any left out, or a UserError where ``strict``."""
     counts = Counts()
     with spooling() as spool:
@@ -232,36 +238,11 @@ def _chunks(specs: Sequence[str], options: DataOptions, note: Callable[[str], No
                 note(f"{count.name}: {number:,} {what}")
     if not chunks:
         raise UserError("the files hold no text", hint="name text, .jsonl, .csv, .tsv or .parquet files")
-    return chunks
+    return _Text(chunks=chunks, counts=counts.sources)
 
 
-def _documents(chunks: Sequence[Chunk]) -> list[str]:
-    """The documents whole."""
-    documents: list[str] = []
-    parts: list[str] = []
-    for chunk in chunks:
-        parts.append(chunk.text)
-        if chunk.end:
-            documents.append("".join(parts))
-            parts = []
-    return documents
-
-
-def _split(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
-    """The last ``fraction`` of the text held out: whole documents where there are several, else from a line's end."""
-    if len(documents) > 1:
-        ends = np.cumsum([len(text) for text in documents])
-        cut = int(np.abs(ends[:-1] - (1 - fraction) * ends[-1]).argmin()) + 1
-        return list(documents[:cut]), list(documents[cut:])
-    (text,) = documents
-    at = int(len(text) * (1 - fraction))
-    at = text.rfind("\n", 1, at) + 1 or at
-    return [text[:at]], [text[at:]]
-
-
-def _shard(chunks: Sequence[Chunk], codec: Codec) -> Shard:
+def _shard(made: Encoded, codec: Codec) -> Shard:
     """The ids of a text, in memory."""
-    made = encode(chunks, codec, begin=True)
     return Shard(
         path=Path(codec.name),
         ids=made.ids,
@@ -272,6 +253,63 @@ def _shard(chunks: Sequence[Chunk], codec: Codec) -> Shard:
         bytes=made.bytes,
         checksum=zlib.crc32(made.ids.tobytes()),
     )
+
+
+def _data_report(
+    texts: Sequence[_Text],
+    how: Mapping[str, Any],
+    encoded: Sequence[Encoded],
+    parts: Sequence[Sequence[str]],
+    codec: Codec,
+    context: int,
+) -> dict[str, Any]:
+    """data.json. ``texts`` are one, or two where the held-out part has files of its own."""
+    train, val = encoded
+    whole = hashlib.sha256()
+    for text in (*parts[0], "\0", *parts[1]):
+        whole.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    fallback = unknown = None
+    if isinstance(codec, Tokenizer):  # others have no pieces that are bytes
+        ids = np.concatenate([train.ids, val.ids])
+        fallback, unknown = float(fallback_pieces(codec)[ids].mean()), float((ids == codec.unk_id).mean())
+    twice = duplicates(*parts)
+    return DataReport(
+        task="lm",
+        unit="documents",
+        sources=list(_sources(texts, [part.lengths for part in encoded])),
+        split=how,
+        train=Part(documents=train.documents, tokens=len(train.ids), bytes=train.bytes),
+        val=Part(documents=val.documents, tokens=len(val.ids), bytes=val.bytes),
+        changes=changes([count for text in texts for count in text.counts]),
+        within_train=twice["within_train"],
+        across_splits=twice["across_splits"],
+        content_hash=whole.hexdigest(),
+        tokenizer_hash=codec.hash,
+        byte_fallback_rate=fallback,
+        unknown_rate=unknown,
+        details={"context": context},
+    ).as_json()
+
+
+def _sources(texts: Sequence[_Text], lengths: Sequence[list[int]]) -> Iterator[Source]:
+    """Of each file, its tokens and the part that it went to; one document that is cut into two is of both."""
+    owners = [(number, owner) for number, text in enumerate(texts) for owner in text.owners]
+    owners = owners if len(owners) == sum(map(len, lengths)) else owners * 2
+    tokens: Counter[tuple[int, int]] = Counter()
+    held_out: dict[tuple[int, int], set[bool]] = {}
+    for index, (owner, number) in enumerate(zip(owners, chain(*lengths), strict=True)):
+        tokens[owner] += number
+        held_out.setdefault(owner, set()).add(index >= len(lengths[0]))
+    for number, text in enumerate(texts):
+        for index, count in enumerate(text.counts):
+            parts = held_out.get((number, index), {number > 0})
+            yield Source(
+                name=count.name,
+                part="both" if len(parts) > 1 else "val" if True in parts else "train",
+                bytes=count.bytes,
+                documents=count.documents,
+                tokens=tokens[number, index],
+            )
 
 
 APPLICATION = Lm()

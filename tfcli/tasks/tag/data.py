@@ -164,7 +164,8 @@ def _sentence(row: _Row, scheme: Scheme | None, report: Report, repair: bool) ->
                 hint="--set tag.repair=true reads such tags as conlleval does",
             )
         if at is not None:
-            report.fault(f"sentences whose tags do not follow {scheme.upper()}, read as conlleval does", row.where)
+            kind = f"sentences whose tags do not follow {scheme.upper()}, read as conlleval does"
+            report.fault(kind, row.where, "repaired")
     own = row.tags is not None
     return Sentence(text=row.text, words=row.words, entities=found, own_words=own, where=row.where)
 
@@ -191,7 +192,7 @@ def _conll(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
         elif fields[0] == "-DOCSTART-":
             continue
         elif line.startswith("#") and len(fields) != width:
-            report.note("comment lines")
+            report.note("comment lines", action="dropped", where=f"{name}:{number}")
         else:
             group.append((number, fields))
 
@@ -301,7 +302,7 @@ def _span(item: Any, text: str, where: str, report: Report) -> tuple[int, int, s
         if text.count(said) != 1:
             report.fault("spans whose offsets miss their text, left out", where)
             return None
-        report.fault("spans whose offsets miss their text, moved to it", where)
+        report.fault("spans whose offsets miss their text, moved to it", where, "repaired")
         start = text.index(said)
         end = start + len(said)
     return start, end, str(label)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,55 +18,25 @@ from tfcli.errors import UserError
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.tasks.common import batch, resample
+from tfcli.tasks.common import batch
 from tfcli.tasks.common.batch import Batch
-from tfcli.tasks.common.options import FinetuneConfig, FinetuneData
 from tfcli.tasks.common.report import Report, duplicates
+from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.frame import JudgedByF1, check_head, label_ids, settings_of
 from tfcli.tasks.tag import data as rows
 from tfcli.tasks.tag.chunks import Chunk, Cutter
 from tfcli.tasks.tag.data import Sentence
+from tfcli.tasks.tag.options import TagConfig
 from tfcli.tasks.tag.predictor import Found, Tagger, accuracy, answers, logits, placed, rows_of
 from tfcli.tasks.tag.schemes import TAG, Scheme, labels
 from tfcli.tasks.tag.scores import as_numbers, score, table
 from tfcli.tasks.task import Evaluation, Start
+from tfcli.text.data_report import Part
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
 
 IGNORED = -100
 """The label of positions that are no word's first piece."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagData(FinetuneData):
-    """Which columns of tables, or fields of JSON lines, hold what."""
-
-    tokens_key: str | None = None
-    """The words of a sentence; left out: tokens or words."""
-    tags_key: str | None = None
-    """Their tags; left out: tags, ner_tags or labels."""
-    text_key: str | None = None
-    """Or a text; left out: text."""
-    spans_key: str | None = None
-    """Its entities; left out: spans, entities, label or labels."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagOptions:
-    """How tags are read and learnt."""
-
-    scheme: Literal["auto", "bio", "bioes"] = "auto"
-    """The tags that the model learns; auto: those of the data, bio for spans."""
-    repair: bool = True
-    """Tags that break their scheme are read as conlleval does, and counted; false: they stop the run."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagConfig(FinetuneConfig):
-    """Everything that decides a run of tagging."""
-
-    data: TagData = field(default_factory=TagData)
-    tag: TagOptions = field(default_factory=TagOptions)
 
 
 def loss(
@@ -118,7 +88,7 @@ def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[S
 def odd_words(cutter: Cutter, report: Report) -> None:
     """What became of words on their way to pieces."""
     report.note("words that the tokenizer leaves nothing of, tagged O", cutter.without_pieces)
-    report.note("words longer than the model reads, cut", cutter.cut_words)
+    report.note("words longer than the model reads, cut", cutter.cut_words, action="cut")
     report.note("sentences longer than the model reads, in parts that overlap", cutter.long)
 
 
@@ -133,7 +103,7 @@ class Tagging(JudgedByF1):
     """Labels of the words of each sentence to learn from."""
     held_out: list[Sentence]
     held_chunks: list[Chunk]
-    receipt: dict[str, Any]
+    data_report: dict[str, Any]
 
     @property
     def size(self) -> int:
@@ -224,7 +194,8 @@ def unknown(sentences: Sequence[Sentence], names: Sequence[str], report: Report)
     known = {name[2:] for name in names}
     for sentence in sentences:
         if not {entity.label for entity in sentence.entities} <= known:
-            report.fault("held-out sentences with labels that the model does not have, missed", sentence.where)
+            kind = "held-out sentences with labels that the model does not have, missed"
+            report.fault(kind, sentence.where, None)
 
 
 class Tag:
@@ -239,7 +210,7 @@ class Tag:
         shape = start.model.config
         check_head(shape, heads.TokenHead.kind)
         report = Report(strict=config.data.strict)
-        train, held_out, scheme, files = _halves(start, report)
+        train, held_out, scheme, how = _halves(start, report)
         if config.tag.scheme != "auto":
             scheme = config.tag.scheme
         names = _names(start, train, scheme)
@@ -268,7 +239,17 @@ class Tag:
             targets=[[ids[tag] for tag in sentence.tags(scheme)] for sentence in train],
             held_out=held_out,
             held_chunks=held_chunks,
-            receipt=_receipt(train, held_out, scheme, files, report),
+            data_report=report.data_report(
+                self.name,
+                "sentences",
+                _tokens(zip((train, held_out), (chunks, held_chunks), strict=True)),
+                split=how,
+                train=_summary(train, chunks),
+                val=_summary(held_out, held_chunks),
+                twice=duplicates([s.text for s in train], [s.text for s in held_out]),
+                tokenizer_hash=start.codec.hash,
+                details={"scheme": scheme},
+            ),
         )
 
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> TagPredictor:
@@ -292,15 +273,25 @@ def names_of(about: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(str(listed[str(index)]) for index in range(len(listed)))
 
 
-def _halves(start: Start, report: Report) -> tuple[list[Sentence], list[Sentence], Scheme, list[str]]:
-    """The training and the held-out part, the scheme, and the files."""
+def _halves(start: Start, report: Report) -> tuple[list[Sentence], list[Sentence], Scheme, Mapping[str, Any]]:
+    """The training and the held-out part, the scheme, and how the part was chosen."""
     config: TagConfig = start.config
+    report.part = "both" if config.data.val is None else "train"
     whole, scheme = read(start.data, config, report)
     if config.data.val is not None:
-        return whole, read([config.data.val], config, report)[0], scheme, [*start.data, config.data.val]
-    train, held = resample.halves(whole, [sentence.text for sentence in whole], config.data.val_fraction, report)
+        report.part = "val"
+        return whole, read([config.data.val], config, report)[0], scheme, GIVEN
+    made = split(
+        len(whole),
+        config.data.val_fraction,
+        config.seed,
+        groups=[sentence.text for sentence in whole],
+        things="sentences",
+        report=report,
+    )
+    train, held = made.of(whole)
     start.note(f"held out: {len(held):,} of {len(whole):,} sentences, drawn at random")
-    return train, held, scheme, list(start.data)
+    return train, held, scheme, made.how
 
 
 def _names(start: Start, train: Sequence[Sentence], scheme: Scheme) -> tuple[str, ...]:
@@ -322,28 +313,26 @@ def _attach(start: Start, names: tuple[str, ...]) -> None:
     heads.fresh(start.model, heads.TokenHead.kind, len(names), seed=start.config.seed)
 
 
-def _receipt(
-    train: Sequence[Sentence], held_out: Sequence[Sentence], scheme: Scheme, files: Sequence[str], report: Report
-) -> dict[str, Any]:
-    """data.json."""
-    return report.receipt(
-        "tag",
-        files,
-        {"scheme": scheme},
-        train=_summary(train),
-        held_out=_summary(held_out),
-        twice=duplicates([sentence.text for sentence in train], [sentence.text for sentence in held_out]),
-    )
+def _tokens(parts: Iterable[tuple[Sequence[Sentence], Sequence[Chunk]]]) -> Iterator[tuple[str, int]]:
+    """Where each sentence was read, and its tokens."""
+    for sentences, chunks in parts:
+        tokens = [0] * len(sentences)
+        for chunk in chunks:
+            tokens[chunk.index] += len(chunk.ids)
+        yield from zip((sentence.where for sentence in sentences), tokens, strict=True)
 
 
-def _summary(sentences: Sequence[Sentence]) -> dict[str, Any]:
+def _summary(sentences: Sequence[Sentence], chunks: Sequence[Chunk]) -> Part:
     found = Counter(entity.label for sentence in sentences for entity in sentence.entities)
-    return {
-        "sentences": len(sentences),
-        "words": sum(len(sentence.words) for sentence in sentences),
-        "longest": max((len(sentence.words) for sentence in sentences), default=0),
-        "entities": dict(sorted(found.items())),
-    }
+    return Part(
+        documents=len(sentences),
+        tokens=sum(len(chunk.ids) for chunk in chunks),
+        details={
+            "words": sum(len(sentence.words) for sentence in sentences),
+            "longest": max((len(sentence.words) for sentence in sentences), default=0),
+            "entities": dict(sorted(found.items())),
+        },
+    )
 
 
 APPLICATION = Tag()

@@ -59,7 +59,7 @@ def snapped(
             report.fault("spans that overlap another, left out", where)
             continue
         if (words[first][0], words[last][1]) != (start, end):
-            report.fault("spans that begin or end within a word, widened to it", where)
+            report.fault("spans that begin or end within a word, widened to it", where, "repaired")
         found.append(Entity(label, first, last + 1))
         end_of_last = last + 1
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ SOURCES, TARGETS = ("source", "src", "input", "question"), ("target", "tgt", "ou
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A text and its translation."""
 
     source: str
     target: str
+    where: tuple[str, ...] = field(default=(), compare=False)
+    """The line of both, or of each in a file of its own."""
 
 
 @dataclass(kw_only=True)
@@ -31,37 +33,34 @@ class Pairs:
     """What files held."""
 
     pairs: list[Pair]
-    rows: int
     hash: str
-    files: list[str]
     report: Report
 
 
-def read(specs: Sequence[str], options: PairData) -> Pairs:
+def read(specs: Sequence[str], options: PairData, report: Report | None = None) -> Pairs:
     """All pairs of files: of two text files line by line, else of each file row by row.
 
     Pairs with an empty side are counted and left out. Raises UserError for files that have other numbers of lines, for
     rows without both texts, and for no pairs at all.
     """
     paths = tables.expand([part for spec in specs for part in _halves(spec)])
-    report = Report(strict=options.strict)
+    report = report or Report(strict=options.strict)
     digest = hashlib.sha256()
     found: list[Pair] = []
-    rows = 0
     if len(paths) == 2 and not any(_kind(path) in (*ROWS, ".tsv") for path in paths):
-        read_ = [_text(path, options, digest) for path in paths]
-        listed = [(str(paths[0]), n, a, b) for n, (a, b) in enumerate(_aligned(paths, read_), 1)]
+        read_ = [_text(path, options, digest, report) for path in paths]
+        whole = enumerate(_aligned(paths, read_), 1)
+        listed = [Pair(a, b, (f"{paths[0]}:{n}", f"{paths[1]}:{n}")) for n, (a, b) in whole]
     else:
-        listed = [entry for path in paths for entry in _table(path, options, digest)]
-    for name, number, source, target in listed:
-        rows += 1
-        if source.strip() and target.strip():
-            found.append(Pair(source=source, target=target))
+        listed = [entry for path in paths for entry in _table(path, options, digest, report)]
+    for pair in listed:
+        if pair.source.strip() and pair.target.strip():
+            found.append(pair)
         else:
-            report.fault("pairs with an empty side, left out", f"{name}:{number}")
+            report.fault("pairs with an empty side, left out", pair.where[0])
     if not found:
         raise UserError(f"{' and '.join(map(str, paths))} hold no pairs of texts")
-    return Pairs(pairs=found, rows=rows, hash=digest.hexdigest(), files=[str(path) for path in paths], report=report)
+    return Pairs(pairs=found, hash=digest.hexdigest(), report=report)
 
 
 def _halves(spec: str) -> list[str]:
@@ -74,11 +73,10 @@ def _kind(path: Path) -> str:
     return ".parquet" if hf_data.is_named(path) else files.stem_suffix(path)[0]
 
 
-def _text(path: Path, options: PairData, digest: Any) -> list[str]:
+def _text(path: Path, options: PairData, digest: Any, report: Report) -> list[str]:
     """The lines of a text file; line breaks are \\n or \\r\\n, and no other character ends a line."""
-    data = b"".join(files.blocks(path, str(path)))
-    digest.update(hashlib.sha256(data).digest())
-    text, _ = tables.decode(data, str(path), options.encoding, options.errors)
+    text = report.text(path, encoding=options.encoding, errors=options.errors)
+    digest.update(bytes.fromhex(report.sources[-1].sha256))
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
@@ -93,20 +91,21 @@ def _aligned(paths: Sequence[Path], read_: Sequence[list[str]]) -> list[tuple[st
     return list(zip(source, target, strict=True))
 
 
-def _table(path: Path, options: PairData, digest: Any) -> list[tuple[str, int, str, str]]:
+def _table(path: Path, options: PairData, digest: Any, report: Report) -> list[Pair]:
     if _kind(path) not in ROWS:
-        return _tabbed(path, options, digest)
+        return _tabbed(path, options, digest, report)
     known = [*SOURCES, *TARGETS, *(name for name in (options.source, options.target) if name)]
     table = tables.read(path, known=known, encoding=options.encoding, errors=options.errors)
+    report.source(table.name, bytes=table.bytes, sha256=table.sha256, replaced=table.replaced)
     digest.update(table.sha256.encode())
     found = []
-    for number, row in enumerate(table.rows, 1):
+    for row in table.rows:
         values = row.values.get("translation", row.values)  # as the data sets of Hugging Face have it
         values = values if isinstance(values, dict) else row.values
         keys = [key for key, value in values.items() if isinstance(value, str)]
         source = _column(options.source, SOURCES, keys, 0, row.where, "source")
         target = _column(options.target, TARGETS, keys, 1, row.where, "target")
-        found.append((str(path), number, values[source], values[target]))
+        found.append(Pair(values[source], values[target], (row.where,)))
     return found
 
 
@@ -126,9 +125,9 @@ def _column(asked: str | None, known: Sequence[str], keys: Sequence[str], place:
     )
 
 
-def _tabbed(path: Path, options: PairData, digest: Any) -> list[tuple[str, int, str, str]]:
+def _tabbed(path: Path, options: PairData, digest: Any, report: Report) -> list[Pair]:
     """Lines with a tab between the two texts; quotes are part of a text, a first line of two known names is none."""
-    lines = _text(path, options, digest)
+    lines = _text(path, options, digest, report)
     columns = (0, 1)
     if lines and (options.source or options.target or _is_header(lines[0])):
         names = [name.strip() for name in lines[0].split("\t")]
@@ -145,7 +144,7 @@ def _tabbed(path: Path, options: PairData, digest: Any) -> list[tuple[str, int, 
         if len(cells) <= max(columns):
             hint = "a source, a tab and a target" if len(cells) == 1 else None
             raise UserError(f"{path}:{number} has {len(cells)} fields: {line[:60]!r}", hint=hint)
-        found.append((str(path), number, cells[columns[0]], cells[columns[1]]))
+        found.append(Pair(cells[columns[0]], cells[columns[1]], (f"{path}:{number}",)))
     return found
 
 

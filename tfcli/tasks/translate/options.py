@@ -8,6 +8,9 @@ from tfcli.config.options import TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneTrain
 
+NEW_EPOCHS = 15.0
+"""Passes over the pairs of a new model, where no length is given."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairData(FinetuneData):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,15 +19,17 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.forcing import IGNORED, both_sides, forced
+from tfcli.tasks.common.report import Report, duplicates
+from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.frame import settings_of
 from tfcli.tasks.task import Evaluation, Headline, Start
 from tfcli.tasks.translate import new_model, scores
 from tfcli.tasks.translate.data import Pair, Pairs
 from tfcli.tasks.translate.data import read as read_pairs
-from tfcli.tasks.translate.options import TranslateConfig, check
+from tfcli.tasks.translate.options import NEW_EPOCHS, TranslateConfig, TranslateOptions, check
+from tfcli.text.data_report import Part
 from tfcli.text.tokenizers.codec import Codec
 
-NEW_EPOCHS = 15.0
 KEYS = ("source", "src", "text", "input")
 """Fields of an object whose text is translated, the first that there is."""
 
@@ -59,7 +60,7 @@ class Translation:
     codec: Codec
     config: TranslateConfig
     runtime: Runtime
-    receipt: dict[str, Any] = field(repr=False)
+    data_report: dict[str, Any] = field(repr=False)
     epochs: float | None = None
     """Passes where no length was asked for."""
 
@@ -177,14 +178,14 @@ class Translate:
                 "translate needs an encoder-decoder, and this model is none",
                 hint="begin a new one: --from-scratch, or finetune an mBART, or a model that translate made",
             )
-        train, val, files = _parts(start.data, config)
+        train, val, how = _parts(start.data, config)
         context = min(config.data.context or start.model.config.context, start.model.config.context)
         fitting = [_fitting(part, start.codec, context) for part in (train, val)]
         (_, learnt), (held, checked) = fitting
         if not learnt or not checked:
             raise UserError(f"no pair fits into a context of {context} tokens", hint="train with a larger context")
-        receipt = _receipt(files, train, val, fitting, context)
-        for line in _lines(receipt, files):
+        data_report = _data_report(start.codec, train, val, fitting, how, context)
+        for line in _lines(data_report, train.report):
             start.note(line)
         return Translation(
             train=learnt,
@@ -193,7 +194,7 @@ class Translate:
             codec=start.codec,
             config=config,
             runtime=start.runtime,
-            receipt=receipt,
+            data_report=data_report,
             epochs=None if start.about else NEW_EPOCHS,
         )
 
@@ -204,30 +205,16 @@ class Translate:
         return TranslatePredictor(model, codec, about)
 
 
-def _parts(specs: Sequence[str], config: TranslateConfig) -> tuple[Pairs, Pairs, list[Pairs]]:
-    """What is trained on, what is held out, and all that was read."""
-    whole = read_pairs(specs, config.data)
+def _parts(specs: Sequence[str], config: TranslateConfig) -> tuple[Pairs, Pairs, Mapping[str, Any]]:
+    """What is trained on, what is held out, and how that was chosen; one report is of both."""
+    report = Report(strict=config.data.strict, part="both" if config.data.val is None else "train")
+    whole = read_pairs(specs, config.data, report)
     if config.data.val is not None:
-        held = read_pairs([config.data.val], config.data)
-        return whole, held, [whole, held]
-    order = list(range(len(whole.pairs)))
-    random.Random(config.seed).shuffle(order)
-    size = max(1, round(len(order) * config.data.val_fraction))
-    if size >= len(order):
-        said = f"{len(order)} pairs are too few to hold some out"
-        raise whole.report.too_few(said, hint="give more, or --val FILE")
-    chosen = [sorted(order[size:]), sorted(order[:size])]
-    train, val = (
-        Pairs(
-            pairs=[whole.pairs[i] for i in part],
-            rows=len(part),
-            hash=whole.hash,
-            files=whole.files,
-            report=whole.report,
-        )
-        for part in chosen
-    )
-    return train, val, [whole]
+        report.part = "val"
+        return whole, read_pairs([config.data.val], config.data, report), GIVEN
+    made = split(len(whole.pairs), config.data.val_fraction, config.seed, things="pairs", report=report)
+    train, val = (Pairs(pairs=part, hash=whole.hash, report=report) for part in made.of(whole.pairs))
+    return train, val, made.how
 
 
 def _fitting(part: Pairs, codec: Codec, context: int) -> tuple[list[Pair], list[Example]]:
@@ -238,50 +225,63 @@ def _fitting(part: Pairs, codec: Codec, context: int) -> tuple[list[Pair], list[
             kept.append(pair)
             examples.append(example)
         else:
-            part.report.fault(f"pairs longer than {context} tokens, left out", repr(pair.source[:40]))
+            part.report.fault(f"pairs longer than {context} tokens, left out", pair.where[0])
     return kept, examples
 
 
-def _receipt(
-    read: Sequence[Pairs],
+def _data_report(
+    codec: Codec,
     train: Pairs,
     val: Pairs,
     fitting: Sequence[tuple[list[Pair], list[Example]]],
+    how: Mapping[str, Any],
     context: int,
 ) -> dict[str, Any]:
     """data.json."""
-    of: dict[str, Any] = {}
-    for name, (_, examples) in zip(("train", "val"), fitting, strict=True):
-        sides = {"source": [len(e.source) for e in examples], "target": [len(e.target) for e in examples]}
-        of[name] = {
-            "pairs": len(examples),
-            **{side: {"tokens": sum(n), "longest": max(n), "median": int(np.median(n))} for side, n in sides.items()},
-        }
     known = {pair.source for pair in train.pairs}
-    return {
-        "task": "translate",
-        "sources": [file for part in read for file in part.files],
-        "rows": sum(part.rows for part in read),
-        "context": context,
-        **of,
-        "dropped": [part.report.as_json() for part in read],
-        "duplicates": {
-            "within_training": len(train.pairs) - len(set(train.pairs)),
-            "sources_across_splits": sum(pair.source in known for pair in val.pairs),
-        },
-        "content_hash": "".join(part.hash for part in read),
-    }
+    return train.report.data_report(
+        "translate",
+        "pairs",
+        (
+            each
+            for pairs, examples in fitting
+            for pair, e in zip(pairs, examples, strict=True)
+            for each in _read(pair, e)
+        ),
+        split=how,
+        train=_summary(fitting[0][1]),
+        val=_summary(fitting[1][1]),
+        twice=duplicates(train.pairs, val.pairs),
+        tokenizer_hash=codec.hash,
+        details={"context": context, "sources_across_splits": sum(pair.source in known for pair in val.pairs)},
+        content_hash=train.hash + ("" if how != GIVEN else val.hash),
+    )
 
 
-def _lines(receipt: Mapping[str, Any], read: Sequence[Pairs]) -> list[str]:
-    train, val, twice = receipt["train"], receipt["val"], receipt["duplicates"]
+def _read(pair: Pair, example: Example) -> list[tuple[str, int]]:
+    """Where a pair was read, and its tokens there."""
+    sides = len(example.source), len(example.target)
+    return [(pair.where[0], sum(sides))] if len(pair.where) == 1 else list(zip(pair.where, sides, strict=True))
+
+
+def _summary(examples: Sequence[Example]) -> Part:
+    sides = {"source": [len(e.source) for e in examples], "target": [len(e.target) for e in examples]}
+    return Part(
+        documents=len(examples),
+        tokens=sum(map(sum, sides.values())),
+        details={side: {"tokens": sum(n), "longest": max(n), "median": int(np.median(n))} for side, n in sides.items()},
+    )
+
+
+def _lines(data_report: Mapping[str, Any], report: Report) -> list[str]:
+    train, val, twice = data_report["train"], data_report["val"], data_report["details"]["sources_across_splits"]
     lines = [
-        f"data: {train['pairs']:,} pairs to train on, {val['pairs']:,} held out; {train['source']['median']} and "
-        f"{train['target']['median']} tokens (medians)",
-        *(line for part in read for line in part.report.lines()),
+        f"data: {train['documents']:,} pairs to train on, {val['documents']:,} held out; "
+        f"{train['source']['median']} and {train['target']['median']} tokens (medians)",
+        *report.lines(),
     ]
-    if twice["sources_across_splits"]:
-        lines.append(f"{twice['sources_across_splits']:,} held-out sources are in the training part too")
+    if twice:
+        lines.append(f"{twice:,} held-out sources are in the training part too")
     return lines
 
 
@@ -295,7 +295,9 @@ class TranslatePredictor:
             raise UserError("this model is no encoder-decoder", hint="make one: --task translate --from-scratch")
         self.model, self.codec = model.requires_grad_(False), codec
         ours = settings_of(about)
-        self.beams = Beams(width=int(ours.get("beam", 4)), length_penalty=float(ours.get("length_penalty", 1.0)))
+        usual = TranslateOptions()
+        penalty = float(ours.get("length_penalty", usual.length_penalty))
+        self.beams = Beams(width=int(ours.get("beam", usual.beam)), length_penalty=penalty)
 
     def search(self, width: int) -> None:
         """Search with so many beams; 1 is greedy."""

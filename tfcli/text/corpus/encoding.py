@@ -112,36 +112,45 @@ def joined(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """Documents as one stream of ids (N,), how many they are, and the bytes of their text in UTF-8."""
+    """Documents as one stream of ids (N,), how many ids each of them has, and the bytes of their text in UTF-8."""
 
     ids: IntArray
-    documents: int
+    lengths: list[int]
     bytes: int
+
+    @property
+    def documents(self) -> int:
+        """How many they are."""
+        return len(self.lengths)
 
 
 def encode(
     chunks: Iterable[Chunk], codec: Codec, *, begin: bool, threads: int | None = None, file: Path | None = None
 ) -> Encoded:
     """All documents in ``chunks``, in memory, or memory-mapped in a new ``file``; ``begin`` is False for an encoder."""
-    documents = size = 0
+    tokens = size = 0
+    lengths: list[int] = []
     held: list[IntArray] = []
     with nullcontext() if file is None else file.open("wb") as out:
         for batch in joined(parts(chunks, NOWHERE), codec, begin=begin, threads=threads):
             for part, arrays in batch:
                 held += arrays
-                documents += part.ends
+                tokens += sum(map(len, arrays))
                 size += part.bytes
+                if part.ends:
+                    lengths.append(tokens)
+                    tokens = 0
             if out is not None and held:
                 out.write(np.concatenate(held).tobytes())
                 held = []
     if file is not None and size:
-        return Encoded(ids=np.memmap(file, np.int32, mode="r"), documents=documents, bytes=size)
+        return Encoded(ids=np.memmap(file, np.int32, mode="r"), lengths=lengths, bytes=size)
     ids = np.concatenate(held) if held else np.empty(0, np.int32)
-    return Encoded(ids=ids, documents=documents, bytes=size)
+    return Encoded(ids=ids, lengths=lengths, bytes=size)
 
 
 class Encoder:
-    """Encodes documents into shards and counts what the receipt needs.
+    """Encodes documents into shards and counts what the data report needs.
 
     ``byte_tokens`` counts single-byte pieces other than line breaks and tabs, ``unknown_tokens`` the unknown piece.
     """

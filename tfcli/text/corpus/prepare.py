@@ -1,4 +1,4 @@
-"""From sources to token shards: scan the text, train a tokenizer on its training part, encode it, write the receipt.
+"""From sources to token shards: scan the text, train a tokenizer on its training part, encode it, write its report.
 
 Three passes, each with bounded memory: what is read is checked before anything is written, and shards are found again
 by the hash of their text, tokenizer and split.
@@ -13,17 +13,20 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from tfcli import disk
-from tfcli.config.options import DataOptions, TokenizerOptions
+from tfcli.config.options import HELD_OUT_BYTES, DataOptions, TokenizerOptions
 from tfcli.config.resolve import to_dict
 from tfcli.errors import RunError, UserError
 from tfcli.text.corpus import encoding
 from tfcli.text.corpus.shards import VERSION, Shard, ShardWriter
-from tfcli.text.read.files import Counts
+from tfcli.text.data_report import FORM, DataReport, Part, changes_json
+from tfcli.text.data_report import Source as SourceReport
+from tfcli.text.read.files import Counts, changes
 from tfcli.text.read.sources import Chunk, Source, find, read, spooling
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
@@ -32,8 +35,6 @@ Progress = Callable[[str, int, int], None]
 """Told (stage: scan, train or encode; bytes done; bytes in all)."""
 Note = Callable[[str], None]
 
-HELD_OUT_BYTES = 500_000
-"""The held-out part's size at most, unless its fraction was given."""
 BLOCK = 1 << 14
 """Bytes of a block of the tokenizer's sample, about."""
 
@@ -44,7 +45,7 @@ class Corpus:
 
     train: Shard
     val: Shard
-    receipt: dict[str, Any]
+    data_report: dict[str, Any]
     """The content of data.json."""
     tokenizer: Tokenizer
 
@@ -58,8 +59,8 @@ class Scan:
     bytes: int
     sizes: Sequence[int]
     """UTF-8 bytes of each document."""
-    duplicates: int
-    """Documents that are equal to an earlier one."""
+    hashes: npt.NDArray[np.uint64]
+    """Of each document."""
     content_hash: str
 
 
@@ -96,13 +97,12 @@ def scan(
     if blank:
         names = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
         raise UserError(f"there is no text in {names}", hint="empty, or nothing but white space")
-    unique = len(np.unique(np.frombuffer(hashes, np.uint64)))
     return Scan(
         sources=sources,
         counts=counts,
         bytes=done,
         sizes=sizes,
-        duplicates=len(hashes) - unique,
+        hashes=np.frombuffer(hashes, np.uint64),
         content_hash=content.hexdigest(),
     )
 
@@ -273,19 +273,23 @@ def _held_out(text: Scan, held: Scan | None, cut: int) -> str:
 def _key(
     text: Scan, held: Scan | None, cut: int, tokenizer: Tokenizer | TokenizerOptions, size: int | None, begin: bool
 ) -> str:
-    """What decides the ids and the receipt but for the names of files, as a name for their directory."""
+    """What decides the ids and the data report but for the names of files, as a name for their directory."""
     how = tokenizer.hash if isinstance(tokenizer, Tokenizer) else {**to_dict(tokenizer), "vocab_size": size}
     scans = [text, held] if held else [text]
-    read_from = [[one.content_hash, [vars(replace(count, name="")) for count in one.counts.sources]] for one in scans]
-    parts = [VERSION, read_from, cut, how, begin]
+    read_from = [
+        [one.content_hash, [[c.bytes, c.documents, c.empty, c.replaced, c.boms] for c in one.counts.sources]]
+        for one in scans
+    ]
+    parts = [VERSION, FORM, read_from, cut, how, begin]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _as_read(corpus: Corpus, text: Scan, held: Scan | None) -> Corpus:
-    """A corpus that was found, with the files in its receipt called as they are now."""
-    names = [count.name for one in (text, held) if one for count in one.counts.sources]
-    rows = [{**row, "name": name} for row, name in zip(corpus.receipt["sources"], names, strict=True)]
-    return replace(corpus, receipt={**corpus.receipt, "sources": rows})
+    """A corpus that was found, with the files in its data report called as they are now."""
+    counts = [count for one in (text, held) if one for count in one.counts.sources]
+    rows = [{**row, "name": count.name} for row, count in zip(corpus.data_report["sources"], counts, strict=True)]
+    now = {"sources": rows, **changes_json(changes(counts))}
+    return replace(corpus, data_report={**corpus.data_report, **now})
 
 
 def found(folder: Path, note: Note) -> Corpus | None:
@@ -298,13 +302,13 @@ def found(folder: Path, note: Note) -> Corpus | None:
         val = Shard.open(folder / "val.bin", tokenizer.hash)
         train.verify()
         val.verify()
-        receipt = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        if not isinstance(receipt, dict) or not isinstance(receipt.get("sources"), list):
-            raise ValueError(f"{folder / 'data.json'} is not a receipt")
+        data_report = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        if not isinstance(data_report, dict) or not isinstance(data_report.get("sources"), list):
+            raise ValueError(f"{folder / 'data.json'} is not a data report")
     except (UserError, OSError, ValueError) as error:
         note(f"encoding the text again: {error}")
         return None
-    return Corpus(train=train, val=val, receipt=receipt, tokenizer=tokenizer)
+    return Corpus(train=train, val=val, data_report=data_report, tokenizer=tokenizer)
 
 
 def _make(
@@ -318,7 +322,7 @@ def _make(
     threads: int | None,
     on_progress: Progress | None,
 ) -> Corpus:
-    """Encode the text into ``folder``: shards, tokenizer, and last the receipt."""
+    """Encode the text into ``folder``: shards, tokenizer, and last the data report."""
     total = text.bytes + (held.bytes if held else 0)
     disk.sweep(folder)
     with (
@@ -333,58 +337,74 @@ def _make(
         if train.bytes + val.bytes != total:
             raise RunError("the text changed while it was read", hint="run it again when nothing writes to the text")
     scans = [(text, tokens)] + ([(held, val_tokens)] if held else [])
-    receipt = _receipt(scans, train, val, encoder, tokenizer)
+    split = {"rule": "given"} if held else {"rule": "end of text", "fraction": (text.bytes - cut) / text.bytes}
+    data_report = _data_report(scans, cut, split, train, val, encoder, tokenizer)
     try:
         tokenizer.save(folder / "tokenizer.model")
-        disk.write(folder / "data.json", (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.write(folder / "data.json", (json.dumps(data_report, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}", hint="make room there") from None
     return Corpus(
         train=Shard.open(folder / "train.bin", tokenizer.hash),
         val=Shard.open(folder / "val.bin", tokenizer.hash),
-        receipt=receipt,
+        data_report=data_report,
         tokenizer=tokenizer,
     )
 
 
-def _receipt(
+def _data_report(
     scans: Sequence[tuple[Scan, dict[int, int]]],
+    cut: int,
+    split: dict[str, Any],
     train: ShardWriter,
     val: ShardWriter,
     encoder: encoding.Encoder,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """The content of data.json; ``scans`` come with the tokens of each of their sources."""
-    rows = [
-        {"name": count.name, "bytes": count.bytes, "documents": count.documents, "tokens": numbers.get(index, 0)}
-        for one, numbers in scans
-        for index, count in enumerate(one.counts.sources)
-    ]
-    counted = [count for one, _ in scans for count in one.counts.sources]
     tokens = max(1, train.tokens + val.tokens)
-    return {
-        "sources": rows,
-        "bytes": train.bytes + val.bytes,
-        "documents": sum(count.documents for count in counted),
-        "tokens": train.tokens + val.tokens,
-        "train": {"bytes": train.bytes, "documents": train.documents, "tokens": train.tokens},
-        "val": {
-            "bytes": val.bytes,
-            "documents": val.documents,
-            "tokens": val.tokens,
-            "share": val.bytes / max(1, train.bytes + val.bytes),
-            "from": "files" if len(scans) > 1 else "the end of the text",
-        },
-        "dropped": {
-            "empty_documents": sum(count.empty for count in counted),
-            "byte_order_marks": sum(count.boms for count in counted),
-        },
-        "cut": 0,
-        "replaced": sum(count.replaced for count in counted),
-        "byte_fallback_rate": encoder.byte_tokens / tokens,
-        "unknown_rate": encoder.unknown_tokens / tokens,
-        "exact_duplicates": sum(one.duplicates for one, _ in scans),
-        "content_hash": scans[0][0].content_hash,
-        "tokenizer_hash": tokenizer.hash,
-        "vocab_size": tokenizer.vocab_size,
-    }
+    within, across = _duplicates(scans[0][0], scans[1][0] if len(scans) > 1 else None, cut)
+    return DataReport(
+        task="pretrain",
+        unit="documents",
+        sources=list(_sources(scans, cut)),
+        split=split,
+        train=Part(documents=train.documents, tokens=train.tokens, bytes=train.bytes),
+        val=Part(documents=val.documents, tokens=val.tokens, bytes=val.bytes),
+        changes=changes([count for one, _ in scans for count in one.counts.sources]),
+        within_train=within,
+        across_splits=across,
+        byte_fallback_rate=encoder.byte_tokens / tokens,
+        unknown_rate=encoder.unknown_tokens / tokens,
+        content_hash=scans[0][0].content_hash,
+        tokenizer_hash=tokenizer.hash,
+        details={"vocab_size": tokenizer.vocab_size},
+    ).as_json()
+
+
+def _sources(scans: Sequence[tuple[Scan, dict[int, int]]], cut: int) -> Iterator[SourceReport]:
+    for number, (one, tokens) in enumerate(scans):
+        done = 0
+        for index, count in enumerate(one.counts.sources):
+            done += count.bytes
+            part: Literal["train", "val", "both"] = "both"
+            if number or done - count.bytes >= cut:
+                part = "val"
+            elif done <= cut:
+                part = "train"
+            yield SourceReport(
+                name=count.name,
+                part=part,
+                bytes=count.bytes,
+                documents=count.documents,
+                tokens=tokens.get(index, 0),
+            )
+
+
+def _duplicates(text: Scan, held: Scan | None, cut: int) -> tuple[int, int]:
+    """Documents of the training part that are equal to an earlier one, and held-out ones that are in it too."""
+    learnt = len(text.sizes)
+    if held is None:  # a document that is cut into two counts as trained on
+        learnt = int(np.searchsorted(np.cumsum(np.asarray(text.sizes, np.int64)), cut)) + 1
+    train, val = text.hashes[:learnt], text.hashes[learnt:] if held is None else held.hashes
+    return len(train) - len(np.unique(train)), int(np.isin(val, train).sum())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, AnyStr, Literal, cast
 
 from tfcli.errors import UserError, nearest
+from tfcli.text.data_report import PLACES, Action, Change
 
 BLOCK = 1 << 20
 """Bytes read at once."""
@@ -48,6 +49,21 @@ class Count:
     """Invalid UTF-8 sequences (or lone surrogates) that became U+FFFD."""
     boms: int = 0
     """Byte order marks at the start of a file, dropped: they are not text."""
+    empty_at: list[str] = field(default_factory=list)
+    replaced_at: list[str] = field(default_factory=list)
+    """The first few places of both, "file:line"."""
+
+    def drop(self, where: str) -> None:
+        """Count a document without text."""
+        self.empty += 1
+        if len(self.empty_at) < PLACES:
+            self.empty_at.append(where)
+
+    def replace(self, number: int, where: str) -> None:
+        """Count what became U+FFFD, from ``where`` on."""
+        self.replaced += number
+        if number and len(self.replaced_at) < PLACES:
+            self.replaced_at.append(where)
 
 
 @dataclass
@@ -55,6 +71,26 @@ class Counts:
     """One ``Count`` for each source, in the order in which they were read."""
 
     sources: list[Count] = field(default_factory=list)
+
+
+def changes(counts: Sequence[Count]) -> dict[Action, list[Change]]:
+    """What reading did to the text, for the data report."""
+    marks = [count.name for count in counts if count.boms]
+    empty_at = [where for count in counts for where in count.empty_at]
+    replaced_at = [where for count in counts for where in count.replaced_at]
+    return {
+        "dropped": [
+            Change(reason="empty documents", count=sum(count.empty for count in counts), places=empty_at),
+            Change(reason="byte order marks", count=sum(count.boms for count in counts), places=marks),
+        ],
+        "repaired": [
+            Change(
+                reason="invalid UTF-8 that became U+FFFD",
+                count=sum(count.replaced for count in counts),
+                places=replaced_at,
+            )
+        ],
+    }
 
 
 def stem_suffix(path: Path) -> tuple[str, str]:
@@ -177,7 +213,8 @@ def texts(path: Path, name: str, errors: Literal["strict", "replace"], count: Co
                 hint="convert it (iconv -f latin1 -t utf-8), or replace and count what is invalid: --errors replace",
             ) from None
         if errors == "replace" and "\ufffd" in text:
-            count.replaced += text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+            line = lines + text.count("\n", 0, text.index("\ufffd")) + 1
+            count.replace(text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd"), f"{name}:{line}")
         lines += data.count(b"\n", 0, used)
         offset, rest = offset + used, data[used:]
         if text:

@@ -100,7 +100,9 @@ def _found(name: str, split: str | None) -> Dataset | DatasetDict:
             raise UserError(f"{name} gives whole splits only, not {part}", hint="it was written by save_to_disk")
         return datasets.load_from_disk(name)
     if path.is_dir():
-        return datasets.load_dataset(name, split=part)
+        is_csv = datasets.load_dataset_builder(name).name == "csv"  # pandas would take a class "None" for a missing one
+        only_empty = {"keep_default_na": False, "na_values": [""]} if is_csv else {}
+        return datasets.load_dataset(name, split=part, **only_empty)
     words = name.split("/")
     if len(words) == 3:
         return _of_hub("/".join(words[:2]), words[2], part)
@@ -165,12 +167,14 @@ def rows(spec: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     return tuple(dataset.column_names), with_names(dataset.to_list(), dataset.features)
 
 
-def digest(listed: list[dict[str, Any]]) -> str:
-    """SHA-256 of rows."""
-    whole = hashlib.sha256()
+def digest(listed: list[dict[str, Any]]) -> tuple[str, int]:
+    """SHA-256 of rows, and their bytes as JSON."""
+    whole, size = hashlib.sha256(), 0
     for row in listed:
-        whole.update(json.dumps(row, default=str, sort_keys=True).encode())
-    return whole.hexdigest()
+        data = json.dumps(row, default=str, sort_keys=True).encode()
+        whole.update(data)
+        size += len(data)
+    return whole.hexdigest(), size
 
 
 def with_names(listed: list[dict[str, Any]], features: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file to read; ``name`` is how messages and receipts call it."""
+    """One file to read; ``name`` is how messages and data reports call it."""
 
     path: Path
     kind: Kind
@@ -187,13 +187,13 @@ def read(sources: Sequence[Source], options: DataOptions, counts: Counts | None 
             yield from _text(source, options, count, index)
             continue
         reader = {"jsonl": _jsonl, "csv": _table, "tsv": _table, "parquet": _parquet}[source.kind]
-        for document in reader(source, options, count):
-            yield from _document(document, count, index)
+        for where, document in reader(source, options, count):
+            yield from _document(document, where, count, index)
 
 
-def _document(text: str, count: Count, index: int) -> Iterator[Chunk]:
+def _document(text: str, where: str, count: Count, index: int) -> Iterator[Chunk]:
     if not text:
-        count.empty += 1
+        count.drop(where)
         return
     count.documents += 1
     while len(text) > 2 * CHUNK:
@@ -215,7 +215,7 @@ def _text(source: Source, options: DataOptions, count: Count, index: int) -> Ite
             count.bytes += utf8_length(head)
             yield Chunk(head, False, index)
     if not rest:
-        count.empty += 1
+        count.drop(source.name)
         return
     count.documents += 1
     count.bytes += utf8_length(rest)
@@ -288,22 +288,23 @@ def _value(value: object, where: str, key: str, options: DataOptions, count: Cou
                 hint="replace and count what is invalid: --errors replace",
             ) from None
         whole = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
-        count.replaced += sum(a != b for a, b in zip(value, whole, strict=True))
+        count.replace(sum(a != b for a, b in zip(value, whole, strict=True)), where)
         return whole
     return value
 
 
-def _jsonl(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
+def _jsonl(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
+    """(where, text) of each document, as the two below."""
     key: str | None = None
     stream = files.lines(files.texts(source.path, source.name, options.errors, count))
     of_object = 'such as {"text": "..."}'
     for where, row in files.json_lines(stream, source.name, hint=EXPECTED_JSON, of_object=of_object):
         if key is None or key not in row:
             key = pick_key(row, key or options.text_key, where)
-        yield _value(row[key], where, key, options, count)
+        yield where, _value(row[key], where, key, options, count)
 
 
-def _table(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
+def _table(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
     import csv
 
     stream = files.lines(files.texts(source.path, source.name, options.errors, count))
@@ -322,7 +323,7 @@ def _table(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
                 raise UserError(f"{where} has {len(row)} fields, the header has {len(header)}", hint=_quoting(header))
             if column is None:
                 column = header.index(pick_key(dict(zip(header, row, strict=True)), options.text_key, source.name))
-            yield row[column]
+            yield where, row[column]
     except csv.Error as error:
         raise UserError(f"{source.name}:{rows.line_num} is not valid {source.kind}: {error}") from None
     finally:
@@ -333,7 +334,7 @@ def _quoting(header: Sequence[str]) -> str:
     return f'columns: {", ".join(header)}; text with a separator or line break in it goes in "quotes"'
 
 
-def _parquet(source: Source, options: DataOptions, count: Count) -> Iterator[str]:
+def _parquet(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -349,7 +350,8 @@ def _parquet(source: Source, options: DataOptions, count: Count) -> Iterator[str
             number = 0
             for batch in table.iter_batches(columns=[key], batch_size=1024):
                 for value in batch.column(0).to_pylist():
-                    yield _value(value, f"{source.name}: row {number}", key, options, count)
+                    where = f"{source.name}: row {number}"
+                    yield where, _value(value, where, key, options, count)
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{source.name} is not a readable Parquet file: {error}") from None

@@ -43,13 +43,10 @@ class Table:
     header: bool
     replaced: int
     """Bytes (or sequences of them) that became U+FFFD."""
+    bytes: int
+    """Of the file, decompressed; of ``hf:NAME`` those of its rows as JSON."""
     sha256: str
     """Of the decompressed bytes of a file, or of the rows of a data set ``hf:NAME``."""
-
-    @property
-    def digest(self) -> bytes:
-        """What the file adds to a hash over several."""
-        return self.sha256.encode() if hf_data.is_named(self.name) else bytes.fromhex(self.sha256)
 
 
 def read(
@@ -83,7 +80,9 @@ def read(
     if not columns:
         columns = tuple(dict.fromkeys(key for row in rows for key in row.values))
     digest = hashlib.sha256(data).hexdigest()
-    return Table(name=name, columns=columns, rows=rows, header=header, replaced=replaced, sha256=digest)
+    return Table(
+        name=name, columns=columns, rows=rows, header=header, replaced=replaced, bytes=len(data), sha256=digest
+    )
 
 
 def check_encoding(encoding: str) -> None:
@@ -242,19 +241,22 @@ def _parquet(path: Path) -> Table:
         rows=[Row(where=f"{path}: row {number}", values=row) for number, row in enumerate(listed, 1)],
         header=True,
         replaced=0,
+        bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
 
 def _named(spec: str) -> Table:
     columns, listed = hf_data.rows(spec)
+    digest, size = hf_data.digest(listed)
     return Table(
         name=spec,
         columns=columns,
         rows=[Row(where=f"{spec}: row {number}", values=row) for number, row in enumerate(listed, 1)],
         header=True,
         replaced=0,
-        sha256=hf_data.digest(listed),
+        bytes=size,
+        sha256=digest,
     )
 
 

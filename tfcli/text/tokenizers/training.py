@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tfcli.config.options import TokenizerOptions
+from tfcli.config.options import DEFAULT_VOCAB_SIZE, TokenizerOptions
 from tfcli.errors import UserError, unknown
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers.sentencepiece import MASK, SENTINEL, SPACE, Tokenizer
 
-DEFAULT_VOCAB_SIZE = 8192
 EOS = "<|endoftext|>"
 NUM_BYTES = 256
 UNIGRAM_THREADS = 4

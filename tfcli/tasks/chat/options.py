@@ -1,0 +1,38 @@
+"""Settings of ``finetune --task chat``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig, FinetuneData
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatData(FinetuneData):
+    """Which columns of tables, or fields of JSON rows, hold what."""
+
+    messages_key: str | None = None
+    """The turns of a conversation; left out: messages or conversations."""
+    prompt_key: str | None = None
+    """Or a pair's prompt; left out: prompt, question, instruction or input."""
+    response_key: str | None = None
+    """And its answer; left out: response, completion, answer or output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """How conversations are put into rows."""
+
+    pack: bool = True
+    """Several conversations in a row, none of which sees another; false: one a row, padded."""
+    row: int | None = None
+    """Tokens of a packed row; left out: 512, or the context where that is less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatConfig(FinetuneConfig):
+    """Everything that decides a run on conversations."""
+
+    data: ChatData = field(default_factory=ChatData)
+    train: DecoderTrain = field(default_factory=DecoderTrain)
+    chat: ChatOptions = field(default_factory=ChatOptions)
