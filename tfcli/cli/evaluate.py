@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from tfcli.model.lstm import Lstm
-    from tfcli.model.transformer import Transformer
+    from tfcli.model.base import Model
     from tfcli.runtime import Runtime
     from tfcli.text.tokenizers.codec import Codec
 
@@ -233,8 +232,8 @@ def _trained_masks(directory: Path) -> list[str]:
         return []
 
 
-def _load(model: str, machine: Machine) -> tuple[Transformer | Lstm, Codec, Runtime]:
-    """The model to score, a yardstick too, and its tokenizer."""
+def _load(model: str, machine: Machine) -> tuple[Model, Codec, Runtime]:
+    """The model to score, a baseline too, and its tokenizer."""
     from tfcli.formats import lstm
     from tfcli.infer.engine import load
 

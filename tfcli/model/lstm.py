@@ -1,4 +1,4 @@
-"""The yardstick: a recurrent language model (Hochreiter and Schmidhuber 1997) as large as a decoder of any settings."""
+"""The baseline: a recurrent language model (Hochreiter and Schmidhuber 1997) as large as a decoder of any settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tfcli.config.model import ModelConfig, Wiring
+from tfcli.model.base import Model
 from tfcli.model.cost import parameters
 from tfcli.model.fused import linear_cross_entropy
 
@@ -48,7 +49,7 @@ def shape(*, vocab_size: int, context: int, width: int) -> ModelConfig:
     )
 
 
-class Lstm(nn.Module):
+class Lstm(Model):
     """Token embedding, ``LAYERS`` LSTM layers and the embedding again as head; every row begins with an empty state."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from tfcli.config.options import PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats import lstm
 from tfcli.formats.hf import directory as hf
+from tfcli.model.base import Model
 from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.objectives import masked, spans
@@ -26,7 +27,6 @@ from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
-Model: TypeAlias = Transformer | Lstm
 OF_ARCH = {"mlm.": "bert", "spans.": "transformer"}
 """Settings that go with one architecture alone, by what their names begin with."""
 OF_MUON = ("optim.muon_lr", "optim.momentum")
@@ -78,7 +78,15 @@ def task(config: PretrainConfig, model: ModelConfig, corpus: Corpus, runtime: Ru
         return MaskedLanguageModeling(**fields, options=config.mlm, seed=config.seed)
     if config.model.arch == "transformer":
         return SpanCorruption(**fields, options=config.spans, seed=config.seed)
-    return LanguageModeling(**fields)
+    return (Scored if config.model.arch == "lstm" else LanguageModeling)(**fields)
+
+
+class Scored(LanguageModeling):
+    """Language modelling by a model that writes nothing."""
+
+    def sample(self, model: Any, seed: int) -> None:
+        """Nothing to read."""
+        return
 
 
 def build(config: PretrainConfig, model: ModelConfig) -> Model:
@@ -91,7 +99,7 @@ def build(config: PretrainConfig, model: ModelConfig) -> Model:
     return made
 
 
-def fill(model: Model, seed: int) -> None:
+def fill(model: Any, seed: int) -> None:
     """Give every parameter the value that it begins with."""
     if isinstance(model, Lstm):
         model.initialize(seed)
@@ -103,7 +111,7 @@ def save(
     directory: Path, config: PretrainConfig, model: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer
 ) -> None:
     """Write the model directory."""
-    made = build(config, model)
+    made: Any = build(config, model)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(weights[name])

@@ -15,6 +15,7 @@ from tfcli.config.options import PretrainConfig, TokenizerOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
+from tfcli.model.base import Model
 from tfcli.runtime import Runtime
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
@@ -264,7 +265,7 @@ class _Run(Run):
             raise UserError("nothing is held out for validation", hint="use --val FILE, or a larger --val-fraction")
         return corpus
 
-    def _restored(self, model: arch.Model, optimizers: Optimizers) -> TrainState:
+    def _restored(self, model: Model, optimizers: Optimizers) -> TrainState:
         """Weights, optimizer and counters: of the newest whole checkpoint, or new ones where there is none yet."""
 
         def fill(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tfcli.config.options import PretrainConfig
+from tfcli.model.base import Model
 from tfcli.runtime import Runtime
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, plan, record
@@ -57,7 +58,7 @@ class Run:
 
     def train(
         self,
-        model: nn.Module,
+        model: Model,
         task: Task,
         planned: plan.Plan,
         config: PretrainConfig,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tfcli.config.options import PretrainConfig
 from tfcli.errors import Interrupted, RunError
-from tfcli.model.transformer import Block
+from tfcli.model.base import Model
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.task import Task
@@ -35,7 +35,7 @@ class Trainer:
     """Everything one run holds. ``clock`` gives seconds since the process began; ``stop`` says whether to stop now."""
 
     run: Path
-    model: nn.Module
+    model: Model
     task: Task
     plan: plan.Plan
     config: PretrainConfig
@@ -253,9 +253,7 @@ class Trainer:
 
     def _compile(self) -> None:
         """Compile the blocks in place (parameter names stay as they are) and try them; go on without where it fails."""
-        for part in self.model.modules():
-            if isinstance(part, Block):
-                part.compile()
+        self.model.compile_blocks()
         indices, epochs = order.batch(0, seed=0, size=self.task.size, batch=self.plan.micro_batch)
         rows: Rows = self.task.rows(indices, epochs).to(self.runtime.device)
         try:

@@ -18,7 +18,7 @@ from tfcli.config.options import DataOptions, Sampling
 from tfcli.errors import UserError
 from tfcli.infer.decode import decode
 from tfcli.infer.score import evaluate
-from tfcli.model.lstm import Lstm
+from tfcli.model.base import Model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
@@ -34,9 +34,7 @@ CONTEXT = 512
 """Tokens of a window in finetuning, where the settings do not say."""
 
 
-def loss(
-    model: Transformer | Lstm, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float = 0.0
-) -> tuple[Tensor, int]:
+def loss(model: Model, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float = 0.0) -> tuple[Tensor, int]:
     """Summed cross-entropy (nats, fp32) of every token but the first of each row, and how many they are.
 
     ``tokens_BT`` holds T + 1 ids a row: inputs are the first T, targets the last T.
@@ -97,13 +95,11 @@ class LanguageModeling:
         """Targets."""
         return len(rows) * self.context
 
-    def loss(
-        self, model: Transformer | Lstm, rows: Tensor, *, dtype: torch.dtype, dropout: float
-    ) -> tuple[Tensor, int]:
+    def loss(self, model: Model, rows: Tensor, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed next-token cross-entropy of the rows, and the number of targets."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
 
-    def evaluate(self, model: Transformer | Lstm) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """Bits per byte and loss of the whole held-out text."""
         scores = evaluate(
             model,
@@ -118,16 +114,14 @@ class LanguageModeling:
         """Bits per byte."""
         return Headline(name="bits per byte", value=scores["val_bits_per_byte"])
 
-    def sample(self, model: Transformer | Lstm, seed: int) -> str | None:
-        """Up to 64 tokens from an empty document; None of an LSTM, which is only scored."""
-        if isinstance(model, Lstm):
-            return None
+    def sample(self, model: Transformer, seed: int) -> str | None:
+        """Up to 64 tokens from an empty document."""
         sampling = Sampling(max_tokens=min(64, self.context), ignore_eos=True)
         steps = decode(model, [[first_id(self.tokenizer)]], sampling, seeds=[seed], eos_id=self.tokenizer.eos_id)
         ids = [step.id for row in steps for step in row if step.id is not None]
         return self.tokenizer.decode(ids)
 
-    def report(self, model: Transformer | Lstm) -> tuple[dict[str, Any], list[str]]:
+    def report(self, model: Model) -> tuple[dict[str, Any], list[str]]:
         """Loss, perplexity and bits per byte of the held-out text."""
         scores = evaluate(
             model, self.val.ids, text_bytes=self.val.bytes, first=first_id(self.tokenizer), runtime=self.runtime
