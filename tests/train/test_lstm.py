@@ -18,11 +18,11 @@ from tiny_models import cpu
 from tfcli.cli.main import main
 from tfcli.config.options import ModelOptions
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import lstm as directories
 from tfcli.infer.score import evaluate
-from tfcli.model import lstm
 from tfcli.model.cost import parameters
-from tfcli.model.lstm import Lstm
+from tfcli.objectives import lstm
+from tfcli.objectives import lstm_files as directories
+from tfcli.objectives.lstm import Lstm
 from tfcli.text.corpus.shards import Shard
 from tfcli.train.events import Event, Saved
 from tfcli.train.plan import shape

@@ -234,8 +234,8 @@ def _trained_masks(directory: Path) -> list[str]:
 
 def _load(model: str, machine: Machine) -> tuple[Model, Codec, Runtime]:
     """The model to score, a baseline too, and its tokenizer."""
-    from tfcli.formats import lstm
     from tfcli.infer.engine import load
+    from tfcli.objectives import lstm_files as lstm
 
     if not lstm.found(model):
         engine = load(

@@ -157,7 +157,7 @@ def pretrain(
 
 def _show(result: Result, as_json: bool, started: float) -> None:
     """Where the model is, how good, and what to do with it."""
-    from tfcli.train.arch import next_step
+    from tfcli.objectives.base import next_step
 
     masked, then = result.masked_loss, next_step(result.arch, result.directory)
     if as_json:

@@ -17,10 +17,9 @@ from tfcli.config.model import ModelConfig, Wiring
 from tfcli.config.options import ModelOptions, PretrainConfig, SpanOptions
 from tfcli.config.resolve import seconds
 from tfcli.errors import UserError
-from tfcli.model import lstm
 from tfcli.model.cost import pair_flops, parameters, training_flops
 from tfcli.model.layers import FeedForward, RMSNorm
-from tfcli.objectives import spans
+from tfcli.objectives import lstm, spans
 from tfcli.objectives.masked import check_shares
 from tfcli.runtime import Runtime
 from tfcli.tasks.translate.new_model import WIRING as ENCODER_DECODER

@@ -16,10 +16,11 @@ from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.model.base import Model
+from tfcli.objectives import base as arch
 from tfcli.runtime import Runtime
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train import arch, checkpoint, plan, record
+from tfcli.train import checkpoint, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
 from tfcli.train.metrics import check_tensorboard

@@ -24,7 +24,7 @@ CONFIG, ADAPTER = "config.json", "adapter_config.json"
 FILES = (".gguf", ".bin", ".pt", ".pth", ".safetensors")
 """What names a file of a model, where it is there or not."""
 LSTM = "tfcli-lstm"
-"""model_type of the yardstick (``tfcli.formats.lstm``), which is none of the families."""
+"""model_type of the yardstick (``tfcli.objectives.lstm``), which is none of the families."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from torch import Tensor
 from tfcli.config.model import ModelConfig
 from tfcli.config.options import PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
-from tfcli.formats import lstm
 from tfcli.formats.hf import directory as hf
 from tfcli.model.base import Model
-from tfcli.model.lstm import Lstm
 from tfcli.model.transformer import Transformer, initialize
+from tfcli.objectives import lstm_files as lstm
 from tfcli.objectives import masked, spans
+from tfcli.objectives.lstm import Lstm
 from tfcli.objectives.masked import MaskedLanguageModeling
 from tfcli.objectives.spans import SpanCorruption
 from tfcli.runtime import Runtime

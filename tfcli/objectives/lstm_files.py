@@ -14,7 +14,7 @@ from tfcli.text.read import files
 from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
 if TYPE_CHECKING:
-    from tfcli.model.lstm import Lstm
+    from tfcli.objectives.lstm import Lstm
     from tfcli.runtime import Runtime
 
 SIZES = ("vocab_size", "context", "width")
@@ -41,7 +41,7 @@ def found(path: str | Path) -> bool:
 
 def read_config(directory: Path) -> ModelConfig:
     """The shape. Raises UserError for a config.json that does not hold it."""
-    from tfcli.model import lstm
+    from tfcli.objectives import lstm
 
     data: dict[str, Any] = read_data(directory)
     sizes = {name: data.get(name) for name in SIZES}
@@ -60,7 +60,7 @@ def load(directory: str | Path, *, runtime: Runtime) -> tuple[Lstm, Tokenizer]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from tfcli.model.lstm import Lstm
+    from tfcli.objectives.lstm import Lstm
 
     directory = Path(directory)
     model, tokenizer = Lstm(read_config(directory)), Tokenizer.load(directory)
