@@ -92,7 +92,7 @@ def trainer(
         clock=lambda: next(ticks) / 1000,
         stop=stop,
         save_model=lambda weights: None,
-        on_settled=lambda steps: None,
+        on_steps=lambda steps: None,
     )
 
 

@@ -235,9 +235,10 @@ def _trained_masks(directory: Path) -> list[str]:
 def _load(model: str, machine: Machine) -> tuple[Model, Codec, Runtime]:
     """The model to score, a baseline too, and its tokenizer."""
     from tfcli.infer.engine import load
-    from tfcli.objectives import lstm_files as lstm
+    from tfcli.objectives.table import of_directory
 
-    if not lstm.found(model):
+    own = of_directory(model)
+    if own is None:
         engine = load(
             model,
             device=machine.device,
@@ -247,9 +248,9 @@ def _load(model: str, machine: Machine) -> tuple[Model, Codec, Runtime]:
         )
         return engine.model, engine.tokenizer, engine.runtime
     if machine.quantize is not None:
-        raise UserError("--quantize does not go with an LSTM", hint="leave it out")
+        raise UserError(f"--quantize does not go with {own.called}", hint="leave it out")
     runtime = machine.runtime()
-    return *lstm.load(model, runtime=runtime), runtime
+    return *own.load(Path(model), runtime), runtime
 
 
 def _of_task(

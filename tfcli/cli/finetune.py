@@ -11,6 +11,7 @@ import typer
 
 from tfcli.cli import options
 from tfcli.cli.options import LENGTH, RUN, TEXT
+from tfcli.tasks.applications import APPLICATIONS
 
 
 def finetune(
@@ -22,7 +23,8 @@ def finetune(
         typer.Argument(metavar="DATA...", help="Files: jsonl, json, csv, tsv, parquet, txt, CoNLL; or hf:NAME:SPLIT."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
+        str | None,
+        typer.Option("--task", help=" or".join(", ".join(APPLICATIONS).rsplit(",", 1)) + ".", rich_help_panel=RUN),
     ] = None,
     out: options.Out = None,
     resume: options.Resume = False,

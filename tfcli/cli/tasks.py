@@ -28,12 +28,12 @@ def task_of(model: str) -> str | None:
             read_config(model)  # which says so
         return None
     from tfcli.formats.open import about_of
-    from tfcli.tasks.applications import APPLICATIONS, KINDS
+    from tfcli.tasks.applications import APPLICATIONS, of_head
 
     about, kind = about_of(model)
     ours = about.get("tfcli")
     name = ours.get("task") if isinstance(ours, dict) else None
-    name = name or KINDS.get(kind or "")
+    name = name or of_head(kind)
     return name if isinstance(name, str) and name in APPLICATIONS else None
 
 

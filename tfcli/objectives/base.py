@@ -1,204 +1,168 @@
-"""What pretraining does for each --arch: pieces of the vocabulary, the model with its head, the task, what is saved."""
+"""What pretraining asks of an objective: all that one --arch decides, from the vocabulary to the saved directory.
+
+An objective is a file here with an ``OBJECTIVE`` and a line in ``table``. The defaults are those of a decoder that
+learns to predict the next token.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tfcli.config.model import ModelConfig
-from tfcli.config.options import PretrainConfig, TokenizerOptions
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.options import ModelOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.model.base import Model
+from tfcli.model.cost import training_flops
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.objectives import lstm_files as lstm
-from tfcli.objectives import masked, spans
-from tfcli.objectives.lstm import Lstm
-from tfcli.objectives.masked import MaskedLanguageModeling
-from tfcli.objectives.spans import SpanCorruption
 from tfcli.runtime import Runtime
-from tfcli.tasks.lm.task import LanguageModeling
+from tfcli.tasks.task import Task
 from tfcli.text.corpus.prepare import Corpus
-from tfcli.text.tokenizers import training
+from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
-OF_ARCH = {"mlm.": "bert", "spans.": "transformer"}
-"""Settings that go with one architecture alone, by what their names begin with."""
-OF_MUON = ("optim.muon_lr", "optim.momentum")
-NAMES = {"gpt": "a GPT", "bert": "an encoder", "transformer": "an encoder-decoder", "lstm": "an LSTM"}
 
+class Objective(ABC):
+    """One --arch, without state: settings come in as ``config``; a ``model`` is of the kind that ``build`` makes."""
 
-def tokenizer_options(config: PretrainConfig) -> TokenizerOptions:
-    """How the vocabulary is made: an encoder's has pieces of its own, an encoder-decoder's has sentinels."""
-    options = config.tokenizer
-    if config.model.arch == "bert":
-        return replace(options, trainer={**training.ENCODER, **options.trainer})
-    if config.model.arch == "transformer":
-        count = spans.sentinels(config.model.context, config.spans)
-        return replace(options, trainer={**training.sentinels(count), **options.trainer})
-    return options
+    name: ClassVar[str]
+    """The word after --arch."""
+    called: ClassVar[str]
+    """The kind of model, for messages: "a GPT"."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Sections of ``PretrainConfig`` that do nothing under other objectives."""
+    score: ClassVar[str] = "bits_per_byte"
+    """The name of the number that a run ends with, under which --json gives it."""
+    unit: ClassVar[str] = "bits per byte"
+    """The same for people, behind the number."""
+    muon: ClassVar[bool] = True
+    """Whether Muon trains the matrices; else AdamW trains everything."""
+    muon_lr: ClassVar[float] = 0.02
+    lr: ClassVar[float] = 0.02
+    """Peak rates up to a width of 192; ``lr`` falls beyond."""
+    compiles: ClassVar[bool] = True
+    """Whether torch.compile has something to gain."""
+    least_context: ClassVar[int] = 1
+    layout: ClassVar[Wiring] = Wiring()
+    norm_eps: ClassVar[float] = 1e-6
+    two_stacks: ClassVar[bool] = False
+    """Whether an encoder of as many blocks stands beside the decoder."""
 
+    def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
+        """How a new vocabulary is trained."""
+        return config.tokenizer
 
-def check(config: PretrainConfig, sources: Mapping[str, str]) -> None:
-    """Raise UserError for a setting that does nothing in this architecture; ``sources`` are as ``resolve`` has them."""
-    arch, given = config.model.arch, [key for key, source in sources.items() if source != "default"]
-    for key in given:
-        for begins, owner in OF_ARCH.items():
-            if key.startswith(begins) and arch != owner:
-                raise UserError(f"{key} does nothing in {NAMES[arch]}", hint=f"it goes with --arch {owner}")
-        if key in OF_MUON and arch == "lstm":
-            raise UserError(f"{key} does nothing in an LSTM, which AdamW trains", hint="its rate is optim.lr")
-    if config.train.compile == "on" and arch == "lstm":
-        raise UserError("train.compile does nothing in an LSTM, whose layers are compiled already", hint="leave it out")
-
-
-def check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer) -> None:
-    """Raise UserError for a tokenizer that lacks what the architecture needs."""
-    if config.model.arch == "bert":
-        masked.check_tokenizer(tokenizer)
-    if config.model.arch == "transformer":
-        spans.check_tokenizer(tokenizer, config.model.context, config.spans)
-
-
-def task(config: PretrainConfig, model: ModelConfig, corpus: Corpus, runtime: Runtime) -> Any:
-    """What is learnt from the text: the next piece, the covered ones, or the hidden spans."""
-    fields: dict[str, Any] = {
-        "train": corpus.train,
-        "val": corpus.val,
-        "tokenizer": corpus.tokenizer,
-        "context": model.context,
-        "runtime": runtime,
-    }
-    if config.model.arch == "bert":
-        return MaskedLanguageModeling(**fields, options=config.mlm, seed=config.seed)
-    if config.model.arch == "transformer":
-        return SpanCorruption(**fields, options=config.spans, seed=config.seed)
-    return (Scored if config.model.arch == "lstm" else LanguageModeling)(**fields)
-
-
-class Scored(LanguageModeling):
-    """Language modelling by a model that writes nothing."""
-
-    def sample(self, model: Any, seed: int) -> None:
-        """Nothing to read."""
+    def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
+        """Raise UserError for a tokenizer that lacks special pieces; any will do."""
         return
 
+    def check(self, config: PretrainConfig) -> None:
+        """Raise UserError for settings that no text can be trained with."""
+        context = config.model.context
+        if context is not None and context < self.least_context:
+            raise UserError(
+                f"model.context is {context}", hint=f"that of {self.called} must be at least {self.least_context}"
+            )
 
-def build(config: PretrainConfig, model: ModelConfig) -> Model:
-    """The model with its head, not yet filled."""
-    if config.model.arch == "lstm":
-        return Lstm(model)
-    made = Transformer(model)
-    if config.model.arch == "bert":
-        masked.attach(made)
-    return made
+    def width(self, depth: int) -> int:
+        """The width of a model of ``depth`` blocks."""
+        return 64 * depth
 
+    def depth(self, width: int) -> int:
+        """The depth of a model whose width is given."""
+        return max(1, width // 64)
 
-def fill(model: Any, seed: int) -> None:
-    """Give every parameter the value that it begins with."""
-    if isinstance(model, Lstm):
-        model.initialize(seed)
-    else:
+    def ffn_width(self, width: int) -> int:
+        """8/3 of the width, in whole 64s (Shazeer 2020, 2)."""
+        return math.ceil(8 * width / 3 / 64) * 64
+
+    def shape(self, options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
+        """The model of a depth with heads of 64, and with what ``options`` fixes. Raises UserError for odd heads."""
+        width = options.width or self.width(depth)
+        heads = options.heads or max(1, width // 64)
+        if width % heads:
+            raise UserError(
+                f"a width of {width} cannot be divided into {heads} heads",
+                hint=f"choose a width that is a multiple of {heads}, or other heads",
+            )
+        return ModelConfig(
+            vocab_size=vocab_size,
+            context=options.context or (128 if depth <= 4 else 256 if depth <= 8 else 512),
+            depth=depth,
+            width=width,
+            heads=heads,
+            kv_heads=options.kv_heads or heads,
+            head_width=width // heads,
+            ffn_width=options.ffn_width or self.ffn_width(width),
+            tied=options.tied,
+            norm_eps=self.norm_eps,
+            encoder_depth=depth if self.two_stacks else 0,
+            wiring=self.layout,
+        )
+
+    def built(self, shape: ModelConfig) -> ModelConfig:
+        """The shape that is trained where ``shape`` was planned: another one for a baseline of the same size."""
+        return shape
+
+    def window(self, config: PretrainConfig, context: int) -> int:
+        """Tokens of the text in one example."""
+        return context
+
+    def training_flops(self, config: PretrainConfig, shape: ModelConfig) -> float:
+        """FLOPs of training on one token of the text."""
+        return training_flops(shape, shape.context)
+
+    @abstractmethod
+    def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> Task:
+        """What is learnt from the text, and how it is scored."""
+
+    def build(self, shape: ModelConfig) -> Model:
+        """The model with its head, not yet filled."""
+        return Transformer(shape)
+
+    def fill(self, model: Any, seed: int) -> None:
+        """Give every parameter the value that it begins with."""
         initialize(model, seed)
 
+    def write(self, directory: Path, model: Any, tokenizer: Tokenizer) -> None:
+        """Write the model directory."""
+        hf.save(directory, model, tokenizer)
 
-def save(
-    directory: Path, config: PretrainConfig, model: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer
-) -> None:
-    """Write the model directory."""
-    made: Any = build(config, model)
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            parameter.copy_(weights[name])
-    if isinstance(made, Lstm):
-        lstm.save(directory, made, tokenizer)
-    elif config.model.arch == "bert":
-        hf.save(directory, made, tokenizer, card=_card(model), about=_about(tokenizer))
-    elif config.model.arch == "transformer":
-        ending = Tokenizer(tokenizer.model_bytes, name=tokenizer.name, suffix_ids=(tokenizer.eos_id,))
-        hf.save(directory, made, ending, card=_seq2seq_card(model))
-    else:
-        hf.save(directory, made, tokenizer)
+    def save(self, directory: Path, shape: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:
+        """Write the model directory of trained ``weights``."""
+        model = self.build(shape)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        self.write(directory, model, tokenizer)
 
+    @abstractmethod
+    def next_step(self, directory: Path) -> str:
+        """The command that a person goes on with."""
 
-def next_step(arch: str, directory: Path) -> str:
-    """What a person does with a model of an architecture."""
-    return {
-        "gpt": f'tfcli generate --model {directory} --prompt "..."',
-        "bert": f'tfcli predict {directory} --task fill "... [MASK] ..."',
-        "transformer": f"tfcli finetune {directory} PAIRS --task translate",
-        "lstm": f"tfcli evaluate {directory} TEXT",
-    }[arch]
+    # Of an objective that ``write``s a format of its own, with "model_type": "tfcli-NAME" in config.json.
+
+    def load(self, directory: Path, runtime: Runtime) -> tuple[Model, Codec]:
+        """The model in ``directory``, to be scored, and its tokenizer. Raises UserError for damaged files."""
+        raise NotImplementedError
+
+    def sizes(self, directory: Path) -> dict[str, Any]:
+        """What ``inspect`` shows of the shape."""
+        raise NotImplementedError
 
 
-def _about(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Of an encoder: its special pieces, and how it is finetuned. Nothing has taught its [CLS] to speak for a text."""
-    ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
-    return {**ids, "classifier_pooling": "mean", "tfcli": {"optimizer": "muon"}}
-
-
-def _card(config: ModelConfig) -> str:
-    """The README of an encoder with its masked-language head."""
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- tfcli
----
-
-# A small encoder, made with tfcli
-
-{config.depth} blocks of width {config.width}, {config.heads} heads, a vocabulary of {config.vocab_size} pieces and a
-context of {config.context} tokens, wired as ModernBERT. It says what stands where a text has [MASK], and is what
-classifiers and taggers are finetuned from.
-
-With tfcli:
-
-```sh
-tfcli predict . --task fill "Once upon a [MASK]."
-```
-
-With transformers:
-
-```python
-from transformers import pipeline
-
-print(pipeline("fill-mask", ".")("Once upon a [MASK]."))
-```
-"""
-
-
-def _seq2seq_card(config: ModelConfig) -> str:
-    """The README of an encoder-decoder that learnt to say what is hidden."""
-    return f"""---
-library_name: transformers
-tags:
-- tfcli
----
-
-# An encoder-decoder, made with tfcli
-
-An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
-heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens, stored as mBART. It was
-pretrained by span corruption: of a text in which pieces such as <extra_id_0> stand for hidden words, it says these
-words. It is what models that turn one text into another are finetuned from.
-
-With tfcli:
-
-```sh
-tfcli finetune . pairs.tsv --task translate
-```
-
-With transformers:
-
-```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
-```
-"""
+def check_encoder(options: ModelOptions) -> None:
+    """Raise UserError for settings that the families of encoders do not have."""
+    if not options.tied:
+        raise UserError("model.tied is false", hint="the head of an encoder is its token embedding: leave it out")
+    if options.kv_heads not in (None, options.heads):
+        raise UserError(
+            f"model.kv_heads is {options.kv_heads}", hint="an encoder has as many as heads: leave it out (ModernBERT)"
+        )

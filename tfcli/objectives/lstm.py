@@ -1,18 +1,37 @@
-"""The baseline: a recurrent language model (Hochreiter and Schmidhuber 1997) as large as a decoder of any settings."""
+"""The baseline: a recurrent language model (Hochreiter and Schmidhuber 1997) as large as a decoder of any settings.
+
+Its directory, which only tfcli reads, holds config.json, model.safetensors and the tokenizer.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.options import PretrainConfig
+from tfcli.errors import UserError
+from tfcli.formats.hf.stored import CONFIG, OWN, read_data
+from tfcli.formats.hf.weights import FILE
 from tfcli.model.base import Model
 from tfcli.model.cost import parameters
 from tfcli.model.fused import linear_cross_entropy
+from tfcli.objectives.base import Objective
+from tfcli.runtime import Runtime
+from tfcli.tasks.lm.task import LanguageModeling
+from tfcli.text.corpus.prepare import Corpus
+from tfcli.text.read import files
+from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
+SIZES = ("vocab_size", "context", "width")
 LAYERS = 2
 """As of Zaremba et al. 2014; deeper ones are harder to train and no better."""
 
@@ -89,3 +108,89 @@ class Lstm(Model):
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.embed.weight, targets_BT.flatten())
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape. Raises UserError for a config.json that does not hold it."""
+    data: dict[str, Any] = read_data(directory)
+    sizes = {name: data.get(name) for name in SIZES}
+    for name, value in {**sizes, "layers": data.get("layers")}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(
+                f"{directory / CONFIG}: {name} is {value!r}", hint="it must be a whole number of at least 1"
+            )
+    if data["layers"] != LAYERS:
+        raise UserError(f"{directory / CONFIG}: layers is {data['layers']}", hint=f"tfcli's have {LAYERS}")
+    return shape(vocab_size=data["vocab_size"], context=data["context"], width=data["width"])
+
+
+class Scored(LanguageModeling):
+    """Language modelling by a model that writes nothing."""
+
+    def sample(self, model: Any, seed: int) -> None:
+        """Nothing to read."""
+        return
+
+
+class Baseline(Objective):
+    """--arch lstm: planned as the GPT that it is compared with, on the same text, windows and order."""
+
+    name = "lstm"
+    called = "an LSTM"
+    muon = False
+    lr = 1e-2
+    compiles = False
+
+    def built(self, shape: ModelConfig) -> ModelConfig:
+        """As many parameters."""
+        return like(shape)
+
+    def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> Scored:
+        """Language modelling."""
+        return Scored(
+            train=corpus.train, val=corpus.val, tokenizer=corpus.tokenizer, context=shape.context, runtime=runtime
+        )
+
+    def build(self, shape: ModelConfig) -> Lstm:
+        """Both layers and the embedding."""
+        return Lstm(shape)
+
+    def fill(self, model: Lstm, seed: int) -> None:
+        """By its own rule."""
+        model.initialize(seed)
+
+    def write(self, directory: Path, model: Lstm, tokenizer: Tokenizer) -> None:
+        """Write the directory, the weights last."""
+        directory.mkdir(parents=True, exist_ok=True)
+        config = {"model_type": OWN + self.name, **{name: getattr(model.config, name) for name in SIZES}}
+        config |= {"layers": LAYERS, "tfcli": {"tokenizer_sha256": tokenizer.hash}}
+        tokenizer.save(directory / FILE_NAME)
+        files.write(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
+        files.write(directory / FILE, save(state, metadata={"format": "pt"}))
+
+    def next_step(self, directory: Path) -> str:
+        """It is only scored."""
+        return f"tfcli evaluate {directory} TEXT"
+
+    def load(self, directory: Path, runtime: Runtime) -> tuple[Lstm, Tokenizer]:
+        """With fp32 weights on the runtime's device. Raises UserError for damaged files."""
+        model, tokenizer = Lstm(read_config(directory)), Tokenizer.load(directory)
+        try:
+            model.load_state_dict(load_file(directory / FILE))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(
+                f"{directory / FILE} cannot be read: {str(error).splitlines()[0]}",
+                hint="it must be the one that pretrain wrote beside config.json",
+            ) from None
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise UserError(f"{directory} has a tokenizer of another model: {tokenizer.vocab_size} pieces")
+        return model.to(runtime.device).requires_grad_(False), tokenizer
+
+    def sizes(self, directory: Path) -> dict[str, Any]:
+        """Those that config.json names."""
+        data = read_data(directory)
+        return {name: data.get(name) for name in (*SIZES, "layers")}
+
+
+OBJECTIVE = Baseline()

@@ -26,7 +26,7 @@ from tfcli.model import lora
 from tfcli.model.quant.quantize import widen_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.runtime import Runtime
-from tfcli.tasks.applications import KINDS, application
+from tfcli.tasks.applications import application, of_head
 from tfcli.tasks.common.options import FinetuneConfig, check
 from tfcli.tasks.frame import settings_of
 from tfcli.tasks.task import Application, Finetuning, Start
@@ -255,7 +255,7 @@ class _Run(Run):
             return
         lora.attach(model, self.config.lora, seed=self.config.seed)
         head = task_heads.of(model)
-        if head is not None and KINDS.get(head.kind) == self.app.name:
+        if head is not None and of_head(head.kind) == self.app.name:
             head.requires_grad_(True)
 
     def _same_data(self, task: Finetuning) -> None:

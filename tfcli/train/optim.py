@@ -186,7 +186,7 @@ class Optimizers:
 def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:
     """Factor on the peak rates at ``step`` (from 0): linear warm-up, constant, then linear to zero over ``decay``.
 
-    Warm-up, stable, decay (Hu et al. 2024, MiniCPM, 4.1): the length may be settled while the rate is still constant.
+    Warm-up, stable, decay (Hu et al. 2024, MiniCPM, 4.1): the length may be fixed while the rate is still constant.
     """
     warm = (step + 1) / (min(warmup, steps) + 1)
     left = (steps - step) / max(1.0, steps * decay)

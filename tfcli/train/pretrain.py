@@ -16,11 +16,12 @@ from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.model.base import Model
-from tfcli.objectives import base as arch
+from tfcli.objectives.base import Objective
+from tfcli.objectives.table import check_given, objective
 from tfcli.runtime import Runtime
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train import checkpoint, plan, record
+from tfcli.train import checkpoint, plan, record, shape
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
 from tfcli.train.metrics import check_tensorboard
@@ -33,16 +34,25 @@ SHARDS = ".shards"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken and the best model's score.
-
-    That is its bits per byte, or the loss (nats) on masked pieces of an encoder, on hidden ones of an encoder-decoder.
-    """
+    """What a finished run left: its directory, the steps taken and the best model's score."""
 
     directory: Path
     steps: int
-    bits_per_byte: float | None
-    masked_loss: float | None = None
+    score: float | None
+    """Of the held-out text; None where it was never scored."""
+    score_name: str = "bits_per_byte"
+    """Or "loss": nats a masked token of an encoder, a hidden one of an encoder-decoder."""
     arch: str = "gpt"
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The score where that is its name."""
+        return self.score if self.score_name == "bits_per_byte" else None
+
+    @property
+    def masked_loss(self) -> float | None:
+        """The score where it is a loss."""
+        return self.score if self.score_name == "loss" else None
 
 
 def pretrain(
@@ -89,7 +99,7 @@ def pretrain(
             if not specs:
                 raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
             plan.check(config)
-            arch.check(config, sources)
+            check_given(config, sources)
             runtime = Runtime.detect(device=device, precision=precision, threads=threads)
             directory = record.new_directory(out, specs)
             run = _Run(directory=directory, specs=specs, config=config, sources=sources, runtime=runtime, tell=tell)
@@ -154,6 +164,11 @@ class _Run(Run):
 
     config: PretrainConfig
 
+    @property
+    def objective(self) -> Objective:
+        """What is learnt."""
+        return objective(self.config.model.arch)
+
     def go(self, tokenizer: Tokenizer | None, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
         """Prepare, plan, train, with the directory held."""
         self.note(f"device: {self.runtime.describe()}")
@@ -170,10 +185,10 @@ class _Run(Run):
                 runtime=self.runtime,
                 on_note=self.note,
             )
-        task = arch.task(self.config, planned.model, corpus, self.runtime)
-        model = arch.build(self.config, planned.model).to(self.runtime.device)
-        plain = self.config.model.arch == "lstm"
-        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain)
+        made = self.objective
+        task = made.task(self.config, planned.model, corpus, self.runtime)
+        model = made.build(planned.model).to(self.runtime.device)
+        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not made.muon)
         state = self._restored(model, optimizers)
         about = self.before or self._record(planned, corpus, command)
         self.begin(about, corpus.receipt)
@@ -184,9 +199,9 @@ class _Run(Run):
             self.note(line)
 
         def save_model(weights: dict[str, Tensor]) -> None:
-            arch.save(self.directory, self.config, planned.model, weights, corpus.tokenizer)
+            made.save(self.directory, planned.model, weights, corpus.tokenizer)
 
-        def settled(steps: int) -> None:
+        def fixed(steps: int) -> None:
             tokens = steps * planned.tokens_per_step
             epochs = tokens / max(1, corpus.train.tokens)
             self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
@@ -201,12 +216,12 @@ class _Run(Run):
             clock=clock,
             stop=stop,
             save_model=save_model,
-            on_settled=settled,
+            on_steps=fixed,
         )
         record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
-        kind = self.config.model.arch
-        bits, masked = (state.best, None) if kind in ("gpt", "lstm") else (None, state.best)
-        return Result(directory=self.directory, steps=state.step, bits_per_byte=bits, masked_loss=masked, arch=kind)
+        return Result(
+            directory=self.directory, steps=state.step, score=state.best, score_name=made.score, arch=made.name
+        )
 
     def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
         """The content of run.json when a run begins; "shards" is the way from its parent to its encoded text."""
@@ -227,8 +242,8 @@ class _Run(Run):
         """The encoded text: of a run to resume just as it was left, without reading the sources again."""
         if self.before is None:
             if tokenizer is not None:
-                arch.check_tokenizer(self.config, tokenizer)
-            return self._prepared(tokenizer or arch.tokenizer_options(self.config))
+                self.objective.check_tokenizer(self.config, tokenizer)
+            return self._prepared(tokenizer or self.objective.tokenizer_options(self.config))
         if tokenizer is not None and tokenizer.hash != self.before["tokenizer_hash"]:
             raise UserError(
                 f"{self.directory} was started with another tokenizer",
@@ -257,7 +272,9 @@ class _Run(Run):
             tokenizer=tokenizer,
             cache=self.directory.parent / SHARDS,
             threads=self.runtime.threads,
-            vocab_size_for=lambda size: plan.vocab_size(size, self.config),
+            vocab_size_for=lambda size: shape.vocab_size(
+                size, depth=self.config.model.depth, budget=plan.time_budget(self.config)
+            ),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
             on_note=self.note,
@@ -275,7 +292,7 @@ class _Run(Run):
 
         state = self.restore(fill, optimizers)
         if state is None:
-            arch.fill(model, self.config.seed)
+            self.objective.fill(model, self.config.seed)
         return state or TrainState()
 
 

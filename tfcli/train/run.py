@@ -68,7 +68,7 @@ class Run:
         clock: Callable[[], float],
         stop: Stop,
         save_model: Callable[[dict[str, Tensor]], None],
-        on_settled: Callable[[int], None] = lambda steps: None,
+        on_steps: Callable[[int], None] = lambda steps: None,
     ) -> None:
         """Train to the end, with a line of metrics.jsonl now and then; from here on a signal stops it gently."""
         stop.gentle = True
@@ -90,7 +90,7 @@ class Run:
                 clock=clock,
                 stop=stop,
                 save_model=save_model,
-                on_settled=on_settled,
+                on_steps=on_steps,
             ).train()
 
 

@@ -48,7 +48,7 @@ class Trainer:
     stop: Callable[[], bool]
     save_model: Callable[[dict[str, Tensor]], None]
     """Writes the model directory from a state dict."""
-    on_settled: Callable[[int], None]
+    on_steps: Callable[[int], None]
     """Told the number of steps once a budgeted run has measured its speed."""
 
     def __post_init__(self) -> None:
@@ -62,14 +62,14 @@ class Trainer:
     def train(self) -> None:
         """Train to the end, or until stopped: then save and raise Interrupted.
 
-        Order of a step: settle, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
+        Order of a step: fix the length, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
         """
         if self.plan.compile:
             self._compile()
         saved = self.state.step
         while True:
             step = self.state.step
-            self._settle()
+            self._fix_steps()
             last = self.state.steps is not None and step >= self.state.steps
             if step and step != saved:
                 self._look(last)
@@ -143,11 +143,11 @@ class Trainer:
         return loss_sum, count
 
     def _factor(self) -> float:
-        """Of the learning rates; until the length is settled the rate is still rising or constant."""
+        """Of the learning rates; until the length is fixed the rate is still rising or constant."""
         optim = self.config.optim
         return schedule(self.state.step, self.state.steps or 2**40, warmup=optim.warmup, decay=optim.decay)
 
-    def _settle(self) -> None:
+    def _fix_steps(self) -> None:
         """Fix the number of steps of a budgeted run from its speed, and how often to save.
 
         The number is looked at again where the rates are about to fall: a machine that was busy at first, or became so,
@@ -165,7 +165,7 @@ class Trainer:
             # A token scored costs a forward pass, a third of a token trained on.
             evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
             before = state.steps or 0
-            state.steps = plan.settle(
+            state.steps = plan.fix_steps(
                 self.plan,
                 elapsed=self.clock() + self._offset,
                 step=state.step,
@@ -175,7 +175,7 @@ class Trainer:
             )
             self._timed = (self.clock(), state.step)
             if abs(state.steps - before) > before // 50:
-                self.on_settled(state.steps)
+                self.on_steps(state.steps)
         if state.checkpoint_every is None:
             if self.config.train.checkpoint_every is not None:
                 state.checkpoint_every = self.config.train.checkpoint_every

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 FILES = (".gguf", ".bin", ".pt", ".pth", ".safetensors")
 """What names a file of a model, where it is there or not."""
-LSTM = "tfcli-lstm"
-"""model_type of the yardstick (``tfcli.objectives.lstm``), which is none of the families."""
+OWN = "tfcli-"
+"""How the model_type of a baseline begins, which is none of the families: its objective alone reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +159,10 @@ def read_config(directory: str | Path) -> ModelConfig:
 def read_settings(directory: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
     """Family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``."""
     data = read_data(directory)
-    if data.get("model_type") == LSTM:
+    kind = data.get("model_type")
+    if isinstance(kind, str) and kind.startswith(OWN):
         raise UserError(
-            f"{directory} is an LSTM, a yardstick that is only scored", hint=f"tfcli evaluate {directory} TEXT"
+            f"{directory} is a baseline ({kind}), which can only be scored", hint=f"tfcli evaluate {directory} TEXT"
         )
     family, config = families.read(directory / CONFIG, data)
     extra = data.get("tfcli")
