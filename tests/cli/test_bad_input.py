@@ -246,7 +246,7 @@ def test_a_full_disk(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Catches a traceback, exit code 2, a broken checkpoint, and a run that cannot go on when there is room again."""
-    from tfcli.formats.hf import directory as hf
+    from tfcli import disk
     from tfcli.train.metrics import Metrics
 
     full: list[bool] = []
@@ -276,7 +276,7 @@ def test_a_full_disk(
         case "metrics":
             limited(Metrics, "write", no_space)
         case "model":
-            limited(hf, "_sync", no_space)
+            limited(disk, "whole_folder", no_space)
     often = ["--checkpoint-every", "3", "--set", "train.eval_every=3"]
     said = refused(capsys, "good.txt", "--steps", "9", *often, *SMALL, code=1)
     assert "disk is full" in said

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from text_samples import prose
 
+from tfcli import disk
 from tfcli.config.options import DataOptions, TokenizerOptions
 from tfcli.errors import RunError, UserError
 from tfcli.text.corpus import prepare as corpora
 from tfcli.text.corpus.prepare import Corpus, Sample, prepare, split_point
 from tfcli.text.corpus.shards import HEADER_BYTES, Shard, ShardWriter
-from tfcli.text.read import files
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 
@@ -323,12 +323,12 @@ def test_only_what_dead_processes_left_is_swept(tmp_path: Path, bpe: Tokenizer) 
     """Catches leftovers of a killed run that stay for ever, and the files of a live run removed."""
     (tmp_path / "a.txt").write_text(prose(50))
     folder = make(tmp_path, tmp_path / "a.txt", tokenizer=bpe).train.path.parent
-    mine = files.aside(folder / "train.bin")
+    mine = disk.aside(folder / "train.bin")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     dead = mine.with_name(mine.name.replace(f".{os.getpid()}.", f".{process.pid}."))
     elsewhere = folder / f".train.bin.another-machine.{process.pid}.tmp"
-    spool = tmp_path / "c" / f"tfcli-x{files.mark()}".replace(f".{os.getpid()}.", f".{process.pid}.")
+    spool = tmp_path / "c" / f"tfcli-x{disk.mark()}".replace(f".{os.getpid()}.", f".{process.pid}.")
     spool.mkdir()
     for path in (mine, dead, elsewhere, spool / "stdin.txt", folder / "notes.tmp"):
         path.write_text("half")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from tfcli.train.checkpoint import TrainState
 
 OPERATIONS: list[tuple[Any, str]] = [
     (checkpoint, "save_file"),
-    (checkpoint.os, "fsync"),
-    (checkpoint.shutil, "rmtree"),
+    (os, "fsync"),
+    (shutil, "rmtree"),
     (Path, "mkdir"),
     (Path, "write_text"),
     (Path, "rename"),
@@ -100,7 +97,7 @@ def test_a_failed_save_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
@@ -153,79 +150,6 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "00000006").mkdir()  # renamed, not yet marked
     checkpoint.prune(tmp_path, keep=2, best_step=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000004", "00000005"]
-
-
-def test_write_whole_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches run.json or a marker that is empty after a full disk, and a temporary file left behind."""
-    path = tmp_path / "run.json"
-    checkpoint.write_whole(path, "old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def hold(run: Path, pipe: Connection) -> None:
-    """In another process: take the directory, say so, and wait."""
-    with checkpoint.locked(run):
-        pipe.send("held")
-        pipe.recv()
-
-
-def test_one_process_a_directory(tmp_path: Path) -> None:
-    """Catches two runs that overwrite each other; the lock of a process that was killed; and that being refused must
-    not take the directory away from who holds it."""
-    run = tmp_path / "runs" / "a"
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=hold, args=(run, there))
-    process.start()
-    assert here.recv() == "held"
-    with pytest.raises(UserError, match="another process"), checkpoint.locked(run):
-        pass
-    assert (run / ".lock").exists()
-    assert checkpoint.held(run)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert not checkpoint.held(run)
-    with checkpoint.locked(run):
-        (run / "something").touch()
-    assert (run / "something").exists()
-    here.close()
-    there.close()
-
-
-def test_a_directory_in_which_nothing_was_written_goes(tmp_path: Path) -> None:
-    """Catches empty run directories left by runs that failed at once."""
-    with checkpoint.locked(tmp_path / "a"):
-        pass
-    assert not (tmp_path / "a").exists()
-
-
-def test_the_lock_of_a_removed_directory_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches two holders: one opens the file, its owner removes it, and the other locks what is no longer there."""
-    run = tmp_path / "a"
-    run.mkdir()
-    import fcntl
-
-    flock, calls = fcntl.flock, []
-
-    def slow(file: Any, how: int) -> None:
-        if not calls:
-            shutil.rmtree(run)
-        calls.append(how)
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", slow)
-    with checkpoint.locked(run):
-        assert (run / ".lock").exists()
-        assert checkpoint.held(run)
-    assert len(calls) > 1
 
 
 def test_the_state_is_plain_json(tmp_path: Path) -> None:

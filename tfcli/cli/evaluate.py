@@ -293,10 +293,10 @@ def _of_task(
     for line in result.notes:
         print(line, file=sys.stderr)
     if predictions is not None:
-        from tfcli.text.read import files
+        from tfcli import disk
 
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
-        files.write(predictions, "".join(lines).encode())
+        disk.write(predictions, "".join(lines).encode())
     if confusion is not None:
         import numpy as np
 

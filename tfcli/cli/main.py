@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -12,6 +11,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from tfcli import disk
 from tfcli.cli.help import Context, GroupedCommand
 from tfcli.errors import Interrupted, TfcliError, unknown
 
@@ -164,7 +164,7 @@ def _explain(error: Exception) -> int:
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and disk.is_full(error):
         print(f"error: no space left on the disk{f' for {error.filename}' if error.filename else ''}", file=sys.stderr)
         print("  free some space, or choose another place with --out; what was saved before is whole", file=sys.stderr)
         return 1

@@ -141,7 +141,6 @@ def _write(
     for said in inexact:
         on_note(f"llama.cpp will take some texts otherwise: {said}")
     expected = convert.probe(model)
-    aside.mkdir()
     gguf_save.save(aside / MODEL, model, codec, name=source.resolve().stem)
     for name in BESIDE if source.is_dir() else ():
         if (source / name).is_file():

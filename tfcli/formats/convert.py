@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
 from tfcli.formats import open as models
@@ -28,7 +28,6 @@ from tfcli.model.masked_head import MaskedHead
 from tfcli.model.quant.quantize import Quantization, quantize_model, widen_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
-from tfcli.text.read import files
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.json import JsonTokenizer, Roles
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
@@ -283,19 +282,14 @@ def written(out: Path, *, directory: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent} cannot be made: {error.strerror}", hint="choose another place") from None
-    files.sweep(out.parent)
-    aside = files.aside(out)
+    if directory:
+        with disk.whole_folder(out, last=lambda name: name.endswith((".safetensors", ".gguf"))) as folder:
+            yield folder
+        return
+    disk.sweep(out.parent)
+    made = disk.aside(out)
     try:
-        yield aside
-        if directory and out.exists():
-            # Weights last: a reader finds them only when all else is there.
-            held = sorted(aside.iterdir(), key=lambda path: (path.suffix in (".safetensors", ".gguf"), path.name))
-            for path in held:
-                path.replace(out / path.name)
-        else:
-            aside.replace(out)
+        yield made
+        made.replace(out)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from tfcli import disk
 from tfcli.config.model import ModelConfig, Wiring
 from tfcli.config.options import PretrainConfig
 from tfcli.errors import UserError
@@ -28,7 +29,6 @@ from tfcli.objectives.base import Objective
 from tfcli.runtime import Runtime
 from tfcli.tasks.lm.task import LanguageModeling
 from tfcli.text.corpus.prepare import Corpus
-from tfcli.text.read import files
 from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
 SIZES = ("vocab_size", "context", "width")
@@ -165,9 +165,9 @@ class Baseline(Objective):
         config = {"model_type": OWN + self.name, **{name: getattr(model.config, name) for name in SIZES}}
         config |= {"layers": LAYERS, "tfcli": {"tokenizer_sha256": tokenizer.hash}}
         tokenizer.save(directory / FILE_NAME)
-        files.write(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        disk.write(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
         state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
-        files.write(directory / FILE, save(state, metadata={"format": "pt"}))
+        disk.write(directory / FILE, save(state, metadata={"format": "pt"}))
 
     def next_step(self, directory: Path) -> str:
         """It is only scored."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tfcli import disk
 from tfcli.errors import UserError
-from tfcli.text.read import files
 
 FOLDER = "checkpoints"
 MARKER = "complete.json"
-LOCK = ".lock"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,11 +67,11 @@ def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict
         save_file({name: t.detach().contiguous() for name, t in model.items()}, aside / "model.safetensors")
         save_file({name: t.detach().contiguous() for name, t in optimizer.items()}, aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        sums = {path.name: _sync_and_sum(path) for path in sorted(aside.iterdir())}
-        _sync_folder(aside)
+        sums = {path.name: _synced(path) for path in sorted(aside.iterdir())}
+        disk.sync(aside)
         aside.rename(final)
-        _sync_folder(folder)
-        write_whole(final / MARKER, json.dumps(sums, indent=1))
+        disk.sync(folder)
+        disk.write(final / MARKER, json.dumps(sums, indent=1).encode())
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -135,64 +133,10 @@ def clear(run: Path) -> None:
     shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old or the new one, never a part."""
-    files.write(path, text.encode("utf-8"))
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the directory, made if need be: a second run on it, also in another process, is refused.
-
-    A killed process lets go. A directory in which nothing was written is removed again at the end.
-    """
-    with _take(run):
-        try:
-            yield
-        finally:
-            if {path.name for path in run.iterdir()} <= {LOCK}:
-                (run / LOCK).unlink(missing_ok=True)
-                run.rmdir()
-
-
-def held(run: Path) -> bool:
-    """Whether a process holds the directory now."""
-    try:
-        import fcntl
-
-        with (run / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        pass
-    return False
-
-
-def _take(run: Path) -> AbstractContextManager[object]:
-    """The open, locked file of a run; where the system has no such locks, nothing."""
-    while True:
-        run.mkdir(parents=True, exist_ok=True)
-        try:
-            import fcntl
-
-            file = (run / LOCK).open("w")
-        except ImportError:
-            return nullcontext()
-        except FileNotFoundError:  # who held it just removed the directory
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), (run / LOCK).stat()):
-                return file
-        except BlockingIOError:
-            file.close()
-            raise UserError(
-                f"another process is training in {run}", hint="wait for it, stop it, or choose another --out"
-            ) from None
-        except FileNotFoundError:
-            pass
-        file.close()  # a lock on a file that was removed meanwhile keeps nobody out
+def locked(run: Path) -> AbstractContextManager[None]:
+    """Hold the directory of a run, made if need be: a second run on it, also in another process, is refused."""
+    busy = UserError(f"another process is training in {run}", hint="wait for it, stop it, or choose another --out")
+    return disk.locked(run, busy=busy)
 
 
 def resume_command(run: Path) -> str:
@@ -211,12 +155,9 @@ def _broken(path: Path, why: str) -> UserError:
     return UserError(f"the checkpoint {path} cannot be read: {why}", hint=hint)
 
 
-def _sync_and_sum(path: Path) -> list[int]:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _synced(path: Path) -> list[int]:
+    """Size and checksum of a file, once it is on the disk."""
+    disk.sync(path)
     return [path.stat().st_size, _sum(path)]
 
 
@@ -226,12 +167,3 @@ def _sum(path: Path) -> int:
         while block := file.read(1 << 22):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def _sync_folder(path: Path) -> None:
-    with suppress(OSError):  # not every system lets a directory be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -32,7 +32,7 @@ from tfcli.tasks.frame import settings_of
 from tfcli.tasks.task import Application, Finetuning, Start
 from tfcli.text.read import hf_data
 from tfcli.text.tokenizers.codec import Codec
-from tfcli.train import checkpoint, plan, record
+from tfcli.train import checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener
 from tfcli.train.metrics import check_tensorboard
@@ -92,7 +92,7 @@ def finetune(
     stopped it after saving.
     """
     began = time.time() if started is None else started
-    tell: Listener = listen if listen is not None else lambda event: None
+    tell: Listener = listen or notebook.listener()
     specs = [str(spec) for spec in ([data] if isinstance(data, str | Path) else data)]
     with stop_signals() as stop:
         before = None

@@ -21,7 +21,7 @@ from tfcli.objectives.table import check_given, objective
 from tfcli.runtime import Runtime
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train import checkpoint, plan, record, shape
+from tfcli.train import checkpoint, notebook, plan, record, shape
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note, Preparing
 from tfcli.train.metrics import check_tensorboard
@@ -91,7 +91,7 @@ def pretrain(
     )
     config = plan.one_length(config, sources)
     _no_idle_settings(sources, tokenizer)
-    tell: Listener = listen or (lambda event: None)
+    tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
         if resume:
             run = _resumed(out, specs, config, sources, device, precision, threads, tell)

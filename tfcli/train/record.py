@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import platform
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 
+from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.config.options import PretrainConfig
 from tfcli.config.resolve import from_dict, to_dict
@@ -26,7 +25,6 @@ from tfcli.tasks.common.options import FinetuneConfig
 from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, metrics
-from tfcli.train.checkpoint import write_whole
 from tfcli.train.plan import Plan
 
 RUN_FILE, DATA_FILE = "run.json", "data.json"
@@ -94,7 +92,7 @@ def checksums(corpus: Corpus) -> dict[str, int]:
 
 def write(directory: Path, name: str, content: Record) -> None:
     """Write run.json or data.json."""
-    write_whole(directory / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    disk.write(directory / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read(directory: Path) -> Record:
@@ -156,7 +154,7 @@ def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
     name = stem(specs[0]).strip("*") if specs[0] != "-" else "stdin"
     base = RUNS / (name or "run")
     candidates = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 10_000))
-    return next(path for path in candidates if is_free(path) and not checkpoint.held(path))
+    return next(path for path in candidates if is_free(path) and not disk.held(path))
 
 
 def stem(spec: str) -> str:
@@ -184,12 +182,12 @@ def clear(directory: Path) -> None:
     checkpoint.clear(directory)
     metrics.clear(directory)
     for path in directory.iterdir():
-        if path.name in (DATA_FILE, hf.TOKENIZER) or (_is_ours(path.name) and path.name != checkpoint.LOCK):
+        if path.name in (DATA_FILE, hf.TOKENIZER) or (_is_ours(path.name) and path.name != disk.LOCK):
             path.unlink()
 
 
 def _is_ours(name: str) -> bool:
-    return name == checkpoint.LOCK or (name.startswith(f".{RUN_FILE}.") and name.endswith(".tmp"))
+    return name == disk.LOCK or (name.startswith(f".{RUN_FILE}.") and name.endswith(".tmp"))
 
 
 def resumable(out: str | Path | None, specs: Sequence[str], *, kind: str | None = None) -> Path:
@@ -221,9 +219,8 @@ def full_disk(directory: Path) -> Iterator[None]:
     """Turn a write that found the disk full into a RunError that says what is safe and how to go on."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        codes = (errno.ENOSPC, errno.EDQUOT)
-        if getattr(error, "errno", None) not in codes and not any(f"os error {code}" in str(error) for code in codes):
+    except Exception as error:
+        if not disk.is_full(error):
             raise
         whole = checkpoint.complete(directory)
         saved = f"; step {int(whole[-1].name):,} is saved" if whole else ""

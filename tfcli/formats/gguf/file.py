@@ -11,7 +11,6 @@ import codecs
 import contextlib
 import errno
 import mmap
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tfcli.errors import RunError, UserError
+from tfcli import disk
+from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks
 from tfcli.formats.gguf.blocks import TYPES, Bytes, Floats, Groups
 from tfcli.text.read import files
@@ -417,28 +417,11 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
     try:
         if path.is_dir():
             raise UserError(f"{path} is a directory", hint="name a file to write, ending in .gguf")
-        path = path.resolve()  # of a link, what it leads to is written
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # /dev/null, a pipe
-            with path.open("wb") as file:
-                yield file
-            return
-        files.sweep(path.parent)
-        made = files.aside(path)
-        try:
-            with made.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            made.replace(path)
-        finally:
-            made.unlink(missing_ok=True)
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
+        disk.sweep(path.resolve().parent)
+        with disk.telling_full(f"{path} was not written"), disk.whole_file(path) as file:
+            yield file
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"the disk is full: {path} was not written",
-                hint="free some space, or choose another place; what was there before is whole",
-            ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise UserError(f"{path} cannot be written: {error.strerror}", hint="choose another place") from None
         raise

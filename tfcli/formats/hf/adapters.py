@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfcli import disk
 from tfcli.errors import RunError, UserError
 from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
@@ -35,7 +36,6 @@ from tfcli.model.lora import LoraLinear
 from tfcli.model.quant.matrix import QuantMatrix
 from tfcli.model.transformer import Transformer
 from tfcli.text.chat.messages import with_template
-from tfcli.text.read import files
 
 CONFIG, WEIGHTS, TEMPLATE = ADAPTER, "adapter_model.safetensors", "chat_template.jinja"
 TASK = "task.json"
@@ -150,12 +150,12 @@ def save(
     metadata = {"format": "pt", "tfcli_norms": known.norms, "tfcli_matrices": known.matrices}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files.write(directory / CONFIG, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.write(directory / CONFIG, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
         if chat_template is not None:
-            files.write(directory / TEMPLATE, chat_template.encode())
+            disk.write(directory / TEMPLATE, chat_template.encode())
         if about is not None:
-            files.write(directory / TASK, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
-        files.write(directory / WEIGHTS, to_bytes(tensors, metadata))
+            disk.write(directory / TASK, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.write(directory / WEIGHTS, to_bytes(tensors, metadata))
     except OSError as error:
         raise RunError(
             f"the adapters were not saved in {directory}: {error.strerror}", hint="free some space"

@@ -8,7 +8,6 @@ unexpected or mis-shaped is an error, and so is a setting that the core does not
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfcli import disk
 from tfcli.config.model import ModelConfig
-from tfcli.errors import RunError, UserError
+from tfcli.errors import UserError
 from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import WRITTEN, Family
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from tfcli.runtime import Runtime
 
 WEIGHTS, TOKENIZER = FILE, FILE_NAME
-ASIDE = ".saving"
 
 
 def save(
@@ -145,45 +144,14 @@ def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNa
 
 @contextlib.contextmanager
 def _aside(directory: Path) -> Iterator[Path]:
-    """A folder to write into, on the disk of ``directory``; at the end its files move there, the weights last."""
-    aside = directory / ASIDE
+    """A folder to write into whose files become those of ``directory`` at the end, the weights last."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        yield aside
-        files = sorted(aside.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name))
-        for path in files:
-            _sync(path)
-        for path in files:
-            path.replace(directory / path.name)
-        _sync(directory)
-    except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if full:
-            raise RunError(
-                f"the disk is full: the model was not saved in {directory}",
-                hint="free some space, or choose another place; what was there before is whole",
-            ) from None
-        if isinstance(error, NotADirectoryError | FileExistsError):
-            raise UserError(f"{directory} is not a directory", hint="name a new or existing directory") from None
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if path.is_file():
-        with path.open("r+b") as file:  # Windows syncs only what may be written
-            os.fsync(file.fileno())
-        return
-    if os.name == "nt":
-        return  # Windows has no handle on a directory
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with disk.telling_full(f"the model was not saved in {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            with disk.whole_folder(directory, last=lambda name: name == WEIGHTS) as folder:
+                yield folder
+    except (NotADirectoryError, FileExistsError):
+        raise UserError(f"{directory} is not a directory", hint="name a new or existing directory") from None
 
 
 def _json(value: object) -> str:

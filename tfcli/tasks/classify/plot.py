@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tfcli import disk
 from tfcli.errors import UserError
-from tfcli.text.read import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def write(path: Path, matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> N
     _bar(figure, axes, image, count)
     data = io.BytesIO()
     figure.savefig(data, format="png", bbox_inches="tight")
-    files.write(path, data.getvalue())
+    disk.write(path, data.getvalue())
 
 
 def _fonts() -> list[str]:

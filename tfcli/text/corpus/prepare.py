@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from tfcli import disk
 from tfcli.config.options import DataOptions, TokenizerOptions
 from tfcli.config.resolve import to_dict
 from tfcli.errors import RunError, UserError
 from tfcli.text.corpus import encoding
 from tfcli.text.corpus.shards import VERSION, Shard, ShardWriter
-from tfcli.text.read import files
 from tfcli.text.read.files import Counts
 from tfcli.text.read.sources import Chunk, Source, find, read, spooling
 from tfcli.text.tokenizers import training
@@ -215,7 +215,7 @@ def prepare(
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"the directory {cache} cannot be made: {error.strerror}") from None
-    files.sweep(cache)
+    disk.sweep(cache)
     with spooling(cache) as spool:
         sources = find(specs, spool=spool, on_note=note)
         sample = Sample(tokenizer.sample_bytes) if isinstance(tokenizer, TokenizerOptions) else None
@@ -315,7 +315,7 @@ def _make(
 ) -> Corpus:
     """Encode the text into ``folder``: shards, tokenizer, and last the receipt."""
     total = text.bytes + (held.bytes if held else 0)
-    files.sweep(folder)
+    disk.sweep(folder)
     with (
         ShardWriter(folder / "train.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as train,
         ShardWriter(folder / "val.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as val,
@@ -330,7 +330,7 @@ def _make(
     receipt = _receipt(scans, train, val, encoder, tokenizer)
     try:
         tokenizer.save(folder / "tokenizer.model")
-        files.write(folder / "data.json", (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.write(folder / "data.json", (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}", hint="make room there") from None
     return Corpus(

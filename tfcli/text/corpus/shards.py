@@ -7,7 +7,6 @@ to 128 bytes; then the ids as uint16, or uint32 for a vocabulary of more than 65
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import zlib
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfcli import disk
 from tfcli.errors import RunError, UserError
-from tfcli.text.read import files
 
 MAGIC = b"TFSHARD\0"
 VERSION = 1
@@ -109,7 +108,7 @@ class ShardWriter:
     def __init__(self, path: str | Path, *, tokenizer_hash: str, vocab_size: int) -> None:
         self.path = Path(path)
         self.tokens = self.documents = self.bytes = 0
-        self._aside = files.aside(self.path)
+        self._aside = disk.aside(self.path)
         self._digest = bytes.fromhex(tokenizer_hash)
         self._vocab_size = vocab_size
         self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
@@ -180,7 +179,7 @@ class ShardWriter:
             self._aside.unlink(missing_ok=True)
 
     def _failed(self, error: OSError) -> RunError:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = disk.is_full(error)
         what = "the disk is full" if full else (error.strerror or str(error))
         return RunError(
             f"token shards cannot be written to {self.path.parent}: {what}",

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
-import platform
-import re
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -59,64 +55,6 @@ class Counts:
     """One ``Count`` for each source, in the order in which they were read."""
 
     sources: list[Count] = field(default_factory=list)
-
-
-def mark() -> str:
-    """What the names of unfinished files of this process end in: machine, process, .tmp."""
-    return f".{_machine()}.{os.getpid()}.tmp"
-
-
-def _machine() -> str:
-    return re.sub(r"[^\w-]", "-", platform.node()) or "here"
-
-
-def aside(path: Path) -> Path:
-    """Where to write what becomes ``path`` when it is whole: a name that no other process uses."""
-    return path.with_name(f".{path.name}{mark()}")
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; a file that is there stays as it is when writing fails, with an OSError."""
-    path = path.resolve()  # of a link, what it leads to is written
-    if path.exists() and not path.is_file():  # /dev/null, a pipe
-        path.write_bytes(data)
-        return
-    made = aside(path)
-    try:
-        with made.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what processes of this machine that are gone (killed, say) left half-made in ``folder``."""
-    if os.name != "posix":  # elsewhere there is no harmless way to ask whether a process runs
-        return
-    for path in folder.glob("*.tmp"):
-        named = re.search(r"\.([\w-]+)\.(\d{1,9})\.tmp$", path.name)
-        if not named or named[1] != _machine() or _runs(int(named[2])):
-            continue
-        try:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        except OSError:  # not ours, or another process was quicker
-            continue
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def stem_suffix(path: Path) -> tuple[str, str]:

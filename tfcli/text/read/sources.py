@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from tfcli import disk
 from tfcli.config.options import DataOptions
 from tfcli.errors import RunError, UserError
 from tfcli.text.read import files, hf_data
@@ -63,7 +64,7 @@ def spooling(inside: Path | None = None) -> Iterator[Path]:
     import tempfile
 
     try:
-        made = tempfile.TemporaryDirectory(dir=inside, prefix="tfcli-", suffix=files.mark(), ignore_cleanup_errors=True)
+        made = tempfile.TemporaryDirectory(dir=inside, prefix="tfcli-", suffix=disk.mark(), ignore_cleanup_errors=True)
     except OSError as error:
         where = inside or "the directory for temporary files"
         raise RunError(f"no directory can be made in {where}: {error.strerror}") from None

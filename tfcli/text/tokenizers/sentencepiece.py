@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfcli import disk
 from tfcli.errors import UserError
-from tfcli.text.read import files
 from tfcli.text.tokenizers.codec import IntArray as IntArray
 from tfcli.text.tokenizers.codec import not_text
 
@@ -148,7 +148,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the model file, byte for byte what was loaded or trained; where that fails, nothing is changed."""
-        files.write(Path(path), self.model_bytes)
+        disk.write(Path(path), self.model_bytes)
 
     def proto(self) -> Any:
         """The model as SentencePiece's own ``ModelProto`` message; UserError if the bytes are not one."""

@@ -1,0 +1,216 @@
+"""Files and folders that appear whole or not at all, locks on folders, and the one word on a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO
+
+from tfcli.errors import RunError, UserError
+
+LOCK = ".lock"
+"""The file in a folder by which ``locked`` holds it."""
+ELSEWHERE = "free some space, or choose another place; what was there before is whole"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space; libraries of other languages say so only in their message."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in codes
+    text = str(error)
+    return "No space left" in text or any(f"os error {code}" in text for code in codes)
+
+
+@contextmanager
+def telling_full(what: str, *, hint: str = ELSEWHERE) -> Iterator[None]:
+    """Turn a write that finds the disk full into a RunError: ``the disk is full: what``."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise RunError(f"the disk is full: {what}", hint=hint) from None
+
+
+def mark() -> str:
+    """What the names of unfinished files of this process end in: machine, process, .tmp."""
+    return f".{_machine()}.{os.getpid()}.tmp"
+
+
+def aside(path: Path) -> Path:
+    """Where to write what becomes ``path`` when it is whole: a name that no other process uses."""
+    return path.with_name(f".{path.name}{mark()}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that becomes ``path`` when the block ends without an error, synced first.
+
+    A file that is there stays as it is when writing fails, with an OSError. Of a link, what it leads to is written; a
+    device or a pipe is written to as it is.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    made = aside(path)
+    try:
+        with made.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; a file that is there stays as it is when writing fails, with an OSError."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_folder(folder: Path, *, last: Callable[[str], bool]) -> Iterator[Path]:
+    """A folder to write files into, which become those of ``folder`` when the block ends without an error.
+
+    They are synced before the first is renamed into place, and files whose name is ``last`` come last: a reader finds
+    these only when all else is there. A folder that is not there yet appears in one step. When writing fails nothing
+    has changed.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():  # it may be a disk of its own, to which nothing from beside it can be renamed
+        sweep(folder)
+        made = aside(folder / "saving")
+    else:
+        sweep(folder.parent)
+        made = aside(folder)
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        yield made
+        files = sorted(made.iterdir(), key=lambda path: (last(path.name), path.name))
+        for path in files:
+            sync(path)
+        if made.parent == folder:
+            for path in files:
+                path.replace(folder / path.name)
+            sync(folder)
+        else:
+            sync(made)
+            made.replace(folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
+    if path.is_file():
+        with path.open("r+b") as file:  # Windows syncs only what may be written
+            os.fsync(file.fileno())
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # not every system lets a folder be opened
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # nor synced
+        if is_full(error):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that are gone (killed, say) left half-made in ``folder``."""
+    if os.name != "posix":  # elsewhere there is no harmless way to ask whether a process runs
+        return
+    for path in folder.glob("*.tmp"):
+        named = re.search(r"\.([\w-]+)\.(\d{1,9})\.tmp$", path.name)
+        if not named or named[1] != _machine() or _runs(int(named[2])):
+            continue
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError:  # not ours, or another process was quicker
+            continue
+
+
+@contextmanager
+def locked(folder: Path, *, busy: UserError) -> Iterator[None]:
+    """Hold a folder, made if need be; raises ``busy`` where another process, or another part of this one, holds it.
+
+    A killed process lets go. A folder in which nothing was written is removed again at the end.
+    """
+    with _take(folder, busy):
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def held(folder: Path) -> bool:
+    """Whether a process holds the folder now."""
+    try:
+        import fcntl
+
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
+def _take(folder: Path, busy: UserError) -> AbstractContextManager[object]:
+    """The open, locked file of a folder; where the system has no such locks, nothing."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+
+            file = (folder / LOCK).open("w")
+        except ImportError:
+            return nullcontext()
+        except FileNotFoundError:  # who held it just removed the folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise busy from None
+        except FileNotFoundError:
+            pass
+        file.close()  # a lock on a file that was removed meanwhile keeps nobody out
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node()) or "here"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,55 @@
+"""Progress of a run in a notebook: one bar, drawn once and then changed in place."""
+
+from __future__ import annotations
+
+import html
+import sys
+from typing import Any
+
+from tfcli.train.events import Evaluated, Event, Listener, Note, Preparing, Progress
+
+
+def listener() -> Listener:
+    """What listens to a run whose caller does not: a bar in a notebook, nothing elsewhere."""
+    return _Bar() if _in_notebook() else lambda event: None
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook; IPython in a terminal is not."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+class _Bar:
+    """A listener that shows how far a run is, its speed, its time left and its last score."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._score = ""
+        self._note = ""
+        self._handle = display(HTML(_bar(0, 1, "starting")), display_id=True)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note():
+                self._note = event.text
+                self._show(0, 1, self._note)
+            case Preparing():
+                self._show(event.done, event.total, f"{event.stage}: {event.done / 1e6:,.1f} MB")
+            case Evaluated():
+                self._score = f", {event.name} {event.value:.4f} held out"
+            case Progress():
+                left = "" if event.seconds_left is None else f", {event.seconds_left:,.0f} s left"
+                speed = f"loss {event.train_loss:.3f}, {event.tokens_per_second:,.0f} tokens/s"
+                self._show(event.step, event.steps or 0, f"step {event.step:,}: {speed}{self._score}{left}")
+
+    def _show(self, done: int, total: int, text: str) -> None:
+        self._handle.update(self._html(_bar(done, total, text)))
+
+
+def _bar(done: int, total: int, text: str) -> str:
+    share = f' value="{done}" max="{total}"' if total else ""  # without a value it says "under way"
+    return f"<progress{share}></progress> {html.escape(text)}"
