@@ -258,3 +258,50 @@ def test_no_module_runs_work_at_import() -> None:
             if not (isinstance(node, allowed) or text or guard or registers):
                 wrong.append(f"{name}:{node.lineno}")
     assert not wrong, "\n".join(wrong)
+
+
+def probes() -> Iterator[str]:
+    """Where a member with a literal name is looked for on something that an application made."""
+    contract = ("tfcli.tasks.", "tfcli.train.", "tfcli.cli.", "tfcli.apply", "tfcli.objectives.")
+    own = {"task", "self.task", "app", "self.app", "predictor", "application", "start", "made", "objective"}
+    for name, path in MODULES.items():
+        if not name.startswith(contract):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1):
+                continue
+            literal = isinstance(node.args[1], ast.Constant)
+            if node.func.id in ("getattr", "hasattr") and literal and ast.unparse(node.args[0]) in own:
+                yield f"{name}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_nothing_is_looked_for_on_a_task() -> None:
+    """The contract is whole in tfcli/tasks/task.py and tfcli/objectives/base.py, with defaults."""
+    assert not list(probes())
+
+
+def test_the_trainer_tests_no_types() -> None:
+    tree = ast.parse(MODULES["tfcli.train.trainer"].read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "isinstance"]
+
+
+def test_every_folder_of_a_task_has_its_name() -> None:
+    from tfcli.tasks.applications import APPLICATIONS
+
+    folders = {path.name for path in (PACKAGE / "tasks").iterdir() if (path / "__init__.py").exists()}
+    assert folders - {"common"} == APPLICATIONS.keys()
+    for name, line in APPLICATIONS.items():
+        assert line.module == f"tfcli.tasks.{name}.task"
+
+
+def test_no_branch_on_the_name_of_an_objective() -> None:
+    """A fifth objective is a file and a line: nothing compares the word after --arch."""
+    wrong = [
+        f"{name}:{node.lineno} {ast.unparse(node)}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(each, ast.Attribute | ast.Name) and ast.unparse(each).split(".")[-1] == "arch"
+                for each in (node.left, *node.comparators))
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)

@@ -275,7 +275,7 @@ def test_predictions_have_offsets_into_the_context(trained: Path) -> None:
 
 def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
     """Scores equal those of the answers that are written beside them; version 1 always answers."""
-    from test_squad_scores import compute_exact, compute_f1
+    from test_answer_scores import compute_exact, compute_f1
 
     ours = predictor(trained / "run")
     for impossible in (True, False):

@@ -271,7 +271,8 @@ def _of_task(
     from tfcli.tasks.applications import application
     from tfcli.tasks.common.options import check
 
-    kind = application(name).config
+    app = application(name)
+    kind = app.config
     unused = [key for key, value in flags.items() if value is not None and key not in known_keys(kind)]
     if unused:
         raise UserError(f"--{unused[0].partition('.')[2].replace('_', '-')} does not go with the task {name}")
@@ -281,13 +282,9 @@ def _of_task(
         if written is not None and not written.parent.is_dir():
             raise UserError(f"no such directory: {written.parent}", hint=f"make it, for {written.name} to be written")
     if confusion is not None:
-        from tfcli.tasks.classify import plot
-
-        if name != "classify":
-            raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
-        plot.check(confusion)
+        app.check_drawing(confusion)
     predictor = load(model, name, *machine)
-    if confusion is not None and getattr(predictor, "multi", False):
+    if confusion is not None and predictor.multi:
         raise UserError("--confusion goes with one label a text, this model gives several")
     result = predictor.evaluate(data, config, limit=limit)
     for line in result.notes:
@@ -298,9 +295,7 @@ def _of_task(
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
         disk.write(predictions, "".join(lines).encode())
     if confusion is not None:
-        import numpy as np
-
-        plot.write(confusion, np.array(result.scores["confusion"]), predictor.names)  # type: ignore[attr-defined]
+        predictor.draw(confusion, result.scores)
     if as_json:
         print(json.dumps(result.scores, ensure_ascii=False))
     else:

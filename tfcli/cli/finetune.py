@@ -136,5 +136,6 @@ def finetune(
         record = {"model": str(result.directory), "steps": result.steps, **result.scores}
         print(json.dumps({**record, "seconds": round(time.time() - started, 3)}, ensure_ascii=False))
     else:
-        use = {"chat": "generate --chat --model", "lm": "generate --model"}.get(result.task, "predict")
-        print(f"{result.directory}: tfcli {use} {result.directory}")
+        from tfcli.tasks.applications import application
+
+        print(f"{result.directory}: {application(result.task).next_step(result.directory)}")

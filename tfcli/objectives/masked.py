@@ -27,7 +27,7 @@ from tfcli.objectives.base import Objective, check_encoder
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.windows import Seeded, seeded
-from tfcli.tasks.task import Headline
+from tfcli.tasks.task import Headline, Task
 from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.corpus.shards import Shard
 from tfcli.text.tokenizers import training
@@ -214,7 +214,7 @@ def score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLanguageModeling:
+class MaskedLanguageModeling(Task):
     """Windows of one training shard between [CLS] and [SEP]; the cuts and the masks are others in every epoch."""
 
     train: Shard
@@ -244,11 +244,6 @@ class MaskedLanguageModeling:
     def size(self) -> int:
         """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
         return max(1, self.train.tokens // self.body - 1)
-
-    @property
-    def lengths(self) -> None:
-        """All windows have one length."""
-        return
 
     @property
     def evaluation_tokens(self) -> int:

@@ -25,7 +25,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.common.windows import Seeded, seeded
-from tfcli.tasks.task import Headline
+from tfcli.tasks.task import Headline, Task
 from tfcli.tasks.translate.new_model import WIRING
 from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.corpus.shards import Shard
@@ -110,7 +110,7 @@ def _parts(total: int, count: int, random: np.random.Generator) -> Ids:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
+class SpanCorruption(Task):
     """Windows of one training shard; the cuts between them and the holes in them are others in every epoch."""
 
     train: Shard
@@ -138,11 +138,6 @@ class SpanCorruption:
     def size(self) -> int:
         """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
         return max(1, self.train.tokens // self.body - 1)
-
-    @property
-    def lengths(self) -> None:
-        """All windows have one length."""
-        return
 
     @property
     def evaluation_tokens(self) -> int:

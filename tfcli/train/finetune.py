@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +25,10 @@ from tfcli.model import heads as task_heads
 from tfcli.model import lora
 from tfcli.model.quant.quantize import widen_model
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.runtime import Runtime
 from tfcli.tasks.applications import application, of_head
 from tfcli.tasks.common.options import FinetuneConfig, check
-from tfcli.tasks.frame import settings_of
-from tfcli.tasks.task import Application, Finetuning, Start
+from tfcli.tasks.task import Application, Finetuning, Start, settings_of
 from tfcli.text.read import hf_data
-from tfcli.text.tokenizers.codec import Codec
 from tfcli.train import checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener
@@ -40,8 +37,6 @@ from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import Stop, stop_signals
 
-Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
-"""Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
 EPOCHS = 3.0
 LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
 """Peak learning rate of a model that was trained before, at that width (Devlin et al. 2019, A.3). It falls as the width
@@ -106,9 +101,9 @@ def finetune(
         if task is None:
             raise UserError("a --task is needed", hint="tfcli finetune MODEL DATA --task classify")
         app = application(task)
-        if from_scratch and model is not None and hasattr(app, "fresh") and not (Path(model) / CONFIG).is_file():
+        if from_scratch and model is not None and app.sizes_models and not (Path(model) / CONFIG).is_file():
             model, specs = None, [str(model), *specs]  # a model of a size for the data, which is all that is named
-        if not specs or (model is None and not (from_scratch and hasattr(app, "fresh"))):
+        if not specs or (model is None and not (from_scratch and app.sizes_models)):
             raise UserError("a model and data are needed", hint=f"tfcli finetune MODEL DATA --task {task}")
         file = None if config_file is None else Path(config_file)
         config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
@@ -188,7 +183,7 @@ class _Run(Run):
             note=self.note,
         )
         task = self.app.prepare(start)
-        codec = getattr(task, "codec", loaded.codec)
+        codec = task.saved_codec(loaded.codec)
         self._same_data(task)
         self._adapt(loaded.model)
         ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
@@ -225,16 +220,13 @@ class _Run(Run):
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )
-        draw = getattr(task, "draw", None)
-        if draw is not None:
-            draw(self.directory, scores, self.note)
+        task.draw(self.directory, scores, self.note)
         return Result(directory=self.directory, task=self.app.name, steps=state.step, scores=scores, lines=lines)
 
     def _load(self) -> heads.Loaded:
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
         if self.model is None:
-            fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
-            model, codec = fresh(self.specs, self.config, self.runtime, self.note)
+            model, codec = self.app.fresh(self.specs, self.config, self.runtime, self.note)
             return heads.Loaded(model=model, codec=codec, about={}, kind=None)
         kind = models.locate(self.model).kind
         if self.config.lora.on and kind == "adapter":
@@ -266,10 +258,8 @@ class _Run(Run):
             )
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
-        """The model directory; a task that writes something else than the whole model has ``save`` and ``restore``."""
-        save = getattr(task, "save", None)
-        if save is not None:
-            save(self.directory, model)
+        """The model directory."""
+        if task.save(self.directory, model):
             return
         about = dict(task.about)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
@@ -283,12 +273,9 @@ class _Run(Run):
         """Put the best weights into the model: those saved last, also by the process that this one resumed."""
         if state.best_step == state.step:
             return
-        restore = getattr(task, "restore", None)
         if weights:
             _fill(model, weights, self.directory)
-        elif restore is not None:
-            restore(self.directory, model)
-        else:
+        elif not task.restore(self.directory, model):
             _fill(model, lora.trainable(self._saved()), self.directory)
 
     def _saved(self) -> Transformer:
@@ -342,7 +329,7 @@ def make_plan(
     batch = min(train.batch_size, task.size)
     steps = train.steps
     if steps is None:
-        epochs = train.epochs or getattr(task, "epochs", None) or EPOCHS
+        epochs = train.epochs or task.epochs or EPOCHS
         steps = max(1, math.ceil(epochs * task.size / batch))
     lengths = task.lengths
     longest = model.config.context if lengths is None else int(lengths.max(initial=1))

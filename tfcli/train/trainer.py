@@ -288,9 +288,7 @@ class Trainer:
         if kept:
             state.best_step = state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
-            keep = getattr(self.task, "keep", None)
-            if keep is not None:
-                keep(scores)
+            self.task.keep(scores)
         state.stale = 0 if better else state.stale + 1
         self.listen(
             Evaluated(

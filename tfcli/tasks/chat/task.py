@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig, FinetuneData
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.lm.task import refuse
-from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
+from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Predictor, Start
 from tfcli.text.chat.messages import ChatTemplate, prompt_ids, read_messages, with_template
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
@@ -153,8 +154,8 @@ def table(scores: Mapping[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chatting:
-    """Finetuning on conversations; ``Finetuning``."""
+class Chatting(Finetuning):
+    """Finetuning on conversations."""
 
     train: Sequence[Sequence[Encoded]]
     """Rows of one conversation or several."""
@@ -165,7 +166,6 @@ class Chatting:
     """With the template that the conversations were written by: what is saved beside the model."""
     runtime: Runtime
     receipt: dict[str, Any]
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -225,6 +225,10 @@ class Chatting:
         said = self.codec.decode([step.id for row in steps for step in row if step.id is not None])
         return f"{asked[-1]['content']}\n> {said}"
 
+    def saved_codec(self, codec: Codec) -> Codec:
+        """With the template."""
+        return self.codec
+
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
         """Scores of the held-out answers."""
         scores = as_numbers(score(model, self.val, self.runtime))
@@ -232,13 +236,13 @@ class Chatting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answerer:
-    """A model that answers messages; ``Predictor``."""
+class Answerer(Predictor):
+    """A model that answers messages."""
 
     model: Transformer
     codec: Codec
     runtime: Runtime
-    key: ClassVar[str] = "prompt"
+    key: str = "prompt"
 
     def plain(self, line: str) -> list[dict[str, Any]]:
         """A line is what a user says."""
@@ -277,8 +281,8 @@ class Answerer:
         return Evaluation(scores=scores, lines=table(scores), predictions=predictions, notes=tuple(report.lines()))
 
 
-class Chat:
-    """--task chat; ``Application``."""
+class Chat(Application):
+    """--task chat."""
 
     name = "chat"
     config = ChatConfig
@@ -320,6 +324,10 @@ class Chat:
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """Of a model with a chat template."""
         return Answerer(model=model, codec=codec, runtime=runtime)
+
+    def next_step(self, directory: Path) -> str:
+        """It answers."""
+        return f"tfcli generate --chat --model {directory}"
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:

@@ -24,7 +24,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig
 from tfcli.tasks.common.windows import starts
-from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
+from tfcli.tasks.task import Application, Finetuning, Headline, Predictor, Start
 from tfcli.text.corpus.shards import Shard
 from tfcli.text.read.files import Counts
 from tfcli.text.read.sources import find, read, spooling, utf8_length
@@ -45,7 +45,7 @@ def loss(model: Model, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModeling:
+class LanguageModeling(Finetuning):
     """Windows of ``context`` + 1 ids over one training shard; the cuts between them move every epoch."""
 
     train: Shard
@@ -54,8 +54,6 @@ class LanguageModeling:
     context: int
     runtime: Runtime
     receipt: dict[str, Any] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=lambda: {"tfcli": {"task": None}})
-    """A model that reads on stays a model of text: generate and evaluate take it as before."""
 
     def __post_init__(self) -> None:
         if self.train.tokens < self.context + 1:
@@ -70,11 +68,6 @@ class LanguageModeling:
     def size(self) -> int:
         """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
         return max(1, (self.train.tokens - 1) // self.context - 1)
-
-    @property
-    def lengths(self) -> None:
-        """All windows have one length."""
-        return
 
     @property
     def evaluation_tokens(self) -> int:
@@ -121,6 +114,11 @@ class LanguageModeling:
         ids = [step.id for row in steps for step in row if step.id is not None]
         return self.tokenizer.decode(ids)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """A model that reads on stays a model of text: generate and evaluate take it as before."""
+        return {"tfcli": {"task": None}}
+
     def report(self, model: Model) -> tuple[dict[str, Any], list[str]]:
         """Loss, perplexity and bits per byte of the held-out text."""
         scores = evaluate(
@@ -154,8 +152,8 @@ class LmConfig(FinetuneConfig):
     lm: LmOptions = field(default_factory=LmOptions)
 
 
-class Lm:
-    """--task lm; ``Application``."""
+class Lm(Application):
+    """--task lm."""
 
     name = "lm"
     config = LmConfig
@@ -197,6 +195,10 @@ class Lm:
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """There is nothing to predict. Raises UserError."""
         raise UserError("a model of text continues it", hint="use: tfcli generate, or tfcli evaluate")
+
+    def next_step(self, directory: Path) -> str:
+        """It writes."""
+        return f"tfcli generate --model {directory}"
 
 
 def refuse(model: Transformer, task: str) -> None:

@@ -20,8 +20,7 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.forcing import IGNORED, both_sides, forced
-from tfcli.tasks.frame import settings_of
-from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Predictor, Start, settings_of
 from tfcli.tasks.translate import new_model, scores
 from tfcli.tasks.translate.data import Pair, Pairs
 from tfcli.tasks.translate.data import read as read_pairs
@@ -49,7 +48,7 @@ def encode(codec: Codec, pairs: Sequence[Pair]) -> list[Example]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translation:
+class Translation(Finetuning):
     """The task: teacher forcing with label smoothing; the decoder reads the end-of-text id first."""
 
     train: list[Example]
@@ -154,11 +153,12 @@ def translate(
     return [codec.decode(answer.ids) for answer in found], found
 
 
-class Translate:
+class Translate(Application):
     """The application."""
 
     name = "translate"
     config = TranslateConfig
+    sizes_models = True
 
     def fresh(
         self, specs: Sequence[str], config: TranslateConfig, runtime: Runtime, note: Callable[[str], None]
@@ -285,7 +285,7 @@ def _lines(receipt: Mapping[str, Any], read: Sequence[Pairs]) -> list[str]:
     return lines
 
 
-class TranslatePredictor:
+class TranslatePredictor(Predictor):
     """Translations of texts; ``beams`` says how they are searched for."""
 
     key = "source"
