@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfcli.config.options import OptimOptions, PretrainConfig, TrainOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats import open as models
@@ -35,7 +34,8 @@ from tfcli.train.events import Listener
 from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
-from tfcli.train.signals import Stop, stop_signals
+from tfcli.train.signals import stop_signals
+from tfcli.train.trainer import LoopConfig, Trainer
 
 EPOCHS = 3.0
 LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
@@ -131,10 +131,12 @@ def finetune(
             from_scratch=from_scratch,
             runtime=record.runtime_of(before, device=device, precision=precision, threads=threads),
             tell=tell,
+            clock=lambda: time.time() - began,
+            stop=stop,
             before=before,
         )
         with holding(directory):
-            return run.go(list(command), stop, lambda: time.time() - began)
+            return run.go(list(command))
 
 
 def _absolute(val: str) -> str:
@@ -164,7 +166,7 @@ class _Run(Run):
     config: FinetuneConfig
     from_scratch: bool
 
-    def go(self, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
+    def go(self, command: list[str]) -> Result:
         """Prepare, plan, train, score the best, with the directory held."""
         self.note(f"device: {self.runtime.describe()}")
         loaded = self._load()
@@ -189,9 +191,14 @@ class _Run(Run):
         ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
         optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
-        loop, plain = _loop(self.config, planned, task.size), optimizer == "adamw"
+        optim = self.config.optim
         optimizers = Optimizers(
-            loaded.model, loop.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=self.config.optim.eps
+            loaded.model,
+            optim,
+            muon_lr=planned.muon_lr,
+            lr=planned.lr,
+            plain=optimizer == "adamw",
+            eps=optim.eps,
         )
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
@@ -204,17 +211,18 @@ class _Run(Run):
             with _holding(loaded.model, weights):
                 self._save(loaded.model, codec, task)
 
-        self.train(
-            loaded.model,
-            task,
-            planned,
-            loop,
-            state=state,
-            optimizers=optimizers,
-            clock=clock,
-            stop=stop,
-            save_model=save_model,
-        )
+        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+            Trainer(
+                run=self,
+                model=loaded.model,
+                task=task,
+                plan=planned,
+                loop=_loop(self.config, planned, task.size),
+                state=state,
+                optimizers=optimizers,
+                metrics=metrics,
+                save_model=save_model,
+            ).train()
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
         record.write(
@@ -356,31 +364,22 @@ def make_plan(
     )
 
 
-def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
-    """The settings as the trainer takes them: warm-up in steps, and the fall from where it ends."""
+def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> LoopConfig:
+    """The settings as the loop takes them: warm-up in steps, and the fall from where it ends."""
     optim, train, steps = config.optim, config.train, planned.max_steps
     warmup = round(optim.warmup * steps)
     every = train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
-    return PretrainConfig(
-        optim=OptimOptions(
-            weight_decay=optim.weight_decay,
-            beta1=optim.beta1,
-            beta2=optim.beta2,
-            momentum=optim.momentum,
-            warmup=warmup,
-            decay=min(optim.decay, (steps - warmup) / steps),
-            clip=optim.clip,
-        ),
-        train=TrainOptions(
-            eval_every=every,
-            sample_every=train.sample_every,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-            tensorboard=train.tensorboard,
-        ),
+    return LoopConfig(
         seed=config.seed,
+        warmup=warmup,
+        decay=min(optim.decay, (steps - warmup) / steps),
+        clip=optim.clip,
+        eval_every=every,
+        sample_every=train.sample_every,
+        checkpoint_every=train.checkpoint_every,
+        keep=train.keep,
     )
 
 

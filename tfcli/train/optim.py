@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from tfcli.config.options import OptimOptions
+from tfcli.tasks.common.options import FinetuneOptim
 
 # The two owners of parameters, as `rule` names them.
 MUON, ADAMW = "muon", "adamw"
@@ -134,7 +135,7 @@ class Optimizers:
     def __init__(
         self,
         model: nn.Module,
-        options: OptimOptions,
+        options: OptimOptions | FinetuneOptim,
         *,
         muon_lr: float,
         lr: float,

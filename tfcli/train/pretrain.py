@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from tfcli.formats.hf import directory as hf
 from tfcli.model.base import Model
 from tfcli.objectives.base import Objective
 from tfcli.objectives.table import check_given, objective
-from tfcli.runtime import Runtime
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import checkpoint, notebook, plan, record, shape
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Listener, Note, Preparing
+from tfcli.train.events import Listener, Preparing
 from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
-from tfcli.train.signals import Stop, stop_signals
+from tfcli.train.signals import stop_signals
+from tfcli.train.trainer import LoopConfig, Trainer
 
 SHARDS = ".shards"
 
@@ -93,35 +93,38 @@ def pretrain(
     _no_idle_settings(sources, tokenizer)
     tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
+        before = None
         if resume:
-            run = _resumed(out, specs, config, sources, device, precision, threads, tell)
+            directory = record.resumable(out, specs)
+            before = _before(directory, specs)
+            config = record.unchanged(before, config, sources, directory)
+            specs, sources = before["corpus"], before.get("sources") or sources
+        elif not specs:
+            raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
         else:
-            if not specs:
-                raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
             plan.check(config)
             check_given(config, sources)
-            runtime = Runtime.detect(device=device, precision=precision, threads=threads)
             directory = record.new_directory(out, specs)
-            run = _Run(directory=directory, specs=specs, config=config, sources=sources, runtime=runtime, tell=tell)
+        run = _Run(
+            directory=directory,
+            specs=specs,
+            config=config,
+            sources=sources,
+            runtime=record.runtime_of(before, device=device, precision=precision, threads=threads),
+            tell=tell,
+            clock=lambda: time.time() - began,
+            stop=stop,
+            before=before,
+        )
         if run.config.train.tensorboard:
             check_tensorboard()
         given = None if tokenizer is None else Tokenizer.load(tokenizer)
         with holding(run.directory, run.directory.parent / SHARDS):
-            return run.go(given, list(command), stop, lambda: time.time() - began)
+            return run.go(given, list(command))
 
 
-def _resumed(
-    out: str | Path | None,
-    specs: list[str],
-    config: PretrainConfig,
-    sources: dict[str, str],
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    tell: Listener,
-) -> _Run:
-    """The run to continue, with its own settings and on its own kind of machine unless another is asked for."""
-    directory = record.resumable(out, specs)
+def _before(directory: Path, specs: list[str]) -> record.Record:
+    """The record of a run to resume. Raises UserError where it is finished, or of other files."""
     before = record.read(directory)
     if before.get("finished"):
         raise UserError(f"{directory} is finished", hint=f"use it: tfcli generate --model {directory}")
@@ -130,22 +133,7 @@ def _resumed(
             f"{directory} was trained on other files: {', '.join(before['corpus'])}",
             hint="leave the files out to continue, or start a new run with another --out",
         )
-    config = record.unchanged(before, config, sources, directory)
-    runtime = record.runtime_of(before, device=device, precision=precision, threads=threads)
-    machine = before["machine"]
-    here = {"device": str(runtime.device), "precision": runtime.precision, "threads": runtime.threads}
-    other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
-    if other:
-        tell(Note(text=f"the run was started with {', '.join(other)}: the end may differ in the last digits"))
-    return _Run(
-        directory=directory,
-        specs=before["corpus"],
-        config=config,
-        sources=before.get("sources") or sources,
-        runtime=runtime,
-        tell=tell,
-        before=before,
-    )
+    return before
 
 
 def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
@@ -169,8 +157,10 @@ class _Run(Run):
         """What is learnt."""
         return objective(self.config.model.arch)
 
-    def go(self, tokenizer: Tokenizer | None, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
+    def go(self, tokenizer: Tokenizer | None, command: list[str]) -> Result:
         """Prepare, plan, train, with the directory held."""
+        if self.before is not None:
+            self._tell_of_another_machine(self.before["machine"])
         self.note(f"device: {self.runtime.describe()}")
         if self.before is None:
             record.new_directory(self.directory, self.specs)  # nobody else was quicker
@@ -206,22 +196,34 @@ class _Run(Run):
             epochs = tokens / max(1, corpus.train.tokens)
             self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
 
-        self.train(
-            model,
-            task,
-            planned,
-            self.config,
-            state=state,
-            optimizers=optimizers,
-            clock=clock,
-            stop=stop,
-            save_model=save_model,
-            on_steps=fixed,
-        )
+        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+            Trainer(
+                run=self,
+                model=model,
+                task=task,
+                plan=planned,
+                loop=loop_of(self.config),
+                state=state,
+                optimizers=optimizers,
+                metrics=metrics,
+                save_model=save_model,
+                on_steps=fixed,
+            ).train()
         record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
         return Result(
             directory=self.directory, steps=state.step, score=state.best, score_name=made.score, arch=made.name
         )
+
+    def _tell_of_another_machine(self, machine: Mapping[str, Any]) -> None:
+        """Note what the run that is resumed was started on, where this is another."""
+        here = {
+            "device": str(self.runtime.device),
+            "precision": self.runtime.precision,
+            "threads": self.runtime.threads,
+        }
+        other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
+        if other:
+            self.note(f"the run was started with {', '.join(other)}: the end may differ in the last digits")
 
     def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
         """The content of run.json when a run begins; "shards" is the way from its parent to its encoded text."""
@@ -294,6 +296,21 @@ class _Run(Run):
         if state is None:
             self.objective.fill(model, self.config.seed)
         return state or TrainState()
+
+
+def loop_of(config: PretrainConfig) -> LoopConfig:
+    """The settings as the loop takes them."""
+    optim, train = config.optim, config.train
+    return LoopConfig(
+        seed=config.seed,
+        warmup=optim.warmup,
+        decay=optim.decay,
+        clip=optim.clip,
+        eval_every=train.eval_every,
+        sample_every=train.sample_every,
+        checkpoint_every=train.checkpoint_every,
+        keep=train.keep,
+    )
 
 
 def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *, resumed: int) -> Iterator[str]:
