@@ -48,24 +48,24 @@ def test_scores_of_a_text_are_the_library_s(call, tmp_path: Path) -> None:  # ty
     assert [line.split()[0] for line in out.splitlines()] == list(scores)
 
 
-def test_documents_are_joined_by_the_end_of_text_token(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """The token counts, its bytes do not; --limit takes the first documents."""
+def test_documents_end_with_the_end_of_text_token(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The token counts, of the last one too, its bytes do not; --limit takes the first documents."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("a king", "", "his", "x")))
     pieces = tokenizer()
     counts = [len(pieces.encode(text)) for text in ("a king", "his", "x")]
     _, out, _ = call(str(tmp_path / "rows.jsonl"), "--json")
-    assert (json.loads(out)["tokens"], json.loads(out)["bytes"]) == (sum(counts) + 2, 10)
+    assert (json.loads(out)["tokens"], json.loads(out)["bytes"]) == (sum(counts) + 3, 10)
     _, out, _ = call(str(tmp_path / "rows.jsonl"), "--json", "--limit", "2")
-    assert (json.loads(out)["tokens"], json.loads(out)["bytes"]) == (sum(counts[:2]) + 1, 9)
+    assert (json.loads(out)["tokens"], json.loads(out)["bytes"]) == (sum(counts[:2]) + 2, 9)
 
 
 def test_the_size_of_batches_does_not_matter(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """Would catch an end-of-text token lost between two batches of documents."""
-    from tfcli.cli import evaluate
+    from tfcli.text.corpus import encoding
 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"king {i}"}) + "\n" for i in range(20)))
     _, whole, _ = call(str(tmp_path / "rows.jsonl"), "--json")
-    monkeypatch.setattr(evaluate, "BATCH", 1)
+    monkeypatch.setattr(encoding, "BATCH", 1)
     _, parts, _ = call(str(tmp_path / "rows.jsonl"), "--json")
     assert whole == parts
 

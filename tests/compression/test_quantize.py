@@ -83,7 +83,7 @@ def test_documents_are_joined_as_evaluate_does(run: Path, tmp_path: Path) -> Non
     made = smaller(run, tmp_path / "out", "int8", text=[str(tmp_path / "rows.jsonl")])
     assert made.before is not None
     assert made.before.bytes == 9
-    assert made.before.tokens == len(tokenizer().encode("a king")) + 1 + len(tokenizer().encode("who"))
+    assert made.before.tokens == len(tokenizer().encode("a king")) + len(tokenizer().encode("who")) + 2
 
 
 def test_matrices_of_broken_groups_stay_in_16_bits(tmp_path: Path) -> None:

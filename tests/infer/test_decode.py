@@ -10,6 +10,7 @@ from tfcli.config.options import Sampling
 from tfcli.errors import RunError, UserError
 from tfcli.infer import step as stepper
 from tfcli.infer.decode import Decoder, Request, Step, decode, decode_reference
+from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 from tfcli.native import ops
 
@@ -144,6 +145,25 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert widest == [4, 1]
 
 
+def test_samples_share_the_bounded_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch samples of one prompt that take more rows than the bytes allow; they come in turns, all the same."""
+    core, row = model(), 2 * 2 * 2 * 8 * 4  # bytes of a position, as above
+    sampling = Sampling(temperature=1.0, max_tokens=8, ignore_eos=True, num_samples=7)
+    given, seeds = prompts(5, 9), list(range(14))
+    expected = ids(run(core, given, sampling, seeds))
+    caches: list[int] = []
+    made = KVCache.__init__
+
+    def watched(self: KVCache, *args: object, **options: int) -> None:
+        caches.append(options["batch"])
+        made(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(KVCache, "__init__", watched)
+    monkeypatch.setattr("tfcli.infer.decode.CACHE_BYTES", 3 * 17 * row)
+    assert ids(run(core, given, sampling, seeds)) == expected
+    assert caches and max(caches) == 3
+
+
 def test_samples_are_rows_of_their_own() -> None:
     """num_samples repeats the prompt's cache: would catch samples in another order, or all alike."""
     core, given = model(), prompts(4, 9)
@@ -216,6 +236,35 @@ def test_slide_equals_reference(sampling: Sampling) -> None:
         assert [step.id for step in row] == [id for id, _ in expected]
         assert len(row) == 70
         assert row[-1].finish == "length"
+
+
+@SETTINGS
+@pytest.mark.parametrize("kept", [1, 2])
+def test_slide_keeps_the_beginning_of_text(sampling: Sampling, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a window that slides off what the model's every text begins with, also from a long prompt."""
+    from dataclasses import replace
+
+    core = model()
+    sampling = replace(sampling, max_tokens=70, overflow="slide")
+    windows: list[list[int]] = []
+    prefill = Decoder.prefill
+
+    def watched(self: Decoder, given: list[list[int]], *more: object) -> torch.Tensor:
+        windows.extend(list(window) for window in given)
+        return prefill(self, given, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "prefill", watched)
+    given = prompts(40, 3, 32, 20)
+    requests = [Request(prompt, [seed], kept=kept) for seed, prompt in enumerate(given, 1)]
+    rows: list[list[int | None]] = [[] for _ in given]
+    for steps in Decoder(core).run(requests, sampling, eos_ids=(EOS,)):
+        for step in steps:
+            rows[step.row].append(step.id)
+    begins = {tuple(prompt[:kept]) for prompt in given}
+    assert len(windows) > 12 and {tuple(window[:kept]) for window in windows} == begins
+    for seed, (prompt, row) in enumerate(zip(given, rows, strict=True), 1):
+        expected = decode_reference(core, prompt, sampling, seed=seed, eos_id=EOS, kept=kept)
+        assert row == [id for id, _ in expected]
 
 
 def test_nothing_is_left_switched_by_an_unfinished_generator() -> None:

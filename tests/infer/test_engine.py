@@ -163,9 +163,32 @@ def test_score_counts_bytes_of_text(engine: Engine) -> None:
     """Bits per byte compares models with different tokenizers: bytes are UTF-8, the tokens any."""
     scores = engine.score("从前 a king")
     assert scores.bytes == len("从前 a king".encode())
-    assert scores.tokens == len(engine.tokenizer.encode("从前 a king"))
+    assert scores.tokens == len(engine.tokenizer.encode("从前 a king")) + 1, "with the end of the text"
     with pytest.raises(UserError, match="no text"):
         engine.score("")
+
+
+def test_a_sliding_window_begins_with_the_beginning_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer says what stays; a chat's or a document's first id that is none does not."""
+    from tfcli.infer.decode import Decoder
+    from tfcli.text.tokenizers.sentencepiece import Tokenizer
+
+    windows: list[list[int]] = []
+    prefill = Decoder.prefill
+
+    def watched(self: Decoder, given: list[list[int]], *more: object) -> torch.Tensor:
+        windows.extend(list(window) for window in given)
+        return prefill(self, given, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "prefill", watched)
+    sampling = replace(FREE, max_tokens=40, overflow="slide")
+    plain = tokenizer()
+    for prefix in ((7,), ()):
+        codec = Tokenizer(plain.model_bytes, prefix_ids=prefix)
+        windows.clear()
+        Engine(model(), codec, cpu()).generate([TEXT[:300], "a king"], sampling)
+        assert len(windows) > 4
+        assert all(window[:1] == [7] for window in windows) == bool(prefix)
 
 
 def test_load_is_the_library_face(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_directory_scores_as_training_did(room: Path) -> None:
     """The saved model is the best one, and scored by the same rule."""
     _, val = shards(room)
     model, tokenizer = lstm.OBJECTIVE.load(room / "whole", cpu())
-    again = evaluate(model, val.ids, text_bytes=val.bytes, first=tokenizer.eos_id, runtime=cpu())
+    again = evaluate(model, val.ids, text_bytes=val.bytes, codec=tokenizer, runtime=cpu())
     lines = [line for line in timeless(room / "whole") if "val_bits_per_byte" in line]
     best = min(lines, key=lambda line: line["val_bits_per_byte"])
     assert again.bits_per_byte == pytest.approx(best["val_bits_per_byte"], abs=1e-6)

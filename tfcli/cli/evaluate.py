@@ -6,9 +6,9 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,24 +16,19 @@ from tfcli.cli import options
 from tfcli.cli.lines import note
 from tfcli.cli.options import TEXT, Device, Encoding, Errors, Machine, Precision, Quantize, Strict, TextKey, Threads
 from tfcli.cli.tasks import fills_in, task_of
-from tfcli.config.options import DataOptions
+from tfcli.config.options import WINDOW_TOKENS, DataOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from tfcli.model.base import Model
     from tfcli.runtime import Runtime
+    from tfcli.text.corpus.encoding import Encoded
+    from tfcli.text.read.sources import Chunk
     from tfcli.text.tokenizers.codec import Codec
 
 SCORE = "Score"
-WINDOW_TOKENS = 2048
-"""Of a window at most where --context is not given: the cost of attention grows with the square of it."""
 SECONDS_BETWEEN_LINES = 10.0
-BATCH = 1 << 22
-"""Characters that are encoded at once, about."""
 
 
 def evaluate(
@@ -46,7 +41,7 @@ def evaluate(
         typer.Option(
             "--context",
             help="Tokens of a window.",
-            show_default=f"the model's, {WINDOW_TOKENS} at most",
+            show_default=f"as in pretraining, else the model's, {WINDOW_TOKENS} at most",
             rich_help_panel=SCORE,
         ),
     ] = None,
@@ -89,8 +84,8 @@ def evaluate(
     A model that was finetuned for a task is scored by that task on labelled data, with 95 % bootstrap intervals. An
     encoder that fills in is scored on pieces that are covered up as in its training, the same ones every time.
 
-    Every token is scored once, with at least context - stride tokens before it where there are that many. Documents
-    are joined by the end-of-text token, which is scored and counts as a token but not as a byte.
+    Every token is scored once, with at least context - stride tokens before it where there are that many. Each document
+    ends with the end-of-text token, which is scored and counts as a token but not as a byte, as in training.
 
     Example: tfcli evaluate runs/first held-out.txt
     """
@@ -136,26 +131,25 @@ def _of_text(
     import tempfile
 
     from tfcli.infer.score import evaluate as score
-    from tfcli.tasks.lm.task import first_id
 
     decoder, codec, runtime = _load(model, machine)
     print(f"device: {runtime.describe()}", file=sys.stderr)
-    context = _window(context, decoder.config.context)
+    context = _window(context, decoder.config.context, _run_of(model))
     if stride is not None and stride > context:
         raise UserError(f"--stride is {stride}, the context {context}", hint="a longer stride would leave tokens out")
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
-        ids, text_bytes = _encode(data, options, codec, limit=limit, threads=machine.threads, folder=Path(folder))
+        text = _encode(data, options, codec, begin=True, limit=limit, threads=machine.threads, folder=Path(folder))
         scores = score(
             decoder,
-            ids,
-            text_bytes=text_bytes,
-            first=first_id(codec),
+            text.ids,
+            text_bytes=text.bytes,
+            codec=codec,
             runtime=runtime,
             context=context,
             stride=stride,
             on_progress=_Progress(),
         )
-        del ids
+        del text
     _show(dataclasses.asdict(scores.checked()), as_json)
 
 
@@ -166,10 +160,15 @@ def _refuse(flags: Mapping[str, object], model: str, whose: str) -> None:
             raise UserError(f"{flag} goes with {whose}", hint=f"{model} is none")
 
 
-def _window(asked: int | None, most: int) -> int:
-    """Tokens of a window of a model that reads ``most``; said where it is not all of them."""
+def _window(asked: int | None, most: int, run: dict[str, Any]) -> int:
+    """Tokens of a window of a model that reads ``most``; said where it is not all of them.
+
+    What ``run`` says that tfcli pretrained is scored in windows of its whole context, as it was then.
+    """
     if asked is not None and asked > most:
         raise UserError(f"--context is {asked}, the model reads {most} tokens", hint="it may be less, not more")
+    if asked is None and "config" in run and run.get("kind") != "finetune":
+        return most
     if asked is None and most > WINDOW_TOKENS:
         print(
             f"windows of {WINDOW_TOKENS} of the {most} tokens that the model reads; --context gives others",
@@ -204,31 +203,40 @@ def _of_masked(
     from tfcli.errors import RunError
     from tfcli.objectives.masked import Masking, MaskingConfig, check_shares, score
 
-    masks = resolve(MaskingConfig, sets=[*_trained_masks(Path(model)), *sets])[0].mlm
+    run = _run_of(model)
+    masks = resolve(MaskingConfig, sets=[*_trained_masks(run), *sets])[0].mlm
     check_shares(masks)
     made = filler(model, *machine).filler
     masking = Masking(tokenizer=made.codec, options=masks)
-    context = _window(context, made.model.config.context)
+    context = _window(context, made.model.config.context, run)
     if masking.room(context) < 1:
         raise UserError(f"--context is {context}", hint="it has no room for a text")
     runtime = machine.runtime()
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
-        ids, text_bytes = _encode(
-            data, options, made.codec, limit=limit, threads=machine.threads, folder=Path(folder), ended=True
-        )
-        found = score(made.model, ids, masking, context=context, runtime=runtime, on_progress=_Progress())
-        del ids
+        threads, place = machine.threads, Path(folder)
+        text = _encode(data, options, made.codec, begin=False, limit=limit, threads=threads, folder=place)
+        found = score(made.model, text.ids, masking, context=context, runtime=runtime, on_progress=_Progress())
+        text_bytes = text.bytes
+        del text
     if not math.isfinite(found.masked_loss):
         raise RunError(f"the loss of the text is {found.masked_loss}", hint="try --precision fp32")
     _show({**dataclasses.asdict(found), "bytes": text_bytes}, as_json)
 
 
-def _trained_masks(directory: Path) -> list[str]:
-    """How pieces were covered up when tfcli trained the model, as settings; [] where that is not known."""
+def _run_of(model: str) -> dict[str, Any]:
+    """What run.json says of the run that left the model; {} where there is none."""
     try:
-        trained = json.loads((directory / "run.json").read_bytes())["config"]["mlm"]
-        return [f"mlm.{name}={json.dumps(value)}" for name, value in trained.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        run = json.loads((Path(model) / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+def _trained_masks(run: dict[str, Any]) -> list[str]:
+    """How tokens were masked when tfcli trained the model, as settings; [] where that is not known."""
+    try:
+        return [f"mlm.{name}={json.dumps(value)}" for name, value in run["config"]["mlm"].items()]
+    except (KeyError, TypeError, AttributeError):
         return []
 
 
@@ -305,58 +313,32 @@ def _of_task(
 def _encode(
     data: list[str],
     options: DataOptions,
-    tokenizer: Codec,
+    codec: Codec,
     *,
+    begin: bool,
     limit: int | None,
     threads: int | None,
     folder: Path,
-    ended: bool = False,
-) -> tuple[npt.NDArray[np.int32], int]:
-    """The ids of all documents, in a memory-mapped file in ``folder``, and the bytes of their text.
+) -> Encoded:
+    """The ids of all documents, in a memory-mapped file in ``folder``; ``begin`` is False for an encoder."""
+    from tfcli.text.corpus.encoding import encode
+    from tfcli.text.read.sources import find, read
 
-    ``ended``: with the end of text behind the last one too, as in training.
-    """
-    import numpy as np
-
-    from tfcli.text.read.sources import find, read, utf8_length
-
-    sources = find(data, spool=folder, on_note=note)
-    path = folder / "ids"
-    text_bytes = documents = 0
-    begins = True
-    eos = np.array([tokenizer.eos_id], np.int32)
-    waiting: list[tuple[str, bool]] = []
-
-    def write() -> None:
-        nonlocal documents
-        texts, starts = [text for text, _ in waiting], [start for _, start in waiting]
-        encoded = tokenizer.encode_arrays(texts, continuing=[not start for start in starts], threads=threads)
-        for ids, start in zip(encoded, starts, strict=True):
-            if start and documents:
-                file.write(eos.tobytes())
-            documents += start
-            file.write(np.ascontiguousarray(ids, np.int32).tobytes())
-        waiting.clear()
-
-    with path.open("wb") as file:
-        done = held = 0
-        for chunk in read(sources, options):
-            waiting.append((chunk.text, begins))
-            text_bytes += utf8_length(chunk.text)
-            held += len(chunk.text) + 64
-            begins = chunk.end
-            done += chunk.end
-            if done == limit:
-                break
-            if held > BATCH:
-                write()
-                held = 0
-        write()
-        if ended:
-            file.write(eos.tobytes())
-    if not text_bytes:
+    chunks = _first(read(find(data, spool=folder, on_note=note), options), limit)
+    text = encode(chunks, codec, begin=begin, threads=threads, file=folder / "ids")
+    if not text.bytes:
         raise UserError(f"there is no text in {', '.join(data)}", hint="the score of nothing is not defined")
-    return np.memmap(path, np.int32, mode="r"), text_bytes
+    return text
+
+
+def _first(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
+    """The chunks of the first ``limit`` documents."""
+    ended = 0
+    for chunk in chunks:
+        yield chunk
+        ended += chunk.end
+        if ended == limit:
+            return
 
 
 class _Progress:

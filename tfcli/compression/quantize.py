@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tfcli.config.options import DataOptions
@@ -22,16 +21,15 @@ from tfcli.formats import open as models
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
-from tfcli.infer.engine import Engine
 from tfcli.infer.score import Scores, evaluate
 from tfcli.model import cost
 from tfcli.model.quant.matrix import BITS
 from tfcli.model.quant.quantize import Quantization, refuse_twice, weight_bytes
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
+from tfcli.text.corpus.encoding import Encoded, encode
 from tfcli.text.read import sources
-from tfcli.text.read.sources import Source
-from tfcli.text.tokenizers.codec import Codec, IntArray
+from tfcli.text.tokenizers.codec import Codec
 
 MODEL = "model.gguf"
 BESIDE = (
@@ -94,17 +92,19 @@ def compress(
         if found:
             model, codec = models.load(source, runtime=runtime)
             refuse_twice(model, str(source))
-            ids, size = _ids(found, codec, options or DataOptions())
-            on_note(f"scoring {len(ids)} tokens with {source}")
-            before = _scores(model, codec, runtime, ids, size)
+            encoded = encode(sources.read(found, options or DataOptions()), codec, begin=True)
+            if not encoded.bytes:
+                raise UserError("there is no text to score", hint="--text names a file with text")
+            on_note(f"scoring {len(encoded.ids)} tokens with {source}")
+            before = _scores(model, codec, runtime, encoded)
         del model, codec
         on_note(f"quantizing {source} to {BITS[quantize]} bits")
         with convert.written(out, directory=True) as aside:
             delta = _write(source, aside, quantize, runtime, on_note)
             made, codec = models.load(aside, runtime=runtime)
             if found:
-                on_note(f"scoring {len(ids)} tokens with what was written")
-                after = _scores(made, codec, runtime, ids, size)
+                on_note(f"scoring {len(encoded.ids)} tokens with what was written")
+                after = _scores(made, codec, runtime, encoded)
             disk = models.stored_bytes(aside)
     return Compressed(
         path=out,
@@ -153,24 +153,8 @@ def _write(
     return float((again - expected).abs().max())
 
 
-def _ids(found: Sequence[Source], codec: Codec, options: DataOptions) -> tuple[IntArray, int]:
-    """The ids of all documents, joined by the end-of-text id, and the bytes of their text."""
-    parts: list[IntArray] = []
-    size, begins = 0, True
-    for chunk in sources.read(found, options):
-        if begins and parts:
-            parts.append(np.array([codec.eos_id], np.int32))
-        parts += codec.encode_arrays([chunk.text], continuing=[not begins])
-        size += sources.utf8_length(chunk.text)
-        begins = chunk.end
-    if not size:
-        raise UserError("there is no text to score", hint="--text names a file with text")
-    return np.concatenate(parts), size
-
-
-def _scores(model: Transformer, codec: Codec, runtime: Runtime, ids: IntArray, size: int) -> Scores:
-    engine = Engine(model, codec, runtime)
-    return evaluate(engine.model, ids, text_bytes=size, first=engine.first_id, runtime=runtime).checked()
+def _scores(model: Transformer, codec: Codec, runtime: Runtime, text: Encoded) -> Scores:
+    return evaluate(model, text.ids, text_bytes=text.bytes, codec=codec, runtime=runtime).checked()
 
 
 def _card(name: str, bits: int, *, config: bool) -> str:

@@ -52,6 +52,10 @@ class TokenizerOptions:
     """Any further option of SentencePiece's trainer, by its own name."""
 
 
+WINDOW_TOKENS = 2048
+"""Of a window that is scored at most where nothing else is asked: attention costs the square of it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
     """Which text is read, and how."""

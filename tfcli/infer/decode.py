@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal
 
@@ -57,17 +57,27 @@ class Step:
 class Request:
     """A prompt (at least one id), and the seed of each of its samples.
 
-    ``source`` is what the encoder reads, where there is one; ``ids`` are then what the decoder begins with.
+    ``source`` is what the encoder reads, where there is one; ``ids`` are then what the decoder begins with. The first
+    ``kept`` of ``ids``, a beginning of text, stay where a full window slides.
     """
 
     ids: Sequence[int]
     seeds: Sequence[int]
     source: Sequence[int] | None = None
+    kept: int = 0
 
     @property
     def length(self) -> int:
         """Positions that are read at once."""
         return len(self.ids if self.source is None else self.source)
+
+
+def window_of(ids: Sequence[int], size: int, kept: int) -> list[int]:
+    """The last ids, up to ``size``, behind the first ``kept`` of them, which stay."""
+    if len(ids) <= size:
+        return list(ids)
+    kept = min(kept, size - 1)
+    return [*ids[:kept], *ids[len(ids) - size + kept :]]
 
 
 def check_prompt(ids: Sequence[int], context: int, sampling: Sampling) -> None:
@@ -123,9 +133,9 @@ class Decoder:
         Row numbers count samples: a request's follow each other, and those of the request before. ``ended(row, id)``
         may finish a row with "stop_string". Rows finish with "stop" at one of ``eos_ids`` unless that is ignored,
         "length" at ``max_tokens``, and "context" when the window is full. With ``overflow="slide"`` a full window is
-        cut to the last half of the context, which is read anew, so that positions never exceed what the model was
-        trained on; not so beside an encoder, whose decoder gives up to one token less than the context, as in ``beam``.
-        Raises RunError for logits that are not finite.
+        cut to half of the context, its beginning of text and its end, which is read anew, so that positions never
+        exceed what the model was trained on; not so beside an encoder, whose decoder gives up to one token less than
+        the context, as in ``beam``. Raises RunError for logits that are not finite.
         """
         batch = _Batch(self, _Waiting(requests, self.model, sampling), sampling)
         limit, context = _most(self.model, sampling), self.model.config.context
@@ -211,12 +221,12 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
 
 
 class _Row:
-    """An open row: its number, its window of ids, its random numbers, and what was chosen last."""
+    """An open row: its number, its window of ids, how many of them stay, its random numbers, what was chosen last."""
 
-    __slots__ = ("chosen", "made", "number", "uniforms", "window")
+    __slots__ = ("chosen", "kept", "made", "number", "uniforms", "window")
 
-    def __init__(self, number: int, window: list[int], uniforms: Uniforms | None) -> None:
-        self.number, self.window, self.uniforms = number, window, uniforms
+    def __init__(self, number: int, window: list[int], kept: int, uniforms: Uniforms | None) -> None:
+        self.number, self.window, self.kept, self.uniforms = number, window, kept, uniforms
         self.chosen, self.made = -1, 0
 
 
@@ -251,15 +261,24 @@ class _Waiting:
         rows = max(1, min(ROWS, CACHE_BYTES // ((longest + sources) * self._row_bytes)))
         if len(self._queue) < LOOK_AHEAD:  # these are all
             rows = min(rows, sum(len(request.seeds) for request in self._queue))
-        return max(len(self._queue[0].seeds), rows), longest
+        return rows, longest
 
-    def take(self, rows: int, positions: int) -> list[tuple[Request, list[int]]]:
-        """The next requests, with the numbers of their rows, that fit into so many free rows of so many positions."""
+    def take(self, rows: int, cache: KVCache) -> list[tuple[Request, list[int]]]:
+        """The next requests, with the numbers of their rows, that fit into so many free rows of ``cache``.
+
+        One with more samples than the cache has rows is taken a cache at a time.
+        """
         taken: list[tuple[Request, list[int]]] = []
-        while self.fill() and len(self._queue[0].seeds) <= rows and self.need(self._queue[0]) <= positions:
-            request = self._queue.popleft()
-            taken.append((request, [next(self._numbers) for _ in request.seeds]))
-            rows -= len(request.seeds)
+        while self.fill():
+            request = self._queue[0]
+            seeds, later = request.seeds[: cache.batch], request.seeds[cache.batch :]
+            if len(seeds) > rows or self.need(request) > cache.capacity:
+                break
+            self._queue.popleft()
+            if later:
+                self._queue.appendleft(replace(request, seeds=later))
+            taken.append((replace(request, seeds=seeds), [next(self._numbers) for _ in seeds]))
+            rows -= len(seeds)
         return taken
 
 
@@ -290,7 +309,7 @@ class _Batch:
         free = cache.batch - len(self.rows)
         # Reading a prompt alone costs as much as reading a few: wait until some rows are free.
         if free and (not self.rows or free >= max(1, cache.batch // 8)):
-            parts += self._admit(self._waiting.take(free, cache.capacity), cache)
+            parts += self._admit(self._waiting.take(free, cache), cache)
         self._logits_BV = torch.cat(parts) if len(parts) > 1 else parts[0]
         return True
 
@@ -316,7 +335,7 @@ class _Batch:
 
     def _read(self, together: list[tuple[Request, list[int]]], cache: KVCache) -> Tensor:
         context, first = self._model.config.context, len(self.rows)
-        windows = [list(request.ids[-context:]) for request, _ in together]
+        windows = [window_of(request.ids, context, request.kept) for request, _ in together]
         sources = [request.source for request, _ in together if request.source is not None]
         memory = self._decoder.encode(sources) if sources else None
         logits_BV = self._decoder.prefill(windows, cache.rows(first, len(windows)), memory)
@@ -327,13 +346,13 @@ class _Batch:
             memory = None if memory is None else memory.select(which)
         if memory is not None:
             self._memory = Memory.joined([self._memory, memory] if first and self._memory is not None else [memory])
-        for request, numbers in together:
+        for (request, numbers), window in zip(together, windows, strict=True):
             for number, seed in zip(numbers, request.seeds, strict=True):
                 if self._seen_BV is not None:
                     self._seen_BV[len(self.rows)] = False
                     self._seen_BV[len(self.rows), list(request.ids)] = True
                 uniforms = None if self._sampling.temperature == 0.0 else Uniforms(seed)
-                self.rows.append(_Row(number, list(request.ids[-context:]), uniforms))
+                self.rows.append(_Row(number, list(window), request.kept, uniforms))
         return logits_BV
 
     @torch.inference_mode()
@@ -394,7 +413,7 @@ class _Batch:
         for index, row in enumerate(self.rows):
             row.window.append(row.chosen)
             if len(row.window) > context:
-                del row.window[: len(row.window) - max(1, context // 2)]
+                row.window = window_of(row.window, max(1, context // 2), row.kept)
                 slid.append(index)
         cache = self._cache.rows(0, len(self.rows))
         for index in slid:
@@ -414,19 +433,20 @@ def decode_reference(
     seed: int,
     eos_id: int,
     source: Sequence[int] | None = None,
+    kept: int = 0,
 ) -> list[tuple[int, float]]:
     """Ids and log-probabilities of one prompt, the window read anew for every token: the twin of ``decode``."""
     memory = None if source is None else model.encode(torch.tensor([source], device=model.device))
     context = model.config.context
     check_prompt(prompt, context, sampling)
-    seen, window = list(prompt), list(prompt[-context:])
+    seen, window = list(prompt), window_of(prompt, context, kept)
     uniforms = Uniforms(seed)
     made: list[tuple[int, float]] = []
     while len(made) < (sampling.max_tokens or MAX_TOKENS):
         if len(window) > context:
             if sampling.overflow == "error":
                 break
-            window = window[-max(1, context // 2) :]
+            window = window_of(window, max(1, context // 2), kept)
         hidden_1TD = model(torch.tensor([window], device=model.device), memory=memory)
         logits_1V = model.logits(hidden_1TD[:, -1]).float()
         seen_1V = torch.zeros_like(logits_1V, dtype=torch.bool)

@@ -24,6 +24,8 @@ from tfcli.infer.stopping import StopFilter
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text.chat import messages as chat
+from tfcli.text.corpus.encoding import encode
+from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers.codec import Codec
 
 Prompt: TypeAlias = str | Sequence[chat.Message]
@@ -214,13 +216,14 @@ class Engine:
         return whole, max(0, len(ids) - room)
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
-        """Loss, perplexity and bits per byte of a text as one document, each token once."""
+        """Loss, perplexity and bits per byte of a text as one document, each token once, its end-of-text token too."""
         self._refuse_turning("does not score a text by itself")
-        ids = np.asarray(self.tokenizer.encode(text), dtype=np.int64)
-        if not len(ids):
+        if not text:
             raise UserError("there is no text to score")
-        size = len(text.encode())
-        scores = evaluate(self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride)
+        made = encode([Chunk(text, True)], self.tokenizer, begin=True)
+        scores = evaluate(
+            self.model, made.ids, text_bytes=made.bytes, codec=self.tokenizer, runtime=self.runtime, stride=stride
+        )
         return scores.checked()
 
     def _refuse_turning(self, what: str) -> None:
@@ -229,11 +232,6 @@ class Engine:
                 f"{self.tokenizer.name} belongs to an encoder-decoder, which {what}",
                 hint="it turns one text into another: tfcli generate, or tfcli predict",
             )
-
-    @property
-    def first_id(self) -> int:
-        """The id that a text begins after: the tokenizer's beginning of text where it has one, else its end of text."""
-        return (self.tokenizer.prefix_ids or (self.tokenizer.eos_id,))[0]
 
     @property
     def turns_texts(self) -> bool:
@@ -270,7 +268,7 @@ class Engine:
     def _events(self, prompts: Iterator[Prompt], sampling: Sampling) -> Iterator[Event]:
         """Events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
         opened: dict[int, _Row] = {}
-        eos_ids = self.tokenizer.eos_ids
+        eos_ids, before = self.tokenizer.eos_ids, list(self.tokenizer.prefix_ids)
 
         def requests() -> Iterator[Request]:
             number = 0
@@ -289,7 +287,11 @@ class Engine:
                         )
                         number += 1
                     mixed = [_mixed(of_row, ids) for of_row in seeds]
-                    yield Request([self.tokenizer.eos_id], mixed, ids) if self.turns_texts else Request(ids, mixed)
+                    if self.turns_texts:
+                        yield Request([self.tokenizer.eos_id], mixed, ids)
+                    else:
+                        kept = len(before) if ids[: len(before)] == before else 0
+                        yield Request(ids, mixed, kept=kept)
 
         ended = lambda row, id: opened[row].push(id)  # noqa: E731
         for steps in self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended):

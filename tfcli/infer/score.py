@@ -14,6 +14,7 @@ import torch
 from tfcli.errors import RunError, UserError
 from tfcli.model.base import Model
 from tfcli.runtime import Runtime
+from tfcli.text.tokenizers.codec import Codec
 
 ROWS_TOKENS = 2048
 """Tokens at once: few enough for a processor's cache."""
@@ -45,19 +46,21 @@ def evaluate(
     ids: npt.NDArray[Any],
     *,
     text_bytes: int,
-    first: int,
+    codec: Codec,
     runtime: Runtime,
     context: int | None = None,
     stride: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score the whole of ``ids`` (N,), each token once, with ``first`` (the end-of-text id) before the first.
+    """Score the whole of ``ids`` (N,), each token once, with ``codec.first_id`` before the first.
 
-    Windows of ``context`` tokens (default: the model's) start every ``stride`` tokens (default: three quarters of a
-    context); of each but the first only the tokens that the window before did not reach are scored, so that they have
-    at least context - stride tokens before them. ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may
-    be memory-mapped: only a few windows are held at once. ``on_progress`` is told (tokens done, tokens in all). Raises
-    UserError for a model that is no decoder.
+    ``ids`` are as ``text.encoding`` joins documents. Windows of ``context`` tokens (default: the model's) start every
+    ``stride`` tokens (default: three quarters of a context); of each but the first only the tokens that the window
+    before did not reach are scored, so that they have at least context - stride tokens before them. Each window begins
+    with the beginning of text where the tokenizer has one, else with the token before it. It is the sliding window of
+    https://huggingface.co/docs/transformers/perplexity, but that the last window is moved back until it is full.
+    ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be memory-mapped: only a few windows are held
+    at once. ``on_progress`` is told (tokens done, tokens in all). Raises UserError for a model that is no decoder.
     """
     if not model.config.wiring.causal or model.config.encoder_depth:
         raise UserError(
@@ -69,7 +72,7 @@ def evaluate(
     rows = max(1, ROWS_TOKENS // context)
     nats = torch.zeros((), dtype=torch.float64)
     done = 0
-    for windows, fresh in _windows(ids, first=first, context=context, stride=stride, rows=rows):
+    for windows, fresh in _windows(ids, codec, context=context, stride=stride, rows=rows):
         tokens_BT = torch.from_numpy(windows).to(runtime.device)
         hidden_BTD = model(tokens_BT[:, :-1], dtype=runtime.dtype)[:, -fresh:]
         nats += model.loss(hidden_BTD, tokens_BT[:, -fresh:]).cpu().double()  # in this order: MPS has no float64
@@ -87,15 +90,17 @@ def evaluate(
 
 
 def _windows(
-    ids: npt.NDArray[Any], *, first: int, context: int, stride: int, rows: int
+    ids: npt.NDArray[Any], codec: Codec, *, context: int, stride: int, rows: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
     """Batches of windows (B, T + 1) of equal length, and how many of the last targets in each row are new."""
-    total = len(ids)  # targets 0 .. total - 1; the input of target i is target i - 1, and `first` before target 0
+    total = len(ids)  # targets 0 .. total - 1; the input of target i is target i - 1, and the first id before target 0
+    first, always = codec.first_id, bool(codec.prefix_ids)
 
     def window(end: int, length: int) -> npt.NDArray[np.int64]:
         start = end - length - 1
-        body = np.asarray(ids[max(0, start) : end], dtype=np.int64)
-        return body if start >= 0 else np.concatenate([[first], body])
+        if always or start < 0:
+            return np.concatenate([[first], np.asarray(ids[start + 1 : end], np.int64)])
+        return np.asarray(ids[start:end], np.int64)
 
     done = min(context, total)
     if done:

@@ -130,10 +130,6 @@ class KVCache:
             raise ValueError(f"{len(lengths)} lengths for {self.batch} rows")
         self._store.lengths[self.first : self.first + self.batch] = lengths
 
-    def trim(self, positions: int) -> None:
-        """Forget the last ``positions`` of every row."""
-        self.set_lengths([max(0, length - positions) for length in self.lengths])
-
     def move(self, source: int, target: int) -> None:
         """Copy what row ``source`` holds into row ``target``."""
         if source == target:

@@ -49,6 +49,8 @@ class Objective(ABC):
     """Peak rates up to a width of 192; ``lr`` falls beyond."""
     compiles: ClassVar[bool] = True
     """Whether torch.compile has something to gain."""
+    begins_documents: ClassVar[bool] = True
+    """Whether the tokenizer's beginning of text stands before each document; else ``task`` puts it before windows."""
     least_context: ClassVar[int] = 1
     layout: ClassVar[Wiring] = Wiring()
     norm_eps: ClassVar[float] = 1e-6

@@ -345,6 +345,7 @@ class Masked(Objective):
     called = "an encoder"
     settings = ("mlm",)
     score, unit = "loss", "nats per masked piece"
+    begins_documents = False
     least_context = 8
     layout = Wiring(causal=False, norm="layer", first_norm=False, qk_norm=False, activation="gelu", embed_norm=True)
     norm_eps = 1e-5

@@ -278,6 +278,7 @@ class _Run(Run):
                 size, depth=self.config.model.depth, budget=plan.time_budget(self.config)
             ),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
+            begin=self.objective.begins_documents,
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
             on_note=self.note,
         )

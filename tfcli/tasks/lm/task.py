@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tfcli.config.options import DataOptions, Sampling
+from tfcli.config.options import WINDOW_TOKENS, DataOptions, Sampling
 from tfcli.errors import UserError
 from tfcli.infer.decode import decode
-from tfcli.infer.score import evaluate
+from tfcli.infer.score import Scores, evaluate
 from tfcli.model.base import Model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -25,9 +25,10 @@ from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig
 from tfcli.tasks.common.windows import starts
 from tfcli.tasks.task import Application, Finetuning, Headline, Predictor, Start
+from tfcli.text.corpus.encoding import encode
 from tfcli.text.corpus.shards import Shard
 from tfcli.text.read.files import Counts
-from tfcli.text.read.sources import find, read, spooling, utf8_length
+from tfcli.text.read.sources import Chunk, find, read, spooling
 from tfcli.text.tokenizers.codec import Codec
 
 CONTEXT = 512
@@ -53,6 +54,8 @@ class LanguageModeling(Finetuning):
     tokenizer: Codec
     context: int
     runtime: Runtime
+    window: int | None = None
+    """Tokens of a window of an evaluation; None: as many as the model reads."""
     receipt: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,13 +97,7 @@ class LanguageModeling(Finetuning):
 
     def evaluate(self, model: Model) -> dict[str, float]:
         """Bits per byte and loss of the whole held-out text."""
-        scores = evaluate(
-            model,
-            self.val.ids,
-            text_bytes=self.val.bytes,
-            first=first_id(self.tokenizer),
-            runtime=self.runtime,
-        )
+        scores = self._scores(model)
         return {"val_bits_per_byte": scores.bits_per_byte, "val_loss": scores.loss}
 
     def headline(self, scores: Mapping[str, float]) -> Headline:
@@ -110,7 +107,7 @@ class LanguageModeling(Finetuning):
     def sample(self, model: Transformer, seed: int) -> str | None:
         """Up to 64 tokens from an empty document."""
         sampling = Sampling(max_tokens=min(64, self.context), ignore_eos=True)
-        steps = decode(model, [[first_id(self.tokenizer)]], sampling, seeds=[seed], eos_id=self.tokenizer.eos_id)
+        steps = decode(model, [[self.tokenizer.first_id]], sampling, seeds=[seed], eos_id=self.tokenizer.eos_id)
         ids = [step.id for row in steps for step in row if step.id is not None]
         return self.tokenizer.decode(ids)
 
@@ -121,16 +118,13 @@ class LanguageModeling(Finetuning):
 
     def report(self, model: Model) -> tuple[dict[str, Any], list[str]]:
         """Loss, perplexity and bits per byte of the held-out text."""
-        scores = evaluate(
-            model, self.val.ids, text_bytes=self.val.bytes, first=first_id(self.tokenizer), runtime=self.runtime
-        )
+        scores = self._scores(model)
         line = f"loss {scores.loss:.4f}, perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
         return asdict(scores), [f"{line} ({scores.tokens:,} held-out tokens)"]
 
-
-def first_id(tokenizer: Codec) -> int:
-    """The id that a text begins after: the beginning of text where there is one, else the end of text."""
-    return (tokenizer.prefix_ids or (tokenizer.eos_id,))[0]
+    def _scores(self, model: Model) -> Scores:
+        val, codec = self.val, self.tokenizer
+        return evaluate(model, val.ids, text_bytes=val.bytes, codec=codec, runtime=self.runtime, context=self.window)
 
 
 # Reading on: finetuning on new text with the tokenizer kept.
@@ -166,13 +160,16 @@ class Lm(Application):
         if data.encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             raise UserError(f"--task lm reads UTF-8, not {data.encoding}", hint="convert the files first, with iconv")
         options = DataOptions(text_key=config.lm.text_key, errors=data.errors)
-        documents = _documents(start.data, options, start.note, strict=data.strict)
+        train = _documents(_chunks(start.data, options, start.note, strict=data.strict))
         if data.val is None:
-            train, val = _split(documents, data.val_fraction)
-        else:
-            train, val = documents, _documents([data.val], options, start.note, strict=data.strict)
-        context = min(data.context or CONTEXT, start.model.config.context)
-        learnt, held = _shard(train, start.codec), _shard(val, start.codec)
+            train, val = _split(train, data.val_fraction)
+            apart = [Chunk(text, True) for text in val]
+        else:  # in the chunks that `evaluate` reads: tokenizers may see where a text is cut
+            apart = _chunks([data.val], options, start.note, strict=data.strict)
+            val = _documents(apart)
+        most = start.model.config.context
+        context = min(data.context or CONTEXT, most)
+        learnt, held = _shard([Chunk(text, True) for text in train], start.codec), _shard(apart, start.codec)
         if not held.tokens:
             raise UserError("nothing is held out", hint="give more text, or a file with --val")
         whole = hashlib.sha256()
@@ -189,7 +186,13 @@ class Lm(Application):
         }
         start.note(f"data: {learnt.tokens:,} tokens in windows of {context:,}, {held.tokens:,} held out")
         return LanguageModeling(
-            train=learnt, val=held, tokenizer=start.codec, context=context, runtime=start.runtime, receipt=receipt
+            train=learnt,
+            val=held,
+            tokenizer=start.codec,
+            context=context,
+            runtime=start.runtime,
+            window=min(most, WINDOW_TOKENS),
+            receipt=receipt,
         )
 
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
@@ -210,17 +213,11 @@ def refuse(model: Transformer, task: str) -> None:
     raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")
 
 
-def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> list[str]:
-    """The documents that files hold, those without text left out, or a UserError where ``strict``."""
-    documents: list[str] = []
-    parts: list[str] = []
+def _chunks(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> list[Chunk]:
+    """The text that files hold, documents without any left out, or a UserError where ``strict``."""
     counts = Counts()
     with spooling() as spool:
-        for chunk in read(find(specs, spool=spool, on_note=note), options, counts):
-            parts.append(chunk.text)
-            if chunk.end:
-                documents.append("".join(parts))
-                parts = []
+        chunks = list(read(find(specs, spool=spool, on_note=note), options, counts))
     for count in counts.sources:
         if strict and count.empty:
             raise UserError(
@@ -229,9 +226,20 @@ def _documents(specs: Sequence[str], options: DataOptions, note: Callable[[str],
         for number, what in ((count.empty, "empty documents left out"), (count.replaced, "invalid bytes replaced")):
             if number:
                 note(f"{count.name}: {number:,} {what}")
-    documents = [text for text in documents if text]
-    if not documents:
+    if not chunks:
         raise UserError("the files hold no text", hint="name text, .jsonl, .csv, .tsv or .parquet files")
+    return chunks
+
+
+def _documents(chunks: Sequence[Chunk]) -> list[str]:
+    """The documents whole."""
+    documents: list[str] = []
+    parts: list[str] = []
+    for chunk in chunks:
+        parts.append(chunk.text)
+        if chunk.end:
+            documents.append("".join(parts))
+            parts = []
     return documents
 
 
@@ -247,22 +255,18 @@ def _split(documents: Sequence[str], fraction: float) -> tuple[list[str], list[s
     return [text[:at]], [text[at:]]
 
 
-def _shard(documents: Sequence[str], codec: Codec) -> Shard:
-    """Documents one behind the other, each with the end of text behind it and, but the first, what texts begin with."""
-    parts: list[npt.NDArray[np.int32]] = []
-    for ids in codec.encode_arrays(documents):
-        before = codec.prefix_ids if parts else ()
-        parts.append(np.concatenate([np.array(before, np.int32), ids, np.array([codec.eos_id], np.int32)]))
-    ids = np.concatenate(parts)
+def _shard(chunks: Sequence[Chunk], codec: Codec) -> Shard:
+    """The ids of a text, in memory."""
+    made = encode(chunks, codec, begin=True)
     return Shard(
         path=Path(codec.name),
-        ids=ids,
+        ids=made.ids,
         tokenizer_hash=codec.hash,
         vocab_size=codec.vocab_size,
-        tokens=len(ids),
-        documents=len(documents),
-        bytes=sum(utf8_length(text) for text in documents),
-        checksum=zlib.crc32(ids.tobytes()),
+        tokens=len(made.ids),
+        documents=made.documents,
+        bytes=made.bytes,
+        checksum=zlib.crc32(made.ids.tobytes()),
     )
 
 

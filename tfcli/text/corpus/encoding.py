@@ -1,20 +1,32 @@
-"""Encoding a stream of documents at full speed: large batches, all threads, reading while the tokenizer works."""
+"""Documents to ids, at full speed: large batches, all threads, reading while the tokenizer works.
+
+This is the one place that says where beginnings and ends of text go; training, evaluation and compression use it. The
+documents of a stream stand one behind the other, each with the end-of-text id behind it, the last one too. Where a
+model's texts begin with ids of their own (``Codec.prefix_ids``), each document but the first has them before it: a
+stream is read after ``Codec.first_id``. An encoder reads windows that have such ids around each of them, so that its
+stream has none (``begin=False``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tfcli.text.corpus.shards import ShardWriter
 from tfcli.text.read.sources import Chunk, utf8_length
-from tfcli.text.tokenizers.sentencepiece import IntArray, Tokenizer
+from tfcli.text.tokenizers.codec import Codec, IntArray
+from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 BATCH = 1 << 22
 """Characters of text that are encoded in one call, about."""
+NOWHERE = 1 << 62
+"""Where a text is cut of which nothing is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,67 @@ def batches(items: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
+def joined(
+    items: Iterable[Part], codec: Codec, *, begin: bool, threads: int | None = None
+) -> Iterator[list[tuple[Part, list[IntArray]]]]:
+    """Batches of parts, each with the arrays of ids that it adds to its stream: beginning, text and end.
+
+    There are two streams, what is held out and what is not. ``begin`` is False for an encoder. While a batch is
+    tokenized the one before it is with the caller and the next one is read.
+    """
+    before, after = np.array(codec.prefix_ids, np.int32), np.array([codec.eos_id], np.int32)
+    begun: set[bool] = set()
+
+    def encoded(batch: list[Part]) -> list[tuple[Part, list[IntArray]]]:
+        texts, continuing = [part.text for part in batch], [not part.begins for part in batch]
+        made: list[tuple[Part, list[IntArray]]] = []
+        for part, ids in zip(batch, codec.encode_arrays(texts, continuing=continuing, threads=threads), strict=True):
+            arrays = [before, ids] if begin and len(before) and part.begins and part.held_out in begun else [ids]
+            made.append((part, [*arrays, after] if part.ends else arrays))
+            begun.add(part.held_out)
+        return made
+
+    waiting = None
+    with ThreadPoolExecutor(1) as pool:  # SentencePiece lets go of the interpreter: reading goes on meanwhile
+        for batch in batches(items):
+            future = pool.submit(encoded, batch)
+            if waiting:
+                yield waiting.result()
+            waiting = future
+        if waiting:
+            yield waiting.result()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """Documents as one stream of ids (N,), how many they are, and the bytes of their text in UTF-8."""
+
+    ids: IntArray
+    documents: int
+    bytes: int
+
+
+def encode(
+    chunks: Iterable[Chunk], codec: Codec, *, begin: bool, threads: int | None = None, file: Path | None = None
+) -> Encoded:
+    """All documents in ``chunks``, in memory, or memory-mapped in a new ``file``; ``begin`` is False for an encoder."""
+    documents = size = 0
+    held: list[IntArray] = []
+    with nullcontext() if file is None else file.open("wb") as out:
+        for batch in joined(parts(chunks, NOWHERE), codec, begin=begin, threads=threads):
+            for part, arrays in batch:
+                held += arrays
+                documents += part.ends
+                size += part.bytes
+            if out is not None and held:
+                out.write(np.concatenate(held).tobytes())
+                held = []
+    if file is not None and size:
+        return Encoded(ids=np.memmap(file, np.int32, mode="r"), documents=documents, bytes=size)
+    ids = np.concatenate(held) if held else np.empty(0, np.int32)
+    return Encoded(ids=ids, documents=documents, bytes=size)
+
+
 class Encoder:
     """Encodes documents into shards and counts what the receipt needs.
 
@@ -74,54 +147,41 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, threads: int | None, total: int, progress: Callable[[int, int], None] | None
+        self,
+        tokenizer: Tokenizer,
+        *,
+        begin: bool,
+        threads: int | None,
+        total: int,
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         self._tokenizer = tokenizer
+        self._begin = begin
         self._threads = threads
         self._total = total
         self._progress = progress
         self._done = 0
         self._is_fallback = fallback_pieces(tokenizer)
-        self._eos = np.array([tokenizer.eos_id], np.int32)
         self.byte_tokens = 0
         self.unknown_tokens = 0
 
     def run(self, chunks: Iterable[Chunk], train: ShardWriter, val: ShardWriter, cut: int) -> dict[int, int]:
         """Encode ``chunks``: before byte ``cut`` into ``train``, the rest into ``val``; the tokens of each source."""
         tokens: dict[int, int] = {}
-        waiting: tuple[list[Part], Future[list[IntArray]]] | None = None
-        with ThreadPoolExecutor(1) as pool:  # SentencePiece lets go of the interpreter: reading goes on meanwhile
-            for batch in batches(parts(chunks, cut)):
-                future = pool.submit(self._encode, batch)
-                if waiting:
-                    self._write(*waiting, train, val, tokens)
-                waiting = batch, future
-            if waiting:
-                self._write(*waiting, train, val, tokens)
+        for batch in joined(parts(chunks, cut), self._tokenizer, begin=self._begin, threads=self._threads):
+            self._write(batch, train, val, tokens)
         return tokens
 
-    def _encode(self, batch: list[Part]) -> list[IntArray]:
-        return self._tokenizer.encode_arrays(
-            [part.text for part in batch], continuing=[not part.begins for part in batch], threads=self._threads
-        )
-
     def _write(
-        self,
-        batch: list[Part],
-        future: Future[list[IntArray]],
-        train: ShardWriter,
-        val: ShardWriter,
-        tokens: dict[int, int],
+        self, batch: list[tuple[Part, list[IntArray]]], train: ShardWriter, val: ShardWriter, tokens: dict[int, int]
     ) -> None:
         for held_out, writer in ((False, train), (True, val)):
             arrays: list[IntArray] = []
-            for part, ids in zip(batch, future.result(), strict=True):
+            for part, of_part in batch:
                 if part.held_out != held_out:
                     continue
-                arrays.append(ids)
-                if part.ends:
-                    arrays.append(self._eos)
-                tokens[part.source] = tokens.get(part.source, 0) + len(ids) + part.ends
+                arrays += of_part
+                tokens[part.source] = tokens.get(part.source, 0) + sum(map(len, of_part))
                 writer.count(documents=int(part.begins), bytes=part.bytes)
                 self._done += part.bytes
             if arrays:

@@ -201,13 +201,15 @@ def prepare(
     threads: int | None = None,
     vocab_size_for: Callable[[int], int] | None = None,
     explicit_val_fraction: bool = False,
+    begin: bool = True,
     on_progress: Progress | None = None,
     on_note: Note | None = None,
 ) -> Corpus:
     """The text that ``specs`` name as shards under ``cache``, made now or found there from an earlier time.
 
     A tokenizer is trained on the training part where ``tokenizer`` are options; ``vocab_size_for`` gives its size from
-    the bytes of that part. ``on_note`` is told in a line each what a person should know, first what is held out.
+    the bytes of that part. ``begin`` is False for an encoder (see ``encoding``). ``on_note`` is told in a line each
+    what a person should know, first what is held out.
     Raises UserError for bad input, RunError where ``cache`` cannot be written.
     """
     note: Note = on_note or (lambda line: None)
@@ -229,7 +231,7 @@ def prepare(
         size = tokenizer.vocab_size
         if size is None and vocab_size_for is not None:
             size = vocab_size_for(cut)
-        key = _key(text, held, cut, tokenizer, size)
+        key = _key(text, held, cut, tokenizer, size, begin)
         folder = cache / key
         left = found(folder, note)
         if left:
@@ -244,7 +246,7 @@ def prepare(
                 progress=_stage(on_progress, "train"),
                 on_note=note,
             )
-        return _make(folder, text, held, cut, options, tokenizer, threads, on_progress)
+        return _make(folder, text, held, cut, options, tokenizer, begin, threads, on_progress)
 
 
 def _stage(on_progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
@@ -268,12 +270,14 @@ def _held_out(text: Scan, held: Scan | None, cut: int) -> str:
     return f"held out for validation: the last {size:,} bytes of the text, {size / text.bytes:.1%}{of}"
 
 
-def _key(text: Scan, held: Scan | None, cut: int, tokenizer: Tokenizer | TokenizerOptions, size: int | None) -> str:
+def _key(
+    text: Scan, held: Scan | None, cut: int, tokenizer: Tokenizer | TokenizerOptions, size: int | None, begin: bool
+) -> str:
     """What decides the ids and the receipt but for the names of files, as a name for their directory."""
     how = tokenizer.hash if isinstance(tokenizer, Tokenizer) else {**to_dict(tokenizer), "vocab_size": size}
     scans = [text, held] if held else [text]
     read_from = [[one.content_hash, [vars(replace(count, name="")) for count in one.counts.sources]] for one in scans]
-    parts = [VERSION, read_from, cut, how]
+    parts = [VERSION, read_from, cut, how, begin]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -310,6 +314,7 @@ def _make(
     cut: int,
     options: DataOptions,
     tokenizer: Tokenizer,
+    begin: bool,
     threads: int | None,
     on_progress: Progress | None,
 ) -> Corpus:
@@ -320,7 +325,8 @@ def _make(
         ShardWriter(folder / "train.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as train,
         ShardWriter(folder / "val.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as val,
     ):
-        encoder = encoding.Encoder(tokenizer, threads=threads, total=total, progress=_stage(on_progress, "encode"))
+        progress = _stage(on_progress, "encode")
+        encoder = encoding.Encoder(tokenizer, begin=begin, threads=threads, total=total, progress=progress)
         tokens = encoder.run(read(text.sources, options), train, val, cut)
         if held:
             val_tokens = encoder.run(read(held.sources, options), val, val, held.bytes)

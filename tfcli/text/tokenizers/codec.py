@@ -86,6 +86,11 @@ class Codec(Protocol):
         ...
 
     @property
+    def first_id(self) -> int:
+        """The id that a text begins after: the first of ``prefix_ids`` where there are any, else ``eos_id``."""
+        ...
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja template that turns messages into a text for ``encode_special``."""
         ...

@@ -146,6 +146,11 @@ class JsonTokenizer:
         for id in (*self.eos_ids, *before, *after):
             self._check(id)
 
+    @property
+    def first_id(self) -> int:
+        """The id that a text begins after: its beginning of text where it has one, else its end of text."""
+        return (self.prefix_ids or (self.eos_id,))[0]
+
     def _id(self, piece: str | None) -> int | None:
         if piece is None:
             return None

@@ -146,6 +146,11 @@ class Tokenizer:
         )
         return made, ()
 
+    @property
+    def first_id(self) -> int:
+        """The id that a text begins after: its beginning of text where it has one, else its end of text."""
+        return (self.prefix_ids or (self.eos_id,))[0]
+
     def save(self, path: str | Path) -> None:
         """Write the model file, byte for byte what was loaded or trained; where that fails, nothing is changed."""
         disk.write(Path(path), self.model_bytes)
