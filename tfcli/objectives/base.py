@@ -52,6 +52,8 @@ class Objective(ABC):
     begins_documents: ClassVar[bool] = True
     """Whether the tokenizer's beginning of text stands before each document; else ``task`` puts it before windows."""
     least_context: ClassVar[int] = 1
+    wider: ClassVar[tuple[int, int]] = (1, 1)
+    """The width is 64 a block, times the first over the second."""
     layout: ClassVar[Wiring] = Wiring()
     norm_eps: ClassVar[float] = 1e-6
     two_stacks: ClassVar[bool] = False
@@ -73,13 +75,10 @@ class Objective(ABC):
                 f"model.context is {context}", hint=f"that of {self.called} must be at least {self.least_context}"
             )
 
-    def width(self, depth: int) -> int:
-        """The width of a model of ``depth`` blocks."""
-        return 64 * depth
-
     def depth(self, width: int) -> int:
         """The depth of a model whose width is given."""
-        return max(1, width // 64)
+        times, over = self.wider
+        return max(1, width * over // (64 * times))
 
     def ffn_width(self, width: int) -> int:
         """8/3 of the width, in whole 64s (Shazeer 2020, 2)."""
@@ -87,7 +86,8 @@ class Objective(ABC):
 
     def shape(self, options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
         """The model of a depth with heads of 64, and with what ``options`` fixes. Raises UserError for odd heads."""
-        width = options.width or self.width(depth)
+        times, over = self.wider
+        width = options.width or 64 * math.ceil(times * depth / over)
         heads = options.heads or max(1, width // 64)
         if width % heads:
             raise UserError(

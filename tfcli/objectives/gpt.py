@@ -25,7 +25,7 @@ class Gpt(Objective):
         )
 
     def next_step(self, directory: Path) -> str:
-        """It writes."""
+        """A continuation of a prompt."""
         return f'tfcli generate --model {directory} --prompt "..."'
 
 

@@ -142,7 +142,7 @@ class Baseline(Objective):
     compiles = False
 
     def built(self, shape: ModelConfig) -> ModelConfig:
-        """As many parameters."""
+        """An LSTM with as many parameters."""
         return like(shape)
 
     def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> Scored:
@@ -152,11 +152,11 @@ class Baseline(Objective):
         )
 
     def build(self, shape: ModelConfig) -> Lstm:
-        """Both layers and the embedding."""
+        """An LSTM, not yet filled."""
         return Lstm(shape)
 
     def fill(self, model: Lstm, seed: int) -> None:
-        """By its own rule."""
+        """Fill it by its own rule."""
         model.initialize(seed)
 
     def write(self, directory: Path, model: Lstm, tokenizer: Tokenizer) -> None:
@@ -170,11 +170,11 @@ class Baseline(Objective):
         disk.write(directory / FILE, save(state, metadata={"format": "pt"}))
 
     def next_step(self, directory: Path) -> str:
-        """It is only scored."""
+        """A score, which is all that it gives."""
         return f"tfcli evaluate {directory} TEXT"
 
     def load(self, directory: Path, runtime: Runtime) -> tuple[Lstm, Tokenizer]:
-        """With fp32 weights on the runtime's device. Raises UserError for damaged files."""
+        """The model in fp32 on the runtime's device. Raises UserError for damaged files."""
         model, tokenizer = Lstm(read_config(directory)), Tokenizer.load(directory)
         try:
             model.load_state_dict(load_file(directory / FILE))
@@ -188,7 +188,7 @@ class Baseline(Objective):
         return model.to(runtime.device).requires_grad_(False), tokenizer
 
     def sizes(self, directory: Path) -> dict[str, Any]:
-        """Those that config.json names."""
+        """The sizes that config.json names."""
         data = read_data(directory)
         return {name: data.get(name) for name in (*SIZES, "layers")}
 

@@ -351,15 +351,15 @@ class Masked(Objective):
     norm_eps = 1e-5
 
     def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
-        """With [CLS], [SEP], [MASK] and [PAD]."""
+        """A vocabulary with [CLS], [SEP], [MASK] and [PAD]."""
         return replace(config.tokenizer, trainer={**training.ENCODER, **config.tokenizer.trainer})
 
     def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
-        """Those pieces."""
+        """Raise UserError for a tokenizer without those pieces."""
         check_tokenizer(tokenizer)
 
     def check(self, config: PretrainConfig) -> None:
-        """Shares of what is masked, and what ModernBERT has."""
+        """Raise UserError also for shares that are none, and for what ModernBERT does not have."""
         super().check(config)
         check_encoder(config.model)
         check_shares(config.mlm)
@@ -379,19 +379,19 @@ class Masked(Objective):
         )
 
     def build(self, shape: ModelConfig) -> Transformer:
-        """With ModernBERT's head."""
+        """An encoder with ModernBERT's head."""
         model = Transformer(shape)
         attach(model)
         return model
 
     def write(self, directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-        """With its special pieces, and how it is finetuned: nothing has taught its [CLS] to speak for a text."""
+        """Write the directory, with how the model is finetuned: nothing has taught its [CLS] to speak for a text."""
         ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
         about = {**ids, "classifier_pooling": "mean", "tfcli": {"optimizer": "muon"}}
         hf.save(directory, model, tokenizer, card=_card(model.config), about=about)
 
     def next_step(self, directory: Path) -> str:
-        """It fills in."""
+        """A text with a mask filled in."""
         return f'tfcli predict {directory} --task fill "... [MASK] ..."'
 
 

@@ -250,21 +250,22 @@ class Spans(Objective):
     settings = ("spans",)
     score, unit = "loss", "nats per hidden piece"
     least_context = LEAST_CONTEXT
+    wider = (4, 3)
     layout = WIRING
     norm_eps = 1e-5
     two_stacks = True
 
     def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
-        """With a sentinel for each span of a window."""
+        """A vocabulary with a sentinel for each span of a window."""
         count = sentinels(config.model.context, config.spans)
         return replace(config.tokenizer, trainer={**training.sentinels(count), **config.tokenizer.trainer})
 
     def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
-        """Those pieces."""
+        """Raise UserError for a tokenizer with too few of them."""
         check_tokenizer(tokenizer, config.model.context, config.spans)
 
     def check(self, config: PretrainConfig) -> None:
-        """Spans that can be, and what mBART has."""
+        """Raise UserError also for spans that cannot be, and for what mBART does not have."""
         super().check(config)
         check_encoder(config.model)
         if not 0 < config.spans.rate < 1:
@@ -272,24 +273,16 @@ class Spans(Objective):
         if not 1 <= config.spans.mean_length < math.inf:
             raise UserError(f"spans.mean_length is {config.spans.mean_length}", hint="it must be at least 1")
 
-    def width(self, depth: int) -> int:
-        """A third more than a decoder's."""
-        return 64 * math.ceil(4 * depth / 3)
-
-    def depth(self, width: int) -> int:
-        """Of the width that is given."""
-        return max(1, 3 * width // 256)
-
     def ffn_width(self, width: int) -> int:
-        """As Vaswani et al. 2017."""
+        """Four times the width (Vaswani et al. 2017)."""
         return 4 * width
 
     def window(self, config: PretrainConfig, context: int) -> int:
-        """Neither side of it is longer than the context."""
+        """The longest text of which neither side is longer than the context."""
         return window(context, config.spans)
 
     def training_flops(self, config: PretrainConfig, shape: ModelConfig) -> float:
-        """Of both sides of a window, each with its end."""
+        """FLOPs of both sides of a window, each with its end, over its tokens."""
         length = window(shape.context, config.spans)
         hidden, spans = counts(length, config.spans)
         return 3 * pair_flops(shape, length - hidden + spans + 1, hidden + spans + 1) / length
@@ -307,12 +300,12 @@ class Spans(Objective):
         )
 
     def write(self, directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-        """Its tokenizer ends every text with the end-of-text id."""
+        """Write the directory; its tokenizer ends every text with the end-of-text id."""
         ending = Tokenizer(tokenizer.model_bytes, name=tokenizer.name, suffix_ids=(tokenizer.eos_id,))
         hf.save(directory, model, ending, card=_card(model.config))
 
     def next_step(self, directory: Path) -> str:
-        """It learns to turn texts into others."""
+        """A translation, which is what it is finetuned for."""
         return f"tfcli finetune {directory} PAIRS --task translate"
 
 

@@ -163,7 +163,7 @@ class Evaluation:
     """What ``tfcli evaluate`` prints and writes."""
 
     scores: dict[str, Any]
-    """For --json: the names of DESIGN.md, with "examples" and "interval" {score: [low, high]} beside them."""
+    """For --json, with "examples" and "interval" {score: [low, high]} beside them."""
     lines: list[str]
     """Tables for people."""
     predictions: list[dict[str, Any]]

@@ -188,18 +188,7 @@ class _Run(Run):
         codec = task.saved_codec(loaded.codec)
         self._same_data(task)
         self._adapt(loaded.model)
-        ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
-        optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
-        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
-        optim = self.config.optim
-        optimizers = Optimizers(
-            loaded.model,
-            optim,
-            muon_lr=planned.muon_lr,
-            lr=planned.lr,
-            plain=optimizer == "adamw",
-            eps=optim.eps,
-        )
+        planned, optimizers = self._planned(loaded, task)
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.receipt)
@@ -230,6 +219,15 @@ class _Run(Run):
         )
         task.draw(self.directory, scores, self.note)
         return Result(directory=self.directory, task=self.app.name, steps=state.step, scores=scores, lines=lines)
+
+    def _planned(self, loaded: heads.Loaded, task: Finetuning) -> tuple[plan.Plan, Optimizers]:
+        """What the run will do, and the optimizers that do it."""
+        optim = self.config.optim
+        ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
+        kind = optim.kind or ("muon" if self.from_scratch or ours else "adamw")
+        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=kind)
+        rates = {"muon_lr": planned.muon_lr, "lr": planned.lr}
+        return planned, Optimizers(loaded.model, optim, **rates, plain=kind == "adamw", eps=optim.eps)
 
     def _load(self) -> heads.Loaded:
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""

@@ -30,22 +30,16 @@ TELL_EVERY = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """What the loop is told by whoever trains; all lengths are steps."""
+    """What the loop is told by whoever trains: the fields of ``TrainOptions`` and ``OptimOptions``, in steps."""
 
     seed: int
     warmup: int
     decay: float
-    """Last part of the run over which the rates fall to zero."""
     clip: float
-    """Largest gradient norm."""
     eval_every: int | None
-    """None: often at first, then further apart."""
     sample_every: int | None
-    """None: at every fourth evaluation."""
     checkpoint_every: int | None
-    """None: about once a minute."""
     keep: int
-    """Newest checkpoints kept."""
 
 
 @dataclass(kw_only=True)

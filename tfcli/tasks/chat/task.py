@@ -226,7 +226,7 @@ class Chatting(Finetuning):
         return f"{asked[-1]['content']}\n> {said}"
 
     def saved_codec(self, codec: Codec) -> Codec:
-        """With the template."""
+        """The tokenizer with the template that the conversations were written by."""
         return self.codec
 
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
@@ -326,7 +326,7 @@ class Chat(Application):
         return Answerer(model=model, codec=codec, runtime=runtime)
 
     def next_step(self, directory: Path) -> str:
-        """It answers."""
+        """An answer to a prompt."""
         return f"tfcli generate --chat --model {directory}"
 
 

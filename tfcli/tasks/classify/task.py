@@ -335,7 +335,7 @@ class Classify(Application):
         return given if sorted(given) == sorted(found) else found
 
     def check_drawing(self, path: Path) -> None:
-        """With matplotlib, as a PNG."""
+        """Raise UserError where matplotlib is missing, or the file is no PNG."""
         plot.check(path)
 
     def predictor(
@@ -495,7 +495,7 @@ class ClassifyPredictor(Predictor):
         return Evaluation(scores=found, lines=lines, predictions=predictions, notes=tuple(notes))
 
     def draw(self, path: Path, scores: Mapping[str, Any]) -> None:
-        """Of one label each."""
+        """The confusion matrix, of one label a text."""
         plot.write(path, np.array(scores["confusion"]), self.names)
 
 

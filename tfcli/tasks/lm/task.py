@@ -200,7 +200,7 @@ class Lm(Application):
         raise UserError("a model of text continues it", hint="use: tfcli generate, or tfcli evaluate")
 
     def next_step(self, directory: Path) -> str:
-        """It writes."""
+        """A continuation of a prompt."""
         return f"tfcli generate --model {directory}"
 
 
