@@ -18,7 +18,7 @@ from tfcli.benchmark import peers
 from tfcli.benchmark.case import Case, timed
 from tfcli.config.options import Sampling
 from tfcli.errors import RunError, UserError
-from tfcli.formats.open import Found
+from tfcli.formats.open import Opened
 from tfcli.infer.engine import Engine
 
 TASK = peers.Task(model=Path("m.gguf"), prompt=[1, 2], tokens=3, threads=2, device="cpu", precision="bf16")
@@ -51,16 +51,16 @@ def test_names_come_with_commas_and_the_nearest() -> None:
 
 
 def test_llama_cpp_needs_a_gguf_file() -> None:
-    peers.check(["llama.cpp", "transformers"], Found(kind="gguf", path=Path("a/m")))
-    peers.check(["transformers"], Found(kind="hf", path=Path("runs/x")))
+    peers.check(["llama.cpp", "transformers"], Opened(kind="gguf", path=Path("a/m")))
+    peers.check(["transformers"], Opened(kind="hf", path=Path("runs/x")))
     peers.check(["transformers"], None)
     with pytest.raises(UserError, match="reads GGUF files, and runs/x is not one") as error:
-        peers.check(["llama.cpp"], Found(kind="hf", path=Path("runs/x")))
+        peers.check(["llama.cpp"], Opened(kind="hf", path=Path("runs/x")))
     assert "tfcli convert runs/x model.gguf --to gguf" in str(error.value.hint)
     with pytest.raises(UserError, match="random weights"):
         peers.check(["llama.cpp"], None)
     with pytest.raises(UserError, match=r"transformers does not read a\.bin"):
-        peers.check(["transformers"], Found(kind="llama2.c", path=Path("a.bin")))
+        peers.check(["transformers"], Opened(kind="llama2.c", path=Path("a.bin")))
 
 
 def test_a_peer_is_told_what_to_do_and_timed_by_itself(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tfcli.benchmark.subject import Subject, from_config, from_model, read_text,
 from tfcli.config.options import PretrainConfig, Sampling
 from tfcli.config.resolve import resolve
 from tfcli.errors import RunError, UserError
+from tfcli.formats.open import open_path
 from tfcli.infer.decode import Decoder
 from tfcli.infer.engine import load
 from tfcli.model import cost
@@ -223,12 +224,12 @@ def test_ceilings_are_rates(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_model_is_measured_in_its_own_shape(subject: Subject, runtime: Runtime, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", context=1024)
-    loaded = from_model(path, runtime, batch_size=2, text="Some text.\n")
+    loaded = from_model(open_path(path), runtime, batch_size=2, text="Some text.\n")
     assert loaded.config == load(path, device="cpu", precision="fp32").model.config
     # A step of training is no longer than ours are, whatever the model could see.
     assert loaded.plan.batch_size == 2 and loaded.plan.model.context == 512 and loaded.config.context == 1024
     with pytest.raises(UserError, match="no such model"):
-        from_model(tmp_path / "n", runtime)
+        from_model(open_path(tmp_path / "n"), runtime)
 
 
 def test_synthetic_text_is_the_same_for_a_seed_and_follows_zipf() -> None:
@@ -267,8 +268,8 @@ def test_other_families_and_fewer_bits_are_measured_too(family: str, runtime: Ru
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     tiny_models.foreign(family, vocab_size=400, **ends).save_pretrained(tmp_path)
     tiny_models.tokenizer().save(tmp_path / "tokenizer.model")
-    subject = from_model(tmp_path, runtime, text="The king had three daughters.\n" * 40, quantize="int4")
-    whole = from_model(tmp_path, runtime, text=subject.text)
+    subject = from_model(open_path(tmp_path), runtime, text="The king had three daughters.\n" * 40, quantize="int4")
+    whole = from_model(open_path(tmp_path), runtime, text=subject.text)
     assert subject.weight_bytes < whole.weight_bytes == cost.weight_bytes(whole.config, "fp32")
     for result in suites.run(["tokenize", "decode", "prefill", "train"], subject, runtime, repeats=1, on_start=str):
         assert result.value > 0

@@ -254,11 +254,11 @@ def test_stdin_leaves_no_copy(
 
 def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> None:
     """Would catch a model that is taken for text: its shape is that of the directory it was made from."""
-    from tfcli.formats import open as models
     from tfcli.formats.gguf import save as gguf_save
+    from tfcli.formats.open import open_path
     from tfcli.runtime import Runtime
 
-    loaded, codec = models.load(model, runtime=Runtime.detect(device="cpu", precision="fp32"))
+    loaded, codec = open_path(model).load(runtime=Runtime.detect(device="cpu", precision="fp32"))
     folder = tmp_path / "compressed"
     folder.mkdir()
     gguf_save.save(folder / "model.gguf", loaded, codec, type="F16")

@@ -11,9 +11,9 @@ from tiny_models import TEXT, cpu, foreign, model, save, tokenizer
 
 from tfcli.compression.quantize import Compressed, compress
 from tfcli.errors import RunError, UserError
-from tfcli.formats import open as models
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.open import open_path
 from tfcli.infer.engine import Engine
 from tfcli.model import heads
 from tfcli.model.quant.quantize import Quantization, quantize_model, weight_bytes
@@ -38,7 +38,7 @@ def test_what_is_written_is_the_quantized_model(run: Path, tmp_path: Path, kind:
     assert made.logit_delta <= 1e-5
     assert made.disk_before == (run / "model.safetensors").stat().st_size
     assert made.disk_after == (tmp_path / "out" / "model.gguf").stat().st_size
-    again, codec = models.load(tmp_path / "out", runtime=cpu())
+    again, codec = open_path(tmp_path / "out").load(runtime=cpu())
     expected = quantize_model(model(**SHAPE), Quantization.of(kind))
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
@@ -72,7 +72,7 @@ def test_scores_are_of_the_model_and_of_the_file(run: Path, tmp_path: Path) -> N
     made = smaller(run, tmp_path / "out", "int4", text=[str(tmp_path / "text.txt")])
     assert made.before is not None and made.after is not None
     for scores, path in ((made.before, run), (made.after, tmp_path / "out")):
-        expected = Engine(*models.load(path, runtime=cpu()), cpu()).score(TEXT)
+        expected = Engine(*open_path(path).load(runtime=cpu()), cpu()).score(TEXT)
         assert scores.loss == pytest.approx(expected.loss, abs=1e-5)
         assert (scores.tokens, scores.bytes) == (expected.tokens, expected.bytes)
     assert made.before.loss != made.after.loss
@@ -91,7 +91,7 @@ def test_matrices_of_broken_groups_stay_in_16_bits(tmp_path: Path) -> None:
     save(tmp_path / "run", width=64, ffn_width=72)
     made = smaller(tmp_path / "run", tmp_path / "out", "int4", precision="bf16")
     assert made.plain == 2
-    again, _ = models.load(tmp_path / "out", runtime=cpu())
+    again, _ = open_path(tmp_path / "out").load(runtime=cpu())
     down = again.blocks[1].ffn.down.weight
     assert torch.equal(down, model(width=64, ffn_width=72).blocks[1].ffn.down.weight.half().float())
 
@@ -146,7 +146,7 @@ def test_places_that_are_taken_are_refused(run: Path, tmp_path: Path) -> None:
             smaller(run, out, "int8", **options)
     smaller(run, tmp_path / "out", "int8")
     smaller(run, tmp_path / "out", "int4", force=True)
-    assert models.load(tmp_path / "out", runtime=cpu())[0].blocks[0].ffn.up.bits == 4
+    assert open_path(tmp_path / "out").load(runtime=cpu())[0].blocks[0].ffn.up.bits == 4
     with pytest.raises(UserError, match="quantized already"):
         smaller(tmp_path / "out", tmp_path / "twice", "int4")
 

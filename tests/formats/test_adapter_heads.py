@@ -13,9 +13,9 @@ from tiny_models import cpu, foreign
 from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
 from tfcli.formats import convert
-from tfcli.formats import open as models
 from tfcli.formats.hf import adapters
 from tfcli.formats.hf import heads as formats
+from tfcli.formats.open import open_path
 from tfcli.model import heads, lora
 
 AUTO = {"sequence": "SequenceClassification", "token": "TokenClassification", "span": "QuestionAnswering"}
@@ -36,7 +36,7 @@ def trained(directory: Path, kind: str) -> formats.Loaded:
     """A base with a new head, and adapters that were moved from where they begin."""
     loaded = formats.load(directory, runtime=cpu(), dtype=torch.float32)
     labels = 2 if kind == "span" else 3
-    pooling = "mean" if loaded.about.get("classifier_pooling") == "mean" else "cls"
+    pooling = "mean" if loaded.hf_config.get("classifier_pooling") == "mean" else "cls"
     head = heads.fresh(loaded.model, kind, labels, seed=1, pooling=pooling)
     before = ours(loaded.model)
     made = lora.attach(loaded.model, LoraOptions(rank=3), seed=1)
@@ -73,11 +73,11 @@ def test_peft_computes_what_we_do(
     adapters.save(tmp_path / "a", loaded.model, base=directory, about=NAMED)
     expected = theirs(tuned(directory, tmp_path / "a", kind))
     close(kind, ours(loaded.model), expected)
-    again = models.load_whole(tmp_path / "a", runtime=cpu())
-    assert (again.kind, again.about["id2label"]) == (kind, NAMED["id2label"])
+    again = open_path(tmp_path / "a").load_whole(runtime=cpu())
+    assert (again.kind, again.hf_config["id2label"]) == (kind, NAMED["id2label"])
     close(kind, ours(again.model), expected)
     notes: list[str] = []
-    assert heads.of(models.load(tmp_path / "a", runtime=cpu(), on_note=notes.append)[0]) is None
+    assert heads.of(open_path(tmp_path / "a").load(runtime=cpu(), on_note=notes.append)[0]) is None
     assert notes[-1].endswith("the head of its task is not read"), "embed and generate need none"
 
 
@@ -126,7 +126,7 @@ def test_what_peft_trained_is_read(family: str, architecture: str, tmp_path: Pat
     assert settings["modules_to_save"] == ["classifier", "score"]
     path = tmp_path / "a" / adapters.CONFIG
     path.write_text(json.dumps({**settings, "base_model_name_or_path": str(directory)}))
-    loaded = models.load_whole(tmp_path / "a", runtime=cpu())
+    loaded = open_path(tmp_path / "a").load_whole(runtime=cpu())
     close("sequence", ours(loaded.model), theirs(model))
 
 
@@ -151,14 +151,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for said, changed in broken.items():
         save_file(changed, file)
         with pytest.raises(UserError, match=said):
-            models.load_whole(tmp_path / "a", runtime=cpu())
+            open_path(tmp_path / "a").load_whole(runtime=cpu())
     (tmp_path / "a" / adapters.TASK).write_text("[]")
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"task\.json is a JSON list"):
-        models.load_whole(tmp_path / "a", runtime=cpu())
+        open_path(tmp_path / "a").load_whole(runtime=cpu())
     directory.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"which is not there .*say where its base is now.*--merge"):
-        models.load_whole(tmp_path / "a", runtime=cpu())
+        open_path(tmp_path / "a").load_whole(runtime=cpu())
 
 
 def test_the_head_is_no_part_of_the_fingerprint(tmp_path: Path) -> None:

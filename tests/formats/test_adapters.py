@@ -15,9 +15,9 @@ from tiny_models import cpu, foreign, model, save, tokenizer
 from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
 from tfcli.formats import convert
-from tfcli.formats import open as models
 from tfcli.formats.hf import adapters
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.open import open_path
 from tfcli.model import lora
 from tfcli.model.transformer import Transformer
 
@@ -124,13 +124,13 @@ def test_convert_merges_what_peft_merges(tmp_path: Path, family: str) -> None:
 def test_adapters_of_a_file_in_4_bits_are_merged_into_files(tmp_path: Path, type: str) -> None:
     """Those without adapters too are quantized anew; a directory of adapters converts by itself."""
     source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
-    core, _ = models.load(source, runtime=cpu())
+    core, _ = open_path(source).load(runtime=cpu())
     adapters.save(tmp_path / "adapter", trained(core, targets=("q", "v")), base=source)
     made = convert.convert(source, tmp_path / "a.gguf", to="gguf", type=type, merge=tmp_path / "adapter")
     assert made.merge_delta is not None and made.merge_delta <= 1e-4 * made.largest_logit
     assert made.logit_change <= {"f16": 0.01, "q8_0": 0.1, "q4_1": 1.0}[type] * made.largest_logit
     convert.convert(tmp_path / "adapter", tmp_path / "b", to="hf")
-    again, _ = models.load(tmp_path / "b", runtime=cpu())
+    again, _ = open_path(tmp_path / "b").load(runtime=cpu())
     torch.testing.assert_close(ours(again), ours(core), atol=1e-4, rtol=1e-4)
 
 
@@ -231,7 +231,7 @@ def test_a_quantized_file_learns_and_its_adapter_comes_back(tmp_path: Path) -> N
     """QLoRA from a GGUF: a step lowers the loss, in bf16 too, and what was saved computes the same."""
     source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
     for precision in ("fp32", "bf16"):
-        core, _ = models.load(source, runtime=cpu(precision), dtype=torch.float32)
+        core, _ = open_path(source).load(runtime=cpu(precision), dtype=torch.float32)
         lora.attach(core, LoraOptions(rank=4), seed=0)
         dtype = cpu(precision).dtype
         optimizer = torch.optim.AdamW(lora.trainable(core).values(), lr=0.01)
@@ -244,6 +244,6 @@ def test_a_quantized_file_learns_and_its_adapter_comes_back(tmp_path: Path) -> N
             losses.append(loss.item())
         assert losses[-1] < 0.9 * losses[0]
         adapters.save(tmp_path / precision, core, base=source)
-        again, _ = models.load(source, runtime=cpu())
+        again, _ = open_path(source).load(runtime=cpu())
         adapters.load(tmp_path / precision, again)
         torch.testing.assert_close(ours(again), ours(core), atol=1e-5, rtol=1e-5)

@@ -18,11 +18,11 @@ from tiny_models import cpu, foreign, model, save, tokenizer
 
 from tfcli.errors import RunError, UserError
 from tfcli.formats import convert
-from tfcli.formats import open as models
 from tfcli.formats.convert import Converted
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.open import open_path
 from tfcli.infer.engine import Engine
 from tfcli.model.quant.quantize import Quantization, quantize_model
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
@@ -64,14 +64,14 @@ def test_a_run_becomes_a_file_of_each_type(run: Path, type: str) -> None:
         type
     ]
     assert least <= made.logit_change / made.largest_logit <= most
-    _, codec = models.load(made.path, runtime=cpu())
+    _, codec = open_path(made.path).load(runtime=cpu())
     assert codec.encode("Who is there?\n 从前") == tokenizer().encode("Who is there?\n 从前")
 
 
 def test_quantized_types_are_those_of_quantize_model(run: Path) -> None:
     """The same codes as ``--quantize`` at load: one meaning of 4 bits."""
     written(run, run / "m.gguf", type="q4_1")
-    made, _ = models.load(run / "m.gguf", runtime=cpu())
+    made, _ = open_path(run / "m.gguf").load(runtime=cpu())
     expected = quantize_model(model(ffn_width=64), Quantization(bits=4)).state_dict()
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
@@ -122,7 +122,7 @@ def test_files_become_directories_that_transformers_reads(tmp_path: Path, archit
     result = written(source, tmp_path / "hf")
     assert (result.type, result.logit_change) == ("f32", 0.0)
     assert result.bytes == (tmp_path / "hf" / hf.WEIGHTS).stat().st_size
-    core, _ = models.load(source, runtime=cpu())
+    core, _ = open_path(source).load(runtime=cpu())
     theirs = auto("AutoModelForCausalLM", tmp_path / "hf")
     torch.testing.assert_close(core.logits(core(IDS)), theirs(IDS).logits, atol=1e-4, rtol=0)
     if architecture != "qwen2":  # for which transformers cuts texts in its own way, whatever tokenizer.json says
@@ -138,8 +138,8 @@ def test_a_checkpoint_of_llama2_c_becomes_a_directory(tmp_path: Path) -> None:
     save_llama2c(tmp_path / "model.bin")
     save_tokenizer(tmp_path / "my.bin")
     written(tmp_path / "model.bin", tmp_path / "hf", tokenizer=tmp_path / "my.bin")
-    made, codec = models.load(tmp_path / "hf", runtime=cpu())
-    first, before = models.load(tmp_path / "model.bin", runtime=cpu(), tokenizer=tmp_path / "my.bin")
+    made, codec = open_path(tmp_path / "hf").load(runtime=cpu())
+    first, before = open_path(tmp_path / "model.bin").load(runtime=cpu(), tokenizer=tmp_path / "my.bin")
     text = "abc acq\n é"
     assert codec.prefix_ids == before.prefix_ids == (1,)
     assert codec.encode(text) == before.encode(text)
@@ -172,7 +172,7 @@ def test_llama_cpp_gives_the_same_ids_and_text(tmp_path: Path) -> None:
         pytest.skip("llama_cpp is not installed")
     run = save(tmp_path / "run", context=64, width=64, ffn_width=64, head_width=16)
     made = written(run, tmp_path / "m.gguf", type="f32")
-    core, codec = models.load(run, runtime=cpu())
+    core, codec = open_path(run).load(runtime=cpu())
     texts = ["a king", "Who is there?\n  从前 é", "<|endoftext|> 12345", " ", "\n\n"]
     arguments = json.dumps([str(made.path), texts, codec.encode("Once upon a time"), 24])
     done = subprocess.run([sys.executable, "-c", LLAMA_CPP, arguments], capture_output=True, text=True)
@@ -220,7 +220,7 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
         written(out, directory)
     written(out, directory, force=True)
     assert (directory / "notes.txt").read_text() == "mine"
-    assert models.read_config(directory).wiring == model().config.wiring
+    assert open_path(directory).config.wiring == model().config.wiring
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

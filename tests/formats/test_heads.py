@@ -84,7 +84,7 @@ def test_heads_of_bert_there_and_back(kind: str, architecture: str, tmp_path: Pa
     close(kind, ours(loaded.model), theirs(again.eval()))
     back = formats.load(tmp_path / "b", runtime=cpu())
     assert torch.equal(ours(back.model), ours(loaded.model))
-    assert back.about["tfcli"]["task"] == "classify"
+    assert back.hf_config["tfcli"]["task"] == "classify"
     if kind != "span":
         assert again.config.id2label == {i: f"L{i}" for i in range(5)}
 

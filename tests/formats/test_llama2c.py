@@ -12,7 +12,7 @@ from tiny_models import cpu
 
 from tfcli.errors import UserError
 from tfcli.formats import llama2c
-from tfcli.formats import open as models
+from tfcli.formats.open import open_path
 
 D, F, L, H, G, V, S = 24, 44, 2, 4, 2, 280, 32
 K = D // H
@@ -94,8 +94,8 @@ def test_logits_are_run_c_s(tmp_path: Path, tied: bool) -> None:
     """Would catch weights in another order, rotary rows left as they are, a forgotten table of cosines."""
     weights = save(tmp_path / "model.bin", tied=tied)
     save_tokenizer(tmp_path / "tok280.bin")
-    model, _ = models.load(tmp_path / "model.bin", runtime=cpu())
-    assert models.read_config(tmp_path / "model.bin") == model.config
+    model, _ = open_path(tmp_path / "model.bin").load(runtime=cpu())
+    assert open_path(tmp_path / "model.bin").config == model.config
     assert model.config.tied == tied and (model.head.weight is model.embed.weight) == tied
     ids = [1, 260, 5, 270, 279, 0, 33, 262]
     ours = model.logits(model(torch.tensor([ids])))[0].double().numpy()
@@ -106,7 +106,7 @@ def test_logits_are_run_c_s(tmp_path: Path, tied: bool) -> None:
 def test_quantized_at_load(tmp_path: Path) -> None:
     weights = save(tmp_path / "model.bin")
     save_tokenizer(tmp_path / "tokenizer.bin")
-    model, _ = models.load(tmp_path / "model.bin", runtime=cpu(), quantize="int8")
+    model, _ = open_path(tmp_path / "model.bin").load(runtime=cpu(), quantize="int8")
     assert not hasattr(model.embed, "weight")
     ids = [1, 260, 5, 270]
     ours = model.logits(model(torch.tensor([ids])))[0].double().numpy()
@@ -143,10 +143,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     for said, data in cases.items():
         path.write_bytes(data)
         with pytest.raises(UserError, match=said):
-            models.read_config(path)
+            _ = open_path(path).config
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"no tok280.bin or tokenizer.bin lies beside it"):
-        models.load(path, runtime=cpu())
+        open_path(path).load(runtime=cpu())
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

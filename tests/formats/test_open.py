@@ -9,8 +9,8 @@ import torch
 from tiny_models import cpu, model, save, tokenizer
 
 from tfcli.errors import UserError
-from tfcli.formats import open as models
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.open import Opened, open_path
 from tfcli.model.quant.matrix import QuantMatrix
 from tfcli.model.quant.quantize import Quantization, quantize_model
 
@@ -21,14 +21,14 @@ def test_a_directory_a_file_and_a_directory_with_a_file(tmp_path: Path) -> None:
     inside = tmp_path / "gguf"
     inside.mkdir()
     file = tiny_gguf.save(inside / "m.gguf", tiny_gguf.config("llama"), tokenizer=tokenizer())
-    assert models.locate(run) == models.Found(kind="hf", path=run)
-    assert models.locate(file) == models.locate(inside) == models.Found(kind="gguf", path=file)
+    assert open_path(run) == Opened(kind="hf", path=run)
+    assert open_path(file) == open_path(inside) == Opened(kind="gguf", path=file)
     (run / "m.gguf").write_bytes(file.read_bytes())
-    assert models.locate(run).kind == "hf"
-    assert models.read_config(run) == model().config
-    assert models.read_config(inside).wiring.qk_norm is False
-    made, codec = models.load(inside, runtime=cpu())
-    assert made.config == models.read_config(file)
+    assert open_path(run).kind == "hf"
+    assert open_path(run).config == model().config
+    assert open_path(inside).config.wiring.qk_norm is False
+    made, codec = open_path(inside).load(runtime=cpu())
+    assert made.config == open_path(file).config
     assert codec.encode("a king") == tokenizer().encode("a king")
 
 
@@ -37,7 +37,7 @@ def test_a_directory_a_file_and_a_directory_with_a_file(tmp_path: Path) -> None:
 def test_a_directory_is_quantized_as_its_model_would_be(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
     """Would catch a matrix that is read in another dtype first, or left out."""
     save(tmp_path / "run", **changes)
-    made, codec = models.load(tmp_path / "run", runtime=cpu("bf16"), quantize=kind)
+    made, codec = open_path(tmp_path / "run").load(runtime=cpu("bf16"), quantize=kind)
     expected = quantize_model(model(**changes), Quantization.of(kind)).state_dict()
     assert made.state_dict().keys() == expected.keys()
     for name, tensor in made.state_dict().items():
@@ -57,7 +57,7 @@ def test_biases_stay_beside_quantized_matrices(tmp_path: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     theirs.save_pretrained(tmp_path)
     tokenizer_like(tmp_path)
-    made, _ = models.load(tmp_path, runtime=cpu(), quantize="int8")
+    made, _ = open_path(tmp_path).load(runtime=cpu(), quantize="int8")
     attention = made.blocks[1].attention
     assert isinstance(attention.k, QuantMatrix)
     stored = theirs.transformer.h[1].attn.c_attn
@@ -88,7 +88,7 @@ def test_a_tokenizer_of_another_model_is_refused_at_quantization_too(tmp_path: P
     save(tmp_path / "run")
     tokenizer(vocab_size=390).save(tmp_path / "run" / hf.TOKENIZER)
     with pytest.raises(UserError, match="is not the tokenizer"):
-        models.load(tmp_path / "run", runtime=cpu(), quantize="int8")
+        open_path(tmp_path / "run").load(runtime=cpu(), quantize="int8")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     for path, said in cases.items():
         for options in ({}, {"quantize": "int8"}):
             with pytest.raises(UserError, match=said):
-                models.load(path, runtime=cpu(), **options)
+                open_path(path).load(runtime=cpu(), **options)
     with pytest.raises(UserError, match="unknown kind of quantization 'int5'"):
-        models.load(run, runtime=cpu(), quantize="int5")
+        open_path(run).load(runtime=cpu(), quantize="int5")
     with pytest.raises(UserError, match="has a tokenizer of its own"):
-        models.load(run, runtime=cpu(), tokenizer="tok.bin")
+        open_path(run).load(runtime=cpu(), tokenizer="tok.bin")

@@ -62,7 +62,7 @@ def test_what_is_cut_off_is_known() -> None:
     """Never in silence: the command counts what ``fitted`` says."""
     engine = Engine(model(context=8), tokenizer(), cpu())
     long = "the king " * 20
-    ids, cut = engine.fitted(long)
-    assert len(ids) == 8
-    assert cut == len(engine.tokenizer.encode(long)) - 8
-    assert engine.fitted("a")[1] == 0
+    fitted = engine.fitted(long)
+    assert len(fitted.ids) == 8
+    assert fitted.cut == len(engine.tokenizer.encode(long)) - 8
+    assert engine.fitted("a").cut == 0

@@ -1,7 +1,10 @@
 """The text edge: streams, batches, seeds, characters and stop strings."""
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,10 @@ from tiny_models import TEXT, config, cpu, model, save, tokenizer
 import tfcli
 from tfcli.config.options import Sampling
 from tfcli.errors import UserError
-from tfcli.infer.engine import Engine, Finished, Generation, Token
+from tfcli.infer.engine import Engine, Finished, Generation, SamplingFields, Token
+from tfcli.text.chat import messages as chat
+from tfcli.text.chat.messages import with_template
+from tfcli.text.tokenizers.codec import Codec
 
 FREE = Sampling(max_tokens=20, ignore_eos=True, temperature=1.0, seed=1)
 
@@ -199,3 +205,75 @@ def test_load_is_the_library_face(tmp_path: Path) -> None:
     assert isinstance(result, Generation)
     assert result.ids == Engine(model(), tokenizer(), cpu()).generate("the king", temperature=0.0, max_tokens=5).ids
     assert loaded.model.config == config()
+
+
+class Counting:
+    """A tokenizer that says how often it encoded each text."""
+
+    def __init__(self, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.texts: Counter[str] = Counter()
+        encode, encode_batch = codec.encode, codec.encode_batch
+
+        def one(text: str) -> list[int]:
+            self.texts[text] += 1
+            return encode(text)
+
+        def many(texts: Sequence[str]) -> list[list[int]]:
+            self.texts.update(texts)
+            return encode_batch(texts)
+
+        monkeypatch.setattr(codec, "encode", one)
+        monkeypatch.setattr(codec, "encode_batch", many)
+
+
+def test_a_prompt_is_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt took the tokenizer's time twice, to be checked and to be read."""
+    seen = Counting(engine.tokenizer, monkeypatch).texts
+    short = replace(FREE, max_tokens=2)
+    list(engine.stream("the king", short))
+    engine.generate("a well", short)
+    list(engine.generate_batch(["a sun", "a face"], short))
+    encoded = engine.encode("a castle", short)
+    same(engine.generate(encoded, short), next(engine.generate_batch([encoded], short)))
+    engine.embed([engine.fitted("a tree"), "a forest"])
+    assert set(seen.values()) == {1} and len(seen) == 7, seen
+
+
+def test_a_template_is_rendered_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = with_template(engine.tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    rendered: list[object] = []
+    render = chat.prompt_ids
+
+    def counted(*arguments: Any) -> list[int]:
+        rendered.append(arguments[2])
+        return render(*arguments)
+
+    monkeypatch.setattr(chat, "prompt_ids", counted)
+    list(Engine(engine.model, codec, cpu()).stream([{"role": "user", "content": "hello"}], max_tokens=2))
+    assert len(rendered) == 1
+
+
+def test_keywords_are_the_fields_of_sampling(engine: Engine) -> None:
+    """Would catch a field of the dataclass that the keywords lack, and a keyword that is dropped on its way."""
+    assert SamplingFields.__annotations__.keys() == {field.name for field in fields(Sampling)}
+    base = replace(FREE, max_tokens=3, num_samples=2)
+    given = engine.generate(["a"], FREE, max_tokens=3, num_samples=2, stop=None)
+    assert given == list(engine.generate_batch(["a"], base)) and len(given) == 2
+    assert engine.generate("a", FREE, stop="e").finish_reason in ("length", "stop_string")
+    with pytest.raises(TypeError, match="temprature"):
+        engine.generate("a", temprature=0.5)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_generating_leaves_the_model_as_it_is(tmp_path: Path, precision: str) -> None:
+    """Would catch a first use that packs weights under other names: ``load`` has done so."""
+    save(tmp_path, context=64)
+    for made in (
+        tfcli.load(tmp_path, device="cpu", precision=precision),
+        Engine(model(context=64), tokenizer(), cpu()),
+    ):
+        before = {name: value.clone() for name, value in made.model.state_dict().items()}
+        assert made.generate("the king", FREE).ids == made.generate("the king", FREE).ids
+        after = made.model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], value) for name, value in before.items())

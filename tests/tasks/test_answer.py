@@ -51,7 +51,7 @@ def squad(path: Path, count: int, seed: int, *, impossible: bool, plausible: boo
 
 def predictor(directory: Path) -> AnswerPredictor:
     loaded = head_files.load(directory, runtime=tiny_models.cpu())
-    return answer.APPLICATION.predictor(loaded.model, loaded.codec, loaded.about, tiny_models.cpu())
+    return answer.APPLICATION.predictor(loaded.model, loaded.codec, loaded.hf_config, tiny_models.cpu())
 
 
 def test_logits_and_loss_equal_transformers(tmp_path: Path) -> None:

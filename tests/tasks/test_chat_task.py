@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny_models import cpu, model, save, tokenizer
 
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import open as models
 from tfcli.formats.hf import adapters
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.open import open_path
 from tfcli.model.transformer import Transformer
 from tfcli.tasks.chat import task as chat
 from tfcli.tasks.chat.encode import Encoded, template_for
@@ -126,7 +126,7 @@ def test_a_run_learns_and_leaves_what_answers_by_its_template(tmp_path: Path, op
     assert result.scores["loss"] == pytest.approx(min(losses), rel=1e-3)
     assert (tmp_path / "run" / adapters.WEIGHTS).exists() == bool(options)
     assert (tmp_path / "run" / hf.WEIGHTS).exists() != bool(options)
-    core, codec = models.load(tmp_path / "run", runtime=cpu())
+    core, codec = open_path(tmp_path / "run").load(runtime=cpu())
     assert codec.chat_template == template_for(tokenizer())
     predictor = APPLICATION.predictor(core, codec, {}, cpu())
     scored = predictor.evaluate([str(data(tmp_path / "b.jsonl"))], ChatConfig(), limit=None)
@@ -142,7 +142,7 @@ def test_transformers_writes_chats_of_the_directory_alike(tmp_path: Path) -> Non
     base = save(tmp_path / "base", context=128)
     finetune(base, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=["train.steps=1"], device="cpu")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
-    _, codec = models.load(tmp_path / "run", runtime=cpu())
+    _, codec = open_path(tmp_path / "run").load(runtime=cpu())
     messages = [{"role": "user", "content": "a king?"}]
     asked = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert codec.encode_special(asked) == prompt_ids(codec, template_of(codec), messages)
@@ -153,8 +153,8 @@ def test_adapters_are_trained_on_a_quantized_file(tmp_path: Path) -> None:
     source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
     sets = ["lora.on=true", "lora.targets=q,v", "train.steps=4", "train.batch_size=4"]
     finetune(source, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=sets, device="cpu")
-    made, codec = models.load(tmp_path / "run", runtime=cpu())
-    plain, _ = models.load(source, runtime=cpu())
+    made, codec = open_path(tmp_path / "run").load(runtime=cpu())
+    plain, _ = open_path(source).load(runtime=cpu())
     assert codec.chat_template is not None
     ids = torch.arange(20)[None]
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_adapters_are_trained_on_a_quantized_file(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / hf.WEIGHTS).exists()
     moved = (tmp_path / "m.gguf").rename(tmp_path / "n.gguf")
     with pytest.raises(UserError, match=r"is an adapter for .*m\.gguf', which is not there .*--merge"):
-        models.load(tmp_path / "run", runtime=cpu())
+        open_path(tmp_path / "run").load(runtime=cpu())
     assert moved.exists()
 
 

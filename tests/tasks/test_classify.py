@@ -41,7 +41,7 @@ def prepare(bert: tuple[Path, Any], files: list[str], **settings: Any) -> tuple[
     loaded = formats.load(bert[0], runtime=tiny_models.cpu())
     start = Start(
         model=loaded.model, codec=loaded.codec, data=files, config=config(**settings), runtime=tiny_models.cpu(),
-        about=loaded.about, note=notes.append,
+        about=loaded.hf_config, note=notes.append,
     )  # fmt: skip
     return APPLICATION.prepare(start), notes
 
@@ -75,7 +75,7 @@ def test_the_loss_is_transformers_loss(bert: tuple[Path, Any], tmp_path: Path) -
         notes: list[str] = []
         task = APPLICATION.prepare(
             Start(model=loaded.model, codec=loaded.codec, data=[write(tmp_path, rows)], config=config(),
-                  runtime=tiny_models.cpu(), about=loaded.about, note=notes.append)
+                  runtime=tiny_models.cpu(), about=loaded.hf_config, note=notes.append)
         )  # fmt: skip
         batch = task.rows(np.arange(8), np.zeros(8, dtype=np.int64))
         loss, count = task.loss(loaded.model, batch, dtype=torch.float32, dropout=0.0)

@@ -100,7 +100,6 @@ def test_every_form_gives_the_same_examples(tmp_path: Path, kind: str) -> None:
     assert len(expected) == 2
     for name, spec in specs.items():
         assert read(spec) == expected, name
-        assert len(tables.content_hash([spec])) == 64
         assert list(map(str, tables.expand([spec]))) == [str(spec)]
 
 

@@ -10,9 +10,9 @@ from tiny_models import TEXT, cpu, model, save, tokenizer
 
 from tfcli.config.model import Wiring
 from tfcli.errors import UserError
-from tfcli.formats import open as models
 from tfcli.formats.hf import adapters
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.open import open_path
 from tfcli.infer.engine import Engine
 from tfcli.tasks.common.options import FinetuneData
 from tfcli.tasks.lm.task import APPLICATION, LanguageModeling, LmConfig
@@ -59,14 +59,14 @@ def test_the_loss_falls_and_the_directory_continues_text(tmp_path: Path, lora: b
     losses = [line["val_loss"] for line in lines if "val_loss" in line]
     assert losses[-1] < 0.9 * losses[0]
     assert (tmp_path / "run" / (adapters.WEIGHTS if lora else hf.WEIGHTS)).is_file()
-    core, codec = models.load(tmp_path / "run", runtime=cpu())
+    core, codec = open_path(tmp_path / "run").load(runtime=cpu())
     assert codec.encode(TEXT) == tokenizer().encode(TEXT)
     engine = Engine(core, codec, cpu())
     assert engine.score(TEXT).loss < 0.9 * losses[0]
     assert result.scores["loss"] == pytest.approx(min(losses), rel=1e-3)
     from tfcli.cli.tasks import task_of
 
-    assert task_of(str(tmp_path / "run")) is None
+    assert task_of(open_path(tmp_path / "run")) is None
 
 
 def test_what_cannot_be_read_on_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def conll(path: Path, count: int, seed: int) -> Path:
 
 def predictor(directory: Path) -> TagPredictor:
     loaded = head_files.load(directory, runtime=tiny_models.cpu())
-    return tag.APPLICATION.predictor(loaded.model, loaded.codec, loaded.about, tiny_models.cpu())
+    return tag.APPLICATION.predictor(loaded.model, loaded.codec, loaded.hf_config, tiny_models.cpu())
 
 
 def labelled_bert(directory: Path) -> Any:

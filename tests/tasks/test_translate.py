@@ -163,7 +163,7 @@ def test_a_model_from_scratch_learns_translates_and_is_scored(tmp_path: Path) ->
     from tfcli.formats.hf import heads
 
     loaded = heads.load(tmp_path / "run", runtime=tiny_models.cpu())
-    predictor = APPLICATION.predictor(loaded.model, loaded.codec, loaded.about, tiny_models.cpu())
+    predictor = APPLICATION.predictor(loaded.model, loaded.codec, loaded.hf_config, tiny_models.cpu())
     said = predictor.predict(["one two", "", "three " * 40])
     assert said[0]["translation"] and said[1]["translation"] == "" and said[2]["cut"]
     assert predictor.parse({"text": "x"}) == "x"
@@ -199,14 +199,16 @@ def test_adapters_of_an_encoder_decoder(tmp_path: Path) -> None:
     import transformers
 
     from tfcli.cli.tasks import load, task_of
+    from tfcli.formats.open import open_path
 
     data_file = table(tmp_path / "a.tsv")
     machine = {"device": "cpu", "precision": "fp32", "threads": 1}
     finetune(None, data_file, task="translate", out=tmp_path / "base", settings=SETTINGS, from_scratch=True, **machine)
     settings = {"train.steps": 4, "lora.on": True, "optim.lr": 0.1, "translate.watch": 4, "translate.beam": 2}
     finetune(tmp_path / "base", data_file, task="translate", out=tmp_path / "run", settings=settings, **machine)
-    assert task_of(str(tmp_path / "run")) == "translate"
-    ours: Any = load(str(tmp_path / "run"), "translate", "cpu", "fp32", 1, None)
+    opened = open_path(tmp_path / "run")
+    assert task_of(opened) == "translate"
+    ours: Any = load(opened, "translate", "cpu", "fp32", 1, None)
     assert ours.beams.width == 2
     base = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
     sources = torch.tensor([[5, 9, 11, 7]])

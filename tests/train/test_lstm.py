@@ -18,6 +18,7 @@ from tiny_models import cpu
 from tfcli.cli.main import main
 from tfcli.config.options import ModelOptions
 from tfcli.errors import Interrupted, UserError
+from tfcli.formats.hf.stored import read_data
 from tfcli.infer.score import evaluate
 from tfcli.model.cost import parameters
 from tfcli.objectives import lstm
@@ -94,7 +95,7 @@ def test_stopped_and_resumed(room: Path) -> None:
 def test_the_directory_scores_as_training_did(room: Path) -> None:
     """The saved model is the best one, and scored by the same rule."""
     _, val = shards(room)
-    model, tokenizer = lstm.OBJECTIVE.load(room / "whole", cpu())
+    model, tokenizer = lstm.OBJECTIVE.load(room / "whole", read_data(room / "whole"), cpu())
     again = evaluate(model, val.ids, text_bytes=val.bytes, codec=tokenizer, runtime=cpu())
     lines = [line for line in timeless(room / "whole") if "val_bits_per_byte" in line]
     best = min(lines, key=lambda line: line["val_bits_per_byte"])
@@ -140,8 +141,8 @@ def test_a_damaged_directory(room: Path, tmp_path: Path) -> None:
     about = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**about, "width": "x"}))
     with pytest.raises(UserError, match="width is 'x'"):
-        lstm.OBJECTIVE.load(broken, cpu())
+        lstm.OBJECTIVE.load(broken, read_data(broken), cpu())
     (broken / "config.json").write_text(json.dumps(about))
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
-        lstm.OBJECTIVE.load(broken, cpu())
+        lstm.OBJECTIVE.load(broken, read_data(broken), cpu())

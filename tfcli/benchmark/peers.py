@@ -16,7 +16,7 @@ from typing import Any
 
 from tfcli.benchmark import peer_process as program
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats.open import Found
+from tfcli.formats.open import Opened
 
 Json = dict[str, Any]
 SUITES = ("decode", "prefill")
@@ -93,7 +93,7 @@ def chosen(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(asked))
 
 
-def check(names: Iterable[str], model: Found | None) -> None:
+def check(names: Iterable[str], model: Opened | None) -> None:
     """Raise UserError for a peer that cannot read ``model`` (None: random weights)."""
     for name in names:
         if NAMES[name][0] == "llama.cpp" and (model is None or model.kind != "gguf"):

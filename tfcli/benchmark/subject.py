@@ -17,6 +17,7 @@ from tfcli.text.read.sources import Chunk, find, read, spooling
 from tfcli.text.tokenizers.training import train as train_tokenizer
 
 if TYPE_CHECKING:
+    from tfcli.formats.open import Opened
     from tfcli.infer.engine import Engine
     from tfcli.runtime import Runtime
     from tfcli.train.plan import Plan
@@ -54,9 +55,9 @@ class Subject:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the model's weights hold in whatever form they are, shared ones once."""
-        model = self.engine.model
-        storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        from tfcli.model.quant.quantize import weight_bytes
+
+        return weight_bytes(self.engine.model)
 
     def load(self) -> Engine:
         """The model once more, on the same device, in the same precision."""
@@ -78,24 +79,24 @@ class Subject:
 
 
 def from_model(
-    path: Path,
+    opened: Opened,
     runtime: Runtime,
     *,
     text: str | None = None,
     batch_size: int | None = None,
     quantize: str | None = None,
 ) -> Subject:
-    """The model at ``path``, whatever ``generate`` reads. Raises UserError where there is none."""
+    """The model that was opened, whatever ``generate`` reads. Raises UserError where there is none."""
     from tfcli.train.plan import make
 
-    engine = _load(path, runtime, quantize)
+    engine = _load(opened, runtime, quantize)
     config = engine.model.config
     shape = ModelOptions(depth=config.depth, context=min(config.context, TRAINED))
     options = PretrainConfig(model=shape, train=TrainOptions(batch_size=batch_size))
     plan = make(options, vocab_size=config.vocab_size, train_tokens=PLENTY, runtime=runtime)
     return Subject(
-        name=str(path),
-        path=path,
+        name=str(opened.path),
+        path=opened.path,
         engine=engine,
         plan=replace(plan, model=replace(config, context=plan.model.context)),
         text=text or synthetic_text(TEXT_BYTES),
@@ -132,7 +133,7 @@ def from_config(
     return Subject(name=name, path=folder, engine=engine, plan=plan, text=text, quantize=quantize)
 
 
-def _load(path: Path, runtime: Runtime, quantize: str | None) -> Engine:
+def _load(path: Path | Opened, runtime: Runtime, quantize: str | None) -> Engine:
     from tfcli.infer.engine import load
 
     device, precision, threads = str(runtime.device), runtime.precision, runtime.threads

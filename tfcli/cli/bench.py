@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tfcli.benchmark.peers import Peer
     from tfcli.benchmark.rules import Rule
     from tfcli.benchmark.subject import Subject
-    from tfcli.formats.open import Found
+    from tfcli.formats.open import Opened
     from tfcli.runtime import Runtime
 
 Json = dict[str, Any]
@@ -125,7 +125,7 @@ def bench(
     """
     from tfcli.benchmark import peers, rules, suites
     from tfcli.benchmark.compare import read
-    from tfcli.formats.open import locate
+    from tfcli.formats.open import open_path
 
     if as_json and markdown:
         raise UserError("--json and --markdown exclude each other", hint="leave one of them out")
@@ -147,7 +147,7 @@ def bench(
         _judge(gate, lines, earlier, show)
         return
     rules.check(gate, chosen, before, (*(peers.SUITES if names else ()), "batch"))
-    found = locate(model) if model else None
+    found = open_path(model) if model else None
     peers.check(names, found)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -172,7 +172,7 @@ def _runtime(device: str | None, precision: str | None, threads: int | None) -> 
 
 
 def _subject(
-    model: Found | None,
+    model: Opened | None,
     preset: str | None,
     depth: int | None,
     file: Path | None,
@@ -187,7 +187,7 @@ def _subject(
         raise UserError("--model has a shape of its own", hint="leave --preset and --depth out")
     text = subject.read_text(file) if file else None
     if model is not None:
-        return subject.from_model(model.path, runtime, text=text, batch_size=batch_size, quantize=quantize)
+        return subject.from_model(model, runtime, text=text, batch_size=batch_size, quantize=quantize)
     config, _ = resolve(
         PretrainConfig, preset=preset or PRESET, flags={"model.depth": depth, "train.batch_size": batch_size}
     )

@@ -15,12 +15,13 @@ import typer
 from tfcli.cli import options
 from tfcli.cli.lines import note
 from tfcli.cli.options import TEXT, Device, Encoding, Errors, Machine, Precision, Quantize, Strict, TextKey, Threads
-from tfcli.cli.tasks import fills_in, task_of
+from tfcli.cli.tasks import task_of
 from tfcli.config.options import WINDOW_TOKENS, DataOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
+    from tfcli.formats.open import Opened
     from tfcli.model.base import Model
     from tfcli.runtime import Runtime
     from tfcli.text.corpus.encoding import Encoded
@@ -89,6 +90,7 @@ def evaluate(
 
     Example: tfcli evaluate runs/first held-out.txt
     """
+    from tfcli.formats.open import open_path
     from tfcli.text.read import hf_data
 
     for spec in data:
@@ -97,14 +99,15 @@ def evaluate(
         if number is not None and number < 1:
             raise UserError(f"--{name} is {number}", hint="it must be at least 1")
     machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
-    finetuned = task_of(model)
+    opened = open_path(model)
+    finetuned = task_of(opened)
     if finetuned is not None:
         _refuse({"--context": context, "--stride": stride}, model, "a model of text")
         flags: dict[str, str | bool | None] = {"data.encoding": encoding, "data.errors": errors}
         flags |= {"data.text_key": text_key, "data.strict": strict or None}
-        _of_task(model, finetuned, data, sets or [], flags, limit, predictions, confusion, as_json, machine)
+        _of_task(opened, finetuned, data, sets or [], flags, limit, predictions, confusion, as_json, machine)
         return
-    masked = fills_in(model)
+    masked = opened.head == "masked"
     of_tasks: dict[str, object] = {"--predictions": predictions, "--confusion": confusion}
     of_tasks |= {"--encoding": encoding, "--strict": strict or None} | ({} if masked else {"--set": sets})
     _refuse(of_tasks, model, "a model that was finetuned for a task")
@@ -112,13 +115,13 @@ def evaluate(
         _refuse({"--stride": stride}, model, "a decoder")
     data_options, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     if masked:
-        _of_masked(model, data, sets or [], data_options, context, limit, as_json, machine)
+        _of_masked(opened, data, sets or [], data_options, context, limit, as_json, machine)
     else:
-        _of_text(model, data, data_options, context, stride, limit, as_json, machine)
+        _of_text(opened, data, data_options, context, stride, limit, as_json, machine)
 
 
 def _of_text(
-    model: str,
+    model: Opened,
     data: list[str],
     options: DataOptions,
     context: int | None,
@@ -134,7 +137,7 @@ def _of_text(
 
     decoder, codec, runtime = _load(model, machine)
     print(f"device: {runtime.describe()}", file=sys.stderr)
-    context = _window(context, decoder.config.context, _run_of(model))
+    context = _window(context, decoder.config.context, _run_of(model.path))
     if stride is not None and stride > context:
         raise UserError(f"--stride is {stride}, the context {context}", hint="a longer stride would leave tokens out")
     with tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
@@ -186,7 +189,7 @@ def _show(fields: dict[str, float | int], as_json: bool) -> None:
 
 
 def _of_masked(
-    model: str,
+    model: Opened,
     data: list[str],
     sets: list[str],
     options: DataOptions,
@@ -203,7 +206,7 @@ def _of_masked(
     from tfcli.errors import RunError
     from tfcli.objectives.masked import Masking, MaskingConfig, check_shares, score
 
-    run = _run_of(model)
+    run = _run_of(model.path)
     masks = resolve(MaskingConfig, sets=[*_trained_masks(run), *sets])[0].mlm
     check_shares(masks)
     made = filler(model, *machine).filler
@@ -223,10 +226,10 @@ def _of_masked(
     _show({**dataclasses.asdict(found), "bytes": text_bytes}, as_json)
 
 
-def _run_of(model: str) -> dict[str, Any]:
+def _run_of(model: Path) -> dict[str, Any]:
     """What run.json says of the run that left the model; {} where there is none."""
     try:
-        run = json.loads((Path(model) / "run.json").read_bytes())
+        run = json.loads((model / "run.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}
@@ -240,29 +243,23 @@ def _trained_masks(run: dict[str, Any]) -> list[str]:
         return []
 
 
-def _load(model: str, machine: Machine) -> tuple[Model, Codec, Runtime]:
+def _load(model: Opened, machine: Machine) -> tuple[Model, Codec, Runtime]:
     """The model to score, a baseline too, and its tokenizer."""
-    from tfcli.infer.engine import load
-    from tfcli.objectives.table import of_directory
+    from tfcli.objectives.table import of_format
 
-    own = of_directory(model)
+    own = of_format(model.hf_config)
     if own is None:
-        engine = load(
-            model,
-            device=machine.device,
-            precision=machine.precision,
-            threads=machine.threads,
-            quantize=machine.quantize,
-        )
-        return engine.model, engine.tokenizer, engine.runtime
+        runtime = machine.runtime()
+        made, codec = model.load(runtime=runtime, quantize=machine.quantize)
+        return made.requires_grad_(False), codec, runtime
     if machine.quantize is not None:
         raise UserError(f"--quantize does not go with {own.called}", hint="leave it out")
     runtime = machine.runtime()
-    return *own.load(Path(model), runtime), runtime
+    return *own.load(model.path, model.hf_config, runtime), runtime
 
 
 def _of_task(
-    model: str,
+    model: Opened,
     name: str,
     data: list[str],
     sets: list[str],

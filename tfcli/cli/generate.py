@@ -19,7 +19,7 @@ from tfcli.config.resolve import resolve
 from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from tfcli.infer.engine import Engine, Generation, Prompt
+    from tfcli.infer.engine import Encoded, Engine, Generation, Prompt
 
 DEFAULT = Sampling()
 SEPARATOR = "---"
@@ -185,7 +185,7 @@ def generate(
     if found is None and not as_json and sampling.num_samples == 1:
         _one(engine, ask.wrapped(prompt if prompt is not None else _from_stdin()), sampling)
     else:
-        prompts = (
+        prompts: Iterator[Prompt | Encoded] = (
             iter([ask.wrapped(prompt if prompt is not None else _from_stdin())])
             if found is None
             else found.prompts(engine, sampling)
@@ -231,13 +231,13 @@ class _Found:
         self._file, self._ask = file, ask
         self._order: deque[str | None] = deque()  # of each line in turn: None for a prompt, else what was wrong
 
-    def prompts(self, engine: Engine, sampling: Sampling) -> Iterator[Prompt]:
+    def prompts(self, engine: Engine, sampling: Sampling) -> Iterator[Encoded]:
         """The prompts that the model can take."""
 
-        def taken(prompt: Prompt) -> Prompt:
-            engine.check_prompt(prompt, sampling)
+        def taken(prompt: Prompt) -> Encoded:
+            encoded = engine.encode(prompt, sampling)
             self._order.append(None)
-            return prompt
+            return encoded
 
         yield from read_objects(
             self._file,
@@ -266,15 +266,16 @@ def _load(
 ) -> Engine:
     """The engine, once all that can be checked without it is; says on stderr what it chose."""
     from tfcli.formats.hf.directory import find_model
-    from tfcli.formats.open import read_config
+    from tfcli.formats.open import open_path
 
     path = find_model(model, generates=True)
-    read_config(path)
+    opened = open_path(path)
+    opened.config  # noqa: B018  # which says what is wrong with it
     from tfcli.infer.engine import load
     from tfcli.infer.sampling import check
 
     check(sampling)
-    engine = load(path, device=device, precision=precision, threads=threads, quantize=quantize)
+    engine = load(opened, device=device, precision=precision, threads=threads, quantize=quantize)
     chosen = f"model: {path}; " if model is None else ""
     print(f"{chosen}device: {engine.runtime.describe()}", file=sys.stderr)
     if engine.turns_texts:
@@ -312,7 +313,7 @@ def _speed(result: Generation, reading: float, writing: float) -> None:
 
 
 def _many(
-    engine: Engine, prompts: Iterator[Prompt], sampling: Sampling, as_json: bool, found: _Found | None = None
+    engine: Engine, prompts: Iterator[Prompt | Encoded], sampling: Sampling, as_json: bool, found: _Found | None = None
 ) -> int:
     """Results in the order of the prompts, with --json also what was no prompt; the number of new tokens."""
     tokens = 0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from tfcli.cli.options import Device, Encoding, Machine, Precision, Quantize, Th
 from tfcli.cli.tasks import filler, task_of
 from tfcli.cli.tasks import load as load_task
 from tfcli.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from tfcli.formats.open import Opened
 
 TASKS = ("embed", "fill")
 FORMATS = ("json", "text")
@@ -63,12 +66,15 @@ def predict(
     """  # fmt: skip
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    from tfcli.formats.open import open_path
+
     encoding = encoding or "utf-8"
-    finetuned = task_of(model)
+    opened = open_path(model)
+    finetuned = task_of(opened)
     name = task or finetuned or "embed"
     if name in (finetuned, "fill"):
         machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
-        _answer(model, name, file, limit, form, beam, encoding, machine)
+        _answer(opened, name, file, limit, form, beam, encoding, machine)
         return
     if name not in TASKS:
         from tfcli.tasks.applications import APPLICATIONS
@@ -78,18 +84,19 @@ def predict(
         raise unknown("task", name, (*TASKS, *APPLICATIONS))
     if form != "json":
         raise UserError(f"--format {form} goes with a finetuned model", hint=f"the task {name} gives JSON lines")
-    from tfcli.infer.engine import load
+    from tfcli.infer.engine import Engine
 
     failures: list[int] = []
     texts = read_lines(file, "text", failures, encoding=encoding)
-    engine = load(model, device=device, precision=precision or "fp32", threads=threads, quantize=quantize)
+    runtime = Machine(device, precision or "fp32", threads).runtime()
+    engine = Engine(*opened.load(runtime=runtime, quantize=quantize), runtime)
     print(f"device: {engine.runtime.describe()}", file=sys.stderr)
     lines: Iterator[str] = islice(texts, limit)
     cut = 0
     while window := list(islice(lines, WINDOW)):
-        for text in window:
-            cut += engine.fitted(text)[1] > 0
-        for text, vector in zip(window, engine.embed(window), strict=True):
+        encoded = [engine.fitted(text) for text in window]
+        cut += sum(one.cut > 0 for one in encoded)
+        for text, vector in zip(window, engine.embed(encoded), strict=True):
             rounded = [round(float(number), 7) for number in vector]
             print(json.dumps({"text": text, "embedding": rounded}, ensure_ascii=False))
         sys.stdout.flush()
@@ -101,7 +108,7 @@ def predict(
 
 
 def _answer(
-    model: str,
+    model: Opened,
     name: str,
     file: str,
     limit: int | None,

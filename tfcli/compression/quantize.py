@@ -17,10 +17,10 @@ import torch
 from tfcli.config.options import DataOptions
 from tfcli.errors import UserError
 from tfcli.formats import convert
-from tfcli.formats import open as models
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
+from tfcli.formats.open import Opened, open_path
 from tfcli.infer.score import Scores, evaluate
 from tfcli.model import cost
 from tfcli.model.quant.matrix import BITS
@@ -79,18 +79,19 @@ def compress(
     """
     source, out = Path(source), Path(out)
     Quantization.of(quantize)
-    config = models.read_config(source)
+    opened = open_path(source)
+    config = opened.config
     gguf_families.to_gguf(config, name=str(source))
-    if models.about_of(source)[1] is not None:
+    if opened.head is not None:
         hint = "predict and evaluate take --quantize, and quantize it as it is read"
         raise convert.no_place_for_head(source, hint=hint)
-    _check_place(source, out, force)
+    _check_place(opened, source, out, force)
     before = after = None
     with tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
         found = sources.find(text, spool=Path(spool), on_note=on_note) if text else []
         model, codec = None, None
         if found:
-            model, codec = models.load(source, runtime=runtime)
+            model, codec = opened.load(runtime=runtime)
             refuse_twice(model, str(source))
             encoded = encode(sources.read(found, options or DataOptions()), codec, begin=True)
             if not encoded.bytes:
@@ -100,16 +101,17 @@ def compress(
         del model, codec
         on_note(f"quantizing {source} to {BITS[quantize]} bits")
         with convert.written(out, directory=True) as aside:
-            delta = _write(source, aside, quantize, runtime, on_note)
-            made, codec = models.load(aside, runtime=runtime)
+            delta = _write(opened, source, aside, quantize, runtime, on_note)
+            compressed = open_path(aside)
+            made, codec = compressed.load(runtime=runtime)
             if found:
                 on_note(f"scoring {len(encoded.ids)} tokens with what was written")
                 after = _scores(made, codec, runtime, encoded)
-            disk = models.stored_bytes(aside)
+            disk = compressed.stored_bytes
     return Compressed(
         path=out,
         quantize=quantize,
-        disk_before=models.stored_bytes(source),
+        disk_before=opened.stored_bytes,
         disk_after=disk,
         memory_before=cost.weight_bytes(config, "fp32" if runtime.dtype == torch.float32 else "bf16"),
         memory_after=weight_bytes(made),
@@ -120,14 +122,15 @@ def compress(
     )
 
 
-def _check_place(source: Path, out: Path, force: bool) -> None:
-    convert.check_place(source, out, directory=True, force=force)
+def _check_place(model: Opened, source: Path, out: Path, force: bool) -> None:
+    convert.check_place(model, source, out, directory=True, force=force)
     others = [path.name for path in (*out.glob("*.safetensors"), *out.glob("*.gguf")) if path.name != MODEL]
     if others:
         raise UserError(f"{out} holds another model ({others[0]})", hint="choose another place")
 
 
 def _write(
+    opened: Opened,
     source: Path,
     aside: Path,
     quantize: str,
@@ -135,7 +138,7 @@ def _write(
     on_note: Callable[[str], None],
 ) -> float:
     """Fill the directory; the largest difference between its logits and those of what was to be written."""
-    model, codec = models.load(source, runtime=runtime, dtype=torch.float32, quantize=quantize, whole_groups=True)
+    model, codec = opened.load(runtime=runtime, dtype=torch.float32, quantize=quantize, whole_groups=True)
     convert.round_numbers(model, torch.float16, torch.float32, str(source))
     inexact = differences(codec)
     for said in inexact:

@@ -14,7 +14,6 @@ from torch import Tensor
 from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
-from tfcli.formats import open as models
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
@@ -23,6 +22,7 @@ from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.heads import Loaded
 from tfcli.formats.hf.tokenizer_json import tokenizer_json
+from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads, lora
 from tfcli.model.masked_head import MaskedHead
 from tfcli.model.quant.quantize import Quantization, quantize_model, widen_model
@@ -85,13 +85,13 @@ def convert(
     """
     source, out = Path(source), Path(out)
     type = check(to, type)
-    config = models.read_config(source)
-    check_family(config, to, str(source))
+    opened = open_path(source)
+    check_family(opened.config, to, str(source))
     if to == "gguf" and out.suffix != ".gguf":
         raise UserError(f"{out} does not end in .gguf", hint=f"name a file: {out.with_suffix('.gguf')}")
-    check_place(source, out, directory=to == "hf", force=force)
+    check_place(opened, source, out, directory=to == "hf", force=force)
     runtime = Runtime.detect(device="cpu", precision="fp32")
-    loaded = models.load_whole(source, runtime=runtime, tokenizer=tokenizer, on_note=on_note)
+    loaded = opened.load_whole(runtime=runtime, tokenizer=tokenizer, on_note=on_note)
     merge_delta = None
     if merge is not None:
         loaded, merge_delta = merged(loaded, Path(merge), on_note)
@@ -112,10 +112,10 @@ def convert(
             plain = type.upper() if type in PLAIN else "F16"
             gguf_save.save(aside, model, codec, type=plain, name=source.resolve().stem)
         else:
-            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=head_names.of_task(loaded.about))
+            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=head_names.of_task(loaded.hf_config))
         del model
         after = read_again(aside, expected, codec, runtime, exact=not inexact)
-        size = models.stored_bytes(aside)
+        size = open_path(aside).stored_bytes
     return Converted(
         path=out,
         format=to,
@@ -180,13 +180,13 @@ def check_family(config: ModelConfig, to: str, name: str) -> None:
         families.written(config)
 
 
-def check_place(source: Path, out: Path, *, directory: bool, force: bool) -> None:
-    """UserError where ``out`` is no place to write to: there already, or what is read."""
+def check_place(model: Opened, source: Path, out: Path, *, directory: bool, force: bool) -> None:
+    """UserError where ``out`` is no place to write to: there already, or the model, of ``source``, that is read."""
     if not out.exists():
         return
     if out.is_dir() != directory:
         raise UserError(f"{out} is {'a directory' if out.is_dir() else 'a file'}", hint="choose another name")
-    if out.resolve() in (source.resolve(), models.locate(source).path.resolve()):
+    if out.resolve() in (source.resolve(), model.path.resolve()):
         raise UserError(f"{out} is what is read", hint="choose another place")
     if not force and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is there already", hint="choose another place, or overwrite it: --force")
@@ -237,7 +237,7 @@ def read_again(path: Path, expected: Tensor, codec: Codec, runtime: Runtime, *, 
 
     Raises RunError where they are not the same.
     """
-    loaded = models.load_whole(path, runtime=runtime, dtype=torch.float32)
+    loaded = open_path(path).load_whole(runtime=runtime, dtype=torch.float32)
     logits, again = probe(loaded.model), loaded.codec
     difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
     if not difference <= CLOSE * max(1.0, largest):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
+from tfcli.formats.gguf.file import GgufFile, open_gguf
 from tfcli.formats.hf import directory as hf
-from tfcli.formats.hf.head_names import kind_of
+from tfcli.formats.hf import head_names
 from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_data
 from tfcli.text.read import files
 from tfcli.text.tokenizers.codec import Codec
@@ -26,17 +28,193 @@ if TYPE_CHECKING:
 GGUF = b"GGUF"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """What a path leads to."""
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model at a path, loaded or only asked what it is: what describes it is read once, when it is first needed.
+
+    The properties raise UserError for what is absent, damaged or not read by tfcli.
+    """
 
     kind: Literal["hf", "gguf", "llama2.c", "adapter"]
     path: Path
     """The directory of "hf" and of "adapter", else the file."""
 
+    @cached_property
+    def hf_config(self) -> Mapping[str, Any]:
+        """What config.json holds; of an adapter what it says of its task; nothing of files."""
+        if self.kind == "adapter":
+            from tfcli.formats.hf import adapters
 
-def locate(path: str | Path) -> Found:
-    """What kind of model lies at a path; of a directory with a GGUF file and no safetensors, that file.
+            return adapters.about(self.path)
+        return read_data(self.path) if self.kind == "hf" else {}
+
+    @cached_property
+    def head(self) -> str | None:
+        """The kind of the head of its task, None for none."""
+        if self.kind == "adapter":
+            from tfcli.formats.hf import adapters
+
+            return adapters.kind_of(self.path)
+        return head_names.kind_of(self.hf_config)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The shape; of an adapter that of its base. No weights are read."""
+        if self.kind == "adapter":
+            return self.base.config
+        if self.kind == "hf":
+            return hf.read_config(self.path, self.hf_config)
+        if self.kind == "gguf":
+            from tfcli.formats.gguf import load as gguf_load
+
+            return gguf_load.read_config(self._gguf)
+        from tfcli.formats import llama2c
+
+        return llama2c.read_config(self.path)
+
+    @cached_property
+    def base(self) -> Opened:
+        """The model that an adapter names as its base."""
+        from tfcli.formats.hf import adapters
+
+        directory = self.path
+        named = adapters.read_config(directory).get("base_model_name_or_path")
+        path = Path(named) if isinstance(named, str) and named else None
+        if path is None or not path.exists():
+            raise UserError(
+                f"{directory} is an adapter for {named!r}, which is not there",
+                hint=f"say where its base is now, in {directory / ADAPTER}, or merge the two: tfcli convert BASE OUT "
+                f"--merge {directory}",
+            )
+        base = open_path(path)
+        if base.kind == "adapter":
+            raise UserError(f"{directory} is an adapter for {path}, an adapter itself", hint="merge that one first")
+        return base
+
+    @cached_property
+    def _gguf(self) -> GgufFile:
+        return open_gguf(self.path)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights as they are stored."""
+        if self.kind == "adapter":
+            return self.base.stored_bytes
+        held = self.path.glob("*.safetensors") if self.kind == "hf" else [self.path]
+        return sum(file.stat().st_size for file in held)
+
+    def load(
+        self,
+        *,
+        runtime: Runtime,
+        dtype: torch.dtype | None = None,
+        quantize: str | None = None,
+        whole_groups: bool = False,
+        tokenizer: str | Path | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> tuple[Transformer, Codec]:
+        """The model, on the runtime's device, and its tokenizer.
+
+        ``dtype`` of what is not quantized (default: the runtime's). ``quantize`` is "int8" or "int4": matrices are
+        quantized one at a time as they are read; ``whole_groups`` as in ``Quantization``. A directory of adapters is
+        its base with them merged in. ``tokenizer`` is the file of a llama2.c checkpoint, where it does not lie beside
+        it. ``on_note`` is told what of a directory was not read. Raises UserError for what is absent, damaged, not read
+        by tfcli or does not belong together, and for quantizing twice.
+        """
+        from tfcli.model.quant.quantize import Quantization
+
+        to = None if quantize is None else Quantization.of(quantize, whole_groups=whole_groups)
+        if tokenizer is not None and self.kind != "llama2.c":
+            raise UserError(
+                f"{self.path} has a tokenizer of its own", hint="--tokenizer goes with a checkpoint of llama2.c"
+            )
+        if self.kind == "adapter":
+            return self._adapted(runtime, dtype, to, on_note)
+        if self.kind == "gguf":
+            from tfcli.formats.gguf import load as gguf_load
+
+            return gguf_load.load(self._gguf, runtime=runtime, dtype=dtype, quantize=to)
+        if self.kind == "llama2.c":
+            from tfcli.formats import llama2c
+
+            return llama2c.load(self.path, tokenizer, runtime=runtime, dtype=dtype, quantize=to)
+        if to is None:
+            return hf.load(self.path, runtime=runtime, dtype=dtype, hf_config=self.hf_config, on_note=on_note)
+        return self._quantized(to, runtime, dtype, on_note)
+
+    def load_whole(
+        self,
+        *,
+        runtime: Runtime,
+        dtype: torch.dtype | None = None,
+        tokenizer: str | Path | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> Loaded:
+        """As ``load``, with the head of its task where it has one, and what is said of that task."""
+        import torch
+
+        from tfcli.formats.hf import adapters, heads
+        from tfcli.model import lora
+
+        if tokenizer is None and self.kind == "hf":
+            return heads.load(self.path, runtime=runtime, dtype=dtype, hf_config=self.hf_config, on_note=on_note)
+        if tokenizer is not None or self.kind != "adapter":
+            model, codec = self.load(runtime=runtime, dtype=dtype, tokenizer=tokenizer, on_note=on_note)
+            return heads.Loaded(model=model, codec=codec, hf_config={}, kind=None)
+        base = self.base.load_whole(runtime=runtime, dtype=torch.float32, on_note=on_note)
+        loaded = adapters.put_on(base, self.path, on_note=on_note)
+        lora.merge(loaded.model)
+        for parameter in loaded.model.parameters():  # not the fp16 scales of quantized matrices
+            parameter.data = parameter.data.to(dtype or runtime.dtype)
+        return loaded
+
+    def _adapted(
+        self,
+        runtime: Runtime,
+        dtype: torch.dtype | None,
+        to: Quantization | None,
+        on_note: Callable[[str], None] | None,
+    ) -> tuple[Transformer, Codec]:
+        """The base of an adapter with it merged in, quantized where ``to`` says so, and the template that it learnt."""
+        import torch
+
+        from tfcli.model import heads
+        from tfcli.model.quant.quantize import quantize_model
+
+        loaded = self.load_whole(runtime=runtime, dtype=torch.float32, on_note=on_note)
+        if loaded.kind is not None and on_note:
+            on_note(f"{self.path}: the head of its task is not read")
+        heads.detach(loaded.model)
+        if to is not None:
+            quantize_model(loaded.model, to, name=str(self.path))
+        for parameter in loaded.model.parameters():
+            parameter.data = parameter.data.to(dtype or runtime.dtype)
+        return loaded.model, loaded.codec
+
+    def _quantized(
+        self,
+        to: Quantization,
+        runtime: Runtime,
+        dtype: torch.dtype | None,
+        on_note: Callable[[str], None] | None,
+    ) -> tuple[Transformer, Codec]:
+        """As ``hf.load``, one matrix at a time in the form that it is stored in."""
+        import torch
+
+        from tfcli.model.quant.quantize import assign
+        from tfcli.model.transformer import Transformer
+
+        codec = hf.read_tokenizer(self.path, self.hf_config)
+        stored = open_model(self.path, hf_config=self.hf_config, on_note=on_note)
+        with torch.device("meta"):
+            model = Transformer(stored.config)
+        for name, tensor in stored.tensors():
+            assign(model, name, tensor, runtime.device, dtype or runtime.dtype, to)
+        return model, codec
+
+
+def open_path(path: str | Path) -> Opened:
+    """The model at a path; of a directory with a GGUF file and no safetensors, that file.
 
     Raises UserError for what is no model at all; whether it is whole is found when it is read.
     """
@@ -46,195 +224,27 @@ def locate(path: str | Path) -> Found:
     if path.is_dir() and not any((path / name).is_file() for name in (hf.WEIGHTS, f"{hf.WEIGHTS}.index.json")):
         held = sorted(path.glob("*.gguf"))
         if len(held) == 1:
-            return Found(kind="gguf", path=held[0])
+            return Opened(kind="gguf", path=held[0])
         if held:
             raise UserError(f"{path} holds {len(held)} GGUF files", hint=f"name one of them, for example {held[0]}")
         if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
-            return Found(kind="adapter", path=path)
-    return Found(kind="hf", path=path)
+            return Opened(kind="adapter", path=path)
+    return Opened(kind="hf", path=path)
 
 
-def base_of(directory: Path) -> Path:
-    """The model that an adapter names as its base. Raises UserError where it is not there."""
-    from tfcli.formats.hf import adapters
-
-    named = adapters.read_config(directory).get("base_model_name_or_path")
-    base = Path(named) if isinstance(named, str) and named else None
-    if base is None or not base.exists():
-        raise UserError(
-            f"{directory} is an adapter for {named!r}, which is not there",
-            hint=f"say where its base is now, in {directory / ADAPTER}, or merge the two: tfcli convert BASE OUT "
-            f"--merge {directory}",
-        )
-    if locate(base).kind == "adapter":
-        raise UserError(f"{directory} is an adapter for {base}, an adapter itself", hint="merge that one first")
-    return base
-
-
-def _file(path: Path) -> Found:
+def _file(path: Path) -> Opened:
     try:
         with path.open("rb") as file:
             head = file.read(files.SNIFF)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if head.startswith(GGUF) or path.suffix == ".gguf":
-        return Found(kind="gguf", path=path)
+        return Opened(kind="gguf", path=path)
     if path.suffix == ".safetensors" or path.name == "config.json":
         raise UserError(f"{path} is one file of a model", hint=f"name the directory that it is in: {path.parent}")
     if path.suffix == ".bin" or head.startswith((b"PK\x03\x04", b"\x80")):
-        return Found(kind="llama2.c", path=path)
+        return Opened(kind="llama2.c", path=path)
     raise UserError(
         f"{path} is {files.what_it_is(head) or 'text'}, expected a model",
         hint="a model is a directory with config.json and model.safetensors, or a .gguf file",
     )
-
-
-def about_of(path: str | Path) -> tuple[dict[str, Any], str | None]:
-    """What the directory at a path says of its task, and the kind of its head; ({}, None) for what has neither."""
-    found = locate(path)
-    if found.kind == "adapter":
-        from tfcli.formats.hf import adapters
-
-        return adapters.about(found.path), adapters.kind_of(found.path)
-    if found.kind != "hf" or not (found.path / CONFIG).is_file():
-        return {}, None
-    about = read_data(found.path)
-    return about, kind_of(about)
-
-
-def read_config(path: str | Path) -> ModelConfig:
-    """The shape of the model at a path; no weights are read. Raises UserError as ``load`` does."""
-    found = locate(path)
-    if found.kind == "adapter":
-        return read_config(base_of(found.path))
-    if found.kind == "hf":
-        return hf.read_config(found.path)
-    if found.kind == "gguf":
-        from tfcli.formats.gguf import load as gguf_load
-
-        return gguf_load.read_config(found.path)
-    from tfcli.formats import llama2c
-
-    return llama2c.read_config(found.path)
-
-
-def stored_bytes(path: str | Path) -> int:
-    """Bytes of the weights at a path, as they are stored."""
-    found = locate(path)
-    if found.kind == "adapter":
-        return stored_bytes(base_of(found.path))
-    held = found.path.glob("*.safetensors") if found.kind == "hf" else [found.path]
-    return sum(file.stat().st_size for file in held)
-
-
-def load(
-    path: str | Path,
-    *,
-    runtime: Runtime,
-    dtype: torch.dtype | None = None,
-    quantize: str | None = None,
-    whole_groups: bool = False,
-    tokenizer: str | Path | None = None,
-    on_note: Callable[[str], None] | None = None,
-) -> tuple[Transformer, Codec]:
-    """The model at a path, on the runtime's device, and its tokenizer.
-
-    ``dtype`` of what is not quantized (default: the runtime's). ``quantize`` is "int8" or "int4": matrices are
-    quantized one at a time as they are read; ``whole_groups`` as in ``Quantization``. A directory of adapters is its
-    base with them merged in. ``tokenizer`` is the file of a
-    llama2.c checkpoint, where it does not lie beside it. ``on_note`` is told what of a directory was not read. Raises
-    UserError for what is absent, damaged, not read by tfcli or does not belong together, and for quantizing twice.
-    """
-    from tfcli.model.quant.quantize import Quantization
-
-    found = locate(path)
-    to = None if quantize is None else Quantization.of(quantize, whole_groups=whole_groups)
-    if tokenizer is not None and found.kind != "llama2.c":
-        raise UserError(f"{path} has a tokenizer of its own", hint="--tokenizer goes with a checkpoint of llama2.c")
-    if found.kind == "adapter":
-        return _adapted(found.path, runtime, dtype, to, on_note)
-    if found.kind == "gguf":
-        from tfcli.formats.gguf import load as gguf_load
-
-        return gguf_load.load(found.path, runtime=runtime, dtype=dtype, quantize=to)
-    if found.kind == "llama2.c":
-        from tfcli.formats import llama2c
-
-        return llama2c.load(found.path, tokenizer, runtime=runtime, dtype=dtype, quantize=to)
-    if to is None:
-        return hf.load(found.path, runtime=runtime, dtype=dtype, on_note=on_note)
-    return _quantized(found.path, to, runtime, dtype, on_note)
-
-
-def load_whole(
-    path: str | Path,
-    *,
-    runtime: Runtime,
-    dtype: torch.dtype | None = None,
-    tokenizer: str | Path | None = None,
-    on_note: Callable[[str], None] | None = None,
-) -> Loaded:
-    """As ``load``, with the head of its task where it has one, and what is said of that task."""
-    import torch
-
-    from tfcli.formats.hf import adapters, heads
-    from tfcli.model import lora
-
-    found = locate(path)
-    if tokenizer is None and found.kind == "hf":
-        return heads.load(found.path, runtime=runtime, dtype=dtype, on_note=on_note)
-    if tokenizer is not None or found.kind != "adapter":
-        model, codec = load(path, runtime=runtime, dtype=dtype, tokenizer=tokenizer, on_note=on_note)
-        return heads.Loaded(model=model, codec=codec, about={}, kind=None)
-    base = load_whole(base_of(found.path), runtime=runtime, dtype=torch.float32, on_note=on_note)
-    loaded = adapters.put_on(base, found.path, on_note=on_note)
-    lora.merge(loaded.model)
-    for parameter in loaded.model.parameters():  # not the fp16 scales of quantized matrices
-        parameter.data = parameter.data.to(dtype or runtime.dtype)
-    return loaded
-
-
-def _adapted(
-    directory: Path,
-    runtime: Runtime,
-    dtype: torch.dtype | None,
-    to: Quantization | None,
-    on_note: Callable[[str], None] | None,
-) -> tuple[Transformer, Codec]:
-    """The base of an adapter with it merged in, quantized where ``to`` says so, and the template that it learnt."""
-    import torch
-
-    from tfcli.model import heads
-    from tfcli.model.quant.quantize import quantize_model
-
-    loaded = load_whole(directory, runtime=runtime, dtype=torch.float32, on_note=on_note)
-    if loaded.kind is not None and on_note:
-        on_note(f"{directory}: the head of its task is not read")
-    heads.detach(loaded.model)
-    if to is not None:
-        quantize_model(loaded.model, to, name=str(directory))
-    for parameter in loaded.model.parameters():
-        parameter.data = parameter.data.to(dtype or runtime.dtype)
-    return loaded.model, loaded.codec
-
-
-def _quantized(
-    directory: Path,
-    to: Quantization,
-    runtime: Runtime,
-    dtype: torch.dtype | None,
-    on_note: Callable[[str], None] | None,
-) -> tuple[Transformer, Codec]:
-    """As ``hf.load``, one matrix at a time in the form that it is stored in."""
-    import torch
-
-    from tfcli.model.quant.quantize import assign
-    from tfcli.model.transformer import Transformer
-
-    codec = hf.read_tokenizer(directory)
-    stored = open_model(directory, on_note=on_note)
-    with torch.device("meta"):
-        model = Transformer(stored.config)
-    for name, tensor in stored.tensors():
-        assign(model, name, tensor, runtime.device, dtype or runtime.dtype, to)
-    return model, codec

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from tfcli.config.options import Sampling
 from tfcli.errors import UserError
-from tfcli.formats import open as models
+from tfcli.formats.open import Opened, open_path
 from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
 from tfcli.infer.embed import embed
 from tfcli.infer.residency import settle
@@ -30,6 +31,31 @@ from tfcli.text.tokenizers.codec import Codec
 
 Prompt: TypeAlias = str | Sequence[chat.Message]
 """A text to continue (of an encoder-decoder: to turn into another), or the messages of a chat to answer."""
+
+
+class SamplingFields(TypedDict, total=False):
+    """The fields of ``Sampling`` as keywords; None is as left out."""
+
+    max_tokens: int | None
+    repetition_penalty: float | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    num_samples: int | None
+    seed: int | None
+    overflow: Literal["error", "slide"] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A prompt, or a text to embed, with the ids that the model reads for it; ``cut`` tokens of it were left out."""
+
+    prompt: Prompt
+    ids: list[int]
+    cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +102,7 @@ Event = Token | Finished
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Opened,
     *,
     device: str | None = None,
     precision: str | None = None,
@@ -86,15 +112,20 @@ def load(
     """The model in a directory (tfcli's or Hugging Face's) or GGUF file, ready to generate, embed and score.
 
     ``device`` is auto, cuda, mps or cpu; ``precision`` auto, fp32 or bf16; ``threads`` CPU threads; ``quantize`` int8
-    or int4 for weights in fewer bits. Raises UserError for what is not a model or a device that is not there.
+    or int4 for weights in fewer bits. The weights of a decoder are packed for reading (``tfcli.infer.residency``), so
+    that ``engine.model`` cannot be trained. Raises UserError for what is not a model or a device that is not there.
     """
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
-    model, tokenizer = models.load(path, runtime=runtime, quantize=quantize)
-    return Engine(model, tokenizer, runtime)
+    opened = path if isinstance(path, Opened) else open_path(path)
+    model, tokenizer = opened.load(runtime=runtime, quantize=quantize)
+    engine = Engine(model, tokenizer, runtime)
+    if model.config.wiring.causal:
+        settle(model)
+    return engine
 
 
 class Engine:
-    """A model and its tokenizer on one device."""
+    """A model and its tokenizer on one device; the model stays as it is given."""
 
     def __init__(self, model: Transformer, tokenizer: Codec, runtime: Runtime) -> None:
         self.model = model.requires_grad_(False)
@@ -102,42 +133,38 @@ class Engine:
         self.runtime = runtime
         self._decoder: Decoder | None = None
         self._template: chat.ChatTemplate | None = None
+        self._first_use = threading.Lock()
 
     @property
     def decoder(self) -> Decoder:
-        """The token loop, made ready at first use."""
-        if self._decoder is None:
+        """The token loop, made ready at first use, once for all threads."""
+        with self._first_use:
+            if self._decoder is not None:
+                return self._decoder
             if not self.model.config.wiring.causal:
                 raise UserError(
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",
                 )
-            settle(self.model)
             self._decoder = Decoder(self.model)
-        return self._decoder
+            return self._decoder
 
     @overload
     def generate(
-        self, prompt: Prompt = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
-        ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
-    ) -> Generation: ...  # fmt: skip
+        self, prompt: Prompt | Encoded = "", sampling: Sampling | None = None, **fields: Unpack[SamplingFields]
+    ) -> Generation: ...
 
     @overload
     def generate(
-        self, prompt: list[str], sampling: Sampling | None = None, *, max_tokens: int | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
-        ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
-    ) -> list[Generation]: ...  # fmt: skip
+        self, prompt: list[str], sampling: Sampling | None = None, **fields: Unpack[SamplingFields]
+    ) -> list[Generation]: ...
 
     def generate(
-        self, prompt: Prompt | list[str] = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
-        ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
-    ) -> Generation | list[Generation]:  # fmt: skip
+        self,
+        prompt: Prompt | Encoded | list[str] = "",
+        sampling: Sampling | None = None,
+        **fields: Unpack[SamplingFields],
+    ) -> Generation | list[Generation]:
         """Continue a prompt, or each of a list, as ``sampling`` says; a keyword goes over its field.
 
         An empty prompt starts a new document; a list of messages, as {"role": "user", "content": "Hello"}, is answered
@@ -145,36 +172,29 @@ class Engine:
         translation; of an empty one nothing. A list gives ``sampling.num_samples`` results for each prompt, in order.
         Raises UserError for an impossible setting, and for a prompt longer than the context.
         """
-        sampling = _over(
-            sampling, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, overflow=overflow,
-        )  # fmt: skip
-        if isinstance(prompt, str) or (prompt and all(isinstance(part, dict) for part in prompt)):
-            one: list[Prompt] = [prompt]  # type: ignore[list-item]
+        sampling = _over(sampling, fields)
+        if isinstance(prompt, str | Encoded) or (prompt and all(isinstance(part, dict) for part in prompt)):
+            one: list[Prompt | Encoded] = [prompt]  # type: ignore[list-item]
             if sampling.num_samples > 1:
                 raise UserError("one prompt gives one result here", hint="for several samples give a list: [prompt]")
             return next(self.generate_batch(one, sampling))
         return list(self.generate_batch(prompt, sampling))  # type: ignore[arg-type]
 
     def stream(
-        self, prompt: Prompt = "", sampling: Sampling | None = None, *, max_tokens: int | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        min_p: float | None = None, repetition_penalty: float | None = None, stop: Sequence[str] | None = None,
-        ignore_eos: bool | None = None, seed: int | None = None, overflow: Literal["error", "slide"] | None = None,
-    ) -> Iterator[Event]:  # fmt: skip
+        self, prompt: Prompt | Encoded = "", sampling: Sampling | None = None, **fields: Unpack[SamplingFields]
+    ) -> Iterator[Event]:
         """As ``generate``, an event for every token as it comes and one at the end of each sample.
 
         The ``text`` of a sample's events together is its result's text; none of them splits a character.
         """
-        sampling = _over(
-            sampling, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop, ignore_eos=ignore_eos, seed=seed, overflow=overflow,
-        )  # fmt: skip
+        sampling = _over(sampling, fields)
         self._check(sampling)
-        self.check_prompt(prompt, sampling)
-        return self._events(iter([prompt]), sampling)
+        encoded = self.encode(prompt, sampling) if not isinstance(prompt, Encoded) else prompt
+        return self._events(iter([encoded]), sampling)
 
-    def generate_batch(self, prompts: Iterable[Prompt], sampling: Sampling | None = None) -> Iterator[Generation]:
+    def generate_batch(
+        self, prompts: Iterable[Prompt | Encoded], sampling: Sampling | None = None
+    ) -> Iterator[Generation]:
         """Continue any number of prompts: the results in the order of the prompts, each prompt's samples together.
 
         Rows are decoded together, a bounded number at a time, new ones entering as others finish, so that memory stays
@@ -184,9 +204,14 @@ class Engine:
         self._check(sampling)
         return self._in_order(self._events(iter(prompts), sampling))
 
-    def check_prompt(self, prompt: Prompt, sampling: Sampling) -> None:
-        """Raise UserError for a prompt that the model cannot take: no text, too long, no template for messages."""
-        self._fit(self._encode(prompt), sampling)
+    def encode(self, prompt: Prompt, sampling: Sampling) -> Encoded:
+        """A prompt as what ``stream`` and ``generate_batch`` take in its place, to encode it no second time.
+
+        Raises UserError for one that the model cannot take: no text, too long, no template for messages.
+        """
+        ids = self._encode(prompt)
+        self._fit(ids, sampling)
+        return Encoded(prompt=prompt, ids=ids)
 
     def _fit(self, ids: list[int], sampling: Sampling) -> None:
         context = self.model.config.context
@@ -196,24 +221,24 @@ class Engine:
             )
         check_prompt(ids, context, sampling)
 
-    def embed(self, texts: str | Sequence[str]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: str | Sequence[str | Encoded]) -> npt.NDArray[np.float32]:
         """Vectors of length 1: (D,) of one text, (N, D) of several; the mean of the last hidden states.
 
-        What is beyond the model's context does not count; ``fitted`` says how much that is.
+        What is beyond the model's context does not count; ``fitted`` gives texts that say how much that is.
         """
         self._refuse_turning("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
-        vectors = embed(self.model, [self.fitted(text)[0] for text in many])
+        vectors = embed(self.model, [(self.fitted(text) if isinstance(text, str) else text).ids for text in many])
         one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
         return one
 
-    def fitted(self, text: str) -> tuple[list[int], int]:
-        """The ids of a text between the tokenizer's own, cut to the model's context, and how many were cut off."""
+    def fitted(self, text: str) -> Encoded:
+        """A text for ``embed``: its ids between the tokenizer's own, cut to the model's context."""
         before, after = self.tokenizer.prefix_ids, self.tokenizer.suffix_ids
         ids = self.tokenizer.encode(text)
         room = self.model.config.context - len(before) - len(after)
         whole = [*before, *ids[:room], *after] or [self.tokenizer.eos_id]
-        return whole, max(0, len(ids) - room)
+        return Encoded(prompt=text, ids=whole, cut=max(0, len(ids) - room))
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
         """Loss, perplexity and bits per byte of a text as one document, each token once, its end-of-text token too."""
@@ -265,7 +290,7 @@ class Engine:
                 yield ready.pop(following)
                 following += 1
 
-    def _events(self, prompts: Iterator[Prompt], sampling: Sampling) -> Iterator[Event]:
+    def _events(self, prompts: Iterator[Prompt | Encoded], sampling: Sampling) -> Iterator[Event]:
         """Events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
         opened: dict[int, _Row] = {}
         eos_ids, before = self.tokenizer.eos_ids, list(self.tokenizer.prefix_ids)
@@ -273,7 +298,8 @@ class Engine:
         def requests() -> Iterator[Request]:
             number = 0
             for index, prompt in enumerate(prompts, 1):
-                ids = self._encode(prompt)
+                one = prompt if isinstance(prompt, Encoded) else Encoded(prompt=prompt, ids=self._encode(prompt))
+                ids = one.ids
                 try:
                     self._fit(ids, sampling)
                 except UserError as error:
@@ -283,7 +309,7 @@ class Engine:
                     seeds = [seed + sample for sample in range(first, min(first + ROWS, sampling.num_samples))]
                     for of_row in seeds:
                         opened[number] = _Row(
-                            self.tokenizer, prompt, len(ids), of_row, sampling.stop, turned=self.turns_texts
+                            self.tokenizer, one.prompt, len(ids), of_row, sampling.stop, turned=self.turns_texts
                         )
                         number += 1
                     mixed = [_mixed(of_row, ids) for of_row in seeds]
@@ -369,25 +395,9 @@ def _mixed(seed: int, ids: list[int]) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {ids}".encode()).digest()[:7], "big")
 
 
-def _over(
-    sampling: Sampling | None, *, max_tokens: int | None, temperature: float | None, top_k: int | None,
-    top_p: float | None, min_p: float | None, repetition_penalty: float | None, stop: Sequence[str] | None,
-    ignore_eos: bool | None, seed: int | None, overflow: Literal["error", "slide"] | None,
-) -> Sampling:  # fmt: skip
+def _over(sampling: Sampling | None, fields: SamplingFields) -> Sampling:
     """``sampling`` with every field that was given in its place."""
-    base = sampling or Sampling()
-    if isinstance(stop, str):
-        stop = (stop,)
-    return Sampling(
-        max_tokens=base.max_tokens if max_tokens is None else max_tokens,
-        repetition_penalty=base.repetition_penalty if repetition_penalty is None else repetition_penalty,
-        temperature=base.temperature if temperature is None else temperature,
-        top_k=base.top_k if top_k is None else top_k,
-        top_p=base.top_p if top_p is None else top_p,
-        min_p=base.min_p if min_p is None else min_p,
-        stop=base.stop if stop is None else tuple(stop),
-        ignore_eos=base.ignore_eos if ignore_eos is None else ignore_eos,
-        num_samples=base.num_samples,
-        seed=base.seed if seed is None else seed,
-        overflow=base.overflow if overflow is None else overflow,
-    )
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    if "stop" in given:
+        given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
+    return replace(sampling or Sampling(), **given)

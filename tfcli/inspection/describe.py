@@ -23,11 +23,11 @@ from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.formats.gguf.vocab import from_gguf
-from tfcli.formats.hf.stored import CONFIG, read_settings
+from tfcli.formats.hf.stored import CONFIG, read_data, read_settings
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.formats.hf.weights import FILE, INDEX, Entry, Weights, read_header
 from tfcli.model import cost
-from tfcli.objectives.table import of_directory
+from tfcli.objectives.table import of_format
 from tfcli.text.corpus import stats
 from tfcli.text.corpus.shards import MAGIC, VERSION, Shard
 from tfcli.text.read import files, sources
@@ -100,19 +100,20 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
 
 def model(directory: Path) -> Description:
     """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
-    own = of_directory(directory)
+    hf_config = read_data(directory)
+    own = of_format(hf_config)
     if own is not None:
-        described: Description = {"architecture": own.name, "shape": own.sizes(directory)}
+        described: Description = {"architecture": own.name, "shape": own.sizes(hf_config)}
         config_size = None
     else:
-        family, config, _ = read_settings(directory)
+        family, config, _ = read_settings(directory, hf_config)
         described, config_size = _shape(config, family.model_type), config.vocab_size
     if (directory / FILE).is_file() or (directory / INDEX).is_file():
         described["stored"] = stored(directory)
     if (directory / FILE_NAME).is_file():
         described["tokenizer"] = tokenizer(directory / FILE_NAME)
     elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        described["tokenizer"] = codec(directory, config_size)
+        described["tokenizer"] = codec(directory, hf_config, config_size)
     return described
 
 
@@ -222,10 +223,10 @@ def tokenizer(path: Path) -> Description:
     }
 
 
-def codec(directory: Path, vocab_size: int | None) -> Description:
+def codec(directory: Path, hf_config: Mapping[str, Any], vocab_size: int | None) -> Description:
     """Size, end and chat template of any other tokenizer of a model directory."""
     kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
-    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size), kind)
+    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size, hf_config=hf_config), kind)
 
 
 def _about_codec(loaded: Codec, kind: str) -> Description:

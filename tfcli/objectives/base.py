@@ -151,11 +151,14 @@ class Objective(ABC):
 
     # Of an objective that ``write``s a format of its own, with "model_type": "tfcli-NAME" in config.json.
 
-    def load(self, directory: Path, runtime: Runtime) -> tuple[Model, Codec]:
-        """The model in ``directory``, to be scored, and its tokenizer. Raises UserError for damaged files."""
+    def load(self, directory: Path, hf_config: Mapping[str, Any], runtime: Runtime) -> tuple[Model, Codec]:
+        """The model in ``directory``, whose config.json holds ``hf_config``, to be scored, and its tokenizer.
+
+        Raises UserError for damaged files.
+        """
         raise NotImplementedError
 
-    def sizes(self, directory: Path) -> dict[str, Any]:
+    def sizes(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
         """What ``inspect`` shows of the shape."""
         raise NotImplementedError
 

@@ -6,6 +6,7 @@ Its directory, which only tfcli reads, holds config.json, model.safetensors and 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tfcli import disk
 from tfcli.config.model import ModelConfig, Wiring
 from tfcli.config.options import PretrainConfig
 from tfcli.errors import UserError
-from tfcli.formats.hf.stored import CONFIG, OWN, read_data
+from tfcli.formats.hf.stored import CONFIG, OWN
 from tfcli.formats.hf.weights import FILE
 from tfcli.model.base import Model
 from tfcli.model.cost import parameters
@@ -110,9 +111,8 @@ class Lstm(Model):
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.embed.weight, targets_BT.flatten())
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """The shape. Raises UserError for a config.json that does not hold it."""
-    data: dict[str, Any] = read_data(directory)
+def read_config(directory: Path, data: Mapping[str, Any]) -> ModelConfig:
+    """The shape. Raises UserError for a config.json, ``data``, that does not hold it."""
     sizes = {name: data.get(name) for name in SIZES}
     for name, value in {**sizes, "layers": data.get("layers")}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -173,9 +173,9 @@ class Baseline(Objective):
         """A score, which is all that it gives."""
         return f"tfcli evaluate {directory} TEXT"
 
-    def load(self, directory: Path, runtime: Runtime) -> tuple[Lstm, Tokenizer]:
+    def load(self, directory: Path, hf_config: Mapping[str, Any], runtime: Runtime) -> tuple[Lstm, Tokenizer]:
         """The model in fp32 on the runtime's device. Raises UserError for damaged files."""
-        model, tokenizer = Lstm(read_config(directory)), Tokenizer.load(directory)
+        model, tokenizer = Lstm(read_config(directory, hf_config)), Tokenizer.load(directory)
         try:
             model.load_state_dict(load_file(directory / FILE))
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -187,10 +187,9 @@ class Baseline(Objective):
             raise UserError(f"{directory} has a tokenizer of another model: {tokenizer.vocab_size} pieces")
         return model.to(runtime.device).requires_grad_(False), tokenizer
 
-    def sizes(self, directory: Path) -> dict[str, Any]:
+    def sizes(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
         """The sizes that config.json names."""
-        data = read_data(directory)
-        return {name: data.get(name) for name in (*SIZES, "layers")}
+        return {name: hf_config.get(name) for name in (*SIZES, "layers")}
 
 
 OBJECTIVE = Baseline()

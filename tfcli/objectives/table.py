@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tfcli.errors import UserError, unknown
 
@@ -37,13 +36,11 @@ def objective(name: str) -> Objective:
     return cast("Objective", importlib.import_module(OBJECTIVES[name].module).OBJECTIVE)
 
 
-def of_directory(path: str | Path) -> Objective | None:
-    """The objective whose own format a directory is in; None for any other path."""
-    from tfcli.formats.hf.stored import CONFIG, OWN, read_data
+def of_format(hf_config: Mapping[str, Any]) -> Objective | None:
+    """The objective that alone reads a directory with this config.json; None for other models."""
+    from tfcli.formats.hf.stored import OWN
 
-    if not (Path(path) / CONFIG).is_file():
-        return None
-    kind = str(read_data(Path(path)).get("model_type"))
+    kind = str(hf_config.get("model_type"))
     name = kind.removeprefix(OWN)
     return objective(name) if kind.startswith(OWN) and name in OBJECTIVES else None
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.formats import open as models
 from tfcli.formats.convert import portable
 from tfcli.formats.hf import adapters, heads
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.stored import CONFIG
+from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads as task_heads
 from tfcli.model import lora
 from tfcli.model.quant.quantize import widen_model
@@ -165,6 +165,7 @@ class _Run(Run):
     """None for one of a size for the data (``fresh`` of the application)."""
     config: FinetuneConfig
     from_scratch: bool
+    _opened: Opened | None = None
 
     def go(self, command: list[str]) -> Result:
         """Prepare, plan, train, score the best, with the directory held."""
@@ -181,7 +182,7 @@ class _Run(Run):
             data=self.specs,
             config=self.config,
             runtime=self.runtime,
-            about=loaded.about,
+            about=loaded.hf_config,
             note=self.note,
         )
         task = self.app.prepare(start)
@@ -223,7 +224,7 @@ class _Run(Run):
     def _planned(self, loaded: heads.Loaded, task: Finetuning) -> tuple[plan.Plan, Optimizers]:
         """What the run will do, and the optimizers that do it."""
         optim = self.config.optim
-        ours = settings_of(loaded.about).get("optimizer") == "muon" and not self.config.lora.on
+        ours = settings_of(loaded.hf_config).get("optimizer") == "muon" and not self.config.lora.on
         kind = optim.kind or ("muon" if self.from_scratch or ours else "adamw")
         planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=kind)
         rates = {"muon_lr": planned.muon_lr, "lr": planned.lr}
@@ -233,15 +234,17 @@ class _Run(Run):
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
         if self.model is None:
             model, codec = self.app.fresh(self.specs, self.config, self.runtime, self.note)
-            return heads.Loaded(model=model, codec=codec, about={}, kind=None)
-        kind = models.locate(self.model).kind
-        if self.config.lora.on and kind == "adapter":
+            return heads.Loaded(model=model, codec=codec, hf_config={}, kind=None)
+        if self._opened is None:
+            self._opened = open_path(self.model)
+        opened = self._opened
+        if self.config.lora.on and opened.kind == "adapter":
             raise UserError(
                 f"{self.model} is an adapter itself",
                 hint=f"merge it first: tfcli convert BASE OUT --merge {self.model}",
             )
-        loaded = models.load_whole(self.model, runtime=self.runtime, dtype=torch.float32, on_note=self.note)
-        if kind == "hf":
+        loaded = opened.load_whole(runtime=self.runtime, dtype=torch.float32, on_note=self.note)
+        if opened.kind == "hf":
             return loaded
         if not self.config.lora.on:
             widen_model(loaded.model, torch.float32)

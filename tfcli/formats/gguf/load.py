@@ -9,7 +9,6 @@ their own. Other tensors become numbers of the model's dtype. Nothing is ever wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from tfcli.formats.gguf import blocks
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.blocks import TYPES, Floats
-from tfcli.formats.gguf.file import GgufFile, GgufTensor, open_gguf
+from tfcli.formats.gguf.file import GgufFile, GgufTensor
 from tfcli.formats.gguf.settings import GgufConfig
 from tfcli.formats.gguf.vocab import from_gguf
 from tfcli.model.quant import matrix as quant
@@ -36,23 +35,21 @@ CENTRED = ("Q4_0", "Q8_0")
 """Types whose code in the middle stands for 0, as in a ``QuantMatrix`` without ``low``."""
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_config(file: GgufFile) -> ModelConfig:
     """The shape of the model in a GGUF file. Raises UserError as ``load`` does."""
-    file = open_gguf(path)
-    return gguf_families.from_gguf(gguf_settings.config_from_gguf(file), name=str(path))
+    return gguf_families.from_gguf(gguf_settings.config_from_gguf(file), name=str(file.path))
 
 
 def load(
-    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
+    file: GgufFile, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
 ) -> tuple[Transformer, Codec]:
     """The model in a GGUF file, on the runtime's device, and its tokenizer; ``dtype`` of what is not quantized.
 
     ``quantize`` quantizes the matrices of a file that has none that are. Raises UserError for a damaged file, an
     architecture or a tokenizer that is not read, and for quantizing twice.
     """
-    file = open_gguf(path)
     config = gguf_settings.config_from_gguf(file)
-    codec = from_gguf(file.metadata, name=str(path))
+    codec = from_gguf(file.metadata, name=str(file.path))
     return load_model(file, config, runtime=runtime, dtype=dtype, quantize=quantize), codec
 
 

@@ -236,12 +236,12 @@ def _targets(modules: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def put_on(base: Loaded, directory: str | Path, *, on_note: Callable[[str], None] | None = None) -> Loaded:
     """A base with the adapters of a directory on it, in place, and what is said of their task; as ``load``."""
-    load(directory, base.model, pooling=head_names.pooling_of(base.about), on_note=on_note)
+    load(directory, base.model, pooling=head_names.pooling_of(base.hf_config), on_note=on_note)
     template, said, kind = chat_template(directory), about(directory), kind_of(directory)
     codec = base.codec if template is None else with_template(base.codec, template)
     if said or kind is not None:
-        said = {key: value for key, value in base.about.items() if key not in head_names.TASK} | said
-    return Loaded(model=base.model, codec=codec, about=said or base.about, kind=kind or base.kind)
+        said = {key: value for key, value in base.hf_config.items() if key not in head_names.TASK} | said
+    return Loaded(model=base.model, codec=codec, hf_config=said or base.hf_config, kind=kind or base.kind)
 
 
 def load(

@@ -23,7 +23,7 @@ from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import WRITTEN, Family
 from tfcli.formats.hf.families.encoders import MODERNBERT
 from tfcli.formats.hf.head_names import HeadNames
-from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_settings
+from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_data, read_settings
 from tfcli.formats.hf.stored import read_config as read_config
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.formats.hf.weights import FILE
@@ -323,23 +323,25 @@ def load(
     *,
     runtime: Runtime,
     dtype: torch.dtype | None = None,
+    hf_config: Mapping[str, Any] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> tuple[Transformer, Codec]:
     """The model, on the runtime's device, and its tokenizer; ``dtype`` of the weights (default: the runtime's).
 
-    ``on_note`` is told what of the directory was not read. Raises UserError for whatever is absent, damaged, not the
-    core's architecture or does not belong together.
+    ``hf_config`` is what config.json holds, where it was read already. ``on_note`` is told what of the directory was
+    not read. Raises UserError for whatever is absent, damaged, not the core's architecture or does not belong together.
     """
     directory = Path(directory)
-    tokenizer = read_tokenizer(directory)
-    return load_model(directory, runtime=runtime, dtype=dtype, on_note=on_note), tokenizer
+    hf_config = read_data(directory) if hf_config is None else hf_config
+    tokenizer = read_tokenizer(directory, hf_config)
+    return load_model(directory, runtime=runtime, dtype=dtype, hf_config=hf_config, on_note=on_note), tokenizer
 
 
-def read_tokenizer(directory: Path) -> Codec:
+def read_tokenizer(directory: Path, hf_config: Mapping[str, Any]) -> Codec:
     """The tokenizer of a directory, once it was compared with the model's settings. Raises UserError as ``load``."""
-    _, config, extra = read_settings(directory)
+    _, config, extra = read_settings(directory, hf_config)
     find_weights(directory)  # what a directory without them is, is more to the point than what else it lacks
-    tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size)
+    tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size, hf_config=hf_config)
     _fits(tokenizer, config, directory)
     expected = extra.get("tokenizer_sha256")
     if expected is not None and expected != tokenizer.hash:
@@ -355,6 +357,7 @@ def load_model(
     *,
     runtime: Runtime,
     dtype: torch.dtype | None = None,
+    hf_config: Mapping[str, Any] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Transformer:
     """The model of a directory without its tokenizer; as ``load`` otherwise."""
@@ -362,7 +365,7 @@ def load_model(
 
     from tfcli.model.transformer import Transformer
 
-    stored = open_model(directory, on_note=on_note)
+    stored = open_model(directory, hf_config=hf_config, on_note=on_note)
     with torch.device("meta"):
         model = Transformer(stored.config)
     state = {name: tensor.to(runtime.device, dtype or runtime.dtype) for name, tensor in stored.tensors()}

@@ -34,8 +34,9 @@ class Loaded:
 
     model: Transformer
     codec: Codec
-    about: Mapping[str, Any]
+    hf_config: Mapping[str, Any]
     kind: str | None
+    """That of its head."""
 
 
 def load(
@@ -43,9 +44,10 @@ def load(
     *,
     runtime: Runtime,
     dtype: torch.dtype | None = None,
+    hf_config: Mapping[str, Any] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Loaded:
-    """A model directory with its task head; ``dtype`` of the weights (default: the runtime's), ``on_note`` as there.
+    """A model directory with its task head; the other arguments as those of ``hf.load``.
 
     A bare BERT with a pooler gets a sequence head of no labels, which holds that pooler. Raises UserError as
     ``hf.load`` does, and for a head that config.json names and the weights lack.
@@ -53,16 +55,16 @@ def load(
     from tfcli.model import heads
 
     directory = Path(directory)
-    about = read_data(directory)
-    kind, weights = kind_of(about), Weights.open(directory)
+    hf_config = read_data(directory) if hf_config is None else hf_config
+    kind, weights = kind_of(hf_config), Weights.open(directory)
     pooler = next((name for name in POOLERS if kind is None and f"{name}.weight" in weights.entries), None)
     read = kind is not None or pooler is not None
-    model, codec = hf.load(directory, runtime=runtime, dtype=dtype, on_note=None if read else on_note)
+    model, codec = hf.load(
+        directory, runtime=runtime, dtype=dtype, hf_config=hf_config, on_note=None if read else on_note
+    )
     if kind is not None:
-        heads.attach(
-            model,
-            _read(weights, names(about["model_type"], kind), kind, model, Settings(directory / CONFIG, about, POOLED)),
-        )
+        settings = Settings(directory / CONFIG, hf_config, POOLED)
+        heads.attach(model, _read(weights, names(hf_config["model_type"], kind), kind, model, settings))
     elif pooler is not None and not model.config.wiring.causal:
         head = heads.make("sequence", model.config.width, 0, causal=False)
         found = {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}
@@ -71,7 +73,7 @@ def load(
     head_of = heads.of(model)
     if head_of is not None:
         head_of.to(dtype or runtime.dtype)
-    return Loaded(model=model, codec=codec, about=about, kind=kind)
+    return Loaded(model=model, codec=codec, hf_config=hf_config, kind=kind)
 
 
 def _read(weights: Weights, table: HeadNames, kind: str, model: Transformer, settings: Settings) -> Head:

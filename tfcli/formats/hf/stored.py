@@ -56,17 +56,23 @@ class Stored:
             yield ours, tensor.contiguous()
 
 
-def open_model(directory: str | Path, *, on_note: Callable[[str], None] | None = None) -> Stored:
+def open_model(
+    directory: str | Path,
+    *,
+    hf_config: Mapping[str, Any] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Stored:
     """Check the files of a model directory against each other; nothing of the model's size is allocated.
 
-    ``on_note`` is told of tensors that are not read. Raises UserError as ``load`` does.
+    ``hf_config`` is what config.json holds, where it was read already. ``on_note`` is told of tensors that are not
+    read. Raises UserError as ``load`` does.
     """
     import torch
 
     from tfcli.model.transformer import Transformer
 
     directory = Path(directory)
-    family, config, _ = read_settings(directory)
+    family, config, _ = read_settings(directory, hf_config)
     weights = Weights.open(directory)
     held, described = sum(math.prod(entry.shape) for entry in weights.entries.values()), cost.parameters(config).total
     if config.depth > len(weights.entries) or described > 8 * held:
@@ -151,14 +157,19 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def read_config(directory: str | Path) -> ModelConfig:
+def read_config(directory: str | Path, hf_config: Mapping[str, Any] | None = None) -> ModelConfig:
     """The shape of the model in a directory, without torch. Raises UserError for what the core does not have."""
-    return read_settings(Path(directory))[1]
+    return read_settings(Path(directory), hf_config)[1]
 
 
-def read_settings(directory: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
-    """Family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``."""
-    data = read_data(directory)
+def read_settings(
+    directory: Path, hf_config: Mapping[str, Any] | None = None
+) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """Family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``.
+
+    ``hf_config`` is what config.json holds, where it was read already.
+    """
+    data = read_data(directory) if hf_config is None else hf_config
     kind = data.get("model_type")
     if isinstance(kind, str) and kind.startswith(OWN):
         raise UserError(

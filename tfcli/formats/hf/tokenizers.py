@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,21 @@ NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 """Roles of special pieces in tokenizer_config.json, as ``"bos_token"``."""
 
 
-def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> Codec:
+def load_tokenizer(
+    directory: str | Path, *, vocab_size: int | None = None, hf_config: Mapping[str, Any] | None = None
+) -> Codec:
     """The tokenizer of a model directory.
 
     ``tokenizer.model`` where config.json says that tfcli wrote it, else ``tokenizer.json``, ``tokenizer.model``
     (SentencePiece), ``vocab.json`` with ``merges.txt`` (GPT-2, Qwen) or ``vocab.txt`` (BERT), in this order.
     ``vocab_size`` is the number of ids that the model has: special pieces beyond it are left out, and its ids that no
-    piece has (rows that fill up an embedding) have no text. Raises UserError where there is none, or a damaged one.
+    piece has (rows that fill up an embedding) have no text. ``hf_config`` is what config.json holds, where it was read
+    already. Raises UserError where there is none, or a damaged one.
     """
     directory = Path(directory)
-    config = read_json(directory / "config.json")
-    roles = read_roles(directory, below=vocab_size)
-    if "tfcli" in config and (directory / FILE_NAME).is_file():
+    hf_config = read_json(directory / "config.json") if hf_config is None else hf_config
+    roles = read_roles(directory, below=vocab_size, hf_config=hf_config)
+    if "tfcli" in hf_config and (directory / FILE_NAME).is_file():
         return _sentencepiece(directory / FILE_NAME, roles, ours=True)
     if (directory / TOKENIZER_JSON).is_file():
         # What comes before and after a text is in the file itself: transformers 5 does not look at the flags either.
@@ -48,7 +52,7 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> C
     )
 
 
-def read_roles(directory: Path, *, below: int | None = None) -> Roles:
+def read_roles(directory: Path, *, below: int | None = None, hf_config: Mapping[str, Any] | None = None) -> Roles:
     """What tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json say of the pieces."""
     path = directory / "tokenizer_config.json"
     config = read_json(directory / "special_tokens_map.json") | read_json(path)
@@ -67,7 +71,7 @@ def read_roles(directory: Path, *, below: int | None = None) -> Roles:
         pad=named["pad"],
         unk=named["unk"],
         others=tuple(dict.fromkeys(piece for piece in others if piece)),
-        more_eos=_ends(directory),
+        more_eos=_ends(directory, hf_config),
         add_bos=_flag(config, "add_bos_token", path),
         add_eos=_flag(config, "add_eos_token", path),
         below=below,
@@ -116,10 +120,10 @@ def _flag(config: dict[str, Any], key: str, path: Path) -> bool | None:
     return value
 
 
-def _ends(directory: Path) -> tuple[int, ...]:
+def _ends(directory: Path, hf_config: Mapping[str, Any] | None) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, else of config.json: an id or several."""
-    for name in ("generation_config.json", "config.json"):
-        value = read_json(directory / name).get("eos_token_id")
+    for name, known in (("generation_config.json", None), ("config.json", hf_config)):
+        value = (read_json(directory / name) if known is None else known).get("eos_token_id")
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]

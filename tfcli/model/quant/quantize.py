@@ -96,8 +96,7 @@ def bits(model: Transformer) -> list[int]:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes that parameters and buffers hold in whatever form they are, shared ones once."""
-    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
 def refuse_twice(model: Transformer, name: str) -> None:

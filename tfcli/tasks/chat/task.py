@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tfcli.errors import UserError
 from tfcli.infer.batches import by_length
 from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
+from tfcli.infer.residency import settle
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.chat import data as rows
@@ -258,9 +260,15 @@ class Answerer(Predictor):
 
     def predict(self, inputs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """{"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
-        engine = Engine(self.model, self.codec, self.runtime)
         sampling = Sampling(temperature=0.0)
-        return [{"response": str(made)} for made in engine.generate_batch(inputs, sampling)]
+        return [{"response": str(made)} for made in self._engine.generate_batch(inputs, sampling)]
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """What answers, with packed weights from the first answer on."""
+        engine = Engine(self.model, self.codec, self.runtime)
+        settle(self.model)
+        return engine
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """The answer in one line."""
@@ -310,7 +318,7 @@ class Chat(Application):
         report.note("held-out prompts that are in the training part too", _repeated(learnt, held))
         receipt = {
             "files": paths,
-            "content_hash": tables.content_hash(paths),
+            "content_hash": report.content_hash,
             "train": _sizes(encoded) | {"rows": len(packed)},
             "val": _sizes(tested),
             "context": context,

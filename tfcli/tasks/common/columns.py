@@ -11,7 +11,7 @@ from typing import Any
 from tfcli.errors import UserError, nearest
 from tfcli.tasks.common.options import FinetuneData
 from tfcli.tasks.common.report import Report
-from tfcli.text.read import files, hf_data, tables
+from tfcli.text.read import files, hf_data
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -25,8 +25,7 @@ def read(
     path: object, known: Sequence[str], options: FinetuneData, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of each row of a table; ``known`` are names of columns that make a first line of csv a header."""
-    table = tables.read(str(path), known=known, encoding=options.encoding, errors=options.errors)
-    report.note("invalid bytes that became U+FFFD", table.replaced)
+    table = report.table(str(path), known=known, encoding=options.encoding, errors=options.errors)
     names = list(table.columns)
     rows = table.rows
     if not table.header and rows:  # none of its names is known, but there must be a line of them

@@ -44,6 +44,12 @@ class Table:
     replaced: int
     """Bytes (or sequences of them) that became U+FFFD."""
     sha256: str
+    """Of the decompressed bytes of a file, or of the rows of a data set ``hf:NAME``."""
+
+    @property
+    def digest(self) -> bytes:
+        """What the file adds to a hash over several."""
+        return self.sha256.encode() if hf_data.is_named(self.name) else bytes.fromhex(self.sha256)
 
 
 def read(
@@ -221,9 +227,9 @@ def _parquet(path: Path) -> Table:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-        listed = table.to_pylist()
         data = path.read_bytes()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        listed = table.to_pylist()
         if b"huggingface" in (table.schema.metadata or {}):
             from datasets import Features
 
@@ -272,17 +278,3 @@ def expand(specs: Sequence[str]) -> list[Path]:
             raise files.missing(path)
         found += matches
     return found
-
-
-def content_hash(specs: Sequence[str]) -> str:
-    """SHA-256 of the bytes of files, decompressed, in their order; of a data set ``hf:NAME`` that of its rows."""
-    whole = hashlib.sha256()
-    for path in expand(specs):
-        if hf_data.is_named(path):
-            whole.update(hf_data.digest(hf_data.rows(str(path))[1]).encode())
-            continue
-        one = hashlib.sha256()
-        for block in files.blocks(path, str(path)):
-            one.update(block)
-        whole.update(one.digest())
-    return whole.hexdigest()
