@@ -164,16 +164,18 @@ def locked(folder: Path, *, busy: UserError) -> Iterator[None]:
                 folder.rmdir()
 
 
-def held(folder: Path) -> bool:
-    """Whether a process holds the folder now."""
+def held(folder: Path) -> bool | None:
+    """Whether a process holds the folder now; None where the system has no such locks."""
     try:
         import fcntl
-
+    except ImportError:
+        return None
+    try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (ImportError, OSError):
+    except OSError:
         pass
     return False
 

@@ -6,11 +6,15 @@ Nothing here runs at import; ``Runtime.detect`` looks at the machine once and th
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from tfcli.errors import UserError, unknown
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,18 +38,53 @@ class Runtime:
     def detect(cls, *, device: str | None = None, precision: str | None = None, threads: int | None = None) -> Runtime:
         """Choose cuda, then mps, then cpu, and bf16 where the processor multiplies it natively.
 
-        Sets torch's thread count. Raises UserError for a device that is not there, with the reason.
+        ``threads`` defaults to torch's count in the calling thread. Changes nothing: ``active`` applies the count.
+        Raises UserError for a device that is not there, with the reason.
         """
         import torch
 
-        if threads is not None:
-            if threads < 1:
-                raise UserError(f"--threads is {threads}", hint="it must be at least 1")
-            torch.set_num_threads(threads)
-        keep_freed_memory()
+        if threads is not None and threads < 1:
+            raise UserError(f"--threads is {threads}", hint="it must be at least 1")
         chosen = _device(device or "auto")
         dtype = _dtype(precision or "auto", chosen)
-        return cls(device=chosen, dtype=dtype, threads=torch.get_num_threads())
+        return cls(device=chosen, dtype=dtype, threads=threads or torch.get_num_threads())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Compute with ``threads`` CPU threads, in the calling thread alone, and restore its own count afterwards."""
+        import torch
+
+        before = torch.get_num_threads()
+        if before == self.threads:
+            yield
+            return
+        library = _openmp()
+        if library is None:
+            torch.set_num_threads(self.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
+            return
+        # Not torch.set_num_threads: it also sets the count that threads starting in the meantime would begin with.
+        set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", lambda count: 0)
+        library.omp_set_num_threads(self.threads)
+        mkl_before = set_mkl(self.threads)  # 0: MKL follows OpenMP
+        try:
+            yield
+        finally:
+            library.omp_set_num_threads(before)
+            set_mkl(mkl_before)
+
+    def stepped(self, items: Iterator[T]) -> Iterator[T]:
+        """Each item computed while this is ``active``; whoever takes the items keeps their own count between them."""
+        while True:
+            with self.active():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
     @property
     def precision(self) -> str:
@@ -97,7 +137,7 @@ def peak_resident() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what torch frees instead of handing it back to the system.
+    """Tell glibc's malloc to keep what torch frees instead of handing it back to the system: for a whole process.
 
     A training step allocates the same large tensors again and again; by default each one is a fresh mmap whose
     pages fault in anew, which costs up to half the time of a product with a large result. No effect elsewhere.
@@ -111,6 +151,21 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The library through which torch's OpenMP and MKL are reached; None where their symbols are not (Windows)."""
+    import torch
+
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        try:
+            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+            library.omp_set_num_threads  # noqa: B018
+        except (OSError, AttributeError):
+            continue
+        return library
+    return None
 
 
 def cpu_threads() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +81,31 @@ def test_a_defect_says_how_to_see_more(command: Raising, capsys: pytest.CaptureF
     assert "defect of tfcli; run again with --debug" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("where", [["--debug", "do"], ["do", "--debug"]])
+@pytest.mark.parametrize(
+    ("name", "advice", "not_its_own"),
+    [
+        ("pretrain", "--depth", "--quantize"),
+        ("finetune", "train.micro_batch=1", "--depth"),
+        ("generate", "--num-samples", "--depth"),
+        ("predict", "--quantize", "--depth"),
+        ("evaluate", "--context", "--depth"),
+        ("compress", "--text", "--depth"),
+        ("convert", "close other programs", "--"),
+    ],
+)
+def test_out_of_memory_advises_what_the_command_has(
+    name: str, advice: str, not_its_own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch --depth advised to who generates; every option that is named is in the command's help."""
+    assert module._explain(MemoryError(), name) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory\n") and advice in said and not_its_own not in said
+    assert main([name, "--help"]) == 0
+    help = capsys.readouterr().out
+    assert all(option in help for option in re.findall(r"--[a-z-]+", said))
+
+
+@pytest.mark.parametrize("where", [["--debug", "do"], ["do", "--debug"], ["do", "--count", "2", "--debug"]])
 @pytest.mark.parametrize("error", [ZeroDivisionError, UserError("x")])
 def test_debug_shows_the_traceback(
     error: BaseException | type[BaseException], where: list[str], command: Raising
@@ -88,6 +113,33 @@ def test_debug_shows_the_traceback(
     command(error)
     with pytest.raises(error if isinstance(error, type) else type(error)):
         main(where)
+
+
+@pytest.mark.parametrize(("name", "keeps"), [("generate", True), ("pretrain", True), ("tokenize", False), ("", False)])
+def test_the_command_line_tunes_malloc_for_its_own_process(
+    name: str, keeps: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr("tfcli.runtime.keep_freed_memory", lambda: called.append(True))
+    assert main([*filter(None, [name]), "--help"]) == 0
+    assert bool(called) == keeps
+
+
+@pytest.mark.parametrize("arguments", [["do", "--word", "--debug"], ["do", "--", "--debug"]])
+def test_debug_is_not_taken_out_of_values(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``generate --prompt --debug``, whose prompt was lost."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.callback()(lambda: None)
+
+    @app.command("do")
+    def do(name: str = typer.Argument(""), word: str = typer.Option("", "--word")) -> None:
+        raise UserError(f"given {name}{word}")
+
+    monkeypatch.setattr(module, "build", lambda: app)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "error: given --debug\n"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +215,19 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     line, code = done.stdout.splitlines()
     assert line.startswith("{") and code == "0" and done.stderr == ""
+
+
+def test_a_closed_stream_is_said(tmp_path: Path) -> None:
+    """stdout: nothing is done for nobody. stderr: would catch messages among the results."""
+
+    def shell(how: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        words = ["sh", "-c", f'"$@" {how}', "sh", sys.executable, "-m", "tfcli", *arguments]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+    done = shell(">&-", "inspect", str(tmp_path))
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: stdout is closed")
+    done = shell("2>&-", "inspect", str(tmp_path / "nothing"))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -56,6 +56,23 @@ def test_json_lines_and_a_broken_one(call, tmp_path: Path) -> None:  # type: ign
     assert (code, len(out.splitlines())) == (0, 1)
 
 
+def test_closed_stdin_is_said(
+    directory: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``tfcli predict M <&-``: was called a defect of tfcli."""
+    from tfcli.cli.main import main
+
+    monkeypatch.setattr(sys, "stdin", None)
+    commands = [
+        ["predict", str(directory)], ["generate", "--model", str(directory)], ["evaluate", str(directory), "-"],
+        ["generate", "--model", str(directory), "--file", "-"], ["pretrain", "-", "--out", str(directory / "run")],
+    ]  # fmt: skip
+    for command in commands:
+        assert main([*command, "--device", "cpu"]) == 2, command
+        out, err = capfd.readouterr()
+        assert "error: stdin is closed\n" in err and out == ""
+
+
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.xz", "x.csv.gz"])
 def test_compressed_files(call, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
     """Read as they are everywhere else; a file that is cut short is an error."""

@@ -1,5 +1,7 @@
 """The step of fixed shapes that CUDA records, run without recording: equal to the one that follows lengths."""
 
+import weakref
+
 import pytest
 import torch
 from tiny_models import model
@@ -8,6 +10,7 @@ from tfcli.config.model import Wiring
 from tfcli.config.options import Sampling
 from tfcli.infer.decode import Decoder, Request
 from tfcli.infer.graph import GraphStepper
+from tfcli.model.cache import KVCache
 
 GEMMA = Wiring(norm_place="sandwich", local_window=5, local_every=2, activation="gelu_tanh")
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
@@ -36,13 +39,31 @@ def test_fixed_shapes_decode_the_same(wiring: Wiring, prompts: list[list[int]]) 
 
 
 def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each batch size is a graph of its own; old ones are let go."""
+    """Each batch size is a graph of its own; old ones are let go, and all of them with their cache."""
     monkeypatch.setattr("tfcli.infer.graph.MOST_GRAPHS", 2)
-    core = model().requires_grad_(False)
-    decoder = Decoder(core, compiled=False)
-    stepper = decoder._stepper = GraphStepper(core, record=False)
-    sampling = Sampling(temperature=0.0, max_tokens=3, ignore_eos=True)
+    core = model(context=200).requires_grad_(False)
+    stepper = GraphStepper(core, record=False)
+    cache = KVCache(core.config, batch=4, capacity=200, dtype=core.dtype, device=core.device)
     for count in (1, 2, 3, 4):
-        list(decoder.run([Request([5], [0])] * count, sampling, eos_ids=()))
-    assert len(stepper._graphs) == 2
-    assert all(isinstance(graph._logits_BV, torch.Tensor) for graph in stepper._graphs.values())
+        stepper.step([5] * count, cache.rows(0, count))
+    (recorded,) = stepper._recorded.values()
+    assert list(recorded.graphs) == [(3, 0), (4, 0)]
+    del recorded, cache
+    assert not stepper._recorded
+
+
+def test_graphs_of_outgrown_buffers_are_let_go() -> None:
+    """Up to eight graphs once kept as many buffers alive, each half the size of the next."""
+    core = model(context=200).requires_grad_(False)
+    stepper = GraphStepper(core, record=False)
+    cache = KVCache(core.config, batch=1, capacity=200, dtype=core.dtype, device=core.device)
+    outgrown: list[weakref.ref[torch.Tensor]] = []
+    for _ in range(150):
+        before = cache._store.keys[0]
+        stepper.step([5], cache)
+        if cache._store.keys[0] is not before:
+            outgrown.append(weakref.ref(before))
+        del before
+    assert len(outgrown) == 2 and all(buffer() is None for buffer in outgrown)
+    (recorded,) = stepper._recorded.values()
+    assert len(recorded.graphs) == 1

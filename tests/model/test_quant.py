@@ -44,13 +44,24 @@ def test_products_equal_those_of_the_numbers(bits: quant.Bits, columns: int, row
     torch.testing.assert_close(rounded, expected, atol=0.02, rtol=0.01)  # 2^-8 of a sum of some tens
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("rows", [48, 33])
 @pytest.mark.parametrize("columns", WIDTHS)
-def test_pytorch_s_own_kernel_gives_the_same(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no compiler: scale and zero in bf16, so as near as these are."""
+def test_pytorch_s_own_kernel_gives_the_same(
+    bits: quant.Bits, low: bool, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no compiler: scale and zero in bf16, so as near as these are; no matrix is dequantized for it."""
     monkeypatch.setattr(ops, "ready", lambda: False)
-    matrix = quant.quantize(weight(columns), 4, bias=torch.arange(48.0))
+    matrix = quant.quantize(weight(columns, rows), bits, bias=torch.arange(float(rows)))
+    if low:
+        codes, scale, _ = matrix.grouped()
+        least = -scale * 2 ** (bits - 1) + 0.002
+        bias = matrix.bias
+        matrix = quant.from_codes(codes.flatten(1), scale, least, bits=bits, columns=columns, bias=bias)
     x = torch.randn(2, columns, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
-    expected = x.float() @ matrix.widened_reference().T + torch.arange(48.0)
+    expected = x.float() @ matrix.widened_reference().T + torch.arange(float(rows))
+    monkeypatch.setattr(matrix, "widened_reference", lambda index=None: pytest.fail("dequantized for two rows"))
     torch.testing.assert_close(matrix(x).float(), expected, atol=0.03, rtol=0.01)
 
 

@@ -273,6 +273,19 @@ def test_predictions_have_offsets_into_the_context(trained: Path) -> None:
         ours.parse({"question": "who?"})
 
 
+def test_a_question_that_is_too_long_is_said_with_its_answer(trained: Path) -> None:
+    """And counted by the call alone: evaluations after predictions counted these again."""
+    ours = predictor(trained / "run")
+    room = ours.answers.layout.question
+    long, short = ours.plain("who? " * room + "\tfar from ada"), ours.plain("who?\tfar from ada")
+    for _ in range(2):
+        first, second = ours.predict([long, short])
+        assert first["cut"] is True and "cut" not in second
+    test = squad(trained / "again.json", 4, 3, impossible=True)
+    made = ours.evaluate([str(test)], AnswerConfig(), limit=None)
+    assert not any("too long" in note for note in made.notes)
+
+
 def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
     """Scores equal those of the answers that are written beside them; version 1 always answers."""
     from test_answer_scores import compute_exact, compute_f1

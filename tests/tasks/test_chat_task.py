@@ -116,7 +116,9 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("lora.on=true", "lora.rank=4")], ids=["full", "lora"])
-def test_a_run_learns_and_leaves_what_answers_by_its_template(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_run_learns_and_leaves_what_answers_by_its_template(
+    tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = save(tmp_path / "base", scale=0.1, context=128)
     sets = ["train.epochs=12", "optim.lr=0.01", "train.batch_size=4", *options]
     result = finetune(base, data(tmp_path / "a.jsonl"), task="chat", out=tmp_path / "run", sets=sets, device="cpu")
@@ -133,6 +135,9 @@ def test_a_run_learns_and_leaves_what_answers_by_its_template(tmp_path: Path, op
     assert scored.scores["loss"] < 0.7 * losses[0]
     (answer,) = predictor.predict([predictor.plain("who is 4?")])
     assert answer["response"].startswith("the king")
+    with monkeypatch.context() as patched:  # a window of prompts more makes no engine, which packs all weights
+        patched.setattr("tfcli.tasks.chat.task.Engine", None)
+        assert predictor.predict([predictor.plain("who is 4?")]) == [answer]
 
 
 def test_transformers_writes_chats_of_the_directory_alike(tmp_path: Path) -> None:

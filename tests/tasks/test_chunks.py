@@ -68,7 +68,7 @@ def test_a_long_sentence_keeps_every_word() -> None:
     chunks = cutter.chunks([(text, words), joined(["a"])])
     assert all(len(chunk.ids) <= 40 for chunk in chunks)
     assert [word for chunk in chunks[:-1] for word in chunk.words] == list(range(56))
-    assert (cutter.long, cutter.cut_words) == (1, 1)
+    assert (cutter.long, cutter.cut_words, cutter.cut) == (1, 1, [0])
     assert chunks[1].at[0] > 1, "the first own word has context"
     assert chunks[-1].index == 1
     with pytest.raises(UserError, match="no room for words"):

@@ -14,6 +14,7 @@ from tfcli.errors import UserError
 from tfcli.formats.hf import heads as head_files
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.tag import task as tag
+from tfcli.tasks.tag.chunks import Cutter
 from tfcli.tasks.tag.task import TagConfig, TagPredictor
 from tfcli.tasks.tag.words import joined
 from tfcli.train.finetune import finetune
@@ -132,7 +133,7 @@ def test_predictions_have_offsets_into_their_input(trained: Path) -> None:
         ours.parse({"words": 3})
 
 
-def test_a_prediction_does_not_depend_on_the_others(trained: Path) -> None:
+def test_a_prediction_does_not_depend_on_the_others(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And of a sentence longer than the model every word has a tag."""
     ours = predictor(trained / "run")
     texts = ["ada is in rome", "alan", "far from paris and york"]
@@ -142,7 +143,10 @@ def test_a_prediction_does_not_depend_on_the_others(trained: Path) -> None:
     (answer,) = ours.predict([long])
     assert len(answer["tags"]) == 240
     assert answer["tags"][:4] == ["B-person", "O", "O", "B-place"]
-    assert ours.cut == 0
+    assert "cut" not in answer
+    pieces = Cutter._pieces
+    monkeypatch.setattr(Cutter, "_pieces", lambda self, texts: [[[*w] * 500 for w in s] for s in pieces(self, texts)])
+    assert ours.predict([ours.plain("ada")])[0]["cut"] is True
 
 
 def test_evaluation_equals_seqeval_and_says_what_is_odd(trained: Path, tmp_path: Path) -> None:

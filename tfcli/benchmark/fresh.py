@@ -82,4 +82,7 @@ def resident() -> int:
 
 def main() -> None:
     """A task from stdin, what was seen to stdout."""
+    from tfcli.runtime import keep_freed_memory
+
+    keep_freed_memory()  # as ``tfcli`` itself does
     print(json.dumps(generate(json.load(sys.stdin))))

@@ -77,11 +77,13 @@ def run(
         on_start(name)
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
-        made = SUITES[name](subject, runtime)
-        if isinstance(made, Reading):
-            yield taken(name, made, repeats=repeats)
-        else:
-            yield timed(name, made, runtime, repeats=repeats, peers=peers)
+        with runtime.active():
+            made = SUITES[name](subject, runtime)
+            if isinstance(made, Reading):
+                result = taken(name, made, repeats=repeats)
+            else:
+                result = timed(name, made, runtime, repeats=repeats, peers=peers)
+        yield result
 
 
 def tokenize(subject: Subject, runtime: Runtime) -> Case:
@@ -264,9 +266,10 @@ def ceilings(runtime: Runtime) -> Ceilings:
     n, numbers = (8192, 1 << 29) if cuda else (2048, 1 << 26)
     seconds = stopwatch(runtime)
     a = torch.ones(n, n, dtype=runtime.dtype, device=runtime.device)
-    product = measure(lambda: seconds(lambda: a @ a), repeats=5)
-    data = torch.ones(numbers, dtype=torch.float32, device=runtime.device)
-    reading = measure(lambda: seconds(lambda: data.sum()), repeats=5)
+    with runtime.active():
+        product = measure(lambda: seconds(lambda: a @ a), repeats=5)
+        data = torch.ones(numbers, dtype=torch.float32, device=runtime.device)
+        reading = measure(lambda: seconds(lambda: data.sum()), repeats=5)
     return Ceilings(flops=2 * n**3 / min(product.seconds), bytes=data.nbytes / min(reading.seconds))
 
 

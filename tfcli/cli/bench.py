@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfcli.cli.lines import note
-from tfcli.cli.options import Device, Precision, Quantize, Threads
+from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
 from tfcli.config.options import PretrainConfig
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
@@ -162,9 +162,8 @@ def bench(
 def _runtime(device: str | None, precision: str | None, threads: int | None) -> Runtime:
     """Where it runs; says so, and what else runs there."""
     from tfcli.benchmark.timing import contention, others_running
-    from tfcli.runtime import Runtime
 
-    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    runtime = Machine(device, precision, threads).runtime()
     note(f"device: {runtime.describe()}")
     if warning := contention(others_running(), runtime.threads):
         note(f"warning: {warning}")

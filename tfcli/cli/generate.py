@@ -178,7 +178,7 @@ def generate(
     found = None if file is None else _Found(file, ask)
     engine = _load(model, sampling, device, precision, threads, quantize)
     if engine.turns_texts and prompt is None and found is None:
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             raise UserError("there is no text", hint="give it with --prompt, or a line each with --file or by a pipe")
         found = _Found("-", ask)
     start = time.perf_counter()
@@ -265,8 +265,8 @@ def _load(
     quantize: str | None,
 ) -> Engine:
     """The engine, once all that can be checked without it is; says on stderr what it chose."""
-    from tfcli.formats.hf.directory import find_model
     from tfcli.formats.open import open_path
+    from tfcli.train.runs import find_model
 
     path = find_model(model, generates=True)
     opened = open_path(path)
@@ -364,10 +364,13 @@ def _note(result: Generation, engine: Engine) -> None:
 
 def _from_stdin() -> str:
     """All of a piped stdin less one final line break; "" at a terminal, which is never asked."""
-    if sys.stdin is None or sys.stdin.isatty():
+    from tfcli.text.read.sources import stdin
+
+    if sys.stdin is not None and sys.stdin.isatty():
         return ""
+    data = stdin().read()
     try:
-        text = decoded(sys.stdin.buffer.read())
+        text = decoded(data)
     except UserError as error:
         raise UserError(f"stdin {error.message}", hint=error.hint) from None
     return text.removesuffix("\n").removesuffix("\r")

@@ -34,8 +34,8 @@ def inspect(
 
     Example: tfcli inspect runs/first
     """
-    from tfcli.formats.hf.directory import find_model
     from tfcli.inspection.describe import describe
+    from tfcli.train.runs import find_model
 
     if not targets:
         targets = [str(find_model(None))]

@@ -51,6 +51,7 @@ def read_objects(
     is UTF-8, and the command has no option for another.
     """
     from tfcli.text.read import files, tables
+    from tfcli.text.read.sources import stdin
 
     hint = CONVERT if encoding is None else "name its encoding, as --encoding latin-1"
     encoding = encoding or "utf-8"
@@ -66,7 +67,7 @@ def read_objects(
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":
         raise UserError(f"lines in {encoding} are not read", hint=f"{CONVERT} -f {encoding} -t utf-8")
-    lines = sys.stdin.buffer if file == "-" else files.lines(files.blocks(Path(file), file))
+    lines = stdin() if file == "-" else files.lines(files.blocks(Path(file), file))
     name = "stdin" if file == "-" else file
     jsonl = True if suffix in (".jsonl", ".ndjson") else None if file == "-" else False
     return _objects(lines, name, jsonl, lambda raw: decoded(raw, encoding, hint), failures, parse, plain, on_error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,26 @@ COMMANDS = {
     "bench": "Measure speed and memory, with intervals.",
 }
 """Every command with its line in the overview; the module of the same name is imported when it is asked for."""
+WITHOUT_TORCH = ("tokenize", "inspect")
+"""Commands that gain nothing from memory which the process keeps."""
+LESS_MEMORY = {
+    "pretrain": "use a smaller --depth or --context, or --set train.micro_batch=1",
+    "finetune": "use --set train.micro_batch=1, a smaller --set data.context=N, or --lora",
+    "generate": "use --quantize int8, a smaller --max-tokens, or fewer --num-samples",
+    "predict": "use --quantize int8, or shorter texts",
+    "evaluate": "use --quantize int8, or a smaller --context",
+    "compress": "leave --text out, or close other programs",
+    "bench": "use --quantize int8, a smaller --batch-size, or a smaller --depth where --model is left out",
+    "tokenize": "give less text at once",
+}
+"""What to do where a command ran out of memory."""
+
+
+@dataclass
+class Asked:
+    """What the command line asks of ``main`` itself, wherever it stands in it."""
+
+    debug: bool = False
 
 
 class Commands(TyperGroup):
@@ -46,10 +67,13 @@ class Commands(TyperGroup):
             return None
         module = importlib.import_module(f"tfcli.cli.{cmd_name}")
         if hasattr(module, "app"):
-            return _as_command(module.app)
-        app = typer.Typer(rich_markup_mode=None, add_completion=False)
-        app.command(cmd_name, cls=GroupedCommand)(getattr(module, cmd_name))
-        return _as_command(app)
+            app = module.app
+        else:
+            app = typer.Typer(rich_markup_mode=None, add_completion=False)
+            app.command(cmd_name, cls=GroupedCommand)(getattr(module, cmd_name))
+        command = _as_command(app)
+        _take_debug(command, hidden=True)
+        return command
 
     def resolve_command(self, ctx: Context, args: list[str]) -> Any:
         """As usual, but an unknown name comes with the nearest known one."""
@@ -67,6 +91,37 @@ def _as_command(app: typer.Typer) -> Any:
     command = typer.main.get_command(app)
     command.context_settings = {"help_option_names": HELP}
     return command
+
+
+def _take_debug(command: Any, *, hidden: bool) -> None:
+    """Let a command and those below it take --debug, as an option: never out of another option's value."""
+    app = typer.Typer()
+
+    @app.command()
+    def only(
+        debug: Annotated[
+            bool,
+            typer.Option(
+                "--debug",
+                help="Show the traceback of an error.",
+                is_eager=True,
+                expose_value=False,
+                callback=_debug,
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    option: Any = typer.main.get_command(app).params[0]
+    option.hidden = hidden
+    command.params.insert(1, option)  # in the help after --version
+    for below in command.commands.values() if isinstance(command, TyperGroup) else ():
+        _take_debug(below, hidden=True)
+
+
+def _debug(context: typer.Context, asked: bool) -> None:
+    if asked:
+        context.obj.debug = True
 
 
 def build() -> typer.Typer:
@@ -87,7 +142,6 @@ def build() -> typer.Typer:
         version: Annotated[
             bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
         ] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         pass
 
@@ -104,28 +158,39 @@ def _version(asked: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 usage or bad input, 130 interrupted."""
+    if sys.stderr is None:  # closed: print would write to stdout instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stdout is None:
+        print("error: stdout is closed\n  there is no place for results; to drop them: > /dev/null", file=sys.stderr)
+        return 2
     _speak_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    asked = Asked()
+    if name in COMMANDS and name not in WITHOUT_TORCH:
+        from tfcli.runtime import keep_freed_memory
+
+        keep_freed_memory()
     if _others_run():
         # Read by OpenMP when torch is loaded. Threads that wait by spinning are the fastest on a machine of their own,
         # and crawl (thirty times slower was measured) when they have to share it.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        code = build()(args=arguments, prog_name="tfcli", standalone_mode=False)
+        command = typer.main.get_command(build())
+        _take_debug(command, hidden=False)
+        code = command(args=arguments, prog_name="tfcli", standalone_mode=False, obj=asked)
         sys.stdout.flush()
         if code == 130:  # typer's answer to Ctrl-C
             print("interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except SystemExit as leaving:
         if isinstance(leaving.__context__, BrokenPipeError):  # typer's answer to a closed pipe is exit code 1
-            return _explain(leaving.__context__)
+            return _explain(leaving.__context__, name)
         raise
     except Exception as error:
-        if debug and not _is_usage(error):
+        if asked.debug and not _is_usage(error):
             raise
-        return _explain(error)
+        return _explain(error, name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -153,8 +218,8 @@ def _is_usage(error: Exception) -> bool:
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
-def _explain(error: Exception) -> int:
-    """One or two lines on stderr for an error; returns the exit code."""
+def _explain(error: Exception, command: str) -> int:
+    """One or two lines on stderr for an error of a command; returns the exit code."""
     if isinstance(error, BrokenPipeError):
         # The reader went away, as `| head -1` does. Nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -179,7 +244,7 @@ def _explain(error: Exception) -> int:
         return 130
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
         print("error: out of memory", file=sys.stderr)
-        print("  use a smaller --depth or --context, or --set train.micro_batch=1", file=sys.stderr)
+        print(f"  {LESS_MEMORY.get(command, 'close other programs, or use a larger machine')}", file=sys.stderr)
         return 1
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
     print("  this is a defect of tfcli; run again with --debug for the traceback", file=sys.stderr)

@@ -24,10 +24,14 @@ class Machine(NamedTuple):
     quantize: str | None = None
 
     def runtime(self) -> Runtime:
-        """What there is of it. Raises UserError for what there is not."""
+        """What there is of it, with its threads for the whole process. Raises UserError for what there is not."""
+        import torch
+
         from tfcli.runtime import Runtime
 
-        return Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
+        runtime = Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
+        torch.set_num_threads(runtime.threads)
+        return runtime
 
 
 def sets(help: str, panel: str | None) -> Any:

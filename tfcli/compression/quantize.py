@@ -87,7 +87,7 @@ def compress(
         raise convert.no_place_for_head(source, hint=hint)
     _check_place(opened, source, out, force)
     before = after = None
-    with tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
+    with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
         found = sources.find(text, spool=Path(spool), on_note=on_note) if text else []
         model, codec = None, None
         if found:

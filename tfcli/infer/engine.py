@@ -117,10 +117,11 @@ def load(
     """
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
     opened = path if isinstance(path, Opened) else open_path(path)
-    model, tokenizer = opened.load(runtime=runtime, quantize=quantize)
-    engine = Engine(model, tokenizer, runtime)
-    if model.config.wiring.causal:
-        settle(model)
+    with runtime.active():
+        model, tokenizer = opened.load(runtime=runtime, quantize=quantize)
+        engine = Engine(model, tokenizer, runtime)
+        if model.config.wiring.causal:
+            settle(model)
     return engine
 
 
@@ -228,7 +229,9 @@ class Engine:
         """
         self._refuse_turning("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
-        vectors = embed(self.model, [(self.fitted(text) if isinstance(text, str) else text).ids for text in many])
+        read = [(self.fitted(text) if isinstance(text, str) else text).ids for text in many]
+        with self.runtime.active():
+            vectors = embed(self.model, read)
         one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
         return one
 
@@ -246,9 +249,10 @@ class Engine:
         if not text:
             raise UserError("there is no text to score")
         made = encode([Chunk(text, True)], self.tokenizer, begin=True)
-        scores = evaluate(
-            self.model, made.ids, text_bytes=made.bytes, codec=self.tokenizer, runtime=self.runtime, stride=stride
-        )
+        with self.runtime.active():
+            scores = evaluate(
+                self.model, made.ids, text_bytes=made.bytes, codec=self.tokenizer, runtime=self.runtime, stride=stride
+            )
         return scores.checked()
 
     def _refuse_turning(self, what: str) -> None:
@@ -320,7 +324,8 @@ class Engine:
                         yield Request(ids, mixed, kept=kept)
 
         ended = lambda row, id: opened[row].push(id)  # noqa: E731
-        for steps in self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended):
+        steps_of_rows = self.decoder.run(requests(), sampling, eos_ids=eos_ids, ended=ended)
+        for steps in self.runtime.stepped(steps_of_rows):
             for step in steps:
                 row = opened[step.row]
                 if step.id is not None and not row.silent:

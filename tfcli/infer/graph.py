@@ -6,7 +6,10 @@ positions are a tensor that lives on the device. The same step runs without reco
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,14 +18,17 @@ from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 
 MOST_GRAPHS = 8
-"""Recorded at once: each holds the memory of its intermediate results."""
+"""Recorded over one cache at once: each holds the memory of its intermediate results."""
 
 
 class FixedView(KVCache):
     """A cache for one step of T = 1 whose shapes do not depend on how full it is: lengths are on the device."""
 
     def __init__(self, cache: KVCache, lengths_B: Tensor) -> None:
-        self._store, self.first, self.batch = cache._store, cache.first, cache.batch
+        # The buffers must outlive what is recorded over them, for it has their addresses; the cache itself need not.
+        self._store = copy.copy(cache._store)
+        self._store.keys, self._store.values = [*cache._store.keys], [*cache._store.values]
+        self.first, self.batch = cache.first, cache.batch
         self._lengths_B = lengths_B
         self._row_B1 = torch.arange(self.batch, device=lengths_B.device)[:, None]
 
@@ -64,8 +70,6 @@ class _Graph:
         self._model, self._view = model, FixedView(cache, self._lengths_B)
         self._logits_BV = torch.empty(0)
         self._graph: torch.cuda.CUDAGraph | None = None
-        # The buffers must outlive what was recorded over them, for it has their addresses.
-        self._held = (*cache._store.keys, *cache._store.values)
         if record:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -90,35 +94,51 @@ class _Graph:
         return self._logits_BV.clone()
 
 
+@dataclass(kw_only=True)
+class _Recorded:
+    """Graphs over the buffers of one cache, of which ``keys`` are the first."""
+
+    keys: Tensor
+    graphs: dict[tuple[int, int], _Graph] = field(default_factory=dict)
+
+
 class GraphStepper:
     """Steps of a model on CUDA by recorded graphs; ``record=False`` runs the same steps without recording."""
 
     def __init__(self, model: Transformer, *, record: bool = True) -> None:
         self._model, self._record = model, record
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._recorded: WeakKeyDictionary[object, _Recorded] = WeakKeyDictionary()
+        """By the cache that they were recorded over: with it they are let go."""
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         """Append one id to each row: its logits (B, V), fp32; the cache is advanced by one."""
         lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
-        keys = cache._store.keys[0]
-        key = (len(ids), keys.data_ptr(), keys.shape[2], cache.first)
-        if key not in self._graphs:
-            while len(self._graphs) >= MOST_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
+        graphs, key = self._graphs(cache), (len(ids), cache.first)
+        if key not in graphs:
+            while len(graphs) >= MOST_GRAPHS:
+                del graphs[next(iter(graphs))]
             # Recording runs the step on what the graph's inputs hold then: position 0, which is put back.
-            self._graphs[key] = _Graph(self._model, cache, record=False)
-            first = self._graphs[key](ids, lengths)
+            graphs[key] = _Graph(self._model, cache, record=False)
+            first = graphs[key](ids, lengths)
             if not self._record:
                 cache.advance(1)
                 return first
             saved = [(buffer, buffer[:, :, :1].clone()) for buffer in (*cache._store.keys, *cache._store.values)]
-            self._graphs[key] = _Graph(self._model, cache, record=True)
+            graphs[key] = _Graph(self._model, cache, record=True)
             for buffer, before in saved:
                 buffer[:, :, :1] = before
             cache.advance(1)
             return first
-        logits_BV = self._graphs[key](ids, lengths)
+        logits_BV = graphs[key](ids, lengths)
         cache.advance(1)
         return logits_BV
+
+    def _graphs(self, cache: KVCache) -> dict[tuple[int, int], _Graph]:
+        """What is recorded over a cache, by (rows, first row); none any more where its buffers have grown."""
+        keys = cache._store.keys[0]
+        recorded = self._recorded.get(cache._store)
+        if recorded is None or recorded.keys is not keys:
+            recorded = self._recorded[cache._store] = _Recorded(keys=keys)
+        return recorded.graphs

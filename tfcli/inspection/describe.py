@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tfcli import disk
 from tfcli.config.model import ModelConfig, Wiring
 from tfcli.config.options import DataOptions
 from tfcli.config.resolve import to_dict
@@ -33,6 +34,7 @@ from tfcli.text.corpus.shards import MAGIC, VERSION, Shard
 from tfcli.text.read import files, sources
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import CONTROL, FILE_NAME, UNKNOWN, USER_DEFINED, Tokenizer
+from tfcli.train.runs import MARKER, RUN_FILE
 
 Description = dict[str, Any]
 
@@ -44,8 +46,6 @@ PREVIEW = 200
 """Characters shown of a corpus."""
 RUNNING_SECONDS = 120.0
 """Where no lock tells, a run that is not finished and wrote something this lately counts as running."""
-MARKER = "complete.json"
-"""The file that a checkpoint is whole with (``tfcli.train.checkpoint``)."""
 GGUF = b"GGUF"
 TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}  # TrainerSpec.ModelType
 
@@ -64,7 +64,7 @@ def describe(target: str | Path, *, on_note: Callable[[str], None] | None = None
 
 
 def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description:
-    if (path / "run.json").is_file():
+    if (path / RUN_FILE).is_file():
         return {
             "target": str(path),
             "kind": "run",
@@ -327,19 +327,11 @@ def _status(directory: Path, about: Description) -> str:
     """finished, or running while a process holds the run's lock, else stopped: ``pretrain --resume`` goes on."""
     if about.get("finished"):
         return "finished"
-    try:
-        import fcntl
-
-        with (directory / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    except ImportError:  # no such locks on this system: a run that wrote lately is one that runs
+    running = disk.held(directory)
+    if running is None:  # no locks on this system: a run that wrote lately is one that runs
         newest = max(path.stat().st_mtime for path in directory.iterdir())
-        return "running" if time.time() - newest < RUNNING_SECONDS else "stopped"
-    except OSError:
-        pass
-    return "stopped"
+        running = time.time() - newest < RUNNING_SECONDS
+    return "running" if running else "stopped"
 
 
 def _records(path: Path) -> Iterator[Description]:

@@ -177,7 +177,7 @@ def training_memory(
 
     Weights, gradients and optimizer state are fp32: Muon keeps one momentum for each of the blocks' matrices, AdamW
     two moments for all else. Activations are what autograd keeps for the backward pass of this very code, not compiled;
-    ``device`` is "cpu" or another of torch's types, for the CPU's kernels (``tfcli/model/kernels.py``) keep other
+    ``device`` is "cpu" or another of torch's types, for the CPU's kernels (``tfcli/model/fused.py``) keep other
     tensors. The forecast is of live tensors: what the allocator keeps beyond them (on Linux a fifth to a half) is
     not in it.
     """

@@ -6,6 +6,9 @@ and what the tests hold the fast path to. A kernel is here because it won on CPU
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -157,18 +160,63 @@ class _SwiGLU(torch.autograd.Function):
         return dx
 
 
+_GENERATOR: ContextVar[torch.Generator | None] = ContextVar("generator of dropout", default=None)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device, *, compiled: bool = False) -> Iterator[None]:
+    """Let dropout draw what follows from ``seed``, and leave torch's own generators as they are.
+
+    On the CPU it draws from a generator that only the calling thread sees. On other devices, and where torch.compile
+    wrote the code, operators know only torch's global generators: these are seeded, and their states restored.
+    """
+    if device.type == "cpu" and not compiled:
+        token = _GENERATOR.set(torch.Generator().manual_seed(seed))
+        try:
+            yield
+        finally:
+            _GENERATOR.reset(token)
+        return
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(
+            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        )
+    states = [generator.get_state() for generator in generators]
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    for generator in generators:
+        generator.manual_seed(seed)
+    if mps_state is not None:
+        torch.mps.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
+
+
+def torch_dropout(x: Tensor, p: float) -> Tensor:
+    """``F.dropout`` by the numbers of ``seeded``, bitwise what torch draws with that seed."""
+    generator = None if torch.compiler.is_compiling() else _GENERATOR.get()
+    if p <= 0 or generator is None or x.device.type != "cpu":
+        return F.dropout(x, p, training=p > 0)
+    return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """Each number of ``x`` zeroed with probability ``p``, the others divided by 1 - p (Srivastava et al. 2014)."""
     if p <= 0:
         return x
-    return x * _kept(x, p) if _by_hand(x) else F.dropout(x, p)
+    return x * _kept(x, p) if _by_hand(x) else torch_dropout(x, p)
 
 
 def add_dropout(x: Tensor, y: Tensor, p: float) -> Tensor:
     """``x + dropout(y)``, of one shape, in one pass over memory."""
     if p <= 0:
         return x + y
-    return torch.addcmul(x, y, _kept(y, p)) if _by_hand(y) else x + F.dropout(y, p)
+    return torch.addcmul(x, y, _kept(y, p)) if _by_hand(y) else x + torch_dropout(y, p)
 
 
 def _kept(x: Tensor, p: float) -> Tensor:
@@ -176,7 +224,7 @@ def _kept(x: Tensor, p: float) -> Tensor:
 
     torch draws one number of its CPU generator for each, one after the other; here it is one for four, 15 bits each.
     """
-    drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=_GENERATOR.get())
     bits = drawn.view(torch.int16)[: x.numel()].view(x.shape).bitwise_and_(2**15 - 1)
     least = min(max(1, round(p * 2**15)), 2**15 - 1)
     stays = bits.add_(2**15 - least).bitwise_right_shift_(15)  # what reaches 2^15 wraps around: its sign, as 0 or -1

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tfcli.model import fused
 from tfcli.model.layers import LayerNorm, Linear, activate
 from tfcli.model.transformer import Transformer
 
@@ -92,7 +92,7 @@ class SequenceHead(Head):
             pooled_BD = self.transform(first_BD)
         else:
             pooled_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
-        logits: Tensor = self.classifier(F.dropout(pooled_BD, dropout, training=dropout > 0))
+        logits: Tensor = self.classifier(fused.torch_dropout(pooled_BD, dropout))
         return logits.float()
 
 
@@ -109,7 +109,7 @@ class TokenHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """(B, T, D) -> (B, T, labels)."""
-        logits: Tensor = self.classifier(F.dropout(self.transform(hidden_BTD), dropout, training=dropout > 0))
+        logits: Tensor = self.classifier(fused.torch_dropout(self.transform(hidden_BTD), dropout))
         return logits.float()
 
 

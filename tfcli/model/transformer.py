@@ -264,11 +264,9 @@ class Transformer(Stack, Model):
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return fused.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
 
-    def compile_blocks(self) -> None:
-        """Compile every block in place; the names of parameters stay as they are."""
-        for part in self.modules():
-            if isinstance(part, Block):
-                part.compile()
+    def compiled_parts(self) -> list[nn.Module]:
+        """Every block, of the encoder too."""
+        return [part for part in self.modules() if isinstance(part, Block)]
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from tfcli.formats.hf.stored import CONFIG, OWN
 from tfcli.formats.hf.weights import FILE
 from tfcli.model.base import Model
 from tfcli.model.cost import parameters
-from tfcli.model.fused import linear_cross_entropy
+from tfcli.model.fused import linear_cross_entropy, torch_dropout
 from tfcli.objectives.base import Objective
 from tfcli.runtime import Runtime
 from tfcli.tasks.lm.task import LanguageModeling
@@ -77,7 +76,9 @@ class Lstm(Model):
         self.config = config
         D = config.width
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, D), freeze=False)
-        self.layers = nn.ModuleList(nn.LSTM(D, D, batch_first=True) for _ in range(LAYERS))
+        with torch.device("meta"):  # no numbers are drawn for what ``initialize`` or a file fills
+            layers = [nn.LSTM(D, D, batch_first=True) for _ in range(LAYERS)]
+        self.layers = nn.ModuleList(layer.to_empty(device="cpu") for layer in layers)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -101,10 +102,10 @@ class Lstm(Model):
         """
         x_BTD = self.embed(tokens_BT).to(dtype or self.embed.weight.dtype)
         for layer in self.layers:
-            x_BTD = F.dropout(x_BTD, dropout, training=dropout > 0)
+            x_BTD = torch_dropout(x_BTD, dropout)
             weights = {name: parameter.to(x_BTD.dtype) for name, parameter in layer.named_parameters()}
             x_BTD, _ = torch.func.functional_call(layer, weights, (x_BTD,))
-        return F.dropout(x_BTD, dropout, training=dropout > 0)
+        return torch_dropout(x_BTD, dropout)
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tfcli import disk
 from tfcli.errors import UserError
+from tfcli.train.runs import MARKER as MARKER
 
 FOLDER = "checkpoints"
-MARKER = "complete.json"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -135,7 +135,7 @@ def finetune(
             stop=stop,
             before=before,
         )
-        with holding(directory):
+        with holding(directory), run.runtime.active():
             return run.go(list(command))
 
 

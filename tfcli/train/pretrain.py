@@ -119,7 +119,7 @@ def pretrain(
         if run.config.train.tensorboard:
             check_tensorboard()
         given = None if tokenizer is None else Tokenizer.load(tokenizer)
-        with holding(run.directory, run.directory.parent / SHARDS):
+        with holding(run.directory, run.directory.parent / SHARDS), run.runtime.active():
             return run.go(given, list(command))
 
 
@@ -254,7 +254,7 @@ class _Run(Run):
         left = found(self.directory.parent / str(self.before.get("shards")), self.note)
         if left is not None and record.checksums(left) == self.before["checksums"]:
             return left
-        if "-" in self.specs and sys.stdin.isatty():
+        if "-" in self.specs and (sys.stdin is None or sys.stdin.isatty()):
             raise UserError(
                 f"the encoded text of {self.directory} is gone, and it came from stdin",
                 hint=f"pipe the same text in: ... | {checkpoint.resume_command(self.directory)}",

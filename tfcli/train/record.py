@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+import tfcli
 from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.config.options import PretrainConfig
@@ -26,9 +27,10 @@ from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, metrics
 from tfcli.train.plan import Plan
+from tfcli.train.runs import DATA_FILE as DATA_FILE
+from tfcli.train.runs import RUN_FILE as RUN_FILE
+from tfcli.train.runs import RUNS
 
-RUN_FILE, DATA_FILE = "run.json", "data.json"
-RUNS = Path("runs")
 Record = dict[str, Any]
 C = TypeVar("C", bound=object)
 KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokenizer_hash": str, "checksums": dict}
@@ -261,15 +263,22 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def git_commit() -> str | None:
-    """The commit of the working directory, read without running git; None where there is none or it is packed."""
+def git_commit(checkout: Path = Path(tfcli.__file__).parents[1]) -> str | None:
+    """The commit of tfcli's own checkout or worktree, read without running git; None where it is installed elsewhere.
+
+    Never that of a repository around it, such as the one whose environment tfcli is installed in.
+    """
     with suppress(OSError, ValueError):
-        for parent in [Path.cwd(), *Path.cwd().parents]:
-            head = parent / ".git" / "HEAD"
-            if head.is_file():
-                text = head.read_text().strip()
-                ref = parent / ".git" / text.removeprefix("ref: ")
-                if text.startswith("ref: "):
-                    return ref.read_text().strip() if ref.is_file() else None
-                return text
+        git = checkout / ".git"
+        if git.is_file():  # a worktree: "gitdir: " and where its own part is
+            git = checkout / git.read_text().removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name, common = head.removeprefix("ref: "), git / "commondir"
+        shared = git / common.read_text().strip() if common.is_file() else git
+        if (shared / name).is_file():
+            return (shared / name).read_text().strip()
+        packed = (line.split() for line in (shared / "packed-refs").read_text().splitlines())
+        return next((words[0] for words in packed if words[1:] == [name]), None)
     return None

@@ -28,10 +28,14 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Listen to both signals; outside the main thread whoever owns it owns the signals, and nothing ever asks."""
+    """Listen to both signals; outside the main thread whoever owns it owns the signals, and nothing ever asks.
+
+    Neither does a signal whose handler was not set from Python, because Python could not put that back.
+    """
     stop = Stop()
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     try:
-        before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop.handle) for number in numbers}
     except ValueError:
         yield stop
         return
@@ -43,4 +47,4 @@ def stop_signals() -> Iterator[Stop]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            signal.signal(number, handler)

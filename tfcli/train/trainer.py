@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfcli.errors import Interrupted, RunError
+from tfcli.model import fused
 from tfcli.model.base import Model
 from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.task import Task
@@ -62,6 +63,7 @@ class Trainer:
     def __post_init__(self) -> None:
         now = self.run.clock()
         self._best_weights: dict[str, Tensor] | None = None
+        self._compiled: list[tuple[nn.Module, Callable[..., Tensor]]] = []
         self._timed = (now, self.state.step)
         self._logged = (now, self.state.tokens)
         self._told = now
@@ -74,6 +76,12 @@ class Trainer:
         """
         if self.plan.compile:
             self._compile()
+        try:
+            self._loop()
+        finally:
+            self._eager()
+
+    def _loop(self) -> None:
         saved = self.state.step
         while True:
             step = self.state.step
@@ -141,13 +149,14 @@ class Trainer:
 
         A micro-batch at a time; the count of the whole batch is known before, so each one is divided by it at once.
         """
-        torch.manual_seed(order.mix(self.loop.seed, self.state.step) % 2**63)
+        seed, device = order.mix(self.loop.seed, self.state.step) % 2**63, self.run.runtime.device
         count = self.task.count(rows)
-        loss_sum = torch.zeros((), device=self.run.runtime.device)
-        for micro in rows.split(self.plan.micro_batch):
-            loss, _ = self.task.loss(self.model, micro, dtype=self.run.runtime.dtype, dropout=dropout)
-            (loss / count).backward()
-            loss_sum += loss.detach()
+        loss_sum = torch.zeros((), device=device)
+        with fused.seeded(seed, device, compiled=self.plan.compile):
+            for micro in rows.split(self.plan.micro_batch):
+                loss, _ = self.task.loss(self.model, micro, dtype=self.run.runtime.dtype, dropout=dropout)
+                (loss / count).backward()
+                loss_sum += loss.detach()
         return loss_sum, count
 
     def _factor(self) -> float:
@@ -214,8 +223,11 @@ class Trainer:
     def _beside(self) -> Iterator[None]:
         """Work that is not training: it does not count in its speed, and is not what the blocks were compiled for."""
         started = self.run.clock()
-        with torch.compiler.set_stance("force_eager") if self.plan.compile else nullcontext():
+        self._eager()
+        try:
             yield
+        finally:
+            self._faster()
         spent = self.run.clock() - started
         self._logged = (self._logged[0] + spent, self._logged[1])
         self._timed = (self._timed[0] + spent, self._timed[1])
@@ -261,19 +273,31 @@ class Trainer:
 
     def _compile(self) -> None:
         """Compile the blocks in place (parameter names stay as they are) and try them; go on without where it fails."""
-        self.model.compile_blocks()
+        self._compiled = [(part, torch.compile(part.forward)) for part in self.model.compiled_parts()]
+        self._faster()
         indices, epochs = order.batch(0, seed=0, size=self.task.size, batch=self.plan.micro_batch)
         rows: Rows = self.task.rows(indices, epochs).to(self.run.runtime.device)
         try:
             loss, _ = self.task.loss(self.model, rows, dtype=self.run.runtime.dtype, dropout=0.0)
             loss.backward()
         except Exception as error:  # whatever the compiler says: a missing C++ compiler, an unsupported processor
-            torch.compiler.set_stance("force_eager")
+            self._eager()
+            self._compiled = []
             self.run.tell(
                 Note(text=f"training without torch.compile, which failed: {str(error).strip().splitlines()[0]}")
             )
         for parameter in self.optimizers.named.values():
             parameter.grad = None
+
+    def _faster(self) -> None:
+        """Let the blocks run what was compiled of them."""
+        for block, forward in self._compiled:
+            block.forward = forward
+
+    def _eager(self) -> None:
+        """Let the blocks run as they are written; a compiler's stance would do so for the whole process."""
+        for block, _ in self._compiled:
+            vars(block).pop("forward", None)
 
     def _evaluate(self) -> None:
         state = self.state

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import WRITTEN, Family
 from tfcli.formats.hf.families.encoders import MODERNBERT
 from tfcli.formats.hf.head_names import HeadNames
-from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_data, read_settings
+from tfcli.formats.hf.stored import CONFIG, open_model, read_data, read_settings
 from tfcli.formats.hf.stored import read_config as read_config
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.formats.hf.weights import FILE
@@ -383,40 +382,3 @@ def _fits(tokenizer: Codec, config: ModelConfig, directory: Path) -> None:
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model in {directory} only {config.vocab_size}",
             hint="the tokenizer beside the model must be the one that it was trained with",
         )
-
-
-def _generates(directory: Path) -> bool:
-    """Whether a run's model writes text, by the class that it is for; adapters, by PEFT's name of their task."""
-    config = directory / CONFIG
-    if not config.is_file():
-        return "LM" in str(json.loads((directory / ADAPTER).read_bytes()).get("task_type"))
-    made_for = json.loads(config.read_bytes()).get("architectures") or ()
-    return any(str(name).endswith(("ForCausalLM", "ForConditionalGeneration")) for name in made_for)
-
-
-def find_model(given: str | None, *, generates: bool = False) -> Path:
-    """The model to use: ``given``, else $TFCLI_MODEL, else the run under ``runs/`` that finished last.
-
-    ``generates``: of these runs, one whose model writes text. Raises UserError where there is none. A command says on
-    stderr which it is, where it was not given.
-    """
-    if given is not None:
-        return Path(given)
-    if os.environ.get("TFCLI_MODEL"):
-        return Path(os.environ["TFCLI_MODEL"])
-    finished: list[tuple[float | str, Path]] = []
-    for path in Path("runs").glob("*/run.json"):
-        if not any(path.parent.glob("*model.safetensors")):  # of adapters another name than of a whole model
-            continue
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if generates and not _generates(path.parent):
-                continue
-            stamp = json.loads(path.read_bytes()).get("finished")
-            if isinstance(stamp, int | float | str) and stamp:
-                finished.append((stamp, path.parent))
-    if not finished:
-        raise UserError(
-            "no model was named, and no run under runs/ has finished",
-            hint="name one with --model or $TFCLI_MODEL, or make one: tfcli pretrain corpus.txt",
-        )
-    return max(finished, key=lambda entry: (isinstance(entry[0], str), entry[0]))[1]

@@ -2,10 +2,10 @@
 
 A number is ``code * scale + low`` with an unsigned code, fp16 scale and fp16 low. That holds GGUF's blocks of 32 (Q4_0,
 Q4_1, Q8_0, and Q5 and Q4_K with their codes unchanged) as they are, so that nothing is quantized twice. Products of a
-few rows go to the kernel of ``tfcli.native.ops``, which widens codes in registers; where there is no compiler, 4 bits
-go to PyTorch's ``_weight_int4pack_mm_for_cpu``. Many rows are multiplied by the matrix widened to their dtype, for the
-time of the product: large products want bf16 matrices. Those of ``coarse`` matrices are rounded to 8 bits instead, in
-groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
+few rows go to the kernel of ``tfcli.native.ops``, which widens codes in registers; where there is no compiler, and on
+CUDA, in bf16 to PyTorch's ``_weight_int4pack_mm``. Many rows are multiplied by the matrix widened to their dtype, for
+the time of the product: large products want bf16 matrices. Those of ``coarse`` matrices are rounded to 8 bits instead,
+in groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class QuantMatrix(nn.Module):
             return ops.linear_int8(self, x)
         if x.device.type == "cpu" and ops.ready() and (few or ops.fast(x.dtype)):
             return ops.linear(self, x)
-        if few and self.bits == 4 and x.dtype == torch.bfloat16 and x.device.type in ("cpu", "cuda"):
+        if few and x.dtype == torch.bfloat16 and x.device.type in ("cpu", "cuda"):
             self._packed = self._packed or _Packed(self)
             return self._packed(x, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -171,30 +171,41 @@ class QuantEmbedding(nn.Module):
 
 
 class _Packed:
-    """PyTorch's own 4-bit product, where the kernel cannot be compiled and on CUDA: zeros and scales in bf16."""
+    """PyTorch's own 4-bit product, where the kernel cannot be compiled and on CUDA: zeros and scales in bf16.
+
+    A code of 8 bits is 16 times one of 4 plus another: its product is the sum of two.
+    """
 
     def __init__(self, matrix: QuantMatrix) -> None:
-        codes, scale, low = matrix.grouped()
+        self._rows = matrix.rows
+        whole = torch.arange(-(-matrix.rows // TILE) * TILE, device=matrix.codes.device)  # the operator wants no rest
+        codes, scale, low = matrix.grouped(whole)
         flat, scale = codes.flatten(1), scale.float()
-        low = -CENTRE[4] * scale if low is None else low.float()
-        self._columns = flat.shape[1]
+        low = -CENTRE[matrix.bits] * scale if low is None else low.float()
         # The operator computes (code - 8) * scale + zero.
-        self._scale_zero = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
-        if codes.device.type == "cpu":
-            self._weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(flat.int(), 1)
-            self._multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        if matrix.bits == 4:
+            parts = [(flat, scale, low + 8 * scale)]
         else:
-            self._columns = -(-flat.shape[1] // 1024) * 1024  # the CUDA kernel reads 1024 columns at a time
-            more = self._columns - flat.shape[1]
-            flat = F.pad(flat, (0, more))
-            self._scale_zero = F.pad(self._scale_zero, (0, 0, 0, 0, 0, more // GROUP))
-            self._weight = torch.ops.aten._convert_weight_to_int4pack((flat[:, ::2] << 4) | flat[:, 1::2], 8)
-            self._multiply = torch.ops.aten._weight_int4pack_mm
+            parts = [(flat >> 4, 16 * scale, low + 128 * scale), (flat & 15, scale, 8 * scale)]
+        on_cpu = codes.device.type == "cpu"
+        # The CUDA kernel reads 1024 columns at a time.
+        self._columns = flat.shape[1] if on_cpu else -(-flat.shape[1] // 1024) * 1024
+        self._multiply = torch.ops.aten._weight_int4pack_mm_for_cpu if on_cpu else torch.ops.aten._weight_int4pack_mm
+        self._parts = [self._packed(*part, on_cpu=on_cpu) for part in parts]
+
+    def _packed(self, codes: Tensor, scale: Tensor, zero: Tensor, *, on_cpu: bool) -> tuple[Tensor, Tensor]:
+        """Codes of 4 bits, and (columns / 32, rows, 2) scales and zeros."""
+        scale_zero = torch.stack([scale, zero], dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
+        if on_cpu:
+            return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1), scale_zero
+        more = self._columns - codes.shape[1]
+        codes, scale_zero = F.pad(codes, (0, more)), F.pad(scale_zero, (0, 0, 0, 0, 0, more // GROUP))
+        return torch.ops.aten._convert_weight_to_int4pack((codes[:, ::2] << 4) | codes[:, 1::2], 8), scale_zero
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         flat = F.pad(x.reshape(-1, x.shape[-1]), (0, self._columns - x.shape[-1]))
-        y: Tensor = self._multiply(flat, self._weight, GROUP, self._scale_zero)
-        y = y.view(*x.shape[:-1], -1)
+        y: Tensor = sum(self._multiply(flat, weight, GROUP, scale_zero) for weight, scale_zero in self._parts)
+        y = y[:, : self._rows].reshape(*x.shape[:-1], -1)
         return y if bias is None else y + bias.to(y.dtype)
 
 

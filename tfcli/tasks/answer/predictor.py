@@ -34,8 +34,8 @@ class Encoded:
     windows: list[Window]
     owner: list[int]
     contexts: list[Located]
-    cut: int
-    """Questions that were longer than the layout allows, and lost what follows."""
+    cut: list[int]
+    """Indices of questions that were longer than the layout allows, and lost what follows."""
     long: int
     """Questions with more than one window."""
 
@@ -57,7 +57,7 @@ def encode(codec: Codec, layout: Layout, questions: Sequence[tuple[str, str]]) -
         windows=windows,
         owner=owner,
         contexts=[known[context] for _, context in questions],
-        cut=sum(len(ids) > layout.question for ids in asked),
+        cut=[index for index, ids in enumerate(asked) if len(ids) > layout.question],
         long=long,
     )
 

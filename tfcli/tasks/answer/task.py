@@ -222,8 +222,6 @@ class AnswerPredictor(Predictor):
 
     def __init__(self, answers: Answers, threshold: float) -> None:
         self.answers, self.threshold = answers, threshold
-        self.cut = 0
-        """Questions so far that lost what follows; contexts of any length are read whole."""
 
     def plain(self, line: str) -> Question:
         """A question and a context with a tab between them."""
@@ -238,19 +236,18 @@ class AnswerPredictor(Predictor):
             raise UserError('has no "question" and "context" with strings')
         return _asked(row["question"], row["context"], str(row.get("id", "")))
 
-    def read(self, questions: Sequence[Question]) -> list[Reading]:
-        """The best answer to each, silent or not."""
-        encoded = self.answers.encode(pairs(questions))
-        self.cut += encoded.cut
-        return self.answers.read(encoded)
-
     def predict(self, inputs: Sequence[Question]) -> list[dict[str, Any]]:
         """{"question", "answer", "start", "end", "score", "no_answer"}, offsets in characters of the context.
 
         ``score`` is the probability of the answer, ``no_answer`` that of none; where none is given, "answer" is "" and
-        has no offsets. An input's "id" comes back.
+        has no offsets. An input's "id" comes back. "cut" where a question was longer than the model reads; contexts of
+        any length are read whole.
         """
-        return [self._answer(*each) for each in zip(inputs, self.read(inputs), strict=True)]
+        encoded = self.answers.encode(pairs(inputs))
+        answers = [self._answer(*each) for each in zip(inputs, self.answers.read(encoded), strict=True)]
+        for index in encoded.cut:
+            answers[index]["cut"] = True
+        return answers
 
     def _answer(self, asked: Question, found: Reading) -> dict[str, Any]:
         silent = found.null_margin > self.threshold or found.start == found.end
@@ -274,8 +271,9 @@ class AnswerPredictor(Predictor):
         report = Report(strict=config.data.strict)
         questions, version = read(specs, config, report)
         questions = questions[:limit]
-        readings = self.read(questions)
-        report.note("questions that are too long, cut", self.cut)
+        encoded = self.answers.encode(pairs(questions))
+        readings = self.answers.read(encoded)
+        report.note("questions that are too long, cut", len(encoded.cut))
         threshold = self.threshold if config.answer.threshold is None else config.answer.threshold
         numbers = as_numbers(outcomes(questions, readings), threshold=threshold, version=version)
         numbers["data"] = report.as_json()
@@ -331,7 +329,7 @@ class Answer(Application):
                 "questions without an answer, learnt with the plausible one that the data gives",
                 len({owner for owner, target in zip(encoded.owner, plausible, strict=True) if target != (0, 0)}),
             )
-        report.note("questions that are too long, cut", encoded.cut + held.cut)
+        report.note("questions that are too long, cut", len(encoded.cut) + len(held.cut))
         report.note("questions with a context that is read in several windows", encoded.long + held.long)
         for line in report.lines():
             start.note(f"data: {line}")

@@ -267,7 +267,8 @@ class Answerer(Predictor):
     def _engine(self) -> Engine:
         """What answers, with packed weights from the first answer on."""
         engine = Engine(self.model, self.codec, self.runtime)
-        settle(self.model)
+        with self.runtime.active():
+            settle(self.model)
         return engine
 
     def show(self, answer: Mapping[str, Any]) -> str:

@@ -40,6 +40,8 @@ class Cutter:
         """Words that the tokenizer leaves nothing of."""
         self.cut_words = 0
         """Words with more pieces than a row has room for; the others of their pieces are not read."""
+        self.cut: list[int] = []
+        """Indices of the sentences that have such words."""
         self.long = 0
         """Sentences in more than one row."""
         if self.room < LEAST:
@@ -50,7 +52,9 @@ class Cutter:
         made: list[Chunk] = []
         for index, pieces in enumerate(self._pieces(texts)):
             self.without_pieces += sum(not ids for ids in pieces)
-            self.cut_words += sum(len(ids) > self.room for ids in pieces)
+            if words := sum(len(ids) > self.room for ids in pieces):
+                self.cut_words += words
+                self.cut.append(index)
             rows = spans([min(len(ids), self.room) for ids in pieces], room=self.room, overlap=self.room // 4)
             self.long += len(rows) > 1
             made += [self._row(index, pieces, *row) for row in rows]

@@ -76,8 +76,6 @@ class Tagger:
     """Tokens of a row at most."""
     runtime: Runtime
     key: str = "text"
-    cut: int = 0
-    """Words so far that had more pieces than a row has room for, and lost what follows."""
 
     def plain(self, line: str) -> Sentence:
         """A line of text, split into words."""
@@ -116,12 +114,14 @@ class Tagger:
         """{"text", "entities": [{"start", "end", "label", "text", "score"}]}, offsets in characters of the text.
 
         ``score`` is the mean probability of an entity's tags. Of inputs with words of their own, the text is these with
-        spaces between, and "tokens" and "tags" stand beside it.
+        spaces between, and "tokens" and "tags" stand beside it. "cut" where a word had more pieces than a row has room
+        for; texts of any length are read whole.
         """
         cutter = self.cutter
-        found = self.find(inputs, rows_of(cutter, inputs))
-        self.cut += cutter.cut_words
-        return answers(inputs, found)
+        made = answers(inputs, self.find(inputs, rows_of(cutter, inputs)))
+        for index in cutter.cut:
+            made[index]["cut"] = True
+        return made
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """[Ada Lovelace](person) lived in [London](location)."""
