@@ -1,5 +1,6 @@
 """Small GGUF files with random weights, and transformers' model of the same file."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tfcli.config.model import ModelConfig
 from tfcli.formats.gguf import blocks as ggml_blocks
+from tfcli.formats.gguf import families
 from tfcli.formats.gguf.file import NewTensor, write_gguf
-from tfcli.formats.gguf.settings import ROPE_FREQS, GgufConfig, metadata_from_config, tensor_shapes
+from tfcli.formats.gguf.save import general
+from tfcli.formats.gguf.settings import ROPE_FREQS
 from tfcli.formats.gguf.vocab_writer import to_gguf
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
@@ -21,9 +25,17 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def config(architecture: str, **changes: Any) -> GgufConfig:
-    """Two small blocks with grouped queries."""
-    return GgufConfig(architecture=architecture, **{**SMALL, **changes})
+def config(architecture: str, **changes: Any) -> ModelConfig:
+    """Two small blocks of a family with grouped queries; ``changes`` of the shape or of the wiring."""
+    family = next(family for family in families.FAMILIES if family.architecture == architecture)
+    own = {name: changes.pop(name) for name in list(changes) if hasattr(family.wiring, name)}
+    return family.complete(ModelConfig(**{**SMALL, **changes}, wiring=dataclasses.replace(family.wiring, **own)))
+
+
+def factors(config: ModelConfig) -> list[NewTensor]:
+    """Llama 3's tensor of rotary factors, for a model that has one."""
+    found = families.rope_factors(families.written(config)[0], config)
+    return [] if found is None else [NewTensor(name=ROPE_FREQS, shape=found.shape, type="F32", data=found)]
 
 
 def numbers(shape: tuple[int, ...], rng: np.random.Generator, scale: float = 0.2) -> NDArray[np.float32]:
@@ -46,19 +58,18 @@ def blocks(type: str, shape: tuple[int, ...], rng: np.random.Generator, scale: f
 
 
 def save(
-    path: Path, config: GgufConfig, *, type: str = "F32", tokenizer: Tokenizer | None = None, **types: str
+    path: Path, config: ModelConfig, *, type: str = "F32", tokenizer: Tokenizer | None = None, **types: str
 ) -> Path:
     """A file of such a model whose matrices are ``type``, or by the name of their part (``token_embd="Q8_0"``)."""
     rng = np.random.default_rng(0)
-    tensors = []
-    for name, shape in tensor_shapes(config).items():
+    family, metadata = families.written(config)
+    tensors = factors(config)
+    for name, place in families.places(family, config).items():
+        shape = place.shape
         kind = types.get(name.split(".")[-2], type) if len(shape) == 2 else "F32"
         data = blocks(kind, shape, rng) if ggml_blocks.TYPES[kind].quantized else numbers(shape, rng)
         tensors.append(NewTensor(name=name, shape=shape, type=kind, data=data))
-    if config.rope_freqs is not None:
-        factors = np.array(config.rope_freqs, np.float32)
-        tensors.append(NewTensor(name=ROPE_FREQS, shape=factors.shape, type="F32", data=factors))
-    metadata = metadata_from_config(config, type="F16", name="tiny")
+    metadata |= general(family, type="F16", name="tiny")
     if tokenizer is not None:
         metadata |= to_gguf(tokenizer, vocab_size=config.vocab_size)
     write_gguf(path, metadata, tensors)

@@ -3,41 +3,37 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny_gguf
 import torch
 from tiny_gguf import config, transformers_model
 from tiny_models import cpu, tokenizer
 
-from tfcli.config.model import RopeScaling
+from tfcli.config.model import ModelConfig, RopeScaling
 from tfcli.errors import UserError
-from tfcli.formats.gguf import families as gguf_families
+from tfcli.formats.gguf import families
 from tfcli.formats.gguf import load as gguf_load
-from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.file import open_gguf
-from tfcli.formats.gguf.settings import GgufConfig
 from tfcli.model.quant import quantize
 from tfcli.model.quant.matrix import QuantEmbedding, QuantMatrix
 from tfcli.model.quant.quantize import Quantization
 from tfcli.model.transformer import Transformer
 
 LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_context=32, low_freq_factor=1.0, high_freq_factor=4.0)
-FACTORS = tuple(gguf_families.llama3_factors(LLAMA3, 16, 10_000.0).astype(np.float32).tolist())
-YARN = gguf_settings.RopeScaling(type="yarn", factor=4.0, original_context=16, attention_factor=1.2, beta_fast=8.0)
-LINEAR = gguf_settings.RopeScaling(type="linear", factor=2.0, original_context=32)
-FAMILIES: dict[str, tuple[GgufConfig, dict[str, Any]]] = {
+YARN = RopeScaling(kind="yarn", factor=4.0, original_context=16, attention_factor=1.2, beta_fast=8.0)
+LINEAR = RopeScaling(kind="linear", factor=2.0)
+FAMILIES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "llama": (config("llama", rope_theta=500.0, norm_eps=1e-4), {}),
     "llama, not tied": (config("llama", tied=False, heads=8, kv_heads=1, head_width=10), {}),
     "llama with biases": (
-        config("llama", qkv_bias=True, output_bias=True, ffn_bias=True), {"attention_bias": True, "mlp_bias": True}
+        config("llama", qkv_bias=True, out_bias=True, ffn_bias=True), {"attention_bias": True, "mlp_bias": True}
     ),
     "llama, stretched": (
         config("llama", rope_scaling=LINEAR),
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     ),
     "llama 3": (
-        config("llama", rope_freqs=FACTORS),
+        config("llama", rope_scaling=LLAMA3),
         {
             "rope_parameters": {
                 "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0,
@@ -45,7 +41,7 @@ FAMILIES: dict[str, tuple[GgufConfig, dict[str, Any]]] = {
             }
         },
     ),
-    "qwen2": (config("qwen2", qkv_bias=True, head_width=8, rope_theta=1e6), {}),
+    "qwen2": (config("qwen2", head_width=8, rope_theta=1e6), {}),
     "qwen3": (config("qwen3"), {"head_dim": 16}),
     "qwen3, yarn": (
         config("qwen3", rope_scaling=YARN),
@@ -58,7 +54,7 @@ FAMILIES: dict[str, tuple[GgufConfig, dict[str, Any]]] = {
         },
     ),
     "gemma3": (
-        config("gemma3", depth=3, sliding_window=8, sliding_layers=(True, False, True), rope_theta=1e5),
+        config("gemma3", depth=3, local_window=8, local_every=2, rope_theta=1e5),
         {
             "query_pre_attn_scalar": 16,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -76,7 +72,7 @@ K_TYPES = {"Q4_K": 1e-3, "Q5_K": 1e-3, "Q2_K": 0.02, "Q3_K": 0.02, "Q6_K": 0.02}
 
 def load(path: Path, precision: str = "fp32", **options: Any) -> Transformer:
     file = open_gguf(path)
-    made = gguf_load.load_model(file, gguf_settings.config_from_gguf(file), runtime=cpu(precision), **options)
+    made = gguf_load.load_model(file, *families.read(file), runtime=cpu(precision), **options)
     return made.requires_grad_(False)
 
 
@@ -105,7 +101,7 @@ def test_quantized_files_have_transformers_logits(tmp_path: Path, type: str, mon
 
 
 def test_quantized_matrices_have_their_biases(tmp_path: Path) -> None:
-    made = config("llama", qkv_bias=True, output_bias=True, ffn_bias=True)
+    made = config("llama", qkv_bias=True, out_bias=True, ffn_bias=True)
     path = tiny_gguf.save(tmp_path / "m.gguf", made, type="Q8_0")
     ours, theirs = both(path, attention_bias=True, mlp_bias=True)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

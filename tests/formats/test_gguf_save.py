@@ -12,8 +12,8 @@ from test_gguf_load import FAMILIES, load
 from tiny_gguf import config, transformers_model
 from tiny_models import model, tokenizer
 
+from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.model.quant.quantize import Quantization, quantize_model
@@ -22,8 +22,8 @@ from tfcli.model.transformer import Transformer
 WIDE: dict[str, Any] = {"width": 64, "ffn_width": 96, "head_width": 16}
 
 
-def random_model(made: Any, seed: int = 0) -> Transformer:
-    core = Transformer(gguf_families.from_gguf(made))
+def random_model(made: ModelConfig, seed: int = 0) -> Transformer:
+    core = Transformer(made)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in core.parameters():
@@ -46,7 +46,7 @@ def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
 
 
 def test_biases_are_in_the_file_s_order(tmp_path: Path) -> None:
-    made = config("llama", qkv_bias=True, output_bias=True, ffn_bias=True)
+    made = config("llama", qkv_bias=True, out_bias=True, ffn_bias=True)
     for type in ("F32", "Q8_0"):
         core = random_model(made)
         if type == "Q8_0":

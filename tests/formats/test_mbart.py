@@ -116,4 +116,4 @@ def test_converted_and_compared(tmp_path: Path) -> None:
     done = convert.convert(tmp_path / "a", tmp_path / "b", to="hf", type="bf16")
     assert done.logit_delta < 1e-4
     with pytest.raises(UserError, match="encoder-decoder, for which tfcli writes no GGUF"):
-        gguf_families.to_gguf(tiny_models.encoder_decoder().config)
+        gguf_families.written(tiny_models.encoder_decoder().config)

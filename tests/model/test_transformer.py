@@ -5,7 +5,7 @@ import torch
 from tiny_models import config, model
 
 from tfcli.config.model import Wiring
-from tfcli.formats.hf.families import names
+from tfcli.formats.hf.families.llama import NAMES
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
 
@@ -127,9 +127,9 @@ def test_a_fresh_untied_model_predicts_uniformly() -> None:
 def test_names_of_parameters_are_the_table(tied: bool) -> None:
     """Would catch a renamed parameter, which makes every saved model unreadable."""
     core = Transformer(config(tied=tied))
-    expected = {f"{part}.weight" for part in (*names.LLAMA.outer, "head")}
+    expected = {f"{part}.weight" for part in (*NAMES.outer, "head")}
     for layer in range(core.config.depth):
-        expected |= {f"blocks.{layer}.{part}.weight" for part in names.LLAMA.layer}
+        expected |= {f"blocks.{layer}.{part}.weight" for part in NAMES.layer}
     assert set(core.state_dict()) == expected
     assert (core.head.weight is core.embed.weight) == tied
 

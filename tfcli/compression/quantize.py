@@ -81,7 +81,7 @@ def compress(
     Quantization.of(quantize)
     opened = open_path(source)
     config = opened.config
-    gguf_families.to_gguf(config, name=str(source))
+    gguf_families.written(config, name=str(source))
     if opened.head is not None:
         hint = "predict and evaluate take --quantize, and quantize it as it is read"
         raise convert.no_place_for_head(source, hint=hint)

@@ -17,10 +17,10 @@ from tfcli.errors import RunError, UserError, unknown
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
-from tfcli.formats.hf import adapters, head_names
+from tfcli.formats.hf import adapters
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families import registry as families
-from tfcli.formats.hf.heads import Loaded
+from tfcli.formats.hf.heads import Loaded, of_task
 from tfcli.formats.hf.tokenizer_json import tokenizer_json
 from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads, lora
@@ -112,7 +112,7 @@ def convert(
             plain = type.upper() if type in PLAIN else "F16"
             gguf_save.save(aside, model, codec, type=plain, name=source.resolve().stem)
         else:
-            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=head_names.of_task(loaded.hf_config))
+            hf.save(aside, model, portable(codec), dtype=PLAIN[type], about=of_task(loaded.hf_config))
         del model
         after = read_again(aside, expected, codec, runtime, exact=not inexact)
         size = open_path(aside).stored_bytes
@@ -175,7 +175,7 @@ def check(to: str, type: str | None) -> str:
 def check_family(config: ModelConfig, to: str, name: str) -> None:
     """UserError for a model that the format does not have."""
     if to == "gguf":
-        gguf_families.to_gguf(config, name=name)
+        gguf_families.written(config, name=name)
     else:
         families.written(config)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tfcli.config.model import ModelConfig, Wiring
 from tfcli.errors import UserError
-from tfcli.formats.gguf.settings import rotary_halves
+from tfcli.formats.gguf.rope import rotary_halves
 from tfcli.formats.gguf.vocab import from_gguf
 from tfcli.formats.hf.weights import pickled
 from tfcli.text.tokenizers.codec import Codec

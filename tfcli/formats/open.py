@@ -12,7 +12,7 @@ from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.gguf.file import GgufFile, open_gguf
 from tfcli.formats.hf import directory as hf
-from tfcli.formats.hf import head_names
+from tfcli.formats.hf.families.registry import kind_of
 from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_data
 from tfcli.text.read import files
 from tfcli.text.tokenizers.codec import Codec
@@ -55,7 +55,7 @@ class Opened:
             from tfcli.formats.hf import adapters
 
             return adapters.kind_of(self.path)
-        return head_names.kind_of(self.hf_config)
+        return kind_of(self.hf_config)
 
     @cached_property
     def config(self) -> ModelConfig:

@@ -21,7 +21,6 @@ from tfcli.config.options import DataOptions
 from tfcli.config.resolve import to_dict
 from tfcli.errors import UserError
 from tfcli.formats.gguf import families as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.formats.gguf.vocab import from_gguf
 from tfcli.formats.hf.stored import CONFIG, read_data, read_settings
@@ -120,11 +119,10 @@ def model(directory: Path) -> Description:
 def gguf_file(path: Path) -> Description:
     """Shape, costs, types of blocks and tokenizer of a GGUF file, from its header."""
     file = open_gguf(path)
-    settings = gguf_settings.config_from_gguf(file)
-    config = gguf_families.from_gguf(settings, name=str(path))
+    family, config = gguf_families.read(file)
     types = Counter(tensor.type for tensor in file.tensors.values())
     return {
-        **_shape(config, settings.architecture),
+        **_shape(config, family.architecture),
         "stored": {
             "tensors": len(file.tensors),
             "numbers": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
@@ -247,7 +246,7 @@ class Application(ABC):
 
 def check_head(shape: ModelConfig, kind: str) -> None:
     """Raise UserError for a model whose family has no head of a kind."""
-    head_names.names(families.written(shape)[0].model_type, kind)
+    families.head_names(families.written(shape)[0], kind)
 
 
 def settings_of(about: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,277 +1,419 @@
-"""The families of GGUF files as the core's wirings, and back: settings, names and the order of rows. No weights."""
+"""The families of models in GGUF files: metadata and tensors as the core's ``ModelConfig``, and back. No weights.
+
+A new family is a row of ``FAMILIES``. Sources: llama.cpp's src/llama-model.cpp (what it reads) and
+convert_hf_to_gguf.py (how the files come from Hugging Face models); names are those of the package ``gguf``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfcli.config.model import ModelConfig, RopeScaling, Wiring
+from tfcli.config.model import ModelConfig, Wiring
 from tfcli.errors import UserError
-from tfcli.formats.gguf import settings as gguf_settings
-from tfcli.formats.gguf.settings import FAMILIES, GgufConfig, rotary_halves, rotary_pairs
+from tfcli.formats.gguf.file import GgufFile
+from tfcli.formats.gguf.rope import CLOSE, llama3_factors, rotary_halves, rotary_pairs, stretch
+from tfcli.formats.gguf.settings import ROPE_FREQS, Settings, read_rope, write_rope
+from tfcli.formats.hf.stored import counted
 
-OUTER = {"token_embd": "embed", "output_norm": "norm", "output": "head"}
-"""The file's name of a part -> the core's."""
+OUTER = {"token_embd": ("embed", "VD"), "output_norm": ("norm", "D"), "output": ("head", "VD")}
+"""A part in the file: the core's part, and the dimensions of its weight. q, k: rows of all queries, of all keys."""
 LAYER = {
-    "attn_norm": "attention_norm",
-    "attn_q": "attention.q",
-    "attn_k": "attention.k",
-    "attn_v": "attention.v",
-    "attn_output": "attention.o",
-    "attn_q_norm": "attention.q_norm",
-    "attn_k_norm": "attention.k_norm",
-    "post_attention_norm": "attention_post_norm",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "ffn.gate",
-    "ffn_up": "ffn.up",
-    "ffn_down": "ffn.down",
-    "post_ffw_norm": "ffn_post_norm",
+    "attn_norm": ("attention_norm", "D"),
+    "attn_q": ("attention.q", "qD"),
+    "attn_k": ("attention.k", "kD"),
+    "attn_v": ("attention.v", "kD"),
+    "attn_output": ("attention.o", "Dq"),
+    "ffn_norm": ("ffn_norm", "D"),
+    "ffn_gate": ("ffn.gate", "FD"),
+    "ffn_up": ("ffn.up", "FD"),
+    "ffn_down": ("ffn.down", "DF"),
 }
-CLOSE = 1e-5
-"""Relative difference up to which two numbers are taken for one that was written in other ways."""
-SEEN = 1e-6
-"""A share of a frequency that is more than rounding to fp32."""
+"""The same of each layer; its parts in the file begin with "blk.3."."""
+QK_NORM = {"attn_q_norm": ("attention.q_norm", "K"), "attn_k_norm": ("attention.k_norm", "K")}
+POST_NORMS = {"post_attention_norm": ("attention_post_norm", "D"), "post_ffw_norm": ("ffn_post_norm", "D")}
+BIASES = {
+    "qkv_bias": ("attn_q", "attn_k", "attn_v"),
+    "out_bias": ("attn_output",),
+    "ffn_bias": ("ffn_gate", "ffn_up", "ffn_down"),
+}
+"""A setting of the core: the parts that then have a bias."""
+IGNORED = "blk.{}.attn_rot_embd.weight"
+"""A table of old converters; llama.cpp skips it too."""
 
 
-def core_names(config: GgufConfig) -> dict[str, str]:
-    """{name in the file: the core's} of every weight of such a model."""
-    return {name: core_name(name) for name in gguf_settings.tensor_names(config)}
+def _as_it_is(config: ModelConfig) -> ModelConfig:
+    return config
 
 
-def core_name(name: str) -> str:
-    """The core's name of a tensor: ``blk.3.attn_q.weight`` is ``blocks.3.attention.q.weight``."""
-    *block, part, kind = name.split(".")
-    if block:
-        return f"blocks.{block[1]}.{LAYER[part]}.{kind}"
-    return f"{OUTER[part]}.{kind}"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """What one ``general.architecture`` says of its models, beside their metadata."""
+
+    architecture: str
+    wiring: Wiring
+    """What its models have in common."""
+    biases: tuple[str, ...] = ()
+    """Keys of ``BIASES`` that its models may have or not."""
+    rotary_pairs: bool = False
+    """The rows of q and k are stored so that rotary positions turn neighbours: see ``rotary_halves``."""
+    rope_factors: bool = False
+    """llama.cpp reads ``ROPE_FREQS``."""
+    windows: bool = False
+    """Some layers may see a window of positions."""
+    complete: Callable[[ModelConfig], ModelConfig] = _as_it_is
+    """Adds what follows from a model's sizes."""
 
 
-def rows_read(config: GgufConfig, name: str) -> NDArray[np.intp] | None:
-    """Which of the file's rows are the core's rows 0, 1, ... of a tensor; None: they stand in order."""
-    heads = _rotary_heads(config, name)
-    return rotary_halves(heads, config.head_width) if heads else None
+def _gemma3(config: ModelConfig) -> ModelConfig:
+    """Embeddings times sqrt(width); the products of queries and keys of the 27B (62 layers) by its width."""
+    by_width, by_head = (config.width / config.heads) ** -0.5, config.head_width**-0.5
+    scale = by_width if config.depth == 62 and by_width != by_head else None
+    return replace(config, wiring=replace(config.wiring, embed_scale=config.width**0.5, attention_scale=scale))
 
 
-def rows_written(config: GgufConfig, name: str) -> NDArray[np.intp] | None:
-    """Which of the core's rows are the file's rows 0, 1, ...; None: they stand in order."""
-    heads = _rotary_heads(config, name)
-    return rotary_pairs(heads, config.head_width) if heads else None
+FAMILIES = (
+    Family(architecture="qwen3", wiring=Wiring()),
+    Family(architecture="qwen2", wiring=Wiring(qk_norm=False, qkv_bias=True)),
+    Family(
+        architecture="llama",
+        wiring=Wiring(qk_norm=False),
+        biases=tuple(BIASES),
+        rotary_pairs=True,
+        rope_factors=True,
+    ),
+    Family(
+        architecture="gemma3",
+        wiring=Wiring(norm_place="sandwich", activation="gelu_tanh"),
+        windows=True,
+        complete=_gemma3,
+    ),
+)
+"""A model is written as the first that has it."""
 
 
-def _rotary_heads(config: GgufConfig, name: str) -> int:
-    part = name.split(".")[-2]
-    return {"attn_q": config.heads, "attn_k": config.kv_heads}.get(part, 0) if config.family.rotary_pairs else 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """How a weight of the core lies in a file."""
+
+    ours: str
+    """The core's name."""
+    shape: tuple[int, ...]
+    """Outermost first, as the core's."""
+    paired_heads: int = 0
+    """Heads whose rows are stored in pairs; 0: the rows stand in order."""
+
+    @property
+    def rows_read(self) -> NDArray[np.intp] | None:
+        """Which of the file's rows are the core's rows 0, 1, ...; None: they stand in order."""
+        return rotary_halves(self.paired_heads, self.shape[0] // self.paired_heads) if self.paired_heads else None
+
+    @property
+    def rows_written(self) -> NDArray[np.intp] | None:
+        """Which of the core's rows are the file's rows 0, 1, ...; None: they stand in order."""
+        return rotary_pairs(self.paired_heads, self.shape[0] // self.paired_heads) if self.paired_heads else None
 
 
-def from_gguf(config: GgufConfig, *, name: str = "the model") -> ModelConfig:
-    """The core's configuration of a model in a GGUF file; ``name`` is the file, for messages.
+def places(family: Family, config: ModelConfig) -> dict[str, Place]:
+    """{name in the file: its place} of every weight of such a model."""
+    wiring, K = config.wiring, config.head_width
+    sizes = {"V": config.vocab_size, "D": config.width, "F": config.ffn_width, "K": K}
+    sizes |= {"q": config.heads * K, "k": config.kv_heads * K}
+    paired = {"attn_q": config.heads, "attn_k": config.kv_heads} if family.rotary_pairs else {}
+    biased = {part for setting, parts in BIASES.items() if getattr(wiring, setting) for part in parts}
+    outer = {part: entry for part, entry in OUTER.items() if not (config.tied and part == "output")}
+    layer = LAYER | (QK_NORM if wiring.qk_norm else {}) | (POST_NORMS if wiring.norm_place == "sandwich" else {})
+    parts = [("", part, ours, dims) for part, (ours, dims) in outer.items()]
+    for at in range(config.depth):
+        parts += [(f"blk.{at}.", part, f"blocks.{at}.{ours}", dims) for part, (ours, dims) in layer.items()]
+    found = {}
+    for prefix, part, ours, dims in parts:
+        shape, heads = tuple(sizes[dim] for dim in dims), paired.get(part, 0)
+        found[f"{prefix}{part}.weight"] = Place(ours=f"{ours}.weight", shape=shape, paired_heads=heads)
+        if part in biased:
+            found[f"{prefix}{part}.bias"] = Place(ours=f"{ours}.bias", shape=shape[:1], paired_heads=heads)
+    return found
 
-    Raises UserError for capped logits, an irregular pattern of windows, and rotary factors that Llama 3's rule does not
-    give.
+
+def read(file: GgufFile) -> tuple[Family, ModelConfig]:
+    """The family and the shape of the model in an open file, after comparing them with every tensor.
+
+    Raises UserError for an architecture that is not read, settings that are missing, absurd or not supported, and
+    tensors that are missing, unexpected or mis-shaped.
     """
-    if config.logit_softcap is not None:
-        raise UserError(f"{name} caps its logits at {config.logit_softcap}", hint="tfcli has no such cap")
-    local = config.sliding_window is not None and any(config.sliding_layers)
-    gemma, K = config.family.gemma, config.head_width
-    wiring = Wiring(
-        norm_place="sandwich" if gemma else "pre",
-        qk_norm=config.family.qk_norm,
-        activation="gelu_tanh" if gemma else "silu",
-        qkv_bias=config.qkv_bias,
-        out_bias=config.output_bias,
-        ffn_bias=config.ffn_bias,
-        embed_scale=config.width**0.5 if gemma else 1.0,
-        attention_scale=None if config.attention_scale == K**-0.5 else config.attention_scale,
-        local_window=config.sliding_window or 0 if local else 0,
-        local_every=_every(config.sliding_layers, name) if local else 0,
-        local_theta=config.sliding_theta if local else Wiring().local_theta,
-        rope_scaling=_scaling(config, name),
+    given = file.metadata.get("general.architecture")
+    family = next((family for family in FAMILIES if family.architecture == given), None)
+    if family is None:
+        raise UserError(
+            f"{file.path} holds a model of the architecture {str(given)[:64]!r}, which tfcli does not read",
+            hint=f"it reads {', '.join(family.architecture for family in FAMILIES)}",
+        )
+    settings = Settings(str(file.path), family.architecture, file.metadata)
+    _refuse(file, settings)
+    config = _model(
+        family,
+        settings,
+        file.tensors,
+        vocab_size=_vocab_size(file, settings),
+        factors=_stored_factors(file, _head_width(settings)),
     )
-    shape = {field: getattr(config, field) for field in _SHAPE}
-    return ModelConfig(**shape, rope_theta=config.rope_theta, norm_eps=config.norm_eps, tied=config.tied, wiring=wiring)
+    _check_tensors(file, family, config)
+    return family, config
 
 
-_SHAPE = ("vocab_size", "context", "depth", "width", "heads", "kv_heads", "head_width", "ffn_width")
+def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, dict[str, Any]]:
+    """The family that has this model, the first whose settings are read back as it, and those settings.
 
-
-def _every(sliding: tuple[bool, ...], name: str) -> int:
-    """``Wiring.local_every`` of layers of which at least one slides."""
-    every = sliding.index(False) + 1 if False in sliding else 0
-    if any(slides != (every == 0 or (layer + 1) % every != 0) for layer, slides in enumerate(sliding)):
-        raise UserError(
-            f"{name} has sliding windows in an irregular order of layers",
-            hint="tfcli has models whose every n-th layer sees all, and no other order",
-        )
-    return every
-
-
-def _scaling(config: GgufConfig, name: str) -> RopeScaling:
-    given = config.rope_scaling
-    if config.rope_freqs is None:
-        if given is None:
-            return RopeScaling()
-        if given.type == "linear":
-            return RopeScaling(kind="linear", factor=given.factor)
-        return RopeScaling(
-            kind="yarn",
-            factor=given.factor,
-            original_context=given.original_context,
-            beta_fast=given.beta_fast,
-            beta_slow=given.beta_slow,
-            attention_factor=given.attention_factor,
-        )
-    scaling = None if given is not None else llama3_scaling(config.rope_freqs, config.head_width, config.rope_theta)
-    if scaling is None:
-        raise UserError(
-            f"{name} stretches its rotary positions in a way that tfcli does not have",
-            hint=f"it has Llama 3's rule; {gguf_settings.ROPE_FREQS} holds other numbers",
-        )
-    return scaling
-
-
-def frequencies(head_width: int, theta: float) -> NDArray[np.float64]:
-    """The K/2 rotary frequencies before any scaling, radians per position."""
-    return theta ** -(np.arange(0, head_width, 2) / head_width)
-
-
-def llama3_factors(scaling: RopeScaling, head_width: int, theta: float) -> NDArray[np.float64]:
-    """What Llama 3's rule divides each of the K/2 frequencies by."""
-    turns = scaling.original_context * frequencies(head_width, theta) / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    share = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / (share + (1 - share) / scaling.factor)
-
-
-def llama3_scaling(factors: tuple[float, ...], head_width: int, theta: float) -> RopeScaling | None:
-    """Llama 3's rule with parameters that give these factors (head_width / 2 of them), or None where none do.
-
-    Only ratios of the three lengths count: ``low_freq_factor`` is taken to be 1, as it is in every published model.
+    ``name`` is the model's, for messages. Raises UserError for a model that no family has.
     """
-    divided = np.asarray(factors, np.float64)
-    if np.allclose(divided, divided[0], rtol=CLOSE):
-        one = abs(divided[0] - 1) < CLOSE
-        return RopeScaling() if one else RopeScaling(kind="linear", factor=float(np.float32(divided[0])))
-    factor, kept = float(np.float32(divided.max())), frequencies(head_width, theta)
-    share = (1 / divided - 1 / factor) / (1 - 1 / factor)  # of the frequency as it was
-    for low, high in _ends(kept, share):
-        context = max(1, round(2 * math.pi / low))
-        turns = [context * end / (2 * math.pi) for end in (low, high)]
-        for digits in (5, 15):  # 1.0, not 1.0000001: the decimals that were meant
-            found = RopeScaling(
-                kind="llama3",
-                factor=factor,
-                original_context=context,
-                low_freq_factor=round(turns[0], digits),
-                high_freq_factor=round(turns[1], digits),
-            )
-            if np.allclose(llama3_factors(found, head_width, theta), divided, rtol=CLOSE):
-                return found
-    return None
-
-
-def _ends(kept: NDArray[np.float64], share: NDArray[np.float64]) -> Iterator[tuple[float, float]]:
-    """Frequencies from which on a share of 0 and of 1 is kept; between them it is a line over the frequencies."""
-    between = np.flatnonzero((share > SEEN) & (share < 1 - SEEN))
-    last, first = kept[share <= SEEN].max(initial=0.0), kept[share >= 1 - SEEN].min(initial=math.inf)
-    ends = []
-    if len(between) > 1:
-        slope, at_zero = np.polyfit(kept[between], share[between], 1)
-        ends.append((-at_zero / slope, (1 - at_zero) / slope))
-    elif len(between) == 1:
-        at, part = kept[between[0]], share[between[0]]
-        ends.append((at / (1 + 3 * part), 4 * at / (1 + 3 * part)))  # as published
-        width = min((at - last) / part, (first - at) / (1 - part))
-        ends.append((at - part * width, at + (1 - part) * width))
-    else:
-        ends.append((last, first))
-    return ((float(low), float(high)) for low, high in ends if 0 < low < high < math.inf)
-
-
-def to_gguf(config: ModelConfig, *, name: str = "the model") -> GgufConfig:
-    """The same model as a family of GGUF files has it: ``from_gguf`` of the result is ``config``, up to spelling.
-
-    Raises UserError for a model that none of them has.
-    """
-    wiring = config.wiring
-    if not wiring.causal or config.encoder_depth:
+    if not config.wiring.causal or config.encoder_depth:
         raise UserError(
             f"{name} is an encoder{'-decoder' if config.encoder_depth else ''}, for which tfcli writes no GGUF file",
             hint="GGUF files are written of decoders; others can be quantized as they are read: --quantize int8",
         )
-    if wiring.norm_place == "sandwich":
-        architecture = "gemma3"
-    elif wiring.qk_norm:
-        architecture = "qwen3"
-    else:
-        architecture = "qwen2" if wiring.qkv_bias and not (wiring.out_bias or wiring.ffn_bias) else "llama"
-    made = _as(architecture, config)
-    differences = _differences(config, from_gguf(made, name=name))
-    if made.rope_freqs is not None and not FAMILIES[architecture].rotary_pairs:
-        differences.append("rope_scaling is 'llama3'")  # llama.cpp reads it in the llama family alone
-    if differences:
-        raise UserError(
-            f"{name} has a wiring that no family of GGUF files has: {', '.join(differences)}",
-            hint=f"tfcli writes the families {', '.join(FAMILIES)}",
-        )
-    return made
-
-
-def _as(architecture: str, config: ModelConfig) -> GgufConfig:
-    wiring, scaling = config.wiring, config.wiring.rope_scaling
-    stretched: gguf_settings.RopeScaling | None = None
-    if scaling.kind == "linear":
-        stretched = gguf_settings.RopeScaling(
-            type="linear", factor=scaling.factor, original_context=max(1, round(config.context / scaling.factor))
-        )
-    elif scaling.kind == "yarn":
-        stretched = gguf_settings.RopeScaling(
-            type="yarn",
-            factor=scaling.factor,
-            original_context=scaling.original_context,
-            attention_factor=scaling.attention_factor,
-            beta_fast=scaling.beta_fast,
-            beta_slow=scaling.beta_slow,
-        )
-    factors = None
-    if scaling.kind == "llama3":
-        factors = tuple(llama3_factors(scaling, config.head_width, config.rope_theta).astype(np.float32).tolist())
-    local = wiring.local_window > 0 and FAMILIES[architecture].gemma
-    return GgufConfig(
-        architecture=architecture,
-        **{field: getattr(config, field) for field in _SHAPE},
-        rope_theta=config.rope_theta,
-        norm_eps=config.norm_eps,
-        tied=config.tied,
-        qkv_bias=wiring.qkv_bias and architecture in ("llama", "qwen2"),  # llama.cpp looks for none in the others
-        output_bias=wiring.out_bias and architecture == "llama",
-        ffn_bias=wiring.ffn_bias and architecture == "llama",
-        rope_scaling=stretched,
-        rope_freqs=factors,
-        sliding_window=wiring.local_window if local else None,
-        sliding_layers=tuple(config.is_local(layer) for layer in range(config.depth)) if local else (),
-        sliding_theta=wiring.local_theta,
+    lacking: list[list[str]] = []
+    refusal = None
+    for family in FAMILIES:
+        metadata = _metadata(family, config)
+        settings, factors = Settings(name, family.architecture, metadata), rope_factors(family, config)
+        held = places(family, _with_biases_of(family, config))
+        try:
+            made = _model(family, settings, held, vocab_size=config.vocab_size, factors=factors)
+        except UserError as error:
+            refusal = error
+            continue
+        differences = _differences(config, made)
+        if not differences:
+            return family, metadata
+        lacking.append(differences)
+    if refusal is not None and not lacking:
+        raise refusal
+    nearest = min(lacking, key=len)
+    raise UserError(
+        f"{name} has a wiring that no family of GGUF files has: {', '.join(nearest)}",
+        hint=f"tfcli writes the families {', '.join(family.architecture for family in FAMILIES)}",
     )
 
 
+def rope_factors(family: Family, config: ModelConfig) -> NDArray[np.float32] | None:
+    """The tensor ``ROPE_FREQS`` of a model that is written as a family; None: it has none."""
+    scaling = config.wiring.rope_scaling
+    if scaling.kind != "llama3" or not family.rope_factors:
+        return None
+    return llama3_factors(scaling, config.head_width, config.rope_theta).astype(np.float32)
+
+
+def _refuse(file: GgufFile, settings: Settings) -> None:
+    """UserError for what the core does not have, whatever the family: parts of a file, experts, capped logits, ..."""
+    part = file.metadata.get("split.count", 1)
+    if part not in (0, 1):
+        raise UserError(
+            f"{file.path} is one of {part!s:.20} parts of a model",
+            hint="join them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf",
+        )
+    if file.metadata.get("general.type", "model") != "model":
+        raise UserError(f"{file.path} holds no model: general.type is {str(file.metadata['general.type'])[:64]!r}")
+    if file.metadata.get(f"{settings.architecture}.expert_count", 0) != 0:
+        raise UserError(f"{file.path} holds a mixture of experts", hint="tfcli reads dense models")
+    if file.metadata.get(f"{settings.architecture}.attention.causal", True) is not True:
+        raise UserError(f"{file.path} holds an encoder (attention.causal is false)", hint="tfcli reads decoders here")
+    if settings.get("final_logit_softcapping"):
+        cap = settings.number("final_logit_softcapping")
+        raise UserError(f"{file.path} caps its logits at {cap}", hint="tfcli has no such cap")
+    if settings.count("block_count") * len(LAYER) > len(file.tensors):  # before anything is made for each layer
+        raise settings.wrong("block_count", f"no more than its {len(file.tensors)} tensors make")
+
+
+def _model(
+    family: Family,
+    settings: Settings,
+    tensors: Container[str],
+    *,
+    vocab_size: int,
+    factors: NDArray[np.float32] | None,
+) -> ModelConfig:
+    """The model that metadata describe, with the biases and the head that its tensors' names give."""
+    depth, heads = settings.count("block_count"), settings.count("attention.head_count")
+    kv_heads = settings.count("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise settings.wrong("attention.head_count_kv", f"a divisor of {heads} heads")
+    head_width, theta = _head_width(settings), settings.number("rope.freq_base", 10_000.0)
+    window, every = _windows(settings, depth) if family.windows else (0, 0)
+    local_theta = settings.number("rope.freq_base_swa", 10_000.0)
+    wiring = replace(
+        family.wiring,
+        local_window=window,
+        local_every=every,
+        local_theta=local_theta if window else family.wiring.local_theta,
+        rope_scaling=read_rope(settings, factors, head_width, theta),
+        **{key: any(f"blk.0.{part}.bias" in tensors for part in parts) for key, parts in BIASES.items()},  # type: ignore[arg-type]
+    )
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        context=settings.count("context_length"),
+        depth=depth,
+        width=settings.count("embedding_length"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        ffn_width=settings.count("feed_forward_length"),
+        rope_theta=theta,
+        norm_eps=settings.number("attention.layer_norm_rms_epsilon"),
+        tied="output.weight" not in tensors,
+        wiring=wiring,
+    )
+    return family.complete(config)
+
+
+def _head_width(settings: Settings) -> int:
+    width, heads = settings.count("embedding_length"), settings.count("attention.head_count")
+    head_width = settings.count("attention.key_length", width // heads if width % heads == 0 else None)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if settings.count(key, head_width) != head_width:
+            raise settings.wrong(key, f"the {head_width} of a head")
+    if head_width % 2:
+        raise settings.wrong("attention.key_length", "an even number")
+    return head_width
+
+
+def _vocab_size(file: GgufFile, settings: Settings) -> int:
+    """The rows of the embedding, which the vocabulary of the file must name one by one."""
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise UserError(
+            f"{file.path} has no token_embd.weight", hint="it holds a vocabulary alone, or no language model"
+        )
+    rows = embedding.shape[0]
+    pieces = file.metadata.get("tokenizer.ggml.tokens")
+    named = len(pieces) if isinstance(pieces, list) else settings.count("vocab_size", rows)
+    if named != rows:
+        raise UserError(f"{file.path} has a vocabulary of {named} pieces, its embedding {rows} rows")
+    return rows
+
+
+def _stored_factors(file: GgufFile, head_width: int) -> NDArray[np.float32] | None:
+    tensor = file.tensors.get(ROPE_FREQS)
+    if tensor is None:
+        return None
+    if tensor.type != "F32" or tensor.shape != (head_width // 2,):
+        raise UserError(
+            f"{file.path}: {ROPE_FREQS} is {tensor.type} of shape {tensor.shape}, expected F32 of ({head_width // 2},)"
+        )
+    values = tensor.dequantize()
+    if not np.isfinite(values).all() or values.min() <= 0:
+        raise UserError(f"{file.path}: {ROPE_FREQS} holds numbers that are not positive")
+    return values
+
+
+def _windows(settings: Settings, depth: int) -> tuple[int, int]:
+    """``local_window`` and ``local_every``: five layers of six slide unless the file says which."""
+    if not settings.get("attention.sliding_window"):
+        return 0, 0
+    window, key = settings.count("attention.sliding_window"), "attention.sliding_window_pattern"
+    pattern = settings.metadata.get(f"{settings.architecture}.{key}", 6)
+    if isinstance(pattern, list):
+        if len(pattern) != depth or not all(isinstance(item, int) for item in pattern):
+            raise settings.wrong(key, f"{depth} truth values")
+        slide = [bool(item) for item in pattern]
+    elif isinstance(pattern, int) and pattern >= 0:
+        slide = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(depth)]
+    else:
+        raise settings.wrong(key, "a whole number")
+    every = slide.index(False) + 1 if False in slide else 0
+    if any(slides != (every == 0 or (layer + 1) % every != 0) for layer, slides in enumerate(slide)):
+        raise UserError(
+            f"{settings.name} has sliding windows in an irregular order of layers",
+            hint="tfcli has models whose every n-th layer sees all, and no other order",
+        )
+    return (window, every) if any(slide) else (0, 0)
+
+
+def _check_tensors(file: GgufFile, family: Family, config: ModelConfig) -> None:
+    expected = {name: place.shape for name, place in places(family, config).items()}
+    ignored = {ROPE_FREQS, *(IGNORED.format(layer) for layer in range(config.depth))}
+    problems = {
+        "missing": [name for name in expected if name not in file.tensors],
+        "unexpected": [repr(name)[1:-1] for name in file.tensors if name not in expected and name not in ignored],
+        "mis-shaped": [
+            f"{name} {file.tensors[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in file.tensors and file.tensors[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        raise UserError(
+            f"{file.path} does not hold the tensors that its metadata describes: {counted(problems)}",
+            hint=f"expected a {family.architecture} model as llama.cpp's converter writes it",
+        )
+
+
+def _metadata(family: Family, config: ModelConfig) -> dict[str, Any]:
+    """What ``_model`` reads, of a model that the family may have or not."""
+    wiring = config.wiring
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.context,
+        "embedding_length": config.width,
+        "block_count": config.depth,
+        "feed_forward_length": config.ffn_width,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_width,
+        "attention.value_length": config.head_width,
+        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        "rope.dimension_count": config.head_width,
+        "rope.freq_base": float(config.rope_theta),
+        **write_rope(wiring.rope_scaling, config.context),
+    }
+    if family.windows and wiring.local_window:
+        settings["attention.sliding_window"] = wiring.local_window
+        settings["attention.sliding_window_pattern"] = [config.is_local(layer) for layer in range(config.depth)]
+        settings["rope.freq_base_swa"] = float(wiring.local_theta)
+    return {f"{family.architecture}.{key}": value for key, value in settings.items()}
+
+
+def _with_biases_of(family: Family, config: ModelConfig) -> ModelConfig:
+    """The model with the biases that llama.cpp looks for in the family, of those that it has."""
+    has = {key: getattr(family.wiring, key) or (key in family.biases and getattr(config.wiring, key)) for key in BIASES}
+    return replace(config, wiring=replace(config.wiring, **has))  # type: ignore[arg-type]
+
+
 def _differences(wanted: ModelConfig, made: ModelConfig) -> list[str]:
-    """Each setting of a wiring that another lacks, in words. What only writes the same in another way is none."""
+    """Each setting of a model that another lacks, in words. What only writes the same in another way is none."""
+    shown = {field.name: getattr(wanted.wiring, field.name) for field in dataclasses.fields(Wiring)}
+    shown["rope_scaling"] = wanted.wiring.rope_scaling.kind
+    theirs = _values(made)
+    return [
+        f"{key} is {shown.get(key, value)!r}" for key, value in _values(wanted).items() if not _same(value, theirs[key])
+    ]
 
-    def values(config: ModelConfig) -> dict[str, object]:
-        wiring = config.wiring
-        scale = config.head_width**-0.5 if wiring.attention_scale is None else wiring.attention_scale
-        local = [config.is_local(layer) for layer in range(config.depth)]
-        theta = wiring.local_theta if any(local) else None
-        scaling: RopeScaling | str = wiring.rope_scaling
-        # Factors are compared as numbers: other lengths may give the same.
-        if wiring.rope_scaling.kind == "llama3":
-            scaling = str(np.round(llama3_factors(wiring.rope_scaling, config.head_width, config.rope_theta), 3))
-        own = {"attention_scale": round(scale, 6), "embed_scale": round(wiring.embed_scale, 4), "local_every": local}
-        own |= {"local_theta": theta, "rope_scaling": scaling}
-        return {**{field.name: getattr(wiring, field.name) for field in dataclasses.fields(wiring)}, **own}
 
-    theirs = values(made)
-    return [f"{name} is {value!r}" for name, value in values(wanted).items() if value != theirs[name]]
+def _values(config: ModelConfig) -> dict[str, Any]:
+    """What a model computes with, the same for settings that only write it in another way."""
+    wiring = config.wiring
+    slide = [config.is_local(layer) for layer in range(config.depth)]
+    return {
+        **{field.name: getattr(wiring, field.name) for field in dataclasses.fields(wiring)},
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+        "attention_scale": wiring.attention_scale or config.head_width**-0.5,
+        "local_window": wiring.local_window if any(slide) else 0,
+        "local_every": slide,
+        "local_theta": wiring.local_theta if any(slide) else None,
+        "rope_scaling": stretch(wiring.rope_scaling, config.head_width, config.rope_theta),
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are one, numbers to what fp32 holds of them."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=10 * CLOSE)
+    return bool(a == b)

@@ -8,7 +8,7 @@ their own. Other tensors become numbers of the model's dtype. Nothing is ever wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.gguf import blocks
-from tfcli.formats.gguf import families as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf import blocks, families
 from tfcli.formats.gguf.blocks import TYPES, Floats
+from tfcli.formats.gguf.families import Family, Place
 from tfcli.formats.gguf.file import GgufFile, GgufTensor
-from tfcli.formats.gguf.settings import GgufConfig
 from tfcli.formats.gguf.vocab import from_gguf
 from tfcli.model.quant import matrix as quant
 from tfcli.model.quant.matrix import GROUP, Bits, QuantMatrix, from_codes
@@ -37,7 +35,7 @@ CENTRED = ("Q4_0", "Q8_0")
 
 def read_config(file: GgufFile) -> ModelConfig:
     """The shape of the model in a GGUF file. Raises UserError as ``load`` does."""
-    return gguf_families.from_gguf(gguf_settings.config_from_gguf(file), name=str(file.path))
+    return families.read(file)[1]
 
 
 def load(
@@ -48,20 +46,21 @@ def load(
     ``quantize`` quantizes the matrices of a file that has none that are. Raises UserError for a damaged file, an
     architecture or a tokenizer that is not read, and for quantizing twice.
     """
-    config = gguf_settings.config_from_gguf(file)
+    family, config = families.read(file)
     codec = from_gguf(file.metadata, name=str(file.path))
-    return load_model(file, config, runtime=runtime, dtype=dtype, quantize=quantize), codec
+    return load_model(file, family, config, runtime=runtime, dtype=dtype, quantize=quantize), codec
 
 
 def load_model(
     file: GgufFile,
-    config: GgufConfig,
+    family: Family,
+    config: ModelConfig,
     *,
     runtime: Runtime,
     dtype: torch.dtype | None = None,
     quantize: Quantization | None = None,
 ) -> Transformer:
-    """The model alone; ``config`` is ``config_from_gguf`` of the file."""
+    """The model alone; ``family`` and ``config`` are ``families.read`` of the file."""
     kinds = sorted({t.type for t in file.tensors.values() if TYPES[t.type].quantized and len(t.shape) == 2})
     if quantize and kinds:
         raise UserError(
@@ -69,10 +68,11 @@ def load_model(
             hint="twice would lose quality for nothing: take it as it is, or begin with what it was made from",
         )
     with torch.device("meta"):
-        model = Transformer(gguf_families.from_gguf(config, name=str(file.path)))
-    reader = _Reader(file, config, dtype or runtime.dtype, quantize)
-    for name, ours in gguf_families.core_names(config).items():
-        path, _, kind = ours.rpartition(".")
+        model = Transformer(config)
+    places = families.places(family, config)
+    reader = _Reader(file, places, dtype or runtime.dtype, quantize)
+    for name, lies in places.items():
+        path, _, kind = lies.ours.rpartition(".")
         if kind == "weight":
             reader.put(model, path, name)
     if config.tied and isinstance(model.embed, nn.Embedding):
@@ -86,8 +86,10 @@ def load_model(
 class _Reader:
     """Puts the tensors of a file into a model, one at a time."""
 
-    def __init__(self, file: GgufFile, config: GgufConfig, dtype: torch.dtype, quantize: Quantization | None) -> None:
-        self.file, self.config, self.dtype, self.quantize = file, config, dtype, quantize
+    def __init__(
+        self, file: GgufFile, places: Mapping[str, Place], dtype: torch.dtype, quantize: Quantization | None
+    ) -> None:
+        self.file, self.places, self.dtype, self.quantize = file, places, dtype, quantize
 
     def put(self, model: Transformer, path: str, name: str) -> None:
         """The weight ``name`` and its bias, where the model has one, into the part at ``path``."""
@@ -109,7 +111,7 @@ class _Reader:
         rows = (1, *tensor.shape) if len(tensor.shape) == 1 else tensor.shape
         if rows[0] == 1:
             values = tensor.dequantize()
-            order = gguf_families.rows_read(self.config, name)
+            order = self.places[name].rows_read
             return torch.from_numpy(values if order is None else values[order]).to(self.dtype)
         out = torch.empty(tensor.shape, dtype=self.dtype)
         for some, values in self._slices(name):
@@ -144,7 +146,7 @@ class _Reader:
 
     def _rows(self, name: str) -> Iterator[slice | NDArray[np.intp]]:
         """Where the core's rows stand in the file, slice by slice."""
-        order = gguf_families.rows_read(self.config, name)
+        order = self.places[name].rows_read
         for some in slices(*self.file.tensors[name].shape):
             yield some if order is None else order[some]
 

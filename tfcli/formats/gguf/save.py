@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tfcli.errors import UserError
-from tfcli.formats.gguf import blocks
-from tfcli.formats.gguf import families as gguf_families
-from tfcli.formats.gguf import settings as gguf_settings
+from tfcli.formats.gguf import blocks, families
 from tfcli.formats.gguf.blocks import TYPES, Bytes, Groups
+from tfcli.formats.gguf.families import Family
 from tfcli.formats.gguf.file import NewTensor, write_gguf
-from tfcli.formats.gguf.settings import ROPE_FREQS, GgufConfig
+from tfcli.formats.gguf.settings import ROPE_FREQS
 from tfcli.formats.gguf.vocab_writer import to_gguf
 from tfcli.model.quant.matrix import CENTRE, GROUP, QuantEmbedding, QuantMatrix
 from tfcli.model.quant.quantize import slices
@@ -27,6 +26,8 @@ from tfcli.text.tokenizers.codec import Codec
 
 PLAIN = ("F32", "F16", "BF16")
 """Types that hold numbers as they are."""
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+"""``general.file_type`` by what most matrices are (enum llama_ftype)."""
 
 
 def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16", name: str | None = None) -> None:
@@ -38,26 +39,47 @@ def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16
     """
     if type not in PLAIN:
         raise ValueError(f"{type} is no type of plain numbers")
-    config = gguf_families.to_gguf(model.config, name=name or "the model")
-    tensors = list(_tensors(model, config, type))
+    family, settings = families.written(model.config, name=name or "the model")
+    tensors = list(_tensors(model, family, type))
     mostly = Counter(tensor.type for tensor in tensors if len(tensor.shape) == 2).most_common(1)[0][0]
-    metadata = gguf_settings.metadata_from_config(config, type=mostly, name=name)
-    write_gguf(path, metadata | to_gguf(codec, vocab_size=config.vocab_size), tensors)
+    metadata = general(family, type=mostly, name=name) | settings
+    write_gguf(path, metadata | to_gguf(codec, vocab_size=model.config.vocab_size), tensors)
 
 
-def _tensors(model: Transformer, config: GgufConfig, type: str) -> Iterator[NewTensor]:
-    if config.rope_freqs is not None:
-        factors = np.array(config.rope_freqs, np.float32)
+def general(family: Family, *, type: str, name: str | None = None) -> dict[str, Any]:
+    """The metadata that every file has; ``type``: what most matrices are stored in."""
+    return {
+        "general.architecture": family.architecture,
+        "general.type": "model",
+        **({"general.name": name} if name else {}),
+        "general.file_type": FILE_TYPES[type],
+        "general.quantization_version": 2,
+    }
+
+
+def stored_type(name: str, shape: tuple[int, ...], type: str) -> str:
+    """The type to store a tensor in when the matrices are to be ``type``, by llama.cpp's rules.
+
+    Norms and biases are F32; a matrix whose rows are not whole blocks is F16.
+    """
+    if len(shape) == 1 or name.endswith("_norm.weight"):
+        return "F32"
+    return "F16" if shape[-1] % TYPES[type].block else type
+
+
+def _tensors(model: Transformer, family: Family, type: str) -> Iterator[NewTensor]:
+    factors = families.rope_factors(family, model.config)
+    if factors is not None:
         yield NewTensor(name=ROPE_FREQS, shape=factors.shape, type="F32", data=factors)
-    for name, shape in gguf_settings.tensor_shapes(config).items():
-        path, _, kind = gguf_families.core_name(name).rpartition(".")
+    for name, place in families.places(family, model.config).items():
+        path, _, kind = place.ours.rpartition(".")
         part: Any = model.get_submodule(path)
         part = part.matrix if isinstance(part, QuantEmbedding) else part
-        order = gguf_families.rows_written(config, name)
+        shape, order = place.shape, place.rows_written
         if isinstance(part, QuantMatrix) and kind == "weight":
             yield NewTensor(name=name, shape=shape, type=block_type(part, name), data=_Blocks(part, name, order))
         else:
-            stored = gguf_settings.stored_type(name, shape, type)
+            stored = stored_type(name, shape, type)
             yield NewTensor(name=name, shape=shape, type=stored, data=_Numbers(getattr(part, kind), order))
 
 

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from tfcli import disk
 from tfcli.errors import RunError, UserError
-from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
-from tfcli.formats.hf.families.names import Place
-from tfcli.formats.hf.head_names import HeadNames
-from tfcli.formats.hf.heads import Loaded
+from tfcli.formats.hf.families.base import HeadNames, Place
+from tfcli.formats.hf.heads import TASK_KEYS, Loaded, pooling_of
 from tfcli.formats.hf.stored import ADAPTER, few
 from tfcli.formats.hf.tokenizers import read_roles
 from tfcli.formats.hf.weights import Weights, read_header
@@ -167,7 +165,7 @@ def _learning(model: Transformer) -> tuple[Head, HeadNames] | tuple[None, None]:
     head = heads.of(model)
     if head is None or not any(parameter.requires_grad for parameter in head.parameters()):
         return None, None
-    return head, head_names.names(families.written(model.config)[0].model_type, head.kind)
+    return head, families.head_names(families.written(model.config)[0], head.kind)
 
 
 def _theirs(table: HeadNames, name: str) -> str:
@@ -236,11 +234,11 @@ def _targets(modules: Iterable[str], known: Iterable[str]) -> list[str]:
 
 def put_on(base: Loaded, directory: str | Path, *, on_note: Callable[[str], None] | None = None) -> Loaded:
     """A base with the adapters of a directory on it, in place, and what is said of their task; as ``load``."""
-    load(directory, base.model, pooling=head_names.pooling_of(base.hf_config), on_note=on_note)
+    load(directory, base.model, pooling=pooling_of(base.hf_config), on_note=on_note)
     template, said, kind = chat_template(directory), about(directory), kind_of(directory)
     codec = base.codec if template is None else with_template(base.codec, template)
     if said or kind is not None:
-        said = {key: value for key, value in base.hf_config.items() if key not in head_names.TASK} | said
+        said = {key: value for key, value in base.hf_config.items() if key not in TASK_KEYS} | said
     return Loaded(model=base.model, codec=codec, hf_config=said or base.hf_config, kind=kind or base.kind)
 
 
@@ -287,7 +285,7 @@ def _head(
 ) -> Head | None:
     """The head that lies with adapters, made a part of the model; None where there is none."""
     kind, path = _kind(settings), directory / WEIGHTS
-    table = None if kind is None else head_names.names(families.written(model.config)[0].model_type, kind)
+    table = None if kind is None else families.head_names(families.written(model.config)[0], kind)
     used = [] if table is None else [f"{BEGIN}{module}." for module in table.parts.values()]
     odd = [name for name in tensors if not name.startswith(tuple(used))]
     if odd:

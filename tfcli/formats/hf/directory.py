@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Any
 from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.hf import head_names
 from tfcli.formats.hf.families import registry as families
-from tfcli.formats.hf.families.base import WRITTEN, Family
-from tfcli.formats.hf.families.encoders import MODERNBERT
-from tfcli.formats.hf.head_names import HeadNames
+from tfcli.formats.hf.families.base import WRITTEN, Family, HeadNames
 from tfcli.formats.hf.stored import CONFIG, open_model, read_data, read_settings
 from tfcli.formats.hf.stored import read_config as read_config
 from tfcli.formats.hf.tokenizers import load_tokenizer
@@ -67,10 +64,10 @@ def save(
     _fits(tokenizer, config, directory)
     family, settings = families.written(config)
     head = _head(model)
-    names = None if head is None else head_names.names(family.model_type, head.kind)
+    names = None if head is None else families.head_names(family, head.kind)
     if names is not None:
         settings["architectures"] = [names.architecture]
-        settings |= _head_settings(head) if family is MODERNBERT else {}
+        settings |= _head_settings(head) if family.head_defaults else {}
     texts = {
         CONFIG: _json(
             _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
@@ -99,7 +96,7 @@ def _head(model: Transformer) -> Head | None:
 
 
 def _head_settings(head: Head | None) -> dict[str, Any]:
-    """What ModernBERT's config.json says of a head."""
+    """What the config.json of a family with ``head_defaults`` (ModernBERT) says of a head."""
     from tfcli.model.heads import Transform
 
     transform = getattr(head, "transform", None)

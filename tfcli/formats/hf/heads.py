@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
-from tfcli.formats.hf.families.base import ACTIVATIONS
-from tfcli.formats.hf.families.encoders import MODERNBERT
-from tfcli.formats.hf.head_names import POOLERS, HeadNames, kind_of, names
+from tfcli.formats.hf.families import registry as families
+from tfcli.formats.hf.families.base import ACTIVATIONS, Activation, Family, HeadNames
 from tfcli.formats.hf.settings import Settings
 from tfcli.formats.hf.stored import CONFIG, read_data
 from tfcli.formats.hf.weights import Weights
@@ -24,8 +23,21 @@ if TYPE_CHECKING:
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
-POOLED = {"classifier_pooling": "cls", "classifier_activation": "gelu"}
-"""What ModernBERT's config.json leaves out."""
+TASK_KEYS = ("id2label", "label2id", "problem_type", "tfcli")
+"""What config.json says of a task, beside the shape of its model."""
+
+
+def of_task(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the task of its model, for another that answers the same."""
+    found = {key: about[key] for key in TASK_KEYS if key in about}
+    if isinstance(found.get("tfcli"), dict):  # without the mark of the tokenizer that lies beside it
+        found["tfcli"] = {key: value for key, value in found["tfcli"].items() if key != "tokenizer_sha256"}
+    return found
+
+
+def pooling_of(about: Mapping[str, Any]) -> str:
+    """How a model pools its hidden states for a new sequence head, by its config.json."""
+    return "mean" if about.get("classifier_pooling") == "mean" else "cls"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +68,16 @@ def load(
 
     directory = Path(directory)
     hf_config = read_data(directory) if hf_config is None else hf_config
-    kind, weights = kind_of(hf_config), Weights.open(directory)
-    pooler = next((name for name in POOLERS if kind is None and f"{name}.weight" in weights.entries), None)
+    family, kind, weights = families.find(hf_config), families.kind_of(hf_config), Weights.open(directory)
+    poolers = family.poolers if family is not None and kind is None else ()
+    pooler = next((name for name in poolers if f"{name}.weight" in weights.entries), None)
     read = kind is not None or pooler is not None
     model, codec = hf.load(
         directory, runtime=runtime, dtype=dtype, hf_config=hf_config, on_note=None if read else on_note
     )
-    if kind is not None:
-        settings = Settings(directory / CONFIG, hf_config, POOLED)
-        heads.attach(model, _read(weights, names(hf_config["model_type"], kind), kind, model, settings))
+    if family is not None and kind is not None:
+        settings = Settings(directory / CONFIG, hf_config, {"classifier_pooling": "cls", **family.head_defaults})
+        heads.attach(model, _read(weights, family, kind, model, settings))
     elif pooler is not None and not model.config.wiring.causal:
         head = heads.make("sequence", model.config.width, 0, causal=False)
         found = {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}
@@ -76,17 +89,22 @@ def load(
     return Loaded(model=model, codec=codec, hf_config=hf_config, kind=kind)
 
 
-def _read(weights: Weights, table: HeadNames, kind: str, model: Transformer, settings: Settings) -> Head:
+def _read(weights: Weights, family: Family, kind: str, model: Transformer, settings: Settings) -> Head:
     """The head that the weights hold."""
     from tfcli.model import heads
     from tfcli.model.masked_head import MaskedHead
+
+    table = families.head_names(family, kind)
 
     def lacks(name: str) -> UserError:
         return UserError(
             f"{weights.path} lacks {name}, which a {table.architecture} has", hint="copy or save the model again"
         )
 
-    transform = _transform(weights, table, model, settings) if "transform.dense" in table.parts else None
+    act = model.config.wiring.activation
+    if "classifier_activation" in family.head_defaults:
+        act = settings.one_of("classifier_activation", ACTIVATIONS)
+    transform = _transform(weights, table, model, act) if "transform.dense" in table.parts else None
     last = list(table.parts.values())[-1]
     if transform is not None and kind == MaskedHead.kind:
         head: Head = MaskedHead(model.config.vocab_size, transform, bias=f"{last}.bias" in weights.entries)
@@ -107,20 +125,19 @@ def _read(weights: Weights, table: HeadNames, kind: str, model: Transformer, set
     return head
 
 
-def _transform(weights: Weights, table: HeadNames, model: Transformer, settings: Settings) -> Transform:
+def _transform(weights: Weights, table: HeadNames, model: Transformer, activation: Activation) -> Transform:
     """The transform of a head, with the biases that the weights have, not yet filled."""
     from tfcli.model.heads import Transform
 
     def has_bias(part: str) -> bool:
         return f"{table.parts[part]}.bias" in weights.entries
 
-    modern = settings.data["model_type"] == MODERNBERT.model_type
     return Transform(
         model.config.width,
         model.config.norm_eps,
         norm_bias=has_bias("transform.norm"),
         bias=has_bias("transform.dense"),
-        activation=settings.one_of("classifier_activation", ACTIVATIONS) if modern else model.config.wiring.activation,
+        activation=activation,
     )
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError, nearest
 from tfcli.formats.hf.families import registry as families
-from tfcli.formats.hf.families.base import Family
-from tfcli.formats.hf.families.names import Place
+from tfcli.formats.hf.families.base import Family, Place
 from tfcli.formats.hf.weights import Entry, Weights
 from tfcli.model import cost
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfcli.errors import UserError
-from tfcli.formats.hf.head_names import pooling_of
+from tfcli.formats.hf.heads import pooling_of
 from tfcli.infer.batches import by_length
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer

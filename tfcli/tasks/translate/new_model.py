@@ -22,7 +22,7 @@ HEAD_WIDTH = 64
 MANY_PAIRS = 200_000
 PIECES = 8000
 WIRING = replace(CLASSIC, activation="relu", embed_norm=True)
-"""Of the family that is written (``tfcli.formats.hf.families.encoders.MBART``)."""
+"""Of the family that is written (``tfcli.formats.hf.families.mbart.MBART``)."""
 
 
 def shape(options: NewModel, *, vocab_size: int, pairs: int) -> ModelConfig:

@@ -12,12 +12,40 @@ from typing import Any
 
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
-from tfcli.formats.hf.families.base import Family
-from tfcli.formats.hf.families.decoders import GEMMA, GPT2, LLAMA, MISTRAL, QWEN2, QWEN3
-from tfcli.formats.hf.families.encoders import BERT, MBART, MODERNBERT
+from tfcli.formats.hf.families.base import Family, HeadNames
+from tfcli.formats.hf.families.bert import BERT
+from tfcli.formats.hf.families.gemma import GEMMA
+from tfcli.formats.hf.families.gpt2 import GPT2
+from tfcli.formats.hf.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from tfcli.formats.hf.families.mbart import MBART
+from tfcli.formats.hf.families.modernbert import MODERNBERT
 from tfcli.formats.hf.settings import Settings
 
 FAMILIES = (QWEN3, LLAMA, QWEN2, MISTRAL, GEMMA, GPT2, BERT, MODERNBERT, MBART)
+
+
+def find(hf_config: Mapping[str, Any]) -> Family | None:
+    """The family of the model that a config.json describes, None for one that is not in the table."""
+    return next((family for family in FAMILIES if family.model_type == hf_config.get("model_type")), None)
+
+
+def head_names(family: Family, kind: str) -> HeadNames:
+    """The names of a head of a family. Raises UserError for a family without it."""
+    if kind not in family.heads:
+        have = [family.model_type for family in FAMILIES if kind in family.heads]
+        raise UserError(
+            f"a model of type {family.model_type} has no head of kind {kind!r} in transformers",
+            hint=f"models that have: {', '.join(have)}; make one: tfcli pretrain TEXT --arch bert",
+        )
+    return family.heads[kind]
+
+
+def kind_of(hf_config: Mapping[str, Any]) -> str | None:
+    """The kind of head of the model that a config.json describes, None for none that is known."""
+    family, listed = find(hf_config), hf_config.get("architectures")
+    if family is None or not isinstance(listed, list):
+        return None
+    return next((kind for kind, head in family.heads.items() if head.architecture in listed), None)
 
 
 def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
@@ -25,11 +53,10 @@ def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
 
     Raises UserError for what the core does not have and for what is no value.
     """
-    kind = data.get("model_type")
-    family = next((family for family in FAMILIES if family.model_type == kind), None)
+    family = find(data)
     if family is None:
         raise UserError(
-            f"{path.parent} holds a model of type {kind!r}, which tfcli does not read",
+            f"{path.parent} holds a model of type {data.get('model_type')!r}, which tfcli does not read",
             hint=f"it reads: {', '.join(family.model_type for family in FAMILIES)}",
         )
     settings = Settings(path, data, family.defaults)

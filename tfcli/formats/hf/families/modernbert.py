@@ -1,4 +1,4 @@
-"""The families of encoders: BERT and ModernBERT, and mBART, an encoder beside a decoder. Standard library only."""
+"""ModernBERT (Warner et al. 2024): the encoder that tfcli pretrains. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,64 +7,55 @@ from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import ModelConfig, Wiring
-from tfcli.formats.hf.families import names
 from tfcli.formats.hf.families.base import (
     ACTIVATIONS,
-    CLASSIC,
     FIXED,
     GLOBAL,
     LOCAL,
     SIZES,
     WRITTEN,
     Family,
+    HeadNames,
+    Names,
+    Place,
     head_width,
-    heads,
     layer_types,
 )
 from tfcli.formats.hf.settings import Settings, read_rope, write_rope
 
-# BERT (Devlin et al. 2019): the encoder.
-
-
-def _read_bert(settings: Settings) -> dict[str, Any]:
-    return {
-        **heads(settings),
-        "norm_eps": settings.number("layer_norm_eps"),
-        "tied": True,
-        "wiring": replace(
-            CLASSIC,
-            causal=False,
-            norm_place="post",
-            activation=settings.one_of("hidden_act", ACTIVATIONS),
-            embed_norm=True,
-            token_types=settings.whole("type_vocab_size"),
-        ),
-    }
-
-
-def _write_bert(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": WRITTEN[config.wiring.activation],
-        "type_vocab_size": config.wiring.token_types,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-
-
-BERT = Family(
-    model_type="bert",
-    architecture="BertModel",
-    names=names.BERT,
-    sizes=SIZES,
-    defaults={"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2},
-    fixed={**FIXED, "is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
-    read=_read_bert,
-    write=_write_bert,
+NAMES = Names(
+    outer={"embed": "embeddings.tok_embeddings", "embed_norm": "embeddings.norm", "norm": "final_norm"},
+    layer={
+        "attention_norm": "layers.{}.attn_norm",
+        "attention.q": Place(name="layers.{}.attn.Wqkv", part=0, parts=3),
+        "attention.k": Place(name="layers.{}.attn.Wqkv", part=1, parts=3),
+        "attention.v": Place(name="layers.{}.attn.Wqkv", part=2, parts=3),
+        "attention.o": "layers.{}.attn.Wo",
+        "ffn_norm": "layers.{}.mlp_norm",
+        "ffn.gate": Place(name="layers.{}.mlp.Wi", part=0, parts=2),
+        "ffn.up": Place(name="layers.{}.mlp.Wi", part=1, parts=2),
+        "ffn.down": "layers.{}.mlp.Wo",
+    },
+    head="decoder",
+    prefixes=("", "model."),
+    buffers=("rotary_emb.inv_freq",),
+    others=("head.", "decoder.bias", "classifier."),
 )
 
 
-# ModernBERT (Warner et al. 2024): the encoder that tfcli pretrains.
+HEADS = {
+    kind: HeadNames(
+        architecture=architecture,
+        prefix="model.",
+        parts={"transform.dense": "head.dense", "transform.norm": "head.norm", ours: theirs},
+    )
+    for kind, architecture, ours, theirs in (
+        ("masked", "ModernBertForMaskedLM", "output", "decoder"),
+        ("sequence", "ModernBertForSequenceClassification", "classifier", "classifier"),
+        ("token", "ModernBertForTokenClassification", "classifier", "classifier"),
+        ("span", "ModernBertForQuestionAnswering", "ends", "classifier"),
+    )
+}
 
 
 def _read_modernbert(settings: Settings) -> dict[str, Any]:
@@ -151,7 +142,9 @@ def _write_modernbert(config: ModelConfig) -> dict[str, Any]:
 MODERNBERT = Family(
     model_type="modernbert",
     architecture="ModernBertModel",
-    names=names.MODERNBERT,
+    names=NAMES,
+    heads=HEADS,
+    head_defaults={"classifier_pooling": "cls", "classifier_activation": "gelu"},
     sizes=SIZES,
     defaults={
         "hidden_activation": "gelu",
@@ -166,76 +159,4 @@ MODERNBERT = Family(
     fixed=FIXED,
     read=_read_modernbert,
     write=_write_modernbert,
-)
-
-
-# mBART (Liu et al. 2020): the encoder-decoder, and of the families that CTranslate2 reads the one that is the core's
-# exactly: norms before the parts and after the last (BART and Marian have them after each sum), learned positions, a
-# norm on the embedding, as the core's encoders have them (Pegasus and M2M100 need sinusoids, T5 relative positions).
-# CTranslate2 takes "normalize_before" and "tokenizer_class" from config.json and wants a bos_token; transformers takes
-# "forced_eos_token_id" for 2 unless it is null.
-
-
-def _read_mbart(settings: Settings) -> dict[str, Any]:
-    for key in ("attention_heads", "ffn_dim"):
-        if settings.whole(f"encoder_{key}") != settings.whole(f"decoder_{key}"):
-            raise settings.error(f"encoder_{key}", f"tfcli has only decoder_{key}, {settings.get(f'decoder_{key}')}")
-    return {
-        "kv_heads": settings.whole("decoder_attention_heads"),
-        "head_width": head_width(settings, "decoder_attention_heads", "d_model"),
-        "norm_eps": 1e-5,
-        "tied": True,
-        "wiring": replace(
-            CLASSIC,
-            activation=settings.one_of("activation_function", ACTIVATIONS),
-            embed_norm=True,
-            embed_scale=settings.whole("d_model") ** 0.5 if settings.flag("scale_embedding") else 1.0,
-        ),
-    }
-
-
-def _write_mbart(config: ModelConfig) -> dict[str, Any]:
-    act = config.wiring.activation
-    return {
-        "encoder_attention_heads": config.heads,
-        "encoder_ffn_dim": config.ffn_width,
-        "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
-        "scale_embedding": config.wiring.embed_scale != 1.0,
-        "tie_word_embeddings": True,
-        "is_encoder_decoder": True,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        # What CTranslate2 asks for: the places of the norms, and (by the class) what begins a translation.
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-
-
-MBART = Family(
-    model_type="mbart",
-    architecture="MBartForConditionalGeneration",
-    names=names.MBART,
-    sizes={
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "context",
-        "encoder_layers": "encoder_depth",
-        "decoder_layers": "depth",
-        "d_model": "width",
-        "decoder_attention_heads": "heads",
-        "decoder_ffn_dim": "ffn_width",
-    },
-    defaults={"activation_function": "gelu", "scale_embedding": False},
-    fixed={
-        **FIXED,
-        "tie_word_embeddings": True,
-        "is_encoder_decoder": True,
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
-    },
-    read=_read_mbart,
-    write=_write_mbart,
 )

@@ -1,0 +1,144 @@
+"""Gemma 3 (Gemma Team 2025), its text part. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.formats.hf.families.base import (
+    ACTIVATIONS,
+    FIXED,
+    GLOBAL,
+    LOCAL,
+    SIZES,
+    WRITTEN,
+    Family,
+    Names,
+    Place,
+    classifier,
+    heads,
+    layer_types,
+)
+from tfcli.formats.hf.families.llama import LAYER
+from tfcli.formats.hf.settings import Settings, read_rope, write_rope
+
+NAMES = Names(
+    outer={"embed": "embed_tokens", "norm": Place(name="norm", plus=1.0)},
+    layer=LAYER
+    | {
+        ours: Place(name=f"layers.{{}}.{theirs}", plus=1.0)
+        for ours, theirs in {
+            "attention_norm": "input_layernorm",
+            "attention_post_norm": "post_attention_layernorm",
+            "attention.q_norm": "self_attn.q_norm",
+            "attention.k_norm": "self_attn.k_norm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "ffn_post_norm": "post_feedforward_layernorm",
+        }.items()
+    },
+    prefixes=("model.", ""),
+    buffers=("rotary_emb.inv_freq",),
+    others=("score.",),
+)
+
+
+def _read_gemma(settings: Settings) -> dict[str, Any]:
+    depth, width = settings.whole("num_hidden_layers"), settings.whole("hidden_size")
+    wide, near = _gemma_rope(settings)
+    theta, scaling = read_rope(settings, wide, 1_000_000.0)
+    local_theta, local_scaling = read_rope(settings, near, 10_000.0)
+    if local_scaling.kind != "none":
+        raise settings.error("rope_parameters", f"tfcli does not scale those of {LOCAL}")
+    kinds = layer_types(settings, depth)
+    if kinds is None:
+        every = settings.whole("sliding_window_pattern")
+        every = 0 if every > depth else every
+    else:
+        every = _local_every(settings, kinds)
+    bias, scalar = settings.flag("attention_bias"), settings.number("query_pre_attn_scalar")
+    return {
+        **heads(settings),
+        "rope_theta": theta,
+        "norm_eps": settings.number("rms_norm_eps"),
+        "tied": settings.flag("tie_word_embeddings"),
+        "wiring": Wiring(
+            norm_place="sandwich",
+            activation=settings.one_of("hidden_activation", ACTIVATIONS),
+            qkv_bias=bias,
+            out_bias=bias,
+            embed_scale=width**0.5,
+            attention_scale=None if scalar == settings.whole("head_dim") else scalar**-0.5,
+            local_window=settings.whole("sliding_window"),
+            local_every=every,
+            local_theta=local_theta,
+            rope_scaling=scaling,
+        ),
+    }
+
+
+def _local_every(settings: Settings, kinds: list[str]) -> int:
+    """``Wiring.local_every`` of a list of layer types."""
+    every = kinds.index(GLOBAL) + 1 if GLOBAL in kinds else 0
+    if any((kind == LOCAL) != (every == 0 or (layer + 1) % every != 0) for layer, kind in enumerate(kinds)):
+        raise settings.error("layer_types", "tfcli has models whose every n-th layer sees all, and no other order")
+    return every
+
+
+def _gemma_rope(settings: Settings) -> tuple[Any, Any]:
+    """The rotary settings of global and of local layers: under their names (transformers 5), or apart (4)."""
+    rope, data = settings.data.get("rope_parameters"), settings.data
+    if isinstance(rope, Mapping) and rope.keys() & {GLOBAL, LOCAL}:
+        return rope.get(GLOBAL) or {}, rope.get(LOCAL) or {}
+    scaling = data.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise settings.error("rope_scaling", "expected an object")
+    wide = {"rope_theta": data.get("rope_theta", 1_000_000.0), **scaling}
+    return wide, {"rope_theta": data.get("rope_local_base_freq", 10_000.0)}
+
+
+def _write_gemma(config: ModelConfig) -> dict[str, Any]:
+    wiring = config.wiring
+    scale = config.head_width**-0.5 if wiring.attention_scale is None else wiring.attention_scale
+    rope = write_rope(config.rope_theta, wiring.rope_scaling)
+    return {
+        "head_dim": config.head_width,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "hidden_activation": WRITTEN[wiring.activation],
+        "attention_bias": wiring.qkv_bias,
+        "attention_dropout": 0.0,
+        "query_pre_attn_scalar": round(scale**-2),
+        "sliding_window": wiring.local_window,
+        "layer_types": [LOCAL if config.is_local(layer) else GLOBAL for layer in range(config.depth)],
+        "rope_parameters": {GLOBAL: rope, LOCAL: {"rope_type": "default", "rope_theta": wiring.local_theta}},
+    }
+
+
+GEMMA = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    names=NAMES,
+    heads=classifier("Gemma3TextForSequenceClassification"),
+    sizes=SIZES,
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+    },
+    fixed={
+        **FIXED,
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+    },
+    read=_read_gemma,
+    write=_write_gemma,
+)

@@ -1,0 +1,178 @@
+"""Llama, and the decoders that are it but for a setting: Mistral, Qwen2 and Qwen3. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.formats.hf.families.base import (
+    ACTIVATIONS,
+    FIXED,
+    GLOBAL,
+    SIZES,
+    WRITTEN,
+    Family,
+    Names,
+    classifier,
+    heads,
+)
+from tfcli.formats.hf.settings import Settings, read_rope, write_rope
+
+LAYER = {
+    "attention_norm": "layers.{}.input_layernorm",
+    "attention.q": "layers.{}.self_attn.q_proj",
+    "attention.k": "layers.{}.self_attn.k_proj",
+    "attention.v": "layers.{}.self_attn.v_proj",
+    "attention.o": "layers.{}.self_attn.o_proj",
+    "attention.q_norm": "layers.{}.self_attn.q_norm",
+    "attention.k_norm": "layers.{}.self_attn.k_norm",
+    "ffn_norm": "layers.{}.post_attention_layernorm",
+    "ffn.gate": "layers.{}.mlp.gate_proj",
+    "ffn.up": "layers.{}.mlp.up_proj",
+    "ffn.down": "layers.{}.mlp.down_proj",
+}
+
+NAMES = Names(
+    outer={"embed": "embed_tokens", "norm": "norm"},
+    layer=LAYER,
+    prefixes=("model.", ""),
+    buffers=("rotary_emb.inv_freq",),
+    others=("score.",),
+)
+
+DECODER = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "hidden_act": "silu", "tie_word_embeddings": False}
+
+
+def _read_llama_like(settings: Settings, wiring: Wiring) -> dict[str, Any]:
+    """Fields of a decoder with rotary positions; ``wiring`` is completed."""
+    rope = settings.data.get("rope_scaling") or settings.data.get("rope_parameters") or {}
+    theta, scaling = read_rope(settings, rope, settings.get("rope_theta"))
+    if wiring.local_window:
+        if scaling.kind != "none":
+            raise settings.error("sliding_window", "tfcli has no windows where rotary positions are scaled")
+        wiring = replace(wiring, local_theta=theta)
+    return {
+        **heads(settings),
+        "rope_theta": theta,
+        "norm_eps": settings.number("rms_norm_eps"),
+        "tied": settings.flag("tie_word_embeddings"),
+        "wiring": replace(wiring, activation=settings.one_of("hidden_act", ACTIVATIONS), rope_scaling=scaling),
+    }
+
+
+def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
+    rope = write_rope(config.rope_theta, config.wiring.rope_scaling)
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {
+        "head_dim": config.head_width,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": WRITTEN[config.wiring.activation],
+        "attention_dropout": 0.0,
+        "rope_theta": config.rope_theta,  # transformers 4, llama.cpp
+        "rope_scaling": None if config.wiring.rope_scaling.kind == "none" else scaling,
+        "rope_parameters": rope,  # transformers 5
+    }
+
+
+# Llama (Touvron et al. 2023) and Mistral (Jiang et al. 2023).
+
+
+def _read_llama(settings: Settings) -> dict[str, Any]:
+    bias = settings.flag("attention_bias")
+    wiring = Wiring(qk_norm=False, qkv_bias=bias, out_bias=bias, ffn_bias=settings.flag("mlp_bias"))
+    return _read_llama_like(settings, wiring)
+
+
+def _write_llama(config: ModelConfig) -> dict[str, Any]:
+    wiring = config.wiring
+    return {**_write_llama_like(config), "attention_bias": wiring.qkv_bias, "mlp_bias": wiring.ffn_bias}
+
+
+def _read_mistral(settings: Settings) -> dict[str, Any]:
+    window = 0 if settings.get("sliding_window") is None else settings.whole("sliding_window")
+    if window >= settings.whole("max_position_embeddings"):
+        window = 0
+    return _read_llama_like(settings, Wiring(qk_norm=False, local_window=window))
+
+
+def _write_mistral(config: ModelConfig) -> dict[str, Any]:
+    return {**_write_llama_like(config), "sliding_window": config.wiring.local_window or None}
+
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    names=NAMES,
+    heads=classifier("LlamaForSequenceClassification"),
+    sizes=SIZES,
+    defaults={**DECODER, "attention_bias": False, "mlp_bias": False},
+    fixed=FIXED,
+    read=_read_llama,
+    write=_write_llama,
+)
+MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    names=NAMES,
+    heads=classifier("MistralForSequenceClassification"),
+    sizes=SIZES,
+    defaults={**DECODER, "num_key_value_heads": 8, "sliding_window": 4096},
+    fixed=FIXED,
+    read=_read_mistral,
+    write=_write_mistral,
+)
+
+
+# Qwen2 and Qwen3 (Yang et al. 2024, 2025).
+
+
+def _read_qwen(settings: Settings, wiring: Wiring) -> dict[str, Any]:
+    kinds = settings.data.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != GLOBAL for kind in kinds)):
+        raise settings.error("layer_types", f"tfcli has only {GLOBAL} in this family")
+    return _read_llama_like(settings, wiring)
+
+
+def _read_qwen2(settings: Settings) -> dict[str, Any]:
+    return _read_qwen(settings, Wiring(qk_norm=False, qkv_bias=True))
+
+
+def _read_qwen3(settings: Settings) -> dict[str, Any]:
+    bias = settings.flag("attention_bias")
+    return _read_qwen(settings, Wiring(qkv_bias=bias, out_bias=bias))
+
+
+def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
+    windows = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.depth}
+    return {**_write_llama_like(config), **windows}
+
+
+def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
+    return {**_write_qwen2(config), "attention_bias": config.wiring.qkv_bias}
+
+
+QWEN2 = Family(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    names=NAMES,
+    heads=classifier("Qwen2ForSequenceClassification"),
+    sizes=SIZES,
+    defaults=DECODER,
+    fixed={**FIXED, "use_sliding_window": False},
+    read=_read_qwen2,
+    write=_write_qwen2,
+)
+QWEN3 = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    names=NAMES,
+    heads=classifier("Qwen3ForSequenceClassification"),
+    sizes=SIZES,
+    defaults={**DECODER, "head_dim": 128, "attention_bias": False},
+    fixed={**FIXED, "use_sliding_window": False},
+    read=_read_qwen3,
+    write=_write_qwen3,
+)

@@ -1,0 +1,129 @@
+"""mBART (Liu et al. 2020): the encoder-decoder. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tfcli.config.model import ModelConfig
+from tfcli.formats.hf.families.base import (
+    ACTIVATIONS,
+    CLASSIC,
+    FIXED,
+    WRITTEN,
+    Family,
+    Names,
+    Place,
+    head_width,
+)
+from tfcli.formats.hf.settings import Settings
+
+# mBART (Liu et al. 2020): the encoder-decoder, and of the families that CTranslate2 reads the one that is the core's
+# exactly: norms before the parts and after the last (BART and Marian have them after each sum), learned positions, a
+# norm on the embedding, as the core's encoders have them (Pegasus and M2M100 need sinusoids, T5 relative positions).
+# CTranslate2 takes "normalize_before" and "tokenizer_class" from config.json and wants a bos_token; transformers takes
+# "forced_eos_token_id" for 2 unless it is null.
+
+
+_PARTS = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.out_proj",
+    "attention_norm": "self_attn_layer_norm",
+    "cross.q": "encoder_attn.q_proj",
+    "cross.k": "encoder_attn.k_proj",
+    "cross.v": "encoder_attn.v_proj",
+    "cross.o": "encoder_attn.out_proj",
+    "cross_norm": "encoder_attn_layer_norm",
+    "ffn.up": "fc1",
+    "ffn.down": "fc2",
+    "ffn_norm": "final_layer_norm",
+}
+
+# The decoder's parts, and the encoder's, whose names begin with "encoder." on both sides.
+NAMES = Names(
+    outer={"embed": "shared"}
+    | {
+        f"{ours}{part}": Place(name=f"{theirs}.{name}", skip=2 if part == "positions" else 0)
+        for ours, theirs in {"": "decoder", "encoder.": "encoder"}.items()
+        for part, name in {
+            "positions": "embed_positions",
+            "embed_norm": "layernorm_embedding",
+            "norm": "layer_norm",
+        }.items()
+    },
+    layer={
+        f"{ours}{part}": f"{theirs}.layers.{{}}.{name}"
+        for ours, theirs in {"": "decoder", "encoder.": "encoder"}.items()
+        for part, name in _PARTS.items()
+    },
+    prefixes=("model.", ""),
+    copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    zeros=("final_logits_bias",),
+)
+
+
+def _read_mbart(settings: Settings) -> dict[str, Any]:
+    for key in ("attention_heads", "ffn_dim"):
+        if settings.whole(f"encoder_{key}") != settings.whole(f"decoder_{key}"):
+            raise settings.error(f"encoder_{key}", f"tfcli has only decoder_{key}, {settings.get(f'decoder_{key}')}")
+    return {
+        "kv_heads": settings.whole("decoder_attention_heads"),
+        "head_width": head_width(settings, "decoder_attention_heads", "d_model"),
+        "norm_eps": 1e-5,
+        "tied": True,
+        "wiring": replace(
+            CLASSIC,
+            activation=settings.one_of("activation_function", ACTIVATIONS),
+            embed_norm=True,
+            embed_scale=settings.whole("d_model") ** 0.5 if settings.flag("scale_embedding") else 1.0,
+        ),
+    }
+
+
+def _write_mbart(config: ModelConfig) -> dict[str, Any]:
+    act = config.wiring.activation
+    return {
+        "encoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.ffn_width,
+        "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
+        "scale_embedding": config.wiring.embed_scale != 1.0,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        # What CTranslate2 asks for: the places of the norms, and (by the class) what begins a translation.
+        "normalize_before": True,
+        "normalize_embedding": True,
+        "add_final_layer_norm": True,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+
+
+MBART = Family(
+    model_type="mbart",
+    architecture="MBartForConditionalGeneration",
+    names=NAMES,
+    sizes={
+        "vocab_size": "vocab_size",
+        "max_position_embeddings": "context",
+        "encoder_layers": "encoder_depth",
+        "decoder_layers": "depth",
+        "d_model": "width",
+        "decoder_attention_heads": "heads",
+        "decoder_ffn_dim": "ffn_width",
+    },
+    defaults={"activation_function": "gelu", "scale_embedding": False},
+    fixed={
+        **FIXED,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        "normalize_before": True,
+        "normalize_embedding": True,
+        "add_final_layer_norm": True,
+    },
+    read=_read_mbart,
+    write=_write_mbart,
+)
