@@ -171,7 +171,14 @@ def test_text_never_imports_torch_even_for_types() -> None:
 
 
 def test_commands_import_at_the_top_only_what_help_needs() -> None:
-    allowed = {"typer", "typer.core", "typer.main", "tfcli.errors", "tfcli.tasks.applications"}
+    allowed = {
+        "typer",
+        "typer.core",
+        "typer.main",
+        "tfcli.errors",
+        "tfcli.objectives.table",
+        "tfcli.tasks.applications",
+    }
     settings = re.compile(r"tfcli\.tasks\.[a-z]+\.options")  # whose defaults help shows
     wrong = []
     for name, path in MODULES.items():
@@ -253,4 +260,51 @@ def test_no_module_runs_work_at_import() -> None:
             registers = name.startswith("tfcli.cli.") and isinstance(node, ast.Expr)  # app.command(...)(function)
             if not (isinstance(node, allowed) or text or guard or registers):
                 wrong.append(f"{name}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
+
+
+def probes() -> Iterator[str]:
+    """Where a member is looked for by a literal name, on our own objects or, in ``cli``, on what a task made."""
+    rooms, made = ("tasks", "objectives", "train", "apply"), {"task", "app", "application", "predictor", "objective"}
+    for name, path in MODULES.items():
+        if name == FACE or room(name) not in (*rooms, "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr")):
+                continue
+            on, member = node.args[:2]
+            ours = room(name) in rooms or ast.unparse(on).rpartition(".")[2] in made
+            if isinstance(member, ast.Constant) and ours:
+                yield f"{name}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_nothing_is_looked_for_on_a_task() -> None:
+    """The contracts are whole in tfcli/tasks/task.py and tfcli/objectives/base.py, with defaults."""
+    assert not list(probes())
+
+
+def test_the_trainer_tests_no_types() -> None:
+    tree = ast.parse(MODULES["tfcli.train.trainer"].read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "isinstance"]
+
+
+def test_every_folder_of_a_task_has_its_name() -> None:
+    from tfcli.tasks.applications import APPLICATIONS
+
+    folders = {path.name for path in (PACKAGE / "tasks").iterdir() if (path / "__init__.py").exists()}
+    assert folders - {"common"} == APPLICATIONS.keys()
+    for name, line in APPLICATIONS.items():
+        assert line.module == f"tfcli.tasks.{name}.task"
+
+
+def test_no_branch_on_the_name_of_an_objective() -> None:
+    """A fifth objective is a file and a line: nothing compares the word after --arch."""
+    wrong = [
+        f"{name}:{node.lineno} {ast.unparse(node)}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(each, ast.Attribute | ast.Name) and ast.unparse(each).split(".")[-1] == "arch"
+                for each in (node.left, *node.comparators))
+    ]  # fmt: skip
     assert not wrong, "\n".join(wrong)

@@ -14,7 +14,7 @@ from tfcli.cli.main import build
 from tfcli.cli.tokenize import TokenizeConfig
 from tfcli.config.options import DEFAULT_BUDGET, DEFAULT_VOCAB_SIZE, MAX_TOKENS, PretrainConfig, Sampling
 from tfcli.config.resolve import default_of, known_keys
-from tfcli.tasks.applications import APPLICATIONS, CONFIGS, application
+from tfcli.tasks.applications import APPLICATIONS, application, configs
 from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR
 from tfcli.tasks.translate.options import NEW_EPOCHS
 
@@ -103,16 +103,16 @@ def test_finetune_shows_what_the_settings_of_its_tasks_are(settings: Callable[[s
     found = settings("finetune")
     assert len(found) == 13
     for key, shown in found.items():
-        assert all(key in known_keys(config) for config in CONFIGS.values())
-        default = default_of(CONFIGS["classify"], key)
-        expected = WORDS.get(key) or (by_task(key, CONFIGS) if default not in (None, False) else None)
+        assert all(key in known_keys(config) for config in configs().values())
+        default = default_of(configs()["classify"], key)
+        expected = WORDS.get(key) or (by_task(key, configs()) if default not in (None, False) else None)
         assert shown == expected if expected is not None else not BY_VALUE.match(shown), key
     assert found["train.batch_size"] == "32; 8 for chat, lm; 128 for translate"
 
 
 def test_help_knows_the_settings_of_every_task() -> None:
-    assert CONFIGS.keys() == APPLICATIONS.keys()
-    for name, config in CONFIGS.items():
+    assert configs().keys() == APPLICATIONS.keys()
+    for name, config in configs().items():
         assert application(name).config is config
 
 
@@ -121,6 +121,6 @@ def test_shared_flags_show_the_same_everywhere() -> None:
     for names in (("evaluate",), ("predict",), ("compress",), ("tokenize", "encode")):
         shown = {each.name: each.show_default for each in command(*names).params}
         assert shown.get("errors", "strict") == default_of(PretrainConfig, "data.errors")
-        assert shown.get("encoding", "utf-8") == default_of(CONFIGS["classify"], "data.encoding")
+        assert shown.get("encoding", "utf-8") == default_of(configs()["classify"], "data.encoding")
     beam = next(each for each in command("predict").params if each.name == "beam")
-    assert beam.show_default == f"the model's, else {default_of(CONFIGS['translate'], 'translate.beam')}"
+    assert beam.show_default == f"the model's, else {default_of(configs()['translate'], 'translate.beam')}"

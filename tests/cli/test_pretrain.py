@@ -82,7 +82,7 @@ def test_an_option_changes_its_setting_and_no_other(monkeypatch: pytest.MonkeyPa
 
     def spy(corpus: list[str], **arguments: Any) -> Result:
         asked.append(arguments)
-        return Result(directory=Path("x"), steps=0, bits_per_byte=None)
+        return Result(directory=Path("x"), steps=0, score=None)
 
     monkeypatch.setattr(tfcli.train.pretrain, "pretrain", spy)
     key, typed, value = KEYS[option]

@@ -21,7 +21,7 @@ from tfcli.text.corpus.shards import Shard, ShardWriter
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train.plan import shape
+from tfcli.train.shape import shape
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from tfcli.text.corpus.shards import Shard, ShardWriter
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train.plan import shape
+from tfcli.train.shape import shape
 
 OPTIONS = [SpanOptions(), SpanOptions(rate=0.5, mean_length=1.0), SpanOptions(rate=0.9), SpanOptions(mean_length=50.0)]
 

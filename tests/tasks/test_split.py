@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfcli.errors import UserError
-from tfcli.tasks.applications import CONFIGS
+from tfcli.tasks.applications import configs
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.common.split import Split, last, split
 
@@ -111,7 +111,7 @@ def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path, task: str) -
     module: Any = importlib.import_module(f"tfcli.tasks.{task}.task")
 
     def held(seed: int) -> tuple[set[str], Any]:
-        start: Any = SimpleNamespace(data=[str(path)], config=CONFIGS[task](seed=seed), note=lambda line: None)
+        start: Any = SimpleNamespace(data=[str(path)], config=configs()[task](seed=seed), note=lambda line: None)
         train, held_out, *_, how = module._halves(start, Report())
         assert (len(train), len(held_out)) == (72, 8)
         return {one.where for one in held_out}, how

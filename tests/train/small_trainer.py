@@ -20,6 +20,8 @@ from tfcli.train.events import Event
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers
 from tfcli.train.plan import Plan
+from tfcli.train.pretrain import loop_of
+from tfcli.train.run import Run
 from tfcli.train.trainer import Trainer
 
 OPEN: list[Metrics] = []
@@ -68,7 +70,15 @@ def trainer(
     ticks = itertools.count()
     OPEN.append(Metrics(folder))
     return Trainer(
-        run=folder,
+        run=Run(
+            directory=folder,
+            specs=[],
+            sources={},
+            runtime=tiny_models.cpu(),
+            tell=listen,
+            clock=lambda: next(ticks) / 1000,
+            stop=stop,
+        ),
         model=model,
         task=task(folder, **of_task),
         plan=Plan(
@@ -83,16 +93,11 @@ def trainer(
             lr=0.01,
             compile=False,
         ),
-        config=config,
-        runtime=tiny_models.cpu(),
+        loop=loop_of(config),
         state=TrainState(),
         optimizers=Optimizers(model, config.optim, muon_lr=0.02, lr=0.01),
         metrics=OPEN[-1],
-        listen=listen,
-        clock=lambda: next(ticks) / 1000,
-        stop=stop,
         save_model=lambda weights: None,
-        on_settled=lambda steps: None,
     )
 
 

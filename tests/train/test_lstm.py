@@ -1,4 +1,4 @@
-"""The yardstick: as large as the GPT, learns more than frequencies, resumes to the bit, is scored and nothing else."""
+"""The baseline: as large as the GPT, learns more than frequencies, resumes to the bit, is scored and nothing else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tiny_models import cpu
 from tfcli.cli.main import main
 from tfcli.config.options import ModelOptions
 from tfcli.errors import Interrupted, UserError
-from tfcli.formats import lstm as directories
+from tfcli.formats.hf.stored import read_data
 from tfcli.infer.score import evaluate
-from tfcli.model import lstm
 from tfcli.model.cost import parameters
-from tfcli.model.lstm import Lstm
+from tfcli.objectives import lstm
+from tfcli.objectives.lstm import Lstm
 from tfcli.text.corpus.shards import Shard
 from tfcli.train.events import Event, Saved
-from tfcli.train.plan import shape
+from tfcli.train.shape import shape
 
 SETTINGS: dict[str, Any] = {"model.arch": "lstm", "train.steps": 60, "optim.lr": 0.02, "train.checkpoint_every": 20}
 
@@ -95,7 +95,7 @@ def test_stopped_and_resumed(room: Path) -> None:
 def test_the_directory_scores_as_training_did(room: Path) -> None:
     """The saved model is the best one, and scored by the same rule."""
     _, val = shards(room)
-    model, tokenizer = directories.load(room / "whole", runtime=cpu())
+    model, tokenizer = lstm.OBJECTIVE.load(room / "whole", read_data(room / "whole"), cpu())
     again = evaluate(model, val.ids, text_bytes=val.bytes, codec=tokenizer, runtime=cpu())
     lines = [line for line in timeless(room / "whole") if "val_bits_per_byte" in line]
     best = min(lines, key=lambda line: line["val_bits_per_byte"])
@@ -115,7 +115,7 @@ def test_commands(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said["stored"]["numbers"] == lstm.size(400, said["shape"]["width"])
     for command in (["generate", "--model", run, "--prompt", "x"], ["convert", run, str(room / "out")]):
         assert main(command) == 2
-        assert "is an LSTM" in capsys.readouterr().err
+        assert "which can only be scored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_a_damaged_directory(room: Path, tmp_path: Path) -> None:
     about = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**about, "width": "x"}))
     with pytest.raises(UserError, match="width is 'x'"):
-        directories.load(broken, runtime=cpu())
+        lstm.OBJECTIVE.load(broken, read_data(broken), cpu())
     (broken / "config.json").write_text(json.dumps(about))
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
-        directories.load(broken, runtime=cpu())
+        lstm.OBJECTIVE.load(broken, read_data(broken), cpu())

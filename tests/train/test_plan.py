@@ -11,7 +11,7 @@ import tiny_models
 from tfcli.config.options import PretrainConfig
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
-from tfcli.train import plan
+from tfcli.train import plan, shape
 
 
 def config(**settings: Any) -> PretrainConfig:
@@ -157,8 +157,8 @@ def test_the_ladder() -> None:
     gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert max(gaps) <= 201
     assert 15 <= len(steps) <= 30
-    unsettled = list(itertools.islice(plan.evaluation_steps(None), 5))
-    assert unsettled == steps[:5]
+    unfixed = list(itertools.islice(plan.evaluation_steps(None), 5))
+    assert unfixed == steps[:5]
 
 
 def test_which_evaluation() -> None:
@@ -167,20 +167,20 @@ def test_which_evaluation() -> None:
     assert [plan.evaluation(step, steps=9, every=3) for step in (0, 1, 3, 6, 7)] == [None, None, 0, 1, None]
 
 
-def settled(plan_: plan.Plan, **how: Any) -> int:
-    return plan.settle(plan_, **{"elapsed": 10.0, "step": 24, "step_seconds": 0.1, "evaluation_seconds": 2.0, **how})
+def fixed(plan_: plan.Plan, **how: Any) -> int:
+    return plan.fix_steps(plan_, **{"elapsed": 10.0, "step": 24, "step_seconds": 0.1, "evaluation_seconds": 2.0, **how})
 
 
-def test_settling_pays_for_everything() -> None:
+def test_fixing_the_length_pays_for_everything() -> None:
     """Catches a budget that is overrun by its evaluations, whether by the ladder or at fixed steps."""
     made = make(10**7, model__depth=1, train__budget="100s")
-    steps = settled(made)
+    steps = fixed(made)
     looks = sum(1 for _ in itertools.takewhile(lambda at: at < steps, plan.evaluation_steps(steps))) + 1
     assert 80 <= 10 + (steps - 24) * 0.1 + looks * 2.0 <= 100
-    fixed = settled(made, every=20)
-    assert 80 <= 10 + (fixed - 24) * 0.1 + (fixed / 20 + 1) * 2.0 <= 100
-    assert settled(made, elapsed=500.0) == 25, "late already: one more step"
-    assert settled(make(1001, model__depth=1, model__context=10, train__budget="1h"), step_seconds=1e-6) <= 4000
+    regular = fixed(made, every=20)
+    assert 80 <= 10 + (regular - 24) * 0.1 + (regular / 20 + 1) * 2.0 <= 100
+    assert fixed(made, elapsed=500.0) == 25, "late already: one more step"
+    assert fixed(make(1001, model__depth=1, model__context=10, train__budget="1h"), step_seconds=1e-6) <= 4000
 
 
 def test_presets_can_be_planned() -> None:
@@ -195,9 +195,10 @@ def test_presets_can_be_planned() -> None:
 
 def test_vocabulary_follows_the_text_and_what_the_model_can_carry() -> None:
     """Catches a head that costs more than the blocks: a gigabyte's 32768 pieces in a ten-minute model."""
-    assert [plan.vocab_size(size, config()) for size in (10_000, 10**6, 10**7, 10**9)] == [1024, 4096, 8192, 8192]
-    assert plan.vocab_size(10**9, config(train__budget="2h")) == 32768
-    assert plan.vocab_size(10**9, config(model__depth=12)) == 32768
+    small = [shape.vocab_size(size, depth=None, budget=600.0) for size in (10_000, 10**6, 10**7, 10**9)]
+    assert small == [1024, 4096, 8192, 8192]
+    assert shape.vocab_size(10**9, depth=None, budget=7200.0) == 32768
+    assert shape.vocab_size(10**9, depth=12, budget=None) == 32768
 
 
 def test_a_length_replaces_that_of_a_lower_layer() -> None:

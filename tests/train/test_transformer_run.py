@@ -23,7 +23,7 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import optim
 from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune
-from tfcli.train.plan import shape
+from tfcli.train.shape import shape
 
 SETTINGS: dict[str, Any] = {"model.arch": "transformer", "model.width": 32, "model.heads": 2}
 

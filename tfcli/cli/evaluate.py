@@ -22,8 +22,7 @@ from tfcli.errors import UserError
 
 if TYPE_CHECKING:
     from tfcli.formats.open import Opened
-    from tfcli.model.lstm import Lstm
-    from tfcli.model.transformer import Transformer
+    from tfcli.model.base import Model
     from tfcli.runtime import Runtime
     from tfcli.text.corpus.encoding import Encoded
     from tfcli.text.read.sources import Chunk
@@ -244,19 +243,19 @@ def _trained_masks(run: dict[str, Any]) -> list[str]:
         return []
 
 
-def _load(model: Opened, machine: Machine) -> tuple[Transformer | Lstm, Codec, Runtime]:
-    """The model to score, a yardstick too, and its tokenizer."""
-    from tfcli.formats import lstm
-    from tfcli.formats.hf.stored import LSTM
+def _load(model: Opened, machine: Machine) -> tuple[Model, Codec, Runtime]:
+    """The model to score, a baseline too, and its tokenizer."""
+    from tfcli.objectives.table import of_format
 
-    if model.hf_config.get("model_type") != LSTM:
+    own = of_format(model.hf_config)
+    if own is None:
         runtime = machine.runtime()
         made, codec = model.load(runtime=runtime, quantize=machine.quantize)
         return made.requires_grad_(False), codec, runtime
     if machine.quantize is not None:
-        raise UserError("--quantize does not go with an LSTM", hint="leave it out")
+        raise UserError(f"--quantize does not go with {own.called}", hint="leave it out")
     runtime = machine.runtime()
-    return *lstm.load(model.path, runtime=runtime, hf_config=model.hf_config), runtime
+    return *own.load(model.path, model.hf_config, runtime), runtime
 
 
 def _of_task(
@@ -277,7 +276,8 @@ def _of_task(
     from tfcli.tasks.applications import application
     from tfcli.tasks.common.options import check
 
-    kind = application(name).config
+    app = application(name)
+    kind = app.config
     unused = [key for key, value in flags.items() if value is not None and key not in known_keys(kind)]
     if unused:
         raise UserError(f"--{unused[0].partition('.')[2].replace('_', '-')} does not go with the task {name}")
@@ -287,13 +287,9 @@ def _of_task(
         if written is not None and not written.parent.is_dir():
             raise UserError(f"no such directory: {written.parent}", hint=f"make it, for {written.name} to be written")
     if confusion is not None:
-        from tfcli.tasks.classify import plot
-
-        if name != "classify":
-            raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
-        plot.check(confusion)
+        app.check_drawing(confusion)
     predictor = load(model, name, *machine)
-    if confusion is not None and getattr(predictor, "multi", False):
+    if confusion is not None and predictor.multi:
         raise UserError("--confusion goes with one label a text, this model gives several")
     result = predictor.evaluate(data, config, limit=limit)
     for line in result.notes:
@@ -304,9 +300,7 @@ def _of_task(
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in result.predictions)
         disk.write(predictions, "".join(lines).encode())
     if confusion is not None:
-        import numpy as np
-
-        plot.write(confusion, np.array(result.scores["confusion"]), predictor.names)  # type: ignore[attr-defined]
+        predictor.draw(confusion, result.scores)
     if as_json:
         print(json.dumps(result.scores, ensure_ascii=False))
     else:

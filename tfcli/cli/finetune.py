@@ -12,7 +12,7 @@ import typer
 from tfcli.cli import options
 from tfcli.cli.help import by_task, rate
 from tfcli.cli.options import LENGTH, RUN, TEXT
-from tfcli.tasks.applications import CONFIGS
+from tfcli.tasks.applications import APPLICATIONS, configs
 from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR
 from tfcli.tasks.translate.options import NEW_EPOCHS
 
@@ -32,7 +32,8 @@ def finetune(
         typer.Argument(metavar="DATA...", help="Files: jsonl, json, csv, tsv, parquet, txt, CoNLL; or hf:NAME:SPLIT."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="classify, tag, answer, translate, chat or lm.", rich_help_panel=RUN)
+        str | None,
+        typer.Option("--task", help=" or".join(", ".join(APPLICATIONS).rsplit(",", 1)) + ".", rich_help_panel=RUN),
     ] = None,
     out: options.Out = None,
     resume: options.Resume = False,
@@ -67,7 +68,7 @@ def finetune(
         typer.Option(
             "--batch-size",
             help="Examples a step.",
-            show_default=by_task("train.batch_size", CONFIGS),
+            show_default=by_task("train.batch_size", configs()),
             rich_help_panel=LENGTH,
         ),
     ] = None,
@@ -92,7 +93,7 @@ def finetune(
         typer.Option(
             "--val-fraction",
             help="Else this part, drawn by --seed; of lm the end.",
-            show_default=by_task("data.val_fraction", CONFIGS),
+            show_default=by_task("data.val_fraction", configs()),
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -152,5 +153,6 @@ def finetune(
         record = {"model": str(result.directory), "steps": result.steps, **result.scores}
         print(json.dumps({**record, "seconds": round(time.time() - started, 3)}, ensure_ascii=False))
     else:
-        use = {"chat": "generate --chat --model", "lm": "generate --model"}.get(result.task, "predict")
-        print(f"{result.directory}: tfcli {use} {result.directory}")
+        from tfcli.tasks.applications import application
+
+        print(f"{result.directory}: {application(result.task).next_step(result.directory)}")

@@ -127,10 +127,7 @@ def _answer(
     """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
     predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
     if beam is not None:
-        search = getattr(predictor, "search", None)
-        if search is None:
-            raise UserError("--beam goes with models that translate", hint=f"this one answers the task {name}")
-        search(beam)
+        predictor.search(beam)
     failures: list[int] = []
     if name == "fill" and "[MASK]" in file and not Path(file).exists():
         lines: Iterator[Any] = iter([predictor.plain(file)])

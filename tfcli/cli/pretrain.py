@@ -14,6 +14,7 @@ from tfcli.cli import options
 from tfcli.cli.options import LENGTH, RUN, TEXT
 from tfcli.config.options import DEFAULT_BUDGET, HELD_OUT_BYTES, PretrainConfig
 from tfcli.config.resolve import default_of
+from tfcli.objectives.table import OBJECTIVES
 
 if TYPE_CHECKING:
     from tfcli.train.pretrain import Result
@@ -54,7 +55,7 @@ def pretrain(
         str | None,
         typer.Option(
             "--arch",
-            help="gpt: continues text; bert: fills in; transformer: text to text; lstm: a yardstick.",
+            help="; ".join(f"{name}: {line.does}" for name, line in OBJECTIVES.items()) + ".",
             show_default=default_of(PretrainConfig, "model.arch"),
             rich_help_panel=SIZE,
         ),
@@ -161,16 +162,13 @@ def pretrain(
 
 def _show(result: Result, as_json: bool, started: float) -> None:
     """Where the model is, how good, and what to do with it."""
-    from tfcli.train.arch import next_step
+    from tfcli.objectives.table import objective
 
-    masked, then = result.masked_loss, next_step(result.arch, result.directory)
+    made = objective(result.arch)
+    then = made.next_step(result.directory)
     if as_json:
-        best = {"val_bits_per_byte": result.bits_per_byte} if masked is None else {"val_loss": masked}
-        record = {"model": str(result.directory), "steps": result.steps, **best}
+        record = {"model": str(result.directory), "steps": result.steps, f"val_{made.score}": result.score}
         print(json.dumps({**record, "seconds": round(time.time() - started, 3)}))
-    elif masked is not None:
-        kind = "masked" if result.arch == "bert" else "hidden"
-        print(f"{result.directory} ({masked:.4f} nats per {kind} piece held out): {then}")
-    else:
-        score = "" if result.bits_per_byte is None else f" ({result.bits_per_byte:.4f} bits per byte held out)"
-        print(f"{result.directory}{score}: {then}")
+        return
+    score = "" if result.score is None else f" ({result.score:.4f} {made.unit} held out)"
+    print(f"{result.directory}{score}: {then}")

@@ -21,11 +21,11 @@ def task_of(model: Opened) -> str | None:
 
     Raises UserError where there is nothing.
     """
-    from tfcli.tasks.applications import APPLICATIONS, KINDS
+    from tfcli.tasks.applications import APPLICATIONS, of_head
 
     ours = model.hf_config.get("tfcli")
     name = ours.get("task") if isinstance(ours, dict) else None
-    name = name or KINDS.get(model.head or "")
+    name = name or of_head(model.head)
     return name if isinstance(name, str) and name in APPLICATIONS else None
 
 

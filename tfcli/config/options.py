@@ -24,9 +24,9 @@ MAX_TOKENS = 256
 class ModelOptions:
     """What a person may fix about a new model's shape; what is left out follows from ``depth``."""
 
-    arch: Literal["gpt", "bert", "transformer", "lstm"] = "gpt"
-    """A decoder that continues text, an encoder that fills in what is masked, an encoder-decoder that says what is
-    hidden, or a recurrent yardstick with as many parameters as the decoder of the same settings."""
+    arch: str = "gpt"
+    """gpt: a decoder that continues text; bert: an encoder that fills in what is masked; transformer: an
+    encoder-decoder that says what is hidden; lstm: a recurrent baseline with as many parameters as the GPT."""
     depth: int | None = None
     """Number of blocks; the one dial: width, heads and learning rate follow from it."""
     context: int | None = None

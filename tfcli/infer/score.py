@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tfcli.errors import RunError, UserError
-from tfcli.model.lstm import Lstm
-from tfcli.model.transformer import Transformer
+from tfcli.model.base import Model
 from tfcli.runtime import Runtime
 from tfcli.text.tokenizers.codec import Codec
 
@@ -43,7 +42,7 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: Transformer | Lstm,
+    model: Model,
     ids: npt.NDArray[Any],
     *,
     text_bytes: int,

@@ -23,10 +23,11 @@ from tfcli.errors import UserError
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf.file import open_gguf
 from tfcli.formats.gguf.vocab import from_gguf
-from tfcli.formats.hf.stored import CONFIG, LSTM, read_data, read_settings
+from tfcli.formats.hf.stored import CONFIG, read_data, read_settings
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.formats.hf.weights import FILE, INDEX, Entry, Weights, read_header
 from tfcli.model import cost
+from tfcli.objectives.table import of_format
 from tfcli.text.corpus import stats
 from tfcli.text.corpus.shards import MAGIC, VERSION, Shard
 from tfcli.text.read import files, sources
@@ -99,9 +100,9 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
 def model(directory: Path) -> Description:
     """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
     hf_config = read_data(directory)
-    if hf_config.get("model_type") == LSTM:
-        sizes = {name: hf_config.get(name) for name in ("vocab_size", "context", "width", "layers")}
-        described: Description = {"architecture": "lstm", "shape": sizes}
+    own = of_format(hf_config)
+    if own is not None:
+        described: Description = {"architecture": own.name, "shape": own.sizes(hf_config)}
         config_size = None
     else:
         family, config, _ = read_settings(directory, hf_config)

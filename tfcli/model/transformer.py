@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tfcli.config.model import ModelConfig
 from tfcli.model import fused
 from tfcli.model.attention import Attention, CrossAttention, Rope, additive, band_mask, causal_mask
+from tfcli.model.base import Model
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
 
@@ -175,7 +176,7 @@ class Stack(nn.Module):
         return rope, None if mask is None else additive(mask, x_BTD.dtype)
 
 
-class Transformer(Stack):
+class Transformer(Stack, Model):
     """A decoder or an encoder: token embedding, ``depth`` blocks, a final norm and an output head.
 
     With ``config.encoder_depth`` a decoder and, as ``encoder``, the stack to whose output its blocks attend; both share
@@ -262,6 +263,10 @@ class Transformer(Stack):
         weight = head.weight if isinstance(head, Linear) else head.widened(hidden_BTD.dtype)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return fused.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Every block, of the encoder too."""
+        return [part for part in self.modules() if isinstance(part, Block)]
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""

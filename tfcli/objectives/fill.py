@@ -8,13 +8,14 @@ from typing import Any
 from tfcli.errors import UserError
 from tfcli.infer.fill import Filler
 from tfcli.model.transformer import Transformer
+from tfcli.tasks.task import Predictor
 from tfcli.text.tokenizers.codec import Codec
 
 TOP = 5
 """Guesses for each mask."""
 
 
-class FillPredictor:
+class FillPredictor(Predictor):
     """A masked-language model that answers. Raises UserError for a model that has no head for it."""
 
     key = "text"

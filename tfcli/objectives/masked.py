@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tfcli.config.options import MaskOptions
+from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.options import MaskOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.fill import mask_piece
 from tfcli.model import heads, masked_head
 from tfcli.model.heads import Transform
 from tfcli.model.masked_head import MaskedHead
 from tfcli.model.transformer import Transformer
+from tfcli.objectives.base import Objective, check_encoder
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.windows import Seeded, seeded
-from tfcli.tasks.task import Headline
+from tfcli.tasks.task import Headline, Task
+from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.corpus.shards import Shard
+from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
@@ -208,7 +214,7 @@ def score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLanguageModeling:
+class MaskedLanguageModeling(Task):
     """Windows of one training shard between [CLS] and [SEP]; the cuts and the masks are others in every epoch."""
 
     train: Shard
@@ -238,11 +244,6 @@ class MaskedLanguageModeling:
     def size(self) -> int:
         """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
         return max(1, self.train.tokens // self.body - 1)
-
-    @property
-    def lengths(self) -> None:
-        """All windows have one length."""
-        return
 
     @property
     def evaluation_tokens(self) -> int:
@@ -335,3 +336,94 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
             f"{tokenizer.name} has no [MASK] between a beginning and an end of text, which an encoder needs",
             hint="leave --tokenizer out, or give one that pretrain --arch bert made",
         )
+
+
+class Masked(Objective):
+    """--arch bert: an encoder laid out as ModernBERT (Warner et al. 2024), each layer of which sees all."""
+
+    name = "bert"
+    called = "an encoder"
+    settings = ("mlm",)
+    score, unit = "loss", "nats per masked piece"
+    begins_documents = False
+    least_context = 8
+    layout = Wiring(causal=False, norm="layer", first_norm=False, qk_norm=False, activation="gelu", embed_norm=True)
+    norm_eps = 1e-5
+
+    def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
+        """A vocabulary with [CLS], [SEP], [MASK] and [PAD]."""
+        return replace(config.tokenizer, trainer={**training.ENCODER, **config.tokenizer.trainer})
+
+    def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
+        """Raise UserError for a tokenizer without those pieces."""
+        check_tokenizer(tokenizer)
+
+    def check(self, config: PretrainConfig) -> None:
+        """Raise UserError also for shares that are none, and for what ModernBERT does not have."""
+        super().check(config)
+        check_encoder(config.model)
+        check_shares(config.mlm)
+
+    def task(
+        self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime
+    ) -> MaskedLanguageModeling:
+        """Masked language modelling."""
+        return MaskedLanguageModeling(
+            train=corpus.train,
+            val=corpus.val,
+            tokenizer=corpus.tokenizer,
+            context=shape.context,
+            runtime=runtime,
+            options=config.mlm,
+            seed=config.seed,
+        )
+
+    def build(self, shape: ModelConfig) -> Transformer:
+        """An encoder with ModernBERT's head."""
+        model = Transformer(shape)
+        attach(model)
+        return model
+
+    def write(self, directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+        """Write the directory, with how the model is finetuned: nothing has taught its [CLS] to speak for a text."""
+        ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
+        about = {**ids, "classifier_pooling": "mean", "tfcli": {"optimizer": "muon"}}
+        hf.save(directory, model, tokenizer, card=_card(model.config), about=about)
+
+    def next_step(self, directory: Path) -> str:
+        """A text with a mask filled in."""
+        return f'tfcli predict {directory} --task fill "... [MASK] ..."'
+
+
+def _card(config: ModelConfig) -> str:
+    """The README of an encoder with its masked-language head."""
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- tfcli
+---
+
+# A small encoder, made with tfcli
+
+{config.depth} blocks of width {config.width}, {config.heads} heads, a vocabulary of {config.vocab_size} pieces and a
+context of {config.context} tokens, wired as ModernBERT. It says what stands where a text has [MASK], and is what
+classifiers and taggers are finetuned from.
+
+With tfcli:
+
+```sh
+tfcli predict . --task fill "Once upon a [MASK]."
+```
+
+With transformers:
+
+```python
+from transformers import pipeline
+
+print(pipeline("fill-mask", ".")("Once upon a [MASK]."))
+```
+"""
+
+
+OBJECTIVE = Masked()

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tfcli.config.options import SpanOptions
+from tfcli.config.model import ModelConfig
+from tfcli.config.options import PretrainConfig, SpanOptions, TokenizerOptions
 from tfcli.errors import UserError
+from tfcli.formats.hf import directory as hf
 from tfcli.infer.beam import Beams, answers
+from tfcli.model.cost import pair_flops
 from tfcli.model.transformer import Transformer
+from tfcli.objectives.base import Objective, check_encoder
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.common.windows import Seeded, seeded
-from tfcli.tasks.task import Headline
+from tfcli.tasks.task import Headline, Task
+from tfcli.tasks.translate.new_model import WIRING
+from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.corpus.shards import Shard
+from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 Ids = npt.NDArray[np.int64]
@@ -101,7 +110,7 @@ def _parts(total: int, count: int, random: np.random.Generator) -> Ids:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
+class SpanCorruption(Task):
     """Windows of one training shard; the cuts between them and the holes in them are others in every epoch."""
 
     train: Shard
@@ -129,11 +138,6 @@ class SpanCorruption:
     def size(self) -> int:
         """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
         return max(1, self.train.tokens // self.body - 1)
-
-    @property
-    def lengths(self) -> None:
-        """All windows have one length."""
-        return
 
     @property
     def evaluation_tokens(self) -> int:
@@ -233,3 +237,107 @@ def check_tokenizer(tokenizer: Tokenizer, context: int | None, options: SpanOpti
             f"{sentinels(context, options)}",
             hint=f"{hint} with this --context, or give a shorter one",
         )
+
+
+class Spans(Objective):
+    """--arch transformer: an encoder-decoder stored as mBART, of the shape of finetune --from-scratch.
+
+    A third wider than a decoder of as many blocks in each of its stacks, with a feed-forward of four times the width.
+    """
+
+    name = "transformer"
+    called = "an encoder-decoder"
+    settings = ("spans",)
+    score, unit = "loss", "nats per hidden piece"
+    least_context = LEAST_CONTEXT
+    wider = (4, 3)
+    layout = WIRING
+    norm_eps = 1e-5
+    two_stacks = True
+
+    def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
+        """A vocabulary with a sentinel for each span of a window."""
+        count = sentinels(config.model.context, config.spans)
+        return replace(config.tokenizer, trainer={**training.sentinels(count), **config.tokenizer.trainer})
+
+    def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
+        """Raise UserError for a tokenizer with too few of them."""
+        check_tokenizer(tokenizer, config.model.context, config.spans)
+
+    def check(self, config: PretrainConfig) -> None:
+        """Raise UserError also for spans that cannot be, and for what mBART does not have."""
+        super().check(config)
+        check_encoder(config.model)
+        if not 0 < config.spans.rate < 1:
+            raise UserError(f"spans.rate is {config.spans.rate}", hint="it must be above 0 and below 1")
+        if not 1 <= config.spans.mean_length < math.inf:
+            raise UserError(f"spans.mean_length is {config.spans.mean_length}", hint="it must be at least 1")
+
+    def ffn_width(self, width: int) -> int:
+        """Four times the width (Vaswani et al. 2017)."""
+        return 4 * width
+
+    def window(self, config: PretrainConfig, context: int) -> int:
+        """The longest text of which neither side is longer than the context."""
+        return window(context, config.spans)
+
+    def training_flops(self, config: PretrainConfig, shape: ModelConfig) -> float:
+        """FLOPs of both sides of a window, each with its end, over its tokens."""
+        length = window(shape.context, config.spans)
+        hidden, spans = counts(length, config.spans)
+        return 3 * pair_flops(shape, length - hidden + spans + 1, hidden + spans + 1) / length
+
+    def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> SpanCorruption:
+        """Span corruption."""
+        return SpanCorruption(
+            train=corpus.train,
+            val=corpus.val,
+            tokenizer=corpus.tokenizer,
+            context=shape.context,
+            runtime=runtime,
+            options=config.spans,
+            seed=config.seed,
+        )
+
+    def write(self, directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+        """Write the directory; its tokenizer ends every text with the end-of-text id."""
+        ending = Tokenizer(tokenizer.model_bytes, name=tokenizer.name, suffix_ids=(tokenizer.eos_id,))
+        hf.save(directory, model, ending, card=_card(model.config))
+
+    def next_step(self, directory: Path) -> str:
+        """A translation, which is what it is finetuned for."""
+        return f"tfcli finetune {directory} PAIRS --task translate"
+
+
+def _card(config: ModelConfig) -> str:
+    """The README of an encoder-decoder that learnt to say what is hidden."""
+    return f"""---
+library_name: transformers
+tags:
+- tfcli
+---
+
+# An encoder-decoder, made with tfcli
+
+An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
+heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens, stored as mBART. It was
+pretrained by span corruption: of a text in which pieces such as <extra_id_0> stand for hidden words, it says these
+words. It is what models that turn one text into another are finetuned from.
+
+With tfcli:
+
+```sh
+tfcli finetune . pairs.tsv --task translate
+```
+
+With transformers:
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
+```
+"""
+
+
+OBJECTIVE = Spans()

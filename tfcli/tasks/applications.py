@@ -1,10 +1,9 @@
-"""The applications by name; the module of one is imported when it is asked for."""
+"""The applications by the word after --task; the module of one is imported when it is asked for."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tfcli.errors import unknown
 from tfcli.tasks.answer.options import AnswerConfig
@@ -18,31 +17,38 @@ from tfcli.tasks.translate.options import TranslateConfig
 if TYPE_CHECKING:
     from tfcli.tasks.task import Application
 
+
+class Line(NamedTuple):
+    """A module with an ``APPLICATION``, its settings, what it turns into what, and the kind of head of its models."""
+
+    module: str
+    config: type[FinetuneConfig]
+    does: str
+    head: str | None = None
+
+
 APPLICATIONS = {
-    "classify": "texts or pairs of texts into labels",
-    "tag": "words of a text into entities",
-    "answer": "questions into spans of a text",
-    "chat": "conversations into answers",
-    "translate": "texts into other texts, as those of another language",
-    "lm": "text, of which the model reads on",
+    "classify": Line("tfcli.tasks.classify.task", ClassifyConfig, "texts or pairs of texts into labels", "sequence"),
+    "tag": Line("tfcli.tasks.tag.task", TagConfig, "words of a text into entities", "token"),
+    "answer": Line("tfcli.tasks.answer.task", AnswerConfig, "questions into spans of a text", "span"),
+    "translate": Line("tfcli.tasks.translate.task", TranslateConfig, "texts into other texts, as translations"),
+    "chat": Line("tfcli.tasks.chat.task", ChatConfig, "conversations into answers"),
+    "lm": Line("tfcli.tasks.lm.task", LmConfig, "text, of which the model reads on"),
 }
-"""{--task: what it does}; ``tfcli.tasks.NAME.task`` has the ``APPLICATION``."""
-CONFIGS: Mapping[str, type[FinetuneConfig]] = {
-    "classify": ClassifyConfig,
-    "tag": TagConfig,
-    "answer": AnswerConfig,
-    "chat": ChatConfig,
-    "translate": TranslateConfig,
-    "lm": LmConfig,
-}
-"""{--task: its settings}."""
-KINDS = {"sequence": "classify", "token": "tag", "span": "answer"}
-"""{kind of head: the task of a model with it}, of models that tfcli did not finetune."""
 
 
 def application(name: str) -> Application:
     """The application of a --task. Raises UserError for an unknown name, with the nearest known one."""
     if name not in APPLICATIONS:
         raise unknown("task", name, APPLICATIONS)
-    module = importlib.import_module(f"tfcli.tasks.{name}.task")
-    return cast("Application", module.APPLICATION)
+    return cast("Application", importlib.import_module(APPLICATIONS[name].module).APPLICATION)
+
+
+def configs() -> dict[str, type[FinetuneConfig]]:
+    """The settings of each task."""
+    return {name: line.config for name, line in APPLICATIONS.items()}
+
+
+def of_head(kind: str | None) -> str | None:
+    """The task of a model that tfcli did not finetune, by the kind of its head."""
+    return next((name for name, line in APPLICATIONS.items() if kind is not None and line.head == kind), None)

@@ -30,7 +30,7 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     steps: int | None = None
-    """Steps in all; None until the length is settled."""
+    """Steps in all; None until the length is fixed."""
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
@@ -48,7 +48,7 @@ class TrainState:
     metrics_bytes: int = 0
     """Length of metrics.jsonl at this step."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints, once settled."""
+    """Steps between checkpoints, once fixed."""
 
 
 def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:

@@ -25,7 +25,7 @@ class Preparing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """A few more steps are done. ``steps`` and ``seconds_left`` are None until the length is settled."""
+    """A few more steps are done. ``steps`` and ``seconds_left`` are None until the length is fixed."""
 
     step: int
     steps: int | None

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tfcli.config.options import OptimOptions, PretrainConfig, TrainOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.convert import portable
@@ -25,23 +24,19 @@ from tfcli.model import heads as task_heads
 from tfcli.model import lora
 from tfcli.model.quant.quantize import widen_model
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.runtime import Runtime
-from tfcli.tasks.applications import KINDS, application
+from tfcli.tasks.applications import application, of_head
 from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR, FinetuneConfig, check
-from tfcli.tasks.frame import settings_of
-from tfcli.tasks.task import Application, Finetuning, Start
+from tfcli.tasks.task import Application, Finetuning, Start, settings_of
 from tfcli.text.read import hf_data
-from tfcli.text.tokenizers.codec import Codec
 from tfcli.train import checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener
 from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
-from tfcli.train.signals import Stop, stop_signals
+from tfcli.train.signals import stop_signals
+from tfcli.train.trainer import LoopConfig, Trainer
 
-Fresh: TypeAlias = Callable[[Sequence[str], Any, Runtime, Callable[[str], None]], tuple[Transformer, Codec]]
-"""Of an application that sizes a new model for files: (files, its configuration, runtime, notes)."""
 MUON_LR = 0.02
 """Of the matrices of a new model under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
 LEAST_EVALUATIONS = 4
@@ -100,9 +95,9 @@ def finetune(
         if task is None:
             raise UserError("a --task is needed", hint="tfcli finetune MODEL DATA --task classify")
         app = application(task)
-        if from_scratch and model is not None and hasattr(app, "fresh") and not (Path(model) / CONFIG).is_file():
+        if from_scratch and model is not None and app.sizes_models and not (Path(model) / CONFIG).is_file():
             model, specs = None, [str(model), *specs]  # a model of a size for the data, which is all that is named
-        if not specs or (model is None and not (from_scratch and hasattr(app, "fresh"))):
+        if not specs or (model is None and not (from_scratch and app.sizes_models)):
             raise UserError("a model and data are needed", hint=f"tfcli finetune MODEL DATA --task {task}")
         file = None if config_file is None else Path(config_file)
         config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
@@ -130,10 +125,12 @@ def finetune(
             from_scratch=from_scratch,
             runtime=record.runtime_of(before, device=device, precision=precision, threads=threads),
             tell=tell,
+            clock=lambda: time.time() - began,
+            stop=stop,
             before=before,
         )
         with holding(directory), run.runtime.active():
-            return run.go(list(command), stop, lambda: time.time() - began)
+            return run.go(list(command))
 
 
 def _absolute(val: str) -> str:
@@ -164,7 +161,7 @@ class _Run(Run):
     from_scratch: bool
     _opened: Opened | None = None
 
-    def go(self, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
+    def go(self, command: list[str]) -> Result:
         """Prepare, plan, train, score the best, with the directory held."""
         self.note(f"device: {self.runtime.describe()}")
         loaded = self._load()
@@ -183,16 +180,10 @@ class _Run(Run):
             note=self.note,
         )
         task = self.app.prepare(start)
-        codec = getattr(task, "codec", loaded.codec)
+        codec = task.saved_codec(loaded.codec)
         self._same_data(task)
         self._adapt(loaded.model)
-        ours = settings_of(loaded.hf_config).get("optimizer") == "muon" and not self.config.lora.on
-        optimizer = self.config.optim.kind or ("muon" if self.from_scratch or ours else "adamw")
-        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=optimizer)
-        loop, plain = _loop(self.config, planned, task.size), optimizer == "adamw"
-        optimizers = Optimizers(
-            loaded.model, loop.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain, eps=self.config.optim.eps
-        )
+        planned, optimizers = self._planned(loaded, task)
         state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.data_report)
@@ -204,32 +195,39 @@ class _Run(Run):
             with _holding(loaded.model, weights):
                 self._save(loaded.model, codec, task)
 
-        self.train(
-            loaded.model,
-            task,
-            planned,
-            loop,
-            state=state,
-            optimizers=optimizers,
-            clock=clock,
-            stop=stop,
-            save_model=save_model,
-        )
+        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+            Trainer(
+                run=self,
+                model=loaded.model,
+                task=task,
+                plan=planned,
+                loop=_loop(self.config, planned, task.size),
+                state=state,
+                optimizers=optimizers,
+                metrics=metrics,
+                save_model=save_model,
+            ).train()
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
         )
-        draw = getattr(task, "draw", None)
-        if draw is not None:
-            draw(self.directory, scores, self.note)
+        task.draw(self.directory, scores, self.note)
         return Result(directory=self.directory, task=self.app.name, steps=state.step, scores=scores, lines=lines)
+
+    def _planned(self, loaded: heads.Loaded, task: Finetuning) -> tuple[plan.Plan, Optimizers]:
+        """What the run will do, and the optimizers that do it."""
+        optim = self.config.optim
+        ours = settings_of(loaded.hf_config).get("optimizer") == "muon" and not self.config.lora.on
+        kind = optim.kind or ("muon" if self.from_scratch or ours else "adamw")
+        planned = make_plan(self.config, loaded.model, task, new=self.from_scratch, ours=ours, optimizer=kind)
+        rates = {"muon_lr": planned.muon_lr, "lr": planned.lr}
+        return planned, Optimizers(loaded.model, optim, **rates, plain=kind == "adamw", eps=optim.eps)
 
     def _load(self) -> heads.Loaded:
         """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
         if self.model is None:
-            fresh: Fresh = self.app.fresh  # type: ignore[attr-defined]  # ``finetune`` looked for it
-            model, codec = fresh(self.specs, self.config, self.runtime, self.note)
+            model, codec = self.app.fresh(self.specs, self.config, self.runtime, self.note)
             return heads.Loaded(model=model, codec=codec, hf_config={}, kind=None)
         if self._opened is None:
             self._opened = open_path(self.model)
@@ -252,7 +250,7 @@ class _Run(Run):
             return
         lora.attach(model, self.config.lora, seed=self.config.seed)
         head = task_heads.of(model)
-        if head is not None and KINDS.get(head.kind) == self.app.name:
+        if head is not None and of_head(head.kind) == self.app.name:
             head.requires_grad_(True)
 
     def _same_data(self, task: Finetuning) -> None:
@@ -269,10 +267,8 @@ class _Run(Run):
             )
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
-        """The model directory; a task that writes something else than the whole model has ``save`` and ``restore``."""
-        save = getattr(task, "save", None)
-        if save is not None:
-            save(self.directory, model)
+        """The model directory."""
+        if task.save(self.directory, model):
             return
         about = dict(task.about)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
@@ -286,12 +282,9 @@ class _Run(Run):
         """Put the best weights into the model: those saved last, also by the process that this one resumed."""
         if state.best_step == state.step:
             return
-        restore = getattr(task, "restore", None)
         if weights:
             _fill(model, weights, self.directory)
-        elif restore is not None:
-            restore(self.directory, model)
-        else:
+        elif not task.restore(self.directory, model):
             _fill(model, lora.trainable(self._saved()), self.directory)
 
     def _saved(self) -> Transformer:
@@ -346,7 +339,7 @@ def make_plan(
     batch = min(train.batch_size, task.size)
     steps = train.steps
     if steps is None:
-        epochs = train.epochs or getattr(task, "epochs", None) or EPOCHS
+        epochs = train.epochs or task.epochs or EPOCHS
         steps = max(1, math.ceil(epochs * task.size / batch))
     lengths = task.lengths
     longest = model.config.context if lengths is None else int(lengths.max(initial=1))
@@ -373,31 +366,22 @@ def make_plan(
     )
 
 
-def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> PretrainConfig:
-    """The settings as the trainer takes them, with a fall that begins no sooner than the warm-up has ended."""
+def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> LoopConfig:
+    """The settings as the loop takes them, with a fall that begins no sooner than the warm-up has ended."""
     optim, train, steps = config.optim, config.train, planned.max_steps
     warmup = plan.warmup_steps(optim.warmup, steps)
     every = train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
-    return PretrainConfig(
-        optim=OptimOptions(
-            weight_decay=optim.weight_decay,
-            beta1=optim.beta1,
-            beta2=optim.beta2,
-            momentum=optim.momentum,
-            warmup=optim.warmup,
-            decay=min(optim.decay, (steps - warmup) / steps),
-            clip=optim.clip,
-        ),
-        train=TrainOptions(
-            eval_every=every,
-            sample_every=train.sample_every,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-            tensorboard=train.tensorboard,
-        ),
+    return LoopConfig(
         seed=config.seed,
+        warmup=optim.warmup,
+        decay=min(optim.decay, (steps - warmup) / steps),
+        clip=optim.clip,
+        eval_every=every,
+        sample_every=train.sample_every,
+        checkpoint_every=train.checkpoint_every,
+        keep=train.keep,
     )
 
 

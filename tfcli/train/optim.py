@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from tfcli.config.options import OptimOptions
+from tfcli.tasks.common.options import FinetuneOptim
 
 # The two owners of parameters, as `rule` names them.
 MUON, ADAMW = "muon", "adamw"
@@ -134,7 +135,7 @@ class Optimizers:
     def __init__(
         self,
         model: nn.Module,
-        options: OptimOptions,
+        options: OptimOptions | FinetuneOptim,
         *,
         muon_lr: float,
         lr: float,
@@ -186,7 +187,7 @@ class Optimizers:
 def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:
     """Factor on the peak rates at ``step`` (from 0): linear warm-up, constant, then linear to zero over ``decay``.
 
-    Warm-up, stable, decay (Hu et al. 2024, MiniCPM, 4.1): the length may be settled while the rate is still constant.
+    Warm-up, stable, decay (Hu et al. 2024, MiniCPM, 4.1): the length may be fixed while the rate is still constant.
     """
     warm = (step + 1) / (min(warmup, steps) + 1)
     left = (steps - step) / max(1.0, steps * decay)

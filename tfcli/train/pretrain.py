@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,44 @@ from tfcli.config.options import PretrainConfig, TokenizerOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
-from tfcli.runtime import Runtime
+from tfcli.model.base import Model
+from tfcli.objectives.base import Objective
+from tfcli.objectives.table import check_given, objective
 from tfcli.text.corpus.prepare import Corpus, found, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train import arch, checkpoint, notebook, plan, record
+from tfcli.train import checkpoint, notebook, plan, record, shape
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Listener, Note, Preparing
+from tfcli.train.events import Listener, Preparing
 from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
-from tfcli.train.signals import Stop, stop_signals
+from tfcli.train.signals import stop_signals
+from tfcli.train.trainer import LoopConfig, Trainer
 
 SHARDS = ".shards"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken and the best model's score.
-
-    That is its bits per byte, or the loss (nats) on masked pieces of an encoder, on hidden ones of an encoder-decoder.
-    """
+    """What a finished run left: its directory, the steps taken and the best model's score."""
 
     directory: Path
     steps: int
-    bits_per_byte: float | None
-    masked_loss: float | None = None
+    score: float | None
+    """Of the held-out text; None where it was never scored."""
+    score_name: str = "bits_per_byte"
+    """Or "loss": nats a masked token of an encoder, a hidden one of an encoder-decoder."""
     arch: str = "gpt"
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The score where that is its name."""
+        return self.score if self.score_name == "bits_per_byte" else None
+
+    @property
+    def masked_loss(self) -> float | None:
+        """The score where it is a loss."""
+        return self.score if self.score_name == "loss" else None
 
 
 def pretrain(
@@ -81,35 +93,38 @@ def pretrain(
     _no_idle_settings(sources, tokenizer)
     tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
+        before = None
         if resume:
-            run = _resumed(out, specs, config, sources, device, precision, threads, tell)
+            directory = record.resumable(out, specs)
+            before = _before(directory, specs)
+            config = record.unchanged(before, config, sources, directory)
+            specs, sources = before["corpus"], before.get("sources") or sources
+        elif not specs:
+            raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
         else:
-            if not specs:
-                raise UserError("no text is given", hint="for example: tfcli pretrain corpus.txt; - reads stdin")
             plan.check(config)
-            arch.check(config, sources)
-            runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+            check_given(config, sources)
             directory = record.new_directory(out, specs)
-            run = _Run(directory=directory, specs=specs, config=config, sources=sources, runtime=runtime, tell=tell)
+        run = _Run(
+            directory=directory,
+            specs=specs,
+            config=config,
+            sources=sources,
+            runtime=record.runtime_of(before, device=device, precision=precision, threads=threads),
+            tell=tell,
+            clock=lambda: time.time() - began,
+            stop=stop,
+            before=before,
+        )
         if run.config.train.tensorboard:
             check_tensorboard()
         given = None if tokenizer is None else Tokenizer.load(tokenizer)
         with holding(run.directory, run.directory.parent / SHARDS), run.runtime.active():
-            return run.go(given, list(command), stop, lambda: time.time() - began)
+            return run.go(given, list(command))
 
 
-def _resumed(
-    out: str | Path | None,
-    specs: list[str],
-    config: PretrainConfig,
-    sources: dict[str, str],
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    tell: Listener,
-) -> _Run:
-    """The run to continue, with its own settings and on its own kind of machine unless another is asked for."""
-    directory = record.resumable(out, specs)
+def _before(directory: Path, specs: list[str]) -> record.Record:
+    """The record of a run to resume. Raises UserError where it is finished, or of other files."""
     before = _with_a_share(record.read(directory), directory)
     if before.get("finished"):
         raise UserError(f"{directory} is finished", hint=f"use it: tfcli generate --model {directory}")
@@ -118,22 +133,7 @@ def _resumed(
             f"{directory} was trained on other files: {', '.join(before['corpus'])}",
             hint="leave the files out to continue, or start a new run with another --out",
         )
-    config = record.unchanged(before, config, sources, directory)
-    runtime = record.runtime_of(before, device=device, precision=precision, threads=threads)
-    machine = before["machine"]
-    here = {"device": str(runtime.device), "precision": runtime.precision, "threads": runtime.threads}
-    other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
-    if other:
-        tell(Note(text=f"the run was started with {', '.join(other)}: the end may differ in the last digits"))
-    return _Run(
-        directory=directory,
-        specs=before["corpus"],
-        config=config,
-        sources=before.get("sources") or sources,
-        runtime=runtime,
-        tell=tell,
-        before=before,
-    )
+    return before
 
 
 def _with_a_share(before: record.Record, directory: Path) -> record.Record:
@@ -169,8 +169,15 @@ class _Run(Run):
 
     config: PretrainConfig
 
-    def go(self, tokenizer: Tokenizer | None, command: list[str], stop: Stop, clock: Callable[[], float]) -> Result:
+    @property
+    def objective(self) -> Objective:
+        """What is learnt."""
+        return objective(self.config.model.arch)
+
+    def go(self, tokenizer: Tokenizer | None, command: list[str]) -> Result:
         """Prepare, plan, train, with the directory held."""
+        if self.before is not None:
+            self._tell_of_another_machine(self.before["machine"])
         self.note(f"device: {self.runtime.describe()}")
         if self.before is None:
             record.new_directory(self.directory, self.specs)  # nobody else was quicker
@@ -185,10 +192,10 @@ class _Run(Run):
                 runtime=self.runtime,
                 on_note=self.note,
             )
-        task = arch.task(self.config, planned.model, corpus, self.runtime)
-        model = arch.build(self.config, planned.model).to(self.runtime.device)
-        plain = self.config.model.arch == "lstm"
-        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=plain)
+        made = self.objective
+        task = made.task(self.config, planned.model, corpus, self.runtime)
+        model = made.build(planned.model).to(self.runtime.device)
+        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not made.muon)
         state = self._restored(model, optimizers)
         about = self.before or self._record(planned, corpus, command)
         self.begin(about, corpus.data_report)
@@ -199,29 +206,41 @@ class _Run(Run):
             self.note(line)
 
         def save_model(weights: dict[str, Tensor]) -> None:
-            arch.save(self.directory, self.config, planned.model, weights, corpus.tokenizer)
+            made.save(self.directory, planned.model, weights, corpus.tokenizer)
 
-        def settled(steps: int) -> None:
+        def fixed(steps: int) -> None:
             tokens = steps * planned.tokens_per_step
             epochs = tokens / max(1, corpus.train.tokens)
             self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
 
-        self.train(
-            model,
-            task,
-            planned,
-            self.config,
-            state=state,
-            optimizers=optimizers,
-            clock=clock,
-            stop=stop,
-            save_model=save_model,
-            on_settled=settled,
-        )
+        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+            Trainer(
+                run=self,
+                model=model,
+                task=task,
+                plan=planned,
+                loop=loop_of(self.config),
+                state=state,
+                optimizers=optimizers,
+                metrics=metrics,
+                save_model=save_model,
+                on_steps=fixed,
+            ).train()
         record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
-        kind = self.config.model.arch
-        bits, masked = (state.best, None) if kind in ("gpt", "lstm") else (None, state.best)
-        return Result(directory=self.directory, steps=state.step, bits_per_byte=bits, masked_loss=masked, arch=kind)
+        return Result(
+            directory=self.directory, steps=state.step, score=state.best, score_name=made.score, arch=made.name
+        )
+
+    def _tell_of_another_machine(self, machine: Mapping[str, Any]) -> None:
+        """Note what the run that is resumed was started on, where this is another."""
+        here = {
+            "device": str(self.runtime.device),
+            "precision": self.runtime.precision,
+            "threads": self.runtime.threads,
+        }
+        other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
+        if other:
+            self.note(f"the run was started with {', '.join(other)}: the end may differ in the last digits")
 
     def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
         """The content of run.json when a run begins; "shards" is the way from its parent to its encoded text."""
@@ -242,8 +261,8 @@ class _Run(Run):
         """The encoded text: of a run to resume just as it was left, without reading the sources again."""
         if self.before is None:
             if tokenizer is not None:
-                arch.check_tokenizer(self.config, tokenizer)
-            return self._prepared(tokenizer or arch.tokenizer_options(self.config))
+                self.objective.check_tokenizer(self.config, tokenizer)
+            return self._prepared(tokenizer or self.objective.tokenizer_options(self.config))
         if tokenizer is not None and tokenizer.hash != self.before["tokenizer_hash"]:
             raise UserError(
                 f"{self.directory} was started with another tokenizer",
@@ -272,9 +291,11 @@ class _Run(Run):
             tokenizer=tokenizer,
             cache=self.directory.parent / SHARDS,
             threads=self.runtime.threads,
-            vocab_size_for=lambda size: plan.vocab_size(size, self.config),
+            vocab_size_for=lambda size: shape.vocab_size(
+                size, depth=self.config.model.depth, budget=plan.time_budget(self.config)
+            ),
             explicit_val_fraction=self.sources["data.val_fraction"] != "default",
-            begin=self.config.model.arch != "bert",
+            begin=self.objective.begins_documents,
             on_progress=lambda stage, done, total: self.tell(Preparing(stage=stage, done=done, total=total)),
             on_note=self.note,
         )
@@ -282,7 +303,7 @@ class _Run(Run):
             raise UserError("nothing is held out for validation", hint="use --val FILE, or a larger --val-fraction")
         return corpus
 
-    def _restored(self, model: arch.Model, optimizers: Optimizers) -> TrainState:
+    def _restored(self, model: Model, optimizers: Optimizers) -> TrainState:
         """Weights, optimizer and counters: of the newest whole checkpoint, or new ones where there is none yet."""
 
         def fill(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -291,8 +312,23 @@ class _Run(Run):
 
         state = self.restore(fill, optimizers)
         if state is None:
-            arch.fill(model, self.config.seed)
+            self.objective.fill(model, self.config.seed)
         return state or TrainState()
+
+
+def loop_of(config: PretrainConfig) -> LoopConfig:
+    """The settings as the loop takes them."""
+    optim, train = config.optim, config.train
+    return LoopConfig(
+        seed=config.seed,
+        warmup=optim.warmup,
+        decay=optim.decay,
+        clip=optim.clip,
+        eval_every=train.eval_every,
+        sample_every=train.sample_every,
+        checkpoint_every=train.checkpoint_every,
+        keep=train.keep,
+    )
 
 
 def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *, resumed: int) -> Iterator[str]:

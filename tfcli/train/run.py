@@ -1,4 +1,4 @@
-"""What runs of pretrain and of finetune have in common: a directory that is held, begun, resumed and trained in."""
+"""What runs of pretrain and of finetune have in common: a directory that is held, begun, resumed and written to."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tfcli.config.options import PretrainConfig
 from tfcli.runtime import Runtime
-from tfcli.tasks.task import Task
-from tfcli.train import checkpoint, plan, record
+from tfcli.train import checkpoint, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers
 from tfcli.train.signals import Stop
-from tfcli.train.trainer import Trainer
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One call's fixed things; ``before`` is the record of the run that it resumes."""
+    """One call's fixed things."""
 
     directory: Path
     specs: list[str]
     sources: dict[str, str]
     runtime: Runtime
     tell: Listener
+    clock: Callable[[], float]
+    """Seconds since the process began."""
+    stop: Stop
+    """Says whether to stop now."""
     before: record.Record | None = None
+    """Of the run that it resumes."""
 
     def note(self, line: str) -> None:
         """Tell a line for people."""
@@ -55,42 +57,14 @@ class Run:
         optimizers.restore(moments)
         return state
 
-    def train(
-        self,
-        model: nn.Module,
-        task: Task,
-        planned: plan.Plan,
-        config: PretrainConfig,
-        *,
-        state: TrainState,
-        optimizers: Optimizers,
-        clock: Callable[[], float],
-        stop: Stop,
-        save_model: Callable[[dict[str, Tensor]], None],
-        on_settled: Callable[[int], None] = lambda steps: None,
-    ) -> None:
-        """Train to the end, with a line of metrics.jsonl now and then; from here on a signal stops it gently."""
-        stop.gentle = True
-        metrics = Metrics(
-            self.directory, keep_bytes=state.metrics_bytes, step=state.step, tensorboard=config.train.tensorboard
-        )
-        with closing(metrics):
-            Trainer(
-                run=self.directory,
-                model=model,
-                task=task,
-                plan=planned,
-                config=config,
-                runtime=self.runtime,
-                state=state,
-                optimizers=optimizers,
-                metrics=metrics,
-                listen=self.tell,
-                clock=clock,
-                stop=stop,
-                save_model=save_model,
-                on_settled=on_settled,
-            ).train()
+    @contextmanager
+    def gently(self, state: TrainState, *, tensorboard: bool) -> Iterator[Metrics]:
+        """metrics.jsonl, to be written on from ``state``; from here on a signal stops the run gently."""
+        self.stop.gentle = True
+        with closing(
+            Metrics(self.directory, keep_bytes=state.metrics_bytes, step=state.step, tensorboard=tensorboard)
+        ) as metrics:
+            yield metrics
 
 
 @contextmanager

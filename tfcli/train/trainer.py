@@ -6,24 +6,22 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from tfcli.config.options import PretrainConfig
 from tfcli.errors import Interrupted, RunError
 from tfcli.model import fused
-from tfcli.model.transformer import Block
-from tfcli.runtime import Runtime
+from tfcli.model.base import Model
 from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Evaluated, Listener, Note, Progress, Sampled, Saved
+from tfcli.train.events import Evaluated, Note, Progress, Sampled, Saved
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers, clip, schedule
+from tfcli.train.run import Run
 
 LOG_EVERY = 10
 """Steps between lines of metrics."""
@@ -31,31 +29,41 @@ TELL_EVERY = 0.5
 """Seconds between reports of progress, at least; every line of metrics is one too."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """What the loop is told by whoever trains: the fields of ``TrainOptions`` and ``OptimOptions`` that it follows."""
+
+    seed: int
+    warmup: float | None
+    decay: float
+    clip: float
+    eval_every: int | None
+    sample_every: int | None
+    checkpoint_every: int | None
+    keep: int
+
+
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything one run holds. ``clock`` gives seconds since the process began; ``stop`` says whether to stop now."""
+    """What is trained, on what, and where to."""
 
-    run: Path
-    model: nn.Module
+    run: Run
+    model: Model
     task: Task
     plan: plan.Plan
-    config: PretrainConfig
-    runtime: Runtime
+    loop: LoopConfig
     state: TrainState
     optimizers: Optimizers
     metrics: Metrics
-    listen: Listener
-    clock: Callable[[], float]
-    stop: Callable[[], bool]
     save_model: Callable[[dict[str, Tensor]], None]
     """Writes the model directory from a state dict."""
-    on_settled: Callable[[int], None]
+    on_steps: Callable[[int], None] = lambda steps: None
     """Told the number of steps once a budgeted run has measured its speed."""
 
     def __post_init__(self) -> None:
-        now = self.clock()
+        now = self.run.clock()
         self._best_weights: dict[str, Tensor] | None = None
-        self._compiled: list[tuple[Block, Callable[..., Tensor]]] = []
+        self._compiled: list[tuple[nn.Module, Callable[..., Tensor]]] = []
         self._timed = (now, self.state.step)
         self._logged = (now, self.state.tokens)
         self._told = now
@@ -64,7 +72,7 @@ class Trainer:
     def train(self) -> None:
         """Train to the end, or until stopped: then save and raise Interrupted.
 
-        Order of a step: settle, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
+        Order of a step: fix the length, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
         """
         if self.plan.compile:
             self._compile()
@@ -77,14 +85,14 @@ class Trainer:
         saved = self.state.step
         while True:
             step = self.state.step
-            self._settle()
+            self._fix_steps()
             last = self.state.steps is not None and step >= self.state.steps
             if step and step != saved:
                 self._look(last)
                 if self._exhausted() and not last:
                     self.state.steps, last = step, True
-                    self.listen(Note(text=f"stopped early: {self.state.stale} evaluations without a better one"))
-            stopping = self.stop()
+                    self.run.tell(Note(text=f"stopped early: {self.state.stale} evaluations without a better one"))
+            stopping = self.run.stop()
             if step != saved and (last or stopping or self._due(self.state.checkpoint_every)):
                 self._save()
                 saved = step
@@ -93,11 +101,11 @@ class Trainer:
             if stopping:
                 self._leave_usable()
                 raise Interrupted(
-                    f"stopped after step {step}; everything is saved in {self.run}",
-                    hint=f"go on with: {checkpoint.resume_command(self.run)}",
+                    f"stopped after step {step}; everything is saved in {self.run.directory}",
+                    hint=f"go on with: {checkpoint.resume_command(self.run.directory)}",
                 )
             self._step()
-            if self.clock() - self._told >= TELL_EVERY:
+            if self.run.clock() - self._told >= TELL_EVERY:
                 self._tell()
 
     def _step(self) -> None:
@@ -106,10 +114,10 @@ class Trainer:
         indices, epochs = self._examples(state.step)
         examples = self.task.rows(indices, epochs)
         tokens = self.task.tokens(examples)
-        rows = examples.to(self.runtime.device)
+        rows = examples.to(self.run.runtime.device)
         dropout = self.plan.dropout if epochs[0] >= self.plan.dropout_from else 0.0
         loss_sum, count = self.gradients(rows, dropout=dropout)
-        norm = clip(self.optimizers.named.values(), self.config.optim.clip)
+        norm = clip(self.optimizers.named.values(), self.loop.clip)
         loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             where = divergence.find(self.model, lambda: self.gradients(rows, dropout=dropout))
@@ -120,16 +128,16 @@ class Trainer:
         state.tokens += tokens
         state.loss_sum += loss_value
         state.loss_count += count
-        state.seconds = self.clock() + self._offset
+        state.seconds = self.run.clock() + self._offset
 
     def _examples(self, step: int) -> tuple[order.Indices, order.Indices]:
         """Indices and epochs of a step's examples."""
         lengths = self.task.lengths
         if lengths is None or self.plan.bucket <= 1:
-            return order.batch(step, seed=self.config.seed, size=self.task.size, batch=self.plan.batch_size)
+            return order.batch(step, seed=self.loop.seed, size=self.task.size, batch=self.plan.batch_size)
         return order.bucketed(
             step,
-            seed=self.config.seed,
+            seed=self.loop.seed,
             lengths=lengths,
             batch=self.plan.batch_size,
             chunk=self.plan.bucket,
@@ -141,26 +149,26 @@ class Trainer:
 
         A micro-batch at a time; the count of the whole batch is known before, so each one is divided by it at once.
         """
-        seed, device = order.mix(self.config.seed, self.state.step) % 2**63, self.runtime.device
+        seed, device = order.mix(self.loop.seed, self.state.step) % 2**63, self.run.runtime.device
         count = self.task.count(rows)
         loss_sum = torch.zeros((), device=device)
         with fused.seeded(seed, device, compiled=self.plan.compile):
             for micro in rows.split(self.plan.micro_batch):
-                loss, _ = self.task.loss(self.model, micro, dtype=self.runtime.dtype, dropout=dropout)
+                loss, _ = self.task.loss(self.model, micro, dtype=self.run.runtime.dtype, dropout=dropout)
                 (loss / count).backward()
                 loss_sum += loss.detach()
         return loss_sum, count
 
     def _factor(self) -> float:
-        """Of the learning rates; until the length is settled the rate is still rising or constant.
+        """Of the learning rates; until the length is fixed the rate is still rising or constant.
 
         A warm-up that is a share of the run is until then that share of the longest that the run can be.
         """
-        optim, steps = self.config.optim, self.state.steps
-        warmup = plan.warmup_steps(optim.warmup, steps or self.plan.max_steps)
-        return schedule(self.state.step, steps or 2**40, warmup=warmup, decay=optim.decay)
+        loop, steps = self.loop, self.state.steps
+        warmup = plan.warmup_steps(loop.warmup, steps or self.plan.max_steps)
+        return schedule(self.state.step, steps or 2**40, warmup=warmup, decay=loop.decay)
 
-    def _settle(self) -> None:
+    def _fix_steps(self) -> None:
         """Fix the number of steps of a budgeted run from its speed, and how often to save.
 
         The number is looked at again where the rates are about to fall: a machine that was busy at first, or became so,
@@ -168,30 +176,30 @@ class Trainer:
         """
         state = self.state
         if state.step == plan.PROBE_STEPS // 3:
-            self._timed = (self.clock(), state.step)
+            self._timed = (self.run.clock(), state.step)
         if state.steps is None and self.plan.steps is not None:
             state.steps = self.plan.steps
-        step_seconds = (self.clock() - self._timed[0]) / max(1, state.step - self._timed[1])
+        step_seconds = (self.run.clock() - self._timed[0]) / max(1, state.step - self._timed[1])
         first = state.steps is None and state.step >= plan.PROBE_STEPS
-        again = state.steps is not None and state.step == plan.decay_start(state.steps, self.config.optim.decay)
+        again = state.steps is not None and state.step == plan.decay_start(state.steps, self.loop.decay)
         if first or (again and self.plan.steps is None and state.step - self._timed[1] >= plan.PROBE_STEPS):
             # A token scored costs a forward pass, a third of a token trained on.
             evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
             before = state.steps or 0
-            state.steps = plan.settle(
+            state.steps = plan.fix_steps(
                 self.plan,
-                elapsed=self.clock() + self._offset,
+                elapsed=self.run.clock() + self._offset,
                 step=state.step,
                 step_seconds=step_seconds,
                 evaluation_seconds=evaluation,
-                every=self.config.train.eval_every,
+                every=self.loop.eval_every,
             )
-            self._timed = (self.clock(), state.step)
+            self._timed = (self.run.clock(), state.step)
             if abs(state.steps - before) > before // 50:
-                self.on_settled(state.steps)
+                self.on_steps(state.steps)
         if state.checkpoint_every is None:
-            if self.config.train.checkpoint_every is not None:
-                state.checkpoint_every = self.config.train.checkpoint_every
+            if self.loop.checkpoint_every is not None:
+                state.checkpoint_every = self.loop.checkpoint_every
             elif state.step >= plan.PROBE_STEPS:
                 state.checkpoint_every = max(1, round(60 / max(step_seconds, 1e-6)))
 
@@ -200,17 +208,17 @@ class Trainer:
 
     def _look(self, last: bool) -> None:
         """Metrics of training, evaluation and a sample, where they are due."""
-        state, train = self.state, self.config.train
+        state, loop = self.state, self.loop
         if state.step % LOG_EVERY == 0 or last:
             self._log()
-        number = plan.evaluation(state.step, steps=state.steps, every=train.eval_every)
+        number = plan.evaluation(state.step, steps=state.steps, every=loop.eval_every)
         if number is not None or last:
             self._evaluate()
-        if last or (self._due(train.sample_every) if train.sample_every else number is not None and number % 4 == 3):
+        if last or (self._due(loop.sample_every) if loop.sample_every else number is not None and number % 4 == 3):
             with self._beside():
-                text = self.task.sample(self.model, seed=order.mix(self.config.seed, state.step))
+                text = self.task.sample(self.model, seed=order.mix(self.loop.seed, state.step))
             if text is not None:
-                self.listen(Sampled(step=state.step, text=text))
+                self.run.tell(Sampled(step=state.step, text=text))
 
     def _exhausted(self) -> bool:
         return self.plan.patience is not None and self.state.stale >= self.plan.patience
@@ -218,19 +226,19 @@ class Trainer:
     @contextmanager
     def _beside(self) -> Iterator[None]:
         """Work that is not training: it does not count in its speed, and is not what the blocks were compiled for."""
-        started = self.clock()
+        started = self.run.clock()
         self._eager()
         try:
             yield
         finally:
             self._faster()
-        spent = self.clock() - started
+        spent = self.run.clock() - started
         self._logged = (self._logged[0] + spent, self._logged[1])
         self._timed = (self._timed[0] + spent, self._timed[1])
 
     def _speed(self) -> float:
         """Tokens a second since the last line of metrics."""
-        return (self.state.tokens - self._logged[1]) / max(1e-9, self.clock() - self._logged[0])
+        return (self.state.tokens - self._logged[1]) / max(1e-9, self.run.clock() - self._logged[0])
 
     def _log(self) -> None:
         """A line of metrics."""
@@ -245,16 +253,16 @@ class Trainer:
             "tokens_per_second": round(self._speed(), 1),
         }
         self.metrics.write(record)
-        self._logged = (self.clock(), state.tokens)
+        self._logged = (self.run.clock(), state.tokens)
         state.loss_sum, state.loss_count = 0.0, 0
 
     def _tell(self) -> None:
         """Progress since the last line of metrics."""
         state, speed = self.state, self._speed()
-        self._told = self.clock()
+        self._told = self.run.clock()
         step_tokens = state.tokens / max(1, state.step)
         left = None if state.steps is None else (state.steps - state.step) * step_tokens / max(1.0, speed)
-        self.listen(
+        self.run.tell(
             Progress(
                 step=state.step,
                 steps=state.steps,
@@ -263,25 +271,23 @@ class Trainer:
                 train_loss=state.loss_sum / max(1, state.loss_count),
                 lr=self.optimizers.shown_lr * self._factor(),
                 tokens_per_second=speed,
-                memory=self.runtime.peak_memory(),
+                memory=self.run.runtime.peak_memory(),
             )
         )
 
     def _compile(self) -> None:
         """Compile the blocks in place (parameter names stay as they are) and try them; go on without where it fails."""
-        self._compiled = [
-            (part, torch.compile(part.forward)) for part in self.model.modules() if isinstance(part, Block)
-        ]
+        self._compiled = [(part, torch.compile(part.forward)) for part in self.model.compiled_parts()]
         self._faster()
         indices, epochs = order.batch(0, seed=0, size=self.task.size, batch=self.plan.micro_batch)
-        rows: Rows = self.task.rows(indices, epochs).to(self.runtime.device)
+        rows: Rows = self.task.rows(indices, epochs).to(self.run.runtime.device)
         try:
-            loss, _ = self.task.loss(self.model, rows, dtype=self.runtime.dtype, dropout=0.0)
+            loss, _ = self.task.loss(self.model, rows, dtype=self.run.runtime.dtype, dropout=0.0)
             loss.backward()
         except Exception as error:  # whatever the compiler says: a missing C++ compiler, an unsupported processor
             self._eager()
             self._compiled = []
-            self.listen(
+            self.run.tell(
                 Note(text=f"training without torch.compile, which failed: {str(error).strip().splitlines()[0]}")
             )
         for parameter in self.optimizers.named.values():
@@ -290,7 +296,7 @@ class Trainer:
     def _faster(self) -> None:
         """Let the blocks run what was compiled of them."""
         for block, forward in self._compiled:
-            block.forward = forward  # type: ignore[method-assign]
+            block.forward = forward
 
     def _eager(self) -> None:
         """Let the blocks run as they are written; a compiler's stance would do so for the whole process."""
@@ -301,7 +307,7 @@ class Trainer:
         state = self.state
         with self._beside():
             scores = self.task.evaluate(self.model)
-        state.seconds = self.clock() + self._offset
+        state.seconds = self.run.clock() + self._offset
         wrong = [value for value in scores.values() if not math.isfinite(value)]
         if wrong:
             where = divergence.weights(self.model) or "the held-out text"
@@ -318,11 +324,9 @@ class Trainer:
         if kept:
             state.best_step = state.step
             self._best_weights = {name: t.detach().clone() for name, t in self._weights().items()}
-            keep = getattr(self.task, "keep", None)
-            if keep is not None:
-                keep(scores)
+            self.task.keep(scores)
         state.stale = 0 if better else state.stale + 1
-        self.listen(
+        self.run.tell(
             Evaluated(
                 step=state.step,
                 name=headline.name,
@@ -345,9 +349,9 @@ class Trainer:
                 self._best_weights = None
             self.metrics.sync()
             state.metrics_bytes = self.metrics.bytes
-            checkpoint.save(self.run, state, self._weights(), dict(self.optimizers.tensors()))
-            checkpoint.prune(self.run, keep=self.config.train.keep, best_step=state.best_step)
-        self.listen(Saved(step=state.step))
+            checkpoint.save(self.run.directory, state, self._weights(), dict(self.optimizers.tensors()))
+            checkpoint.prune(self.run.directory, keep=self.loop.keep, best_step=state.best_step)
+        self.run.tell(Saved(step=state.step))
 
     def _leave_usable(self) -> None:
         """A run stopped before its first evaluation leaves the model that it has."""
@@ -356,7 +360,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> NoReturn:
         """Stop before the update and keep what was good."""
-        whole = checkpoint.complete(self.run)
+        whole = checkpoint.complete(self.run.directory)
         if self._best_weights is not None:
             self.save_model(self._best_weights)
         kept = f"step {int(whole[-1].name)}" if whole else "none yet"

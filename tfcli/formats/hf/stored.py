@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 FILES = (".gguf", ".bin", ".pt", ".pth", ".safetensors")
 """What names a file of a model, where it is there or not."""
-LSTM = "tfcli-lstm"
-"""model_type of the yardstick (``tfcli.formats.lstm``), which is none of the families."""
+OWN = "tfcli-"
+"""How the model_type of a baseline begins, which is none of the families: its objective alone reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +169,10 @@ def read_settings(
     ``hf_config`` is what config.json holds, where it was read already.
     """
     data = read_data(directory) if hf_config is None else hf_config
-    if data.get("model_type") == LSTM:
+    kind = data.get("model_type")
+    if isinstance(kind, str) and kind.startswith(OWN):
         raise UserError(
-            f"{directory} is an LSTM, a yardstick that is only scored", hint=f"tfcli evaluate {directory} TEXT"
+            f"{directory} is a baseline ({kind}), which can only be scored", hint=f"tfcli evaluate {directory} TEXT"
         )
     family, config = families.read(directory / CONFIG, data)
     extra = data.get("tfcli")

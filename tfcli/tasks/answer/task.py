@@ -29,8 +29,7 @@ from tfcli.tasks.answer.windows import Layout, Window, pieces_of
 from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
-from tfcli.tasks.frame import JudgedByF1, check_head, settings_of
-from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.tasks.task import Application, Evaluation, Headline, JudgedByF1, Predictor, Start, check_head, settings_of
 from tfcli.text.data_report import Part
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
@@ -217,7 +216,7 @@ class Answering(JudgedByF1):
         return {f"val_{name}": value for name, value in numbers.items()}, table(numbers)
 
 
-class AnswerPredictor:
+class AnswerPredictor(Predictor):
     """A finetuned model that answers: the ``Predictor`` of ``answer``."""
 
     key = "question"
@@ -290,7 +289,7 @@ def _asked(question: str, context: str, id: str = "") -> Question:
     return Question(id=id, question=question, context=context, answers=(), group="")
 
 
-class Answer:
+class Answer(Application):
     """``--task answer``."""
 
     name = "answer"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
 from tfcli.tasks.lm.task import refuse
-from tfcli.tasks.task import Evaluation, Finetuning, Headline, Predictor, Start
+from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Predictor, Start
 from tfcli.text.chat.messages import ChatTemplate, prompt_ids, read_messages, with_template
 from tfcli.text.data_report import Part
 from tfcli.text.read import tables
@@ -126,8 +127,8 @@ def table(scores: Mapping[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chatting:
-    """Finetuning on conversations; ``Finetuning``."""
+class Chatting(Finetuning):
+    """Finetuning on conversations."""
 
     train: Sequence[Sequence[Encoded]]
     """Rows of one conversation or several."""
@@ -138,7 +139,6 @@ class Chatting:
     """With the template that the conversations were written by: what is saved beside the model."""
     runtime: Runtime
     data_report: dict[str, Any]
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -198,6 +198,10 @@ class Chatting:
         said = self.codec.decode([step.id for row in steps for step in row if step.id is not None])
         return f"{asked[-1]['content']}\n> {said}"
 
+    def saved_codec(self, codec: Codec) -> Codec:
+        """The tokenizer with the template that the conversations were written by."""
+        return self.codec
+
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
         """Scores of the held-out answers."""
         scores = as_numbers(score(model, self.val, self.runtime))
@@ -205,13 +209,13 @@ class Chatting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answerer:
-    """A model that answers messages; ``Predictor``."""
+class Answerer(Predictor):
+    """A model that answers messages."""
 
     model: Transformer
     codec: Codec
     runtime: Runtime
-    key: ClassVar[str] = "prompt"
+    key: str = "prompt"
 
     def plain(self, line: str) -> list[dict[str, Any]]:
         """A line is what a user says."""
@@ -257,8 +261,8 @@ class Answerer:
         return Evaluation(scores=scores, lines=table(scores), predictions=predictions, notes=tuple(report.lines()))
 
 
-class Chat:
-    """--task chat; ``Application``."""
+class Chat(Application):
+    """--task chat."""
 
     name = "chat"
     config = ChatConfig
@@ -301,6 +305,10 @@ class Chat:
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """Of a model with a chat template."""
         return Answerer(model=model, codec=codec, runtime=runtime)
+
+    def next_step(self, directory: Path) -> str:
+        """An answer to a prompt."""
+        return f"tfcli generate --chat --model {directory}"
 
 
 def _halves(start: Start, report: Report) -> tuple[list[Conversation], list[Conversation], Mapping[str, Any]]:

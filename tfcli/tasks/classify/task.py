@@ -27,8 +27,7 @@ from tfcli.tasks.classify.options import ClassifyConfig
 from tfcli.tasks.common.batch import Batch, mask, pad
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.common.split import GIVEN, split
-from tfcli.tasks.frame import label_ids, settings_of
-from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Predictor, Start, label_ids, settings_of
 from tfcli.text.data_report import Part
 from tfcli.text.tokenizers.codec import Codec
 
@@ -131,7 +130,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(Finetuning):
     """What the trainer sees. The loss is cross-entropy, or binary cross-entropy over the labels of a text."""
 
     train: Labelled
@@ -220,10 +219,6 @@ class Classification:
         said = {"accuracy": "accuracy", "macro_f1": "macro F1"}[metric]
         return Headline.share(said, scores[f"val_{metric}"], len(self.val.examples))
 
-    def sample(self, model: Transformer, seed: int) -> None:
-        """A classifier writes nothing."""
-        return
-
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
         """Of the held-out part, with a report of each label."""
         logits = run(model, self.val.encoded, self.runtime)
@@ -286,7 +281,7 @@ def assess(
     return found, lines
 
 
-class Classify:
+class Classify(Application):
     """The application."""
 
     name = "classify"
@@ -350,6 +345,10 @@ class Classify:
         """The labels in the order of the model, where it has the same ones."""
         given = label_names(about)
         return given if sorted(given) == sorted(found) else found
+
+    def check_drawing(self, path: Path) -> None:
+        """Raise UserError where matplotlib is missing, or the file is no PNG."""
+        plot.check(path)
 
     def predictor(
         self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime
@@ -425,7 +424,7 @@ def _notes(data_report: Mapping[str, Any], names: Sequence[str], context: int) -
     return lines
 
 
-class ClassifyPredictor:
+class ClassifyPredictor(Predictor):
     """Labels of texts."""
 
     def __init__(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> None:
@@ -509,6 +508,10 @@ class ClassifyPredictor:
             correct = given == (sorted(right) if isinstance(right, list) else right)
             predictions.append({**answer, "expected": right, "correct": correct})
         return Evaluation(scores=found, lines=lines, predictions=predictions, notes=tuple(notes))
+
+    def draw(self, path: Path, scores: Mapping[str, Any]) -> None:
+        """The confusion matrix, of one label a text."""
+        plot.write(path, np.array(scores["confusion"]), self.names)
 
 
 APPLICATION = Classify()

@@ -20,7 +20,7 @@ from tfcli.config.options import WINDOW_TOKENS, DataOptions, Sampling
 from tfcli.errors import UserError
 from tfcli.infer.decode import decode
 from tfcli.infer.score import Scores, evaluate
-from tfcli.model.lstm import Lstm
+from tfcli.model.base import Model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Rows
@@ -28,7 +28,7 @@ from tfcli.tasks.common.report import duplicates
 from tfcli.tasks.common.split import GIVEN, last
 from tfcli.tasks.common.windows import starts
 from tfcli.tasks.lm.options import LmConfig
-from tfcli.tasks.task import Finetuning, Headline, Predictor, Start
+from tfcli.tasks.task import Application, Finetuning, Headline, Predictor, Start
 from tfcli.text.corpus.encoding import Encoded, encode, fallback_pieces
 from tfcli.text.corpus.shards import Shard
 from tfcli.text.data_report import DataReport, Part, Source
@@ -41,9 +41,7 @@ CONTEXT = 512
 """Tokens of a window in finetuning, where the settings do not say."""
 
 
-def loss(
-    model: Transformer | Lstm, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float = 0.0
-) -> tuple[Tensor, int]:
+def loss(model: Model, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float = 0.0) -> tuple[Tensor, int]:
     """Summed cross-entropy (nats, fp32) of every token but the first of each row, and how many they are.
 
     ``tokens_BT`` holds T + 1 ids a row: inputs are the first T, targets the last T.
@@ -54,7 +52,7 @@ def loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModeling:
+class LanguageModeling(Finetuning):
     """Windows of ``context`` + 1 ids over one training shard; the cuts between them move every epoch."""
 
     train: Shard
@@ -65,8 +63,6 @@ class LanguageModeling:
     window: int | None = None
     """Tokens of a window of an evaluation; None: as many as the model reads."""
     data_report: dict[str, Any] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=lambda: {"tfcli": {"task": None}})
-    """A model that reads on stays a model of text: generate and evaluate take it as before."""
 
     def __post_init__(self) -> None:
         if self.train.tokens < self.context + 1:
@@ -81,11 +77,6 @@ class LanguageModeling:
     def size(self) -> int:
         """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
         return max(1, (self.train.tokens - 1) // self.context - 1)
-
-    @property
-    def lengths(self) -> None:
-        """All windows have one length."""
-        return
 
     @property
     def evaluation_tokens(self) -> int:
@@ -106,13 +97,11 @@ class LanguageModeling:
         """Targets."""
         return len(rows) * self.context
 
-    def loss(
-        self, model: Transformer | Lstm, rows: Tensor, *, dtype: torch.dtype, dropout: float
-    ) -> tuple[Tensor, int]:
+    def loss(self, model: Model, rows: Tensor, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed next-token cross-entropy of the rows, and the number of targets."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
 
-    def evaluate(self, model: Transformer | Lstm) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """Bits per byte and loss of the whole held-out text."""
         scores = self._scores(model)
         return {"val_bits_per_byte": scores.bits_per_byte, "val_loss": scores.loss}
@@ -121,22 +110,25 @@ class LanguageModeling:
         """Bits per byte."""
         return Headline(name="bits per byte", value=scores["val_bits_per_byte"])
 
-    def sample(self, model: Transformer | Lstm, seed: int) -> str | None:
-        """Up to 64 tokens from an empty document; None of an LSTM, which is only scored."""
-        if isinstance(model, Lstm):
-            return None
+    def sample(self, model: Transformer, seed: int) -> str | None:
+        """Up to 64 tokens from an empty document."""
         sampling = Sampling(max_tokens=min(64, self.context), ignore_eos=True)
         steps = decode(model, [[self.tokenizer.first_id]], sampling, seeds=[seed], eos_id=self.tokenizer.eos_id)
         ids = [step.id for row in steps for step in row if step.id is not None]
         return self.tokenizer.decode(ids)
 
-    def report(self, model: Transformer | Lstm) -> tuple[dict[str, Any], list[str]]:
+    @property
+    def about(self) -> dict[str, Any]:
+        """A model that reads on stays a model of text: generate and evaluate take it as before."""
+        return {"tfcli": {"task": None}}
+
+    def report(self, model: Model) -> tuple[dict[str, Any], list[str]]:
         """Loss, perplexity and bits per byte of the held-out text."""
         scores = self._scores(model)
         line = f"loss {scores.loss:.4f}, perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
         return asdict(scores), [f"{line} ({scores.tokens:,} held-out tokens)"]
 
-    def _scores(self, model: Transformer | Lstm) -> Scores:
+    def _scores(self, model: Model) -> Scores:
         val, codec = self.val, self.tokenizer
         return evaluate(model, val.ids, text_bytes=val.bytes, codec=codec, runtime=self.runtime, context=self.window)
 
@@ -144,8 +136,8 @@ class LanguageModeling:
 # Reading on: finetuning on new text with the tokenizer kept.
 
 
-class Lm:
-    """--task lm; ``Application``."""
+class Lm(Application):
+    """--task lm."""
 
     name = "lm"
     config = LmConfig
@@ -187,6 +179,10 @@ class Lm:
     def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """There is nothing to predict. Raises UserError."""
         raise UserError("a model of text continues it", hint="use: tfcli generate, or tfcli evaluate")
+
+    def next_step(self, directory: Path) -> str:
+        """A continuation of a prompt."""
+        return f"tfcli generate --model {directory}"
 
 
 def refuse(model: Transformer, task: str) -> None:

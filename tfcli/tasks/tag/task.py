@@ -22,7 +22,6 @@ from tfcli.tasks.common import batch
 from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
-from tfcli.tasks.frame import JudgedByF1, check_head, label_ids, settings_of
 from tfcli.tasks.tag import data as rows
 from tfcli.tasks.tag.chunks import Chunk, Cutter
 from tfcli.tasks.tag.data import Sentence
@@ -30,7 +29,7 @@ from tfcli.tasks.tag.options import TagConfig
 from tfcli.tasks.tag.predictor import Found, Tagger, accuracy, answers, logits, placed, rows_of
 from tfcli.tasks.tag.schemes import TAG, Scheme, labels
 from tfcli.tasks.tag.scores import as_numbers, score, table
-from tfcli.tasks.task import Evaluation, Start
+from tfcli.tasks.task import Application, Evaluation, JudgedByF1, Predictor, Start, check_head, label_ids, settings_of
 from tfcli.text.data_report import Part
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
@@ -170,7 +169,7 @@ def _scores(sentences: Sequence[Sentence], found: Found) -> tuple[dict[str, Any]
 
 
 @dataclass(kw_only=True)
-class TagPredictor(Tagger):
+class TagPredictor(Tagger, Predictor):
     """A finetuned model that tags: the ``Predictor`` of ``tag``."""
 
     def evaluate(self, specs: Sequence[str], config: TagConfig, *, limit: int | None) -> Evaluation:
@@ -198,7 +197,7 @@ def unknown(sentences: Sequence[Sentence], names: Sequence[str], report: Report)
             report.fault(kind, sentence.where, None)
 
 
-class Tag:
+class Tag(Application):
     """``--task tag``."""
 
     name = "tag"

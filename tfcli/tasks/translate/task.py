@@ -21,8 +21,7 @@ from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
-from tfcli.tasks.frame import settings_of
-from tfcli.tasks.task import Evaluation, Headline, Start
+from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Predictor, Start, settings_of
 from tfcli.tasks.translate import new_model, scores
 from tfcli.tasks.translate.data import Pair, Pairs
 from tfcli.tasks.translate.data import read as read_pairs
@@ -50,7 +49,7 @@ def encode(codec: Codec, pairs: Sequence[Pair]) -> list[Example]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translation:
+class Translation(Finetuning):
     """The task: teacher forcing with label smoothing; the decoder reads the end-of-text id first."""
 
     train: list[Example]
@@ -155,11 +154,12 @@ def translate(
     return [codec.decode(answer.ids) for answer in found], found
 
 
-class Translate:
+class Translate(Application):
     """The application."""
 
     name = "translate"
     config = TranslateConfig
+    sizes_models = True
 
     def fresh(
         self, specs: Sequence[str], config: TranslateConfig, runtime: Runtime, note: Callable[[str], None]
@@ -285,7 +285,7 @@ def _lines(data_report: Mapping[str, Any], report: Report) -> list[str]:
     return lines
 
 
-class TranslatePredictor:
+class TranslatePredictor(Predictor):
     """Translations of texts; ``beams`` says how they are searched for."""
 
     key = "source"
