@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,27 +94,38 @@ def load(
 
 
 class Engine:
-    """A model and its tokenizer on one device."""
+    """A model and its tokenizer on one device; any number of threads may use it at once.
+
+    The model is its own: ``generate`` and ``stream`` move its weights at first use.
+    """
 
     def __init__(self, model: Transformer, tokenizer: Codec, runtime: Runtime) -> None:
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.runtime = runtime
         self._decoder: Decoder | None = None
+        self._moving = threading.Lock()
+        """Held while the weights move, and while they are read before that."""
         self._template: chat.ChatTemplate | None = None
 
     @property
     def decoder(self) -> Decoder:
         """The token loop, made ready at first use."""
-        if self._decoder is None:
-            if not self.model.config.wiring.causal:
-                raise UserError(
-                    f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
-                    hint="use it with: tfcli predict --task embed",
-                )
-            settle(self.model)
-            self._decoder = Decoder(self.model)
-        return self._decoder
+        if not self.model.config.wiring.causal:
+            raise UserError(
+                f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
+                hint="use it with: tfcli predict --task embed",
+            )
+        with self._moving:
+            if self._decoder is None:
+                settle(self.model)
+                self._decoder = Decoder(self.model)
+            return self._decoder
+
+    def _reading(self) -> contextlib.AbstractContextManager[object]:
+        """While this is open the weights stay where they are; an encoder's always do."""
+        move = self._decoder is None and self.model.config.wiring.causal
+        return self._moving if move else contextlib.nullcontext()
 
     @overload
     def generate(
@@ -201,7 +214,9 @@ class Engine:
         """
         self._refuse_turning("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
-        vectors = embed(self.model, [self.fitted(text)[0] for text in many])
+        ids = [self.fitted(text)[0] for text in many]
+        with self._reading():
+            vectors = embed(self.model, ids)
         one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
         return one
 
@@ -220,7 +235,9 @@ class Engine:
         if not len(ids):
             raise UserError("there is no text to score")
         size = len(text.encode())
-        scores = evaluate(self.model, ids, text_bytes=size, first=self.first_id, runtime=self.runtime, stride=stride)
+        first, runtime = self.first_id, self.runtime
+        with self._reading():
+            scores = evaluate(self.model, ids, text_bytes=size, first=first, runtime=runtime, stride=stride)
         return scores.checked()
 
     def _refuse_turning(self, what: str) -> None:

@@ -6,6 +6,7 @@ positions are a tensor that lives on the device. The same step runs without reco
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -73,7 +74,8 @@ class _Graph:
                 self._run()
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # What other threads do on the device meanwhile is no part of it, and no error.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._run()
 
     def _run(self) -> None:
@@ -96,10 +98,18 @@ class GraphStepper:
     def __init__(self, model: Transformer, *, record: bool = True) -> None:
         self._model, self._record = model, record
         self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._lock = threading.Lock()
+        """Held by the one step that may use the graphs, whose inputs and outputs are their own."""
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         """Append one id to each row: its logits (B, V), fp32; the cache is advanced by one."""
+        with self._lock:
+            logits_BV = self._step(ids, cache)
+        cache.advance(1)
+        return logits_BV
+
+    def _step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
         keys = cache._store.keys[0]
@@ -111,14 +121,10 @@ class GraphStepper:
             self._graphs[key] = _Graph(self._model, cache, record=False)
             first = self._graphs[key](ids, lengths)
             if not self._record:
-                cache.advance(1)
                 return first
             saved = [(buffer, buffer[:, :, :1].clone()) for buffer in (*cache._store.keys, *cache._store.values)]
             self._graphs[key] = _Graph(self._model, cache, record=True)
             for buffer, before in saved:
                 buffer[:, :, :1] = before
-            cache.advance(1)
             return first
-        logits_BV = self._graphs[key](ids, lengths)
-        cache.advance(1)
-        return logits_BV
+        return self._graphs[key](ids, lengths)

@@ -27,7 +27,7 @@ def load() -> ctypes.CDLL:
     reason = ""
     for threads in ("-fopenmp", ""):  # without, the library has threads of its own
         try:
-            return ctypes.CDLL(str(_compiled(compiler, threads)), mode=os.RTLD_NOW)
+            return ctypes.CDLL(str(_compiled(compiler, threads)))
         except subprocess.CalledProcessError as error:
             said = (error.stderr or "").strip().splitlines()
             reason = f"{compiler} failed: {said[0] if said else 'without a word'}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -133,12 +134,16 @@ def activate(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
 
 
 def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``attend`` takes these: many queries of bf16 in inference mode, heads of 32, 64, ... 256 numbers."""
-    K = q_BHTK.shape[3]
+    """Whether ``attend`` takes these: many queries ``attends_from`` such tensors, without a mask of each query's own."""
     if mask is not None and (mask.dtype == torch.bool or mask.shape[:3] != (len(q_BHTK), 1, 1)):
         return False
-    ours = serves(q_BHTK) and fast(q_BHTK.dtype) and k_BGSK.dtype == q_BHTK.dtype
-    return ours and not K % 32 and K <= 256 and all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))
+    contiguous = all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))
+    return contiguous and k_BGSK.dtype == q_BHTK.dtype and attends_from(q_BHTK, q_BHTK.shape[3])
+
+
+def attends_from(x: Tensor, head_width: int) -> bool:
+    """Whether ``attend`` takes queries and keys made of ``x``: bf16 in inference mode, heads of 32, 64, ... 256."""
+    return serves(x) and fast(x.dtype) and not head_width % 32 and head_width <= 256
 
 
 def attend(
@@ -275,5 +280,17 @@ def library() -> tuple[Any, str | None]:
     if lib.tfcli_int8_products():
         arguments["tfcli_linear_int8"] = [p, i, p, p, i]
     for name, types in arguments.items():
-        getattr(lib, name).argtypes, getattr(lib, name).restype = types, None
+        function = getattr(lib, name)
+        function.argtypes, function.restype, function.errcheck = types, i, _checked
+    if hasattr(os, "register_at_fork"):
+        # Of torch's threads none is there in a child: its first parallel operator would wait for them for ever.
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     return lib, None
+
+
+def _checked(status: int, function: Any, arguments: object) -> None:
+    """Raise what a ``Status`` of native.cpp stands for."""
+    if status == 1:
+        raise MemoryError(f"{function.__name__}: out of memory")
+    if status:
+        raise RuntimeError(f"{function.__name__} failed")
