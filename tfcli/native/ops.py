@@ -134,7 +134,7 @@ def activate(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
 
 
 def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``attend`` takes these: many queries ``attends_from`` such tensors, without a mask of each query's own."""
+    """Whether ``attend`` takes these: many queries as ``attends_from`` has them, without a mask for each of them."""
     if mask is not None and (mask.dtype == torch.bool or mask.shape[:3] != (len(q_BHTK), 1, 1)):
         return False
     contiguous = all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))

@@ -589,13 +589,15 @@ void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
 enum Status : int32_t { DONE = 0, NO_MEMORY = 1, FAILED = 2 };
 struct Abandoned {};  // thrown out of a barrier to which not all will come
 
-inline void pause(int spins) {  // while waiting; where others want the processor, they soon get it
+// While waiting. Where others want the processor they soon get it, and it may take who is waited for from another.
+inline void pause(int spins) {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-  if (spins > 500) std::this_thread::yield();
+  if (spins > 600) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  else if (spins > 500) std::this_thread::yield();
 }
 
 class Barrier {
@@ -732,10 +734,13 @@ class Teams {  // those without a call, of this process; never torn down
 };
 #endif
 
+#ifdef _OPENMP
+const pid_t loaded_by = getpid();
+#endif
+
 int team_size(int threads) {  // no more than there are processors for: those beside would only be waited for
 #ifdef _OPENMP
-  static const pid_t process = getpid();
-  if (threads < 2 || process != getpid()) return 1;  // OpenMP's threads are not there after a fork
+  if (threads < 2 || loaded_by != getpid()) return 1;  // OpenMP's threads are not there after a fork
   return std::max(1, std::min(threads, omp_get_num_procs()));
 #else
   if (threads < 2) return 1;
