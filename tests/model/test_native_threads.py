@@ -5,6 +5,7 @@ Each case is a process of its own, for a fault would be a hang or a crash: one t
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -108,6 +109,7 @@ def after_fork() -> list[list[int]]:
     torch.rand(1000, 1000) @ torch.rand(1000, 1000) + 1
     read, write = os.pipe()
     if not (child := os.fork()):
+        signal.alarm(100)  # nobody waits longer, and it would stay behind
         torch.rand(1000, 1000) @ torch.rand(1000, 1000) + 1
         with os.fdopen(write, "w") as file:
             json.dump(texts(engine(), [LONG]), file)

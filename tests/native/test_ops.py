@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -185,13 +186,13 @@ def test_attention_of_prompts_equals_the_formula(causal: bool, H: int, G: int, T
     expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=mask)
     strided = torch.zeros(2, G, S + 20, K, dtype=torch.bfloat16)  # as a cache that has room to grow
     strided[:, :, :S] = k
-    assert ops.attends(q, strided[:, :, :S], None)
+    assert ops.attends(q, strided[:, :, :S], None, causal=causal)
     for keys in (k, strided[:, :, :S]):
         got = attend(q, keys, v, causal=causal)
         torch.testing.assert_close(got.float(), expected, atol=0.02, rtol=0.01)
     real = torch.arange(S) < torch.tensor([S, S // 2])[:, None]  # rows padded at their end, as of an encoder
     added = additive(real[:, None, None], q.dtype)
-    assert ops.attends(q, k, added)
+    assert ops.attends(q, k, added, causal=False)
     expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=real[:, None, None])
     torch.testing.assert_close(attend(q, k, v, mask=added).float(), expected, atol=0.02, rtol=0.01)
 
@@ -266,6 +267,18 @@ def test_running_out_of_memory_is_an_error() -> None:
         lib.tfcli_norm(None, None, 0, -1, None, 0.0, 1, 2)
 
 
+@pytest.fixture
+def without_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library as it is on processors that multiply bf16 by vectors only."""
+    flags = ("-mno-amx-bf16",) if platform.machine() == "x86_64" else ()
+    path = library.build(library.find_compiler(), tmp_path, "-fopenmp", *flags)
+    monkeypatch.setattr(library, "load", lambda: ctypes.CDLL(str(path)))
+    ops.library.cache_clear()
+    yield
+    ops.library.cache_clear()
+
+
+@pytest.mark.usefixtures("without_amx")
 @torch.inference_mode()
 def test_a_prompt_read_in_parts_goes_by_the_kernel() -> None:
     """Every part counts its positions from where it begins: as fp32 in one piece has it, and without a T x S mask."""

@@ -161,8 +161,9 @@ class Stack(nn.Module):
             # One query of each of equally long rows needs none: attention leaves out what is beyond the window.
             mask = None if T == 1 and cache.uniform else cache.mask(T, window)
             if mask is None and T > 1 and cache.length:
-                counts = cache.keys(0).dtype == x_BTD.dtype and ops.attends_from(x_BTD, config.head_width)
-                if not counts:  # the kernel does; for others once for all layers
+                alike = cache.keys(0).dtype == x_BTD.dtype
+                if not (alike and ops.attends_from(x_BTD, config.head_width, queries=T, causal=True)):
+                    # For other kernels than the native one, which counts from where the queries begin.
                     mask = causal_mask(T, cache.length + T, x_BTD.device)
         else:
             reach = window if wiring.causal else window // 2 + 1

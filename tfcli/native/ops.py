@@ -21,6 +21,8 @@ from tfcli.native import library as native_build
 KINDS = {torch.float32: 1, torch.bfloat16: 2}
 QUANTIZED = {4: 3, 8: 4}
 TILED = 5
+LONG = 256
+"""Causal queries from which on PyTorch's attention wins where the processor has AMX; below it is slower in batches."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
@@ -133,17 +135,23 @@ def activate(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     return y
 
 
-def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None) -> bool:
+def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None, *, causal: bool) -> bool:
     """Whether ``attend`` takes these: many queries as ``attends_from`` has them, without a mask for each of them."""
     if mask is not None and (mask.dtype == torch.bool or mask.shape[:3] != (len(q_BHTK), 1, 1)):
         return False
-    contiguous = all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))
-    return contiguous and k_BGSK.dtype == q_BHTK.dtype and attends_from(q_BHTK, q_BHTK.shape[3])
+    if k_BGSK.dtype != q_BHTK.dtype or any(t.stride(3) != 1 for t in (q_BHTK, k_BGSK)):
+        return False
+    return attends_from(q_BHTK, q_BHTK.shape[3], queries=q_BHTK.shape[2], causal=causal)
 
 
-def attends_from(x: Tensor, head_width: int) -> bool:
-    """Whether ``attend`` takes queries and keys made of ``x``: bf16 in inference mode, heads of 32, 64, ... 256."""
-    return serves(x) and fast(x.dtype) and not head_width % 32 and head_width <= 256
+def attends_from(x: Tensor, head_width: int, *, queries: int, causal: bool) -> bool:
+    """Whether ``attend`` takes queries and keys made of ``x``: bf16 in inference mode, heads of 32, 64, ... 256.
+
+    Long causal ones not where the processor has AMX: PyTorch's kernel takes a third to two thirds of the time there.
+    """
+    if head_width % 32 or head_width > 256 or not (serves(x) and fast(x.dtype)):
+        return False
+    return not (causal and queries >= LONG and library()[0].tfcli_bf16_tiles())
 
 
 def attend(

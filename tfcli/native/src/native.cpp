@@ -1277,6 +1277,14 @@ int32_t tfcli_bf16_products() {
 #endif
 }
 
+int32_t tfcli_bf16_tiles() {  // whether the processor multiplies whole tiles of bf16, which nothing here does
+#ifdef __AMX_BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 int32_t tfcli_int8_products() {
 #ifdef INT8_PRODUCTS
   return 1;

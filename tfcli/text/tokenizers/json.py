@@ -225,13 +225,8 @@ class JsonTokenizer:
     def _decode(self, ids: list[int], *, continuing: bool) -> str:
         """The library's text; what goes on stands behind a word that is cut off again."""
         before = [self._word] if continuing and self._word is not None else []
-        whole = self._library_decode(before + ids)
-        return whole[len(self._library_decode(before)) :] if before else whole
-
-    def _library_decode(self, ids: list[int]) -> str:
-        with self._lock:  # the library refuses what another thread is changing (``_encode``)
-            text: str = self.backend.decode(ids)
-        return text
+        whole: str = self.backend.decode(before + ids, skip_special_tokens=True)
+        return whole[len(self.backend.decode(before)) :] if before else whole
 
     @functools.cached_property
     def _word(self) -> int | None:
@@ -243,7 +238,7 @@ class JsonTokenizer:
         """A decoder for ids that come one at a time."""
         if self._table is None:
             first = [self._word] if continuing and self._word is not None else []
-            return _Window(self._library_decode, self._check, self._silent, first)
+            return _Window(self.backend.decode, self._check, self._silent, first)
         return StreamDecoder(self.id_bytes, first=None if continuing else self._first)
 
     def id_bytes(self, id: int) -> bytes:
