@@ -84,3 +84,13 @@ def test_fp32_weights_move_and_stay_plain() -> None:
     assert core.norm.weight is norm
     assert core.head.weight is core.embed.weight
     Stepper(core, exact=True)
+
+
+def test_a_second_time_nothing_moves() -> None:
+    """Would catch weights taken away from under a ``Stepper`` that knows where they lie."""
+    for dtype in (torch.float32, BF16):
+        core = model(**BIG).requires_grad_(False).to(dtype)
+        settle(core)
+        before = [tensor.data_ptr() for tensor in (*core.parameters(), *core.buffers())]
+        settle(core)
+        assert [tensor.data_ptr() for tensor in (*core.parameters(), *core.buffers())] == before

@@ -1,11 +1,18 @@
 """The compiled step against its twin: PyTorch's operators on the same weights."""
 
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import config, model
 
 from tfcli.config.model import RopeScaling, Wiring
 from tfcli.infer import step as stepper
+from tfcli.infer.decode import Decoder
 from tfcli.infer.residency import settle
 from tfcli.model import fused
 from tfcli.model.attention import additive, attend, attend_reference, causal_mask
@@ -179,13 +186,13 @@ def test_attention_of_prompts_equals_the_formula(causal: bool, H: int, G: int, T
     expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=mask)
     strided = torch.zeros(2, G, S + 20, K, dtype=torch.bfloat16)  # as a cache that has room to grow
     strided[:, :, :S] = k
-    assert ops.attends(q, strided[:, :, :S], None)
+    assert ops.attends(q, strided[:, :, :S], None, causal=causal)
     for keys in (k, strided[:, :, :S]):
         got = attend(q, keys, v, causal=causal)
         torch.testing.assert_close(got.float(), expected, atol=0.02, rtol=0.01)
     real = torch.arange(S) < torch.tensor([S, S // 2])[:, None]  # rows padded at their end, as of an encoder
     added = additive(real[:, None, None], q.dtype)
-    assert ops.attends(q, k, added)
+    assert ops.attends(q, k, added, causal=False)
     expected, _ = attend_reference(q.float(), k.float(), v.float(), mask=real[:, None, None])
     torch.testing.assert_close(attend(q, k, v, mask=added).float(), expected, atol=0.02, rtol=0.01)
 
@@ -248,6 +255,72 @@ def test_an_id_outside_the_vocabulary_is_no_memory_access() -> None:
     matrix = quant.quantize(torch.randn(5, 40), 4)
     with pytest.raises(IndexError):
         matrix.widened(torch.float32, torch.tensor([0, 5]))
+
+
+def test_running_out_of_memory_is_an_error() -> None:
+    """Of the calling thread before any work, and of all threads inside: no exception of C++ ends the process."""
+    lib, _ = ops.library()
+    wide = ops.Matrix(kind=1, rows=1, cols=1 << 30)
+    with pytest.raises(MemoryError, match="tfcli_linear"):
+        lib.tfcli_linear(ctypes.byref(wide), 1 << 30, None, None, 1, 2)
+    with pytest.raises(MemoryError, match="tfcli_norm"):
+        lib.tfcli_norm(None, None, 0, -1, None, 0.0, 1, 2)
+
+
+@pytest.fixture
+def without_amx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library as it is on processors that multiply bf16 by vectors only."""
+    flags = ("-mno-amx-bf16",) if platform.machine() == "x86_64" else ()
+    path = library.build(library.find_compiler(), tmp_path, "-fopenmp", *flags)
+    monkeypatch.setattr(library, "load", lambda: ctypes.CDLL(str(path)))
+    ops.library.cache_clear()
+    yield
+    ops.library.cache_clear()
+
+
+@pytest.mark.usefixtures("without_amx")
+@torch.inference_mode()
+def test_a_prompt_read_in_parts_goes_by_the_kernel() -> None:
+    """Every part counts its positions from where it begins: as fp32 in one piece has it, and without a T x S mask."""
+    made = {"context": 4500, "head_width": 32, "heads": 4, "kv_heads": 2, "width": 64, "scale": 0.1}
+    core = model(**made).requires_grad_(False).to(torch.bfloat16)
+    twin = model(**made).requires_grad_(False)
+    twin.load_state_dict(core.state_dict())
+    ids = torch.randint(3, 400, (1, 4300), generator=torch.Generator().manual_seed(0))
+    expected = twin.logits(twin(ids)[:, -1])
+    with torch.inference_mode(False), torch.no_grad():  # where native code does not serve
+        by_pytorch = float((core.logits(core(ids)[:, -1]).float() - expected).abs().max() / expected.abs().max())
+    cache = KVCache(core.config, batch=1, capacity=4500, dtype=torch.bfloat16, device=core.device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        logits = Decoder(core).prefill([ids[0].tolist()], cache)
+    assert float((logits - expected).abs().max() / expected.abs().max()) < max(2 * by_pytorch, 0.01)
+    operators = {event.key for event in profile.key_averages()}
+    assert ops.fast(torch.bfloat16) != ("aten::scaled_dot_product_attention" in operators)
+    assert ops.fast(torch.bfloat16) != ("aten::tril" in operators)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a level of x86-64")
+def test_codes_with_minima_are_exact_where_nothing_multiplies_bf16(tmp_path: Path) -> None:
+    """What is summed for the minima is what is multiplied by the codes, on processors without bf16 products too."""
+    path = library.build(library.find_compiler(), tmp_path, "-march=x86-64-v3")
+    lib = ctypes.CDLL(str(path))
+    assert not lib.tfcli_bf16_products()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 96, generator=generator)
+    for bits in (4, 8):
+        matrix = quant.quantize(torch.randn(70, 96, generator=generator), bits)
+        y, keep = torch.empty(3, 70), []  # type: ignore[var-annotated]
+        described = ctypes.byref(ops.matrix_of(matrix, keep))
+        pointers = (ctypes.c_void_p(ops.address(tensor)) for tensor in (x, y))
+        assert lib.tfcli_linear(described, 3, *pointers, 0, 2) == 0
+        expected = x @ matrix.widened_reference().T
+        assert float((y - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_systems_without_flags_for_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no RTLD_NOW."""
+    monkeypatch.delattr(os, "RTLD_NOW", raising=False)
+    assert library.load().tfcli_sizes(0) == ctypes.sizeof(ops.Matrix)
 
 
 def test_without_a_compiler_everything_runs_as_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tfcli.errors import UserError
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.text.chat import messages as chat
 from tfcli.text.chat.messages import CHATML, ChatTemplate, prompt_ids, read_messages, render, template_of
+from tfcli.text.chat.template import Budget, Sandbox
 
 TEMPLATES = {
     "smollm2": chat_templates.SMOLLM2, "chatml": CHATML, "llama2": chat_templates.LLAMA2,
@@ -158,6 +160,16 @@ def test_building_too_much(template: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tfcli.text.chat.template, "WORK", tfcli.text.chat.template.WORK // 100)
     with pytest.raises(UserError, match="builds too much, or loops too often"):
         render(template, CHATS[0])
+
+
+def test_every_thread_has_a_budget_of_its_own() -> None:
+    """Would catch a chat that uses up, or renews, what another one may do."""
+    sandbox = Sandbox()
+    sandbox.budget = Budget(5)
+    other = threading.Thread(target=setattr, args=(sandbox, "budget", Budget(7)))
+    other.start()
+    other.join()
+    assert sandbox.budget.left == 5
 
 
 def test_what_a_long_chat_may_take() -> None:

@@ -126,7 +126,7 @@ def load(
 
 
 class Engine:
-    """A model and its tokenizer on one device; the model stays as it is given."""
+    """A model and its tokenizer on one device; the model stays as it is given. Any number of threads may use it."""
 
     def __init__(self, model: Transformer, tokenizer: Codec, runtime: Runtime) -> None:
         self.model = model.requires_grad_(False)

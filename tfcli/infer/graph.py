@@ -7,6 +7,7 @@ positions are a tensor that lives on the device. The same step runs without reco
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -77,7 +78,8 @@ class _Graph:
                 self._run()
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # What other threads do on the device meanwhile is no part of it, and no error.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._run()
 
     def _run(self) -> None:
@@ -109,10 +111,18 @@ class GraphStepper:
         self._model, self._record = model, record
         self._recorded: WeakKeyDictionary[object, _Recorded] = WeakKeyDictionary()
         """By the cache that they were recorded over: with it they are let go."""
+        self._lock = threading.Lock()
+        """Held by the one step that may use the graphs, whose inputs and outputs are their own."""
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         """Append one id to each row: its logits (B, V), fp32; the cache is advanced by one."""
+        with self._lock:
+            logits_BV = self._step(ids, cache)
+        cache.advance(1)
+        return logits_BV
+
+    def _step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
         graphs, key = self._graphs(cache), (len(ids), cache.first)
@@ -123,17 +133,13 @@ class GraphStepper:
             graphs[key] = _Graph(self._model, cache, record=False)
             first = graphs[key](ids, lengths)
             if not self._record:
-                cache.advance(1)
                 return first
             saved = [(buffer, buffer[:, :, :1].clone()) for buffer in (*cache._store.keys, *cache._store.values)]
             graphs[key] = _Graph(self._model, cache, record=True)
             for buffer, before in saved:
                 buffer[:, :, :1] = before
-            cache.advance(1)
             return first
-        logits_BV = graphs[key](ids, lengths)
-        cache.advance(1)
-        return logits_BV
+        return graphs[key](ids, lengths)
 
     def _graphs(self, cache: KVCache) -> dict[tuple[int, int], _Graph]:
         """What is recorded over a cache, by (rows, first row); none any more where its buffers have grown."""

@@ -27,12 +27,14 @@ def settle(model: Transformer) -> None:
 
     Its weights move to one stretch of memory in large pages, where the system has these and the weights fill some. On a
     processor that multiplies bf16, bf16 matrices become ``PackedMatrix`` on their way. Other parameters and buffers
-    stay the same objects.
+    stay the same objects. Nothing else may use the model meanwhile; a second time nothing moves.
     """
     matrices = _packable(model)
     packed = {weight.data_ptr() for _, weight, _ in matrices}
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "cpu"]
     tensors = [t for t in tensors if t.data_ptr() not in packed]
+    if not matrices and len({t.untyped_storage().data_ptr() for t in tensors}) == 1:
+        return  # done already, and there may be a ``Stepper`` that knows where they lie
     others = {t.data_ptr(): t.detach() for t in tensors}
     room = _Room([_tiled_bytes(weight) for _, weight, _ in matrices] + [t.nbytes for t in others.values()])
     while matrices:  # each is freed as it has moved

@@ -130,7 +130,7 @@ def attend(
         out = F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, K)
     causal = causal and mask is None
-    if ops.attends(q_BHTK, k_BGSK, mask):
+    if ops.attends(q_BHTK, k_BGSK, mask, causal=causal):
         scale = K**-0.5 if scale is None else scale
         return ops.attend(q_BHTK, k_BGSK, v_BGSK, scale=scale, causal=causal, mask=mask)
     if G != H:

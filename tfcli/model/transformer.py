@@ -15,6 +15,7 @@ from tfcli.model.attention import Attention, CrossAttention, Rope, additive, ban
 from tfcli.model.base import Model
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
+from tfcli.native import ops
 
 Seen = tuple[Tensor, Tensor, Tensor | None]
 
@@ -160,8 +161,11 @@ class Stack(nn.Module):
         if cache is not None:
             # One query of each of equally long rows needs none: attention leaves out what is beyond the window.
             mask = None if T == 1 and cache.uniform else cache.mask(T, window)
-            if mask is None and T > 1 and cache.length:  # once for all layers
-                mask = causal_mask(T, cache.length + T, x_BTD.device)
+            if mask is None and T > 1 and cache.length:
+                alike = cache.keys(0).dtype == x_BTD.dtype
+                if not (alike and ops.attends_from(x_BTD, config.head_width, queries=T, causal=True)):
+                    # For other kernels than the native one, which counts from where the queries begin.
+                    mask = causal_mask(T, cache.length + T, x_BTD.device)
         else:
             reach = window if wiring.causal else window // 2 + 1
             if window and reach < T:

@@ -21,19 +21,25 @@ class NoLibraryError(Exception):
 
 def load() -> ctypes.CDLL:
     """The library, made where it was never made before. Raises NoLibraryError with the reason."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise NoLibraryError("there is no C++ compiler on this machine")
-    reason = ""
+    compiler, reason = find_compiler(), ""
     for threads in ("-fopenmp", ""):  # without, the library has threads of its own
         try:
-            return ctypes.CDLL(str(_compiled(compiler, threads)), mode=os.RTLD_NOW)
+            return ctypes.CDLL(str(_compiled(compiler, threads)))
         except subprocess.CalledProcessError as error:
             said = (error.stderr or "").strip().splitlines()
             reason = f"{compiler} failed: {said[0] if said else 'without a word'}"
         except OSError as error:
             reason = str(error)
     raise NoLibraryError(reason)
+
+
+def find_compiler() -> str:
+    """Path of the C++ compiler: $CXX or the system's. Raises NoLibraryError where there is none."""
+    named = os.environ.get("CXX") or "c++"
+    found = next(filter(None, map(shutil.which, (named, "g++", "clang++"))), None)
+    if found is None:
+        raise NoLibraryError("there is no C++ compiler on this machine")
+    return found
 
 
 def _compiled(compiler: str, threads: str) -> Path:
@@ -43,15 +49,17 @@ def _compiled(compiler: str, threads: str) -> Path:
     if path.is_file():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        compiled, linked = Path(aside) / "native.o", Path(aside) / "native.so"
-        # OpenMP is asked for when compiling and not when linking: its functions are those that PyTorch has loaded.
-        for arguments in (
-            (*FLAGS, *threads.split(), "-c", SOURCE, "-o", compiled),
-            ("-shared", compiled, "-o", linked),
-        ):
-            subprocess.run([compiler, *map(str, arguments)], check=True, capture_output=True, text=True)
-        linked.replace(path)
+        build(compiler, Path(aside), *threads.split()).replace(path)
     return path
+
+
+def build(compiler: str, folder: Path, *flags: str) -> Path:
+    """The shared library in a folder, compiled with FLAGS and these. Raises CalledProcessError."""
+    compiled, linked = folder / "native.o", folder / "native.so"
+    # OpenMP is asked for when compiling and not when linking: its functions are those that PyTorch has loaded.
+    for arguments in ((*FLAGS, *flags, "-c", SOURCE, "-o", compiled), ("-shared", compiled, "-o", linked)):
+        subprocess.run([compiler, *map(str, arguments)], check=True, capture_output=True, text=True)
+    return linked
 
 
 def _cache_folder() -> Path:

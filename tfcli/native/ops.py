@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from tfcli.native import library as native_build
 KINDS = {torch.float32: 1, torch.bfloat16: 2}
 QUANTIZED = {4: 3, 8: 4}
 TILED = 5
+LONG = 256
+"""Causal queries from which on PyTorch's attention wins where the processor has AMX; below it is slower in batches."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
@@ -132,13 +135,23 @@ def activate(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     return y
 
 
-def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None) -> bool:
-    """Whether ``attend`` takes these: many queries of bf16 in inference mode, heads of 32, 64, ... 256 numbers."""
-    K = q_BHTK.shape[3]
+def attends(q_BHTK: Tensor, k_BGSK: Tensor, mask: Tensor | None, *, causal: bool) -> bool:
+    """Whether ``attend`` takes these: many queries as ``attends_from`` has them, without a mask for each of them."""
     if mask is not None and (mask.dtype == torch.bool or mask.shape[:3] != (len(q_BHTK), 1, 1)):
         return False
-    ours = serves(q_BHTK) and fast(q_BHTK.dtype) and k_BGSK.dtype == q_BHTK.dtype
-    return ours and not K % 32 and K <= 256 and all(t.stride(3) == 1 for t in (q_BHTK, k_BGSK))
+    if k_BGSK.dtype != q_BHTK.dtype or any(t.stride(3) != 1 for t in (q_BHTK, k_BGSK)):
+        return False
+    return attends_from(q_BHTK, q_BHTK.shape[3], queries=q_BHTK.shape[2], causal=causal)
+
+
+def attends_from(x: Tensor, head_width: int, *, queries: int, causal: bool) -> bool:
+    """Whether ``attend`` takes queries and keys made of ``x``: bf16 in inference mode, heads of 32, 64, ... 256.
+
+    Long causal ones not where the processor has AMX: PyTorch's kernel takes a third to two thirds of the time there.
+    """
+    if head_width % 32 or head_width > 256 or not (serves(x) and fast(x.dtype)):
+        return False
+    return not (causal and queries >= LONG and library()[0].tfcli_bf16_tiles())
 
 
 def attend(
@@ -275,5 +288,17 @@ def library() -> tuple[Any, str | None]:
     if lib.tfcli_int8_products():
         arguments["tfcli_linear_int8"] = [p, i, p, p, i]
     for name, types in arguments.items():
-        getattr(lib, name).argtypes, getattr(lib, name).restype = types, None
+        function = getattr(lib, name)
+        function.argtypes, function.restype, function.errcheck = types, i, _checked
+    if hasattr(os, "register_at_fork"):
+        # Of torch's threads none is there in a child: its first parallel operator would wait for them for ever.
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     return lib, None
+
+
+def _checked(status: int, function: Any, arguments: object) -> None:
+    """Raise what a ``Status`` of native.cpp stands for."""
+    if status == 1:
+        raise MemoryError(f"{function.__name__}: out of memory")
+    if status:
+        raise RuntimeError(f"{function.__name__} failed")

@@ -19,8 +19,16 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
+#ifdef __linux__
+#include <sched.h>
+#endif
+#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -208,9 +216,10 @@ struct Input {
   int stride = 0, groups = 0, columns = 0;  // numbers and sums from row to row
   void shape(int rows, int cols) {
     if (columns == cols && f.size() >= size_t(rows) * stride) return;  // what is past the columns is zero already
-    columns = cols, stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
+    columns = 0;  // until all of it is there
+    stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
     f.assign(size_t(rows) * stride, 0.0f), own.assign(size_t(rows) * stride, 0), sums.assign(size_t(rows) * groups, 0.0f);
-    h = own.data();
+    h = own.data(), columns = cols;
   }
   void borrow(const uint16_t* x, int rows, int cols) {  // rows of bf16 whose length is a multiple of GROUP
     stride = cols, groups = cols / GROUP, h = x;
@@ -225,27 +234,27 @@ struct Input {
   float* row(int b) { return f.data() + size_t(b) * stride; }
   const float* group_sums(int b) const { return sums.data() + size_t(b) * groups; }
   // Round columns [from, to) of a row and sum their groups; `from` is a multiple of GROUP. Past `cols` there are zeros.
+  // Where nothing multiplies bf16 all is as with `exact`: products are of what is summed here.
   void round(int b, int cols, int from, int to, bool exact) {
     float* x = row(b);
-    uint16_t* y = own.data() + size_t(b) * stride;
     if (to == cols) to = stride;
     for (int g = from / GROUP; g < to / GROUP; g++) {
       F16 s{};
       for (int i = g * GROUP; i < (g + 1) * GROUP; i += 16) {
-        if (exact) {
-          s += load(x + i);
+#ifdef BF16_PRODUCTS
+        if (!exact) {
+          uint16_t* y = own.data() + size_t(b) * stride + i;
+          __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+          memcpy(y, &r, 32);
+          s += widen(y);
           continue;
         }
-#ifdef BF16_PRODUCTS
-        __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
-        memcpy(y + i, &r, 32);
-#else
-        for (int j = i; j < i + 16; j++) y[j] = float_to_bf16(x[j]);
 #endif
-        s += widen(y + i);
+        s += load(x + i);
       }
       sums[size_t(b) * groups + g] = sum(s);
     }
+    (void)exact;
   }
 };
 
@@ -571,40 +580,91 @@ void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
 }
 
 // --- Threads ---------------------------------------------------------------------------------------------------------
-// PyTorch's own, where this is compiled with OpenMP and its runtime is the one that PyTorch has loaded: two pools on the
-// same processors, each of which spins for more work, take turns at stopping the other. Else threads of our own, which
-// spin while a call runs and a little after it, then sleep.
+// Any number of calls may run at once: the threads of a call are its own while it runs, its barrier lies on its stack.
+// They are PyTorch's, where this is compiled with OpenMP and its runtime is the one that PyTorch has loaded: two pools on
+// the same processors, each of which spins for more work, take turns at stopping the other. OpenMP keeps a pool for every
+// calling thread, and may give fewer threads than asked for (OMP_DYNAMIC, OMP_THREAD_LIMIT). Else they are a team of our
+// own. What is computed does not depend on how many come, nor on whether one fails: then the call fails, and none waits.
 
-inline void relax() {
+enum Status : int32_t { DONE = 0, NO_MEMORY = 1, FAILED = 2 };
+struct Abandoned {};  // thrown out of a barrier to which not all will come
+
+// While waiting. Where others want the processor they soon get it, and it may take who is waited for from another.
+inline void pause(int spins) {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+  if (spins > 600) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  else if (spins > 500) std::this_thread::yield();
 }
 
-class Team {
+class Barrier {
  public:
-  explicit Team(int size) : size_(size) {
-#ifdef _OPENMP
-    std::atomic<int> there{0};
-#pragma omp parallel num_threads(size)
-    there.fetch_add(1);
-    shared_ = there.load() == size;
-#endif
-    if (!shared_)
-      for (int id = 1; id < size; id++) std::thread([this, id] { serve(id); }).detach();
+  void wait(int count) {  // until all of `count` are here
+    if (count == 1) return;
+    const int turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
+      if (status() != DONE) throw Abandoned();
+      pause(spins);
+    }
+  }
+  void fail(Status why) { status_.store(why, std::memory_order_relaxed); }
+  Status status() const { return status_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<int> arrived_{0}, turn_{0};
+  std::atomic<Status> status_{DONE};
+};
+
+struct Worker {  // one thread of a call
+  const int id, count;
+  Barrier& all;
+  void barrier() const { all.wait(count); }
+};
+
+Status why() noexcept {  // of the exception that is being handled
+  try {
+    throw;
+  } catch (const std::bad_alloc&) {
+    return NO_MEMORY;
+  } catch (const std::length_error&) {  // a vector longer than there can be
+    return NO_MEMORY;
+  } catch (...) {
+    return FAILED;
+  }
+}
+
+template <class Work>
+void take_part(const Work& work, const Worker& worker) noexcept {
+  try {
+    work(worker);
+  } catch (const Abandoned&) {  // another one has said why
+  } catch (...) {
+    worker.all.fail(why());
+  }
+}
+
+#ifndef _OPENMP
+class Team {  // threads that serve one call at a time; they spin a little after it, then sleep
+ public:
+  explicit Team(int size) {
+    try {
+      while (size_ < size) {
+        std::thread([this, id = size_] { serve(id); }).detach();
+        size_++;
+      }
+    } catch (const std::system_error&) {  // the system gives no more threads: these will do
+    }
   }
   int size() const { return size_; }
   void run(const std::function<void(int)>& work) {
-    if (size_ == 1) return work(0);
-#ifdef _OPENMP
-    if (shared_) {
-#pragma omp parallel num_threads(size_)
-      work(omp_get_thread_num());
-      return;
-    }
-#endif
     work_ = &work;
     left_.store(size_ - 1, std::memory_order_relaxed);
     {
@@ -615,26 +675,13 @@ class Team {
     work(0);
     for (int spins = 0; left_.load(std::memory_order_acquire); spins++) pause(spins);
   }
-  void barrier() {
-    const int turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) pause(spins);
-  }
 
  private:
-  static void pause(int spins) {  // where others want the processor, they get it
-    relax();
-    if (spins > 4000) std::this_thread::yield();
-  }
   void serve(int id) {
     for (unsigned seen = 0;;) {
       const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(500);
       while (round_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until)
-        for (int i = 0; i < 32; i++) relax();
+        for (int i = 0; i < 32; i++) pause(0);
       if (round_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
@@ -644,23 +691,88 @@ class Team {
       left_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
-  const int size_;
-  bool shared_ = false;
+  int size_ = 1;
   const std::function<void(int)>* work_ = nullptr;
   std::atomic<unsigned> round_{0};
-  std::atomic<int> left_{0}, arrived_{0}, turn_{0};
+  std::atomic<int> left_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
 
-Team& team(int size) {  // one for each size ever asked for; never torn down
-  static std::mutex mutex;
-  static std::vector<Team*> teams;
-  std::lock_guard<std::mutex> lock(mutex);
-  for (Team* t : teams)
-    if (t->size() == size) return *t;
-  teams.push_back(new Team(size));
-  return *teams.back();
+class Teams {  // those without a call, of this process; never torn down
+ public:
+  static Teams& here() {
+    Teams* teams = current_.load(std::memory_order_acquire);
+    if (teams && teams->process_ == getpid()) return *teams;
+    Teams* fresh = new Teams;  // threads, and whoever held a lock, are not there after a fork
+    if (current_.compare_exchange_strong(teams, fresh, std::memory_order_acq_rel)) return *fresh;
+    delete fresh;
+    return *teams;
+  }
+  Team* take(int size) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = 0; i < idle_.size(); i++) {
+      if (idle_[i].first != size) continue;
+      Team* team = idle_[i].second;
+      idle_.erase(idle_.begin() + i);
+      return team;
+    }
+    idle_.reserve(idle_.size() + ++made_);  // so that giving back cannot fail
+    return new Team(size);
+  }
+  void give(int size, Team* team) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    idle_.emplace_back(size, team);
+  }
+
+ private:
+  inline static std::atomic<Teams*> current_{nullptr};
+  const pid_t process_ = getpid();
+  std::mutex mutex_;
+  std::vector<std::pair<int, Team*>> idle_;
+  size_t made_ = 0;
+};
+#endif
+
+#ifdef _OPENMP
+const pid_t loaded_by = getpid();
+#endif
+
+int team_size(int threads) {  // no more than there are processors for: those beside would only be waited for
+#ifdef _OPENMP
+  if (threads < 2 || loaded_by != getpid()) return 1;  // OpenMP's threads are not there after a fork
+  return std::max(1, std::min(threads, omp_get_num_procs()));
+#else
+  if (threads < 2) return 1;
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (!sched_getaffinity(0, sizeof allowed, &allowed)) return std::min(threads, CPU_COUNT(&allowed));
+#endif
+  return std::max(1, std::min(threads, int(std::thread::hardware_concurrency())));
+#endif
+}
+
+// work(worker) by up to `threads` threads, all of which this waits for.
+template <class Work>
+Status in_parallel(int threads, const Work& work) noexcept try {
+  const int size = team_size(threads);
+  Barrier all;
+  if (size == 1) {
+    take_part(work, Worker{0, 1, all});
+  } else {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(size)
+    take_part(work, Worker{omp_get_thread_num(), omp_get_num_threads(), all});
+#else
+    Teams& teams = Teams::here();
+    Team* team = teams.take(size);
+    team->run([&](int id) { take_part(work, Worker{id, team->size(), all}); });
+    teams.give(size, team);
+#endif
+  }
+  return all.status();
+} catch (...) {
+  return why();
 }
 inline int share(int total, int unit, int part, int parts) {  // where part begins, in whole units
   const int64_t units = (total + unit - 1) / unit;
@@ -790,9 +902,11 @@ void normalise(const float* x, float* y, int n, const Norm& norm, bool layer_nor
   for (; i < n; i++) y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
+constexpr int PARTS = 64;  // of a long row's positions at most, however many threads there are
+
 // What a step works with, kept from step to step.
 struct Room {
-  std::vector<float> qkv, out, parts;  // shared: (B, (H + 2G) K), (B, D), (B, H, threads, K + 2)
+  std::vector<float> qkv, out, parts;  // shared: (B, (H + 2G) K), (B, D), (B, H, parts, K + 2)
   Input hidden;                        // shared: the feed-forward layer's inner activations
 };
 struct Own {  // of a thread
@@ -803,27 +917,26 @@ struct Own {  // of a thread
 struct Step {
   const Model& m;
   const Cache& cache;
-  const int batch;
+  const int batch, most;  // rows, parts of a row's positions
   const int32_t *tokens, *lengths;
   float* logits;
-  Team& crew;
   std::vector<float>&qkv, &out, &parts;
   Input& hidden;
 
   Step(const Model& model, const Cache& c, int b, const int32_t* t, const int32_t* l, float* y, int threads, Room& room)
-      : m(model), cache(c), batch(b), tokens(t), lengths(l), logits(y), crew(team(threads)), qkv(room.qkv),
-        out(room.out), parts(room.parts), hidden(room.hidden) {
+      : m(model), cache(c), batch(b), most(std::max(1, std::min(threads, PARTS))), tokens(t), lengths(l), logits(y),
+        qkv(room.qkv), out(room.out), parts(room.parts), hidden(room.hidden) {
     grow(qkv, size_t(b) * (m.heads + 2 * m.kv_heads) * m.head_width);
     grow(out, size_t(b) * m.width);
-    grow(parts, size_t(b) * m.heads * threads * (m.head_width + 2));
+    grow(parts, size_t(b) * m.heads * most * (m.head_width + 2));
     hidden.shape(b, m.ffn_width);
   }
   static void grow(std::vector<float>& v, size_t size) {
     if (v.size() < size) v.resize(size);
   }
 
-  void product(const Matrix& w, const Input& x, float* y, size_t stride, int id) {
-    multiply(w, share(w.rows, TILE, id, crew.size()), share(w.rows, TILE, id + 1, crew.size()), x, batch, y, stride, m.exact);
+  void product(const Matrix& w, const Input& x, float* y, size_t stride, const Worker& me) {
+    multiply(w, share(w.rows, TILE, me.id, me.count), share(w.rows, TILE, me.id + 1, me.count), x, batch, y, stride, m.exact);
   }
 
   void normed(const std::vector<float>& x, const Norm& norm, Input& y) {
@@ -865,8 +978,9 @@ struct Step {
     return cache.bf16 ? widen((const uint16_t*)p + i) : load((const float*)p + i);
   }
 
-  // How many parts so many positions are read in, by their number only: a row's sums must not depend on its neighbours.
-  int parts_of(int positions) const { return positions <= 128 ? 1 : crew.size(); }
+  // How many parts so many positions are read in: by their number and the threads asked for only, so that a row's sums
+  // depend neither on its neighbours nor on how many threads there are at the time.
+  int parts_of(int positions) const { return positions <= 128 ? 1 : most; }
 
   // Queries of one group of heads against a part of the positions: unnormalised output, largest score, sum of weights.
   void attend(const Layer& layer, int index, int b, int g, int part, const float* angles, std::vector<float>& scratch) {
@@ -949,7 +1063,7 @@ struct Step {
   }
 
   float* part_of(int b, int head, int part) {
-    return &parts[((size_t(b) * m.heads + head) * crew.size() + part) * (m.head_width + 2)];
+    return &parts[((size_t(b) * m.heads + head) * most + part) * (m.head_width + 2)];
   }
 
   // scores[i * room + s] = q_i k_s for N queries and the positions [from, from + count)
@@ -1055,12 +1169,12 @@ struct Step {
   }
 
   void merge(Input& y) {  // the parts of every head into one output (the softmax over all positions)
-    const int K = m.head_width, P = crew.size();
+    const int K = m.head_width, P = most;
     y.shape(batch, m.heads * K);
     for (int b = 0; b < batch; b++) {
       for (int h = 0; h < m.heads; h++) {
         const float* p = &parts[(size_t(b) * m.heads + h) * P * (K + 2)];
-        float top = -INFINITY, total = 0, weight[256];
+        float top = -INFINITY, total = 0, weight[PARTS];
         for (int i = 0; i < P; i++) top = std::max(top, p[i * (K + 2) + K]);
         for (int i = 0; i < P; i++) {
           const float* one = p + i * (K + 2);
@@ -1088,8 +1202,9 @@ struct Step {
       }
   }
 
-  void feed_forward(const Layer& layer, const Input& x, std::vector<float>& gate, std::vector<float>& up, int id) {
-    const int F = m.ffn_width, from = share(F, GROUP, id, crew.size()), to = share(F, GROUP, id + 1, crew.size());
+  void feed_forward(const Layer& layer, const Input& x, std::vector<float>& gate, std::vector<float>& up,
+                    const Worker& me) {
+    const int F = m.ffn_width, from = share(F, GROUP, me.id, me.count), to = share(F, GROUP, me.id + 1, me.count);
     if (from == to) return;
     grow(up, size_t(batch) * F), grow(gate, size_t(batch) * F);
     multiply(layer.up, from, to, x, batch, up.data(), F, m.exact);
@@ -1100,8 +1215,8 @@ struct Step {
     }
   }
 
-  void run(int id) {
-    const int D = m.width, K = m.head_width, P = crew.size(), wide = (m.heads + 2 * m.kv_heads) * K;
+  void run(const Worker& me) {
+    const int D = m.width, K = m.head_width, wide = (m.heads + 2 * m.kv_heads) * K;
     thread_local Own own;
     auto& [x, scratch, gate, up, global, local, position, post, in, heads] = own;
     grow(x, size_t(batch) * D), grow(position, D);
@@ -1118,36 +1233,36 @@ struct Step {
     for (int l = 0; l < m.depth; l++) {
       const Layer& layer = m.layers[l];
       normed(x, layer.attention, in);
-      product(layer.q, in, qkv.data(), wide, id);
-      product(layer.k, in, qkv.data() + size_t(m.heads) * K, wide, id);
-      product(layer.v, in, qkv.data() + size_t(m.heads + m.kv_heads) * K, wide, id);
-      crew.barrier();
+      product(layer.q, in, qkv.data(), wide, me);
+      product(layer.k, in, qkv.data() + size_t(m.heads) * K, wide, me);
+      product(layer.v, in, qkv.data() + size_t(m.heads + m.kv_heads) * K, wide, me);
+      me.barrier();
       const float* table = (layer.local ? local : global).data();
-      for (int task = id; task < batch * m.kv_heads * P; task += P) {
+      for (int task = me.id; task < batch * m.kv_heads * most; task += me.count) {
         // Parts follow pairs, so that rows in one part are shared among threads too.
         const int pairs = batch * m.kv_heads, part = task / pairs, pair = task % pairs, b = pair / m.kv_heads;
         attend(layer, l, b, pair % m.kv_heads, part, m.rope ? table + size_t(b) * K : nullptr, scratch);
       }
-      crew.barrier();
+      me.barrier();
       merge(heads);
-      product(layer.o, heads, out.data(), D, id);
-      crew.barrier();
+      product(layer.o, heads, out.data(), D, me);
+      me.barrier();
       add(x, layer.attention_post, post);
       normed(x, layer.ffn, in);
-      feed_forward(layer, in, gate, up, id);
-      crew.barrier();
-      product(layer.down, hidden, out.data(), D, id);
-      crew.barrier();
+      feed_forward(layer, in, gate, up, me);
+      me.barrier();
+      product(layer.down, hidden, out.data(), D, me);
+      me.barrier();
       add(x, layer.ffn_post, post);
     }
     normed(x, m.norm, in);
-    product(m.head, in, logits, m.vocab, id);
+    product(m.head, in, logits, m.vocab, me);
   }
 };
 
 }  // namespace
 
-extern "C" {
+extern "C" {  // what can fail returns a Status
 
 int32_t tfcli_sizes(int32_t which) {  // that Python and this file agree on the structures
   const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache)};
@@ -1156,6 +1271,14 @@ int32_t tfcli_sizes(int32_t which) {  // that Python and this file agree on the 
 
 int32_t tfcli_bf16_products() {
 #ifdef BF16_PRODUCTS
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+int32_t tfcli_bf16_tiles() {  // whether the processor multiplies whole tiles of bf16, which nothing here does
+#ifdef __AMX_BF16__
   return 1;
 #else
   return 0;
@@ -1171,36 +1294,39 @@ int32_t tfcli_int8_products() {
 }
 
 // tokens[b] follows the lengths[b] positions of row b in the cache: stores its key and value, writes logits (B, V).
-void tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
-                float* logits, int32_t threads) {
+int32_t tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
+                float* logits, int32_t threads) try {
   thread_local Room room;
   Step step(*model, *cache, batch, tokens, lengths, logits, threads, room);
-  step.crew.run([&](int id) { step.run(id); });
+  return in_parallel(threads, [&](const Worker& me) { step.run(me); });
+} catch (...) {
+  return why();
 }
 
 // y (B, rows) = x (B, cols) W^T + bias
-void tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, int32_t exact, int32_t threads) {
+int32_t tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, int32_t exact, int32_t threads) try {
   Input in;
   in.shape(batch, w->cols);
   for (int b = 0; b < batch; b++) {
     memcpy(in.row(b), x + size_t(b) * w->cols, sizeof(float) * w->cols);
     in.round(b, w->cols, 0, w->cols, exact);
   }
-  team(threads).run([&](int id) {
-    multiply(*w, share(w->rows, TILE, id, threads), share(w->rows, TILE, id + 1, threads), in, batch, y, w->rows, exact);
+  return in_parallel(threads, [&](const Worker& me) {
+    multiply(*w, share(w->rows, TILE, me.id, me.count), share(w->rows, TILE, me.id + 1, me.count), in, batch, y, w->rows, exact);
   });
+} catch (...) {
+  return why();
 }
 
 // The same for rows of bf16 whose length is a multiple of 32, by a W in tiles; only where tfcli_bf16_products().
-void tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) {
+int32_t tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) try {
   Input in;
   in.borrow(x, batch, w->cols);
-  Team& crew = team(threads);
-  crew.run([&](int id) {
+  return in_parallel(threads, [&](const Worker& me) {
     if (w->kind != TILED)
-      for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) in.sum_up(b);
-    crew.barrier();
-    const int from = share(w->rows, TILE, id, threads), to = share(w->rows, TILE, id + 1, threads);
+      for (int b = share(batch, 1, me.id, me.count); b < share(batch, 1, me.id + 1, me.count); b++) in.sum_up(b);
+    me.barrier();
+    const int from = share(w->rows, TILE, me.id, me.count), to = share(w->rows, TILE, me.id + 1, me.count);
     // Some input rows at a time: they stay in the cache while all of the weights pass.
     for (int b = 0; b < batch && from < to; b += 64) {
       Input some;
@@ -1209,17 +1335,18 @@ void tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uint16
       multiply_tiles(*w, from, to, some, std::min(64, batch - b), nullptr, y + size_t(b) * w->rows, w->rows, false);
     }
   });
+} catch (...) {
+  return why();
 }
 
 #ifdef INT8_PRODUCTS
 // The same by a Q8 matrix without `low`, input rows rounded to 8 bits too.
-void tfcli_linear_int8(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) {
+int32_t tfcli_linear_int8(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) try {
   Coarse in(batch, w->cols);
-  Team& crew = team(threads);
-  crew.run([&](int id) {
-    for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) in.round(x + size_t(b) * w->cols, b);
-    crew.barrier();
-    const int from = share(w->rows, TILE, id, threads), to = share(w->rows, TILE, id + 1, threads);
+  return in_parallel(threads, [&](const Worker& me) {
+    for (int b = share(batch, 1, me.id, me.count); b < share(batch, 1, me.id + 1, me.count); b++) in.round(x + size_t(b) * w->cols, b);
+    me.barrier();
+    const int from = share(w->rows, TILE, me.id, me.count), to = share(w->rows, TILE, me.id + 1, me.count);
     std::vector<uint8_t> codes(size_t(w->groups) * GROUP * TILE);
     for (int tile = from / TILE; tile * TILE < to; tile++) {
       fours(*w, tile, codes.data());
@@ -1228,14 +1355,16 @@ void tfcli_linear_int8(const Matrix* w, int32_t batch, const uint16_t* x, uint16
       multiply_int8<1>(*w, tile, codes.data(), in, b, batch, y);
     }
   });
+} catch (...) {
+  return why();
 }
 #endif
 
 // A BF16 matrix as a TILED one: out (tiles, padded columns / 2, 32, 2).
-void tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
+int32_t tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
   const int pairs = padded(w->cols) / 2, tiles = (w->rows + TILE - 1) / TILE;
-  team(threads).run([&](int id) {
-    for (int tile = share(tiles, 1, id, threads); tile < share(tiles, 1, id + 1, threads); tile++) {
+  return in_parallel(threads, [&](const Worker& me) {
+    for (int tile = share(tiles, 1, me.id, me.count); tile < share(tiles, 1, me.id + 1, me.count); tile++) {
       uint32_t* to = (uint32_t*)out + size_t(tile) * pairs * TILE;
       for (int r = 0; r < TILE; r++) {
         const int n = tile * TILE + r, cols = n < w->rows ? w->cols : 0;
@@ -1248,11 +1377,11 @@ void tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
 }
 
 // y = RMSNorm(x) w over rows of `cols`; bf16 or fp32 alike in x and y.
-void tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float* weight, float eps, int32_t bf16,
+int32_t tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float* weight, float eps, int32_t bf16,
                 int32_t threads) {
-  team(threads).run([&](int id) {
+  return in_parallel(threads, [&](const Worker& me) {
     std::vector<float> wide(cols);
-    for (int r = share(rows, 1, id, threads); r < share(rows, 1, id + 1, threads); r++) {
+    for (int r = share(rows, 1, me.id, me.count); r < share(rows, 1, me.id + 1, me.count); r++) {
       const size_t at = size_t(r) * cols;
       const float* from = (const float*)x + at;
       if (bf16) to_wide((const uint16_t*)x + at, wide.data(), cols), from = wide.data();
@@ -1264,12 +1393,12 @@ void tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float*
 
 // Heads (tokens, heads, width): QK-norm where there is a weight, then rotation by cos and sin (tables, width / 2), which
 // repeat every `tables` tokens. x and y may be the same.
-void tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int32_t width, const float* weight, float eps,
+int32_t tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int32_t width, const float* weight, float eps,
                   const float* cos, const float* sin, int32_t tables, int32_t bf16, int32_t threads) {
-  team(threads).run([&](int id) {
+  return in_parallel(threads, [&](const Worker& me) {
     std::vector<float> wide(width), out(width);
     const int half = width / 2;
-    for (int t = share(tokens, 1, id, threads); t < share(tokens, 1, id + 1, threads); t++) {
+    for (int t = share(tokens, 1, me.id, me.count); t < share(tokens, 1, me.id + 1, me.count); t++) {
       const float *c = cos + size_t(t % tables) * half, *s = sin + size_t(t % tables) * half;
       for (int h = 0; h < heads; h++) {
         const size_t at = (size_t(t) * heads + h) * width;
@@ -1286,11 +1415,11 @@ void tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int32_t
 }
 
 // y = act(gate) * up, or act(up) where there is no gate; all of n numbers, y may be one of the others.
-void tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int32_t activation, int32_t bf16, int32_t threads) {
-  team(threads).run([&](int id) {
+int32_t tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int32_t activation, int32_t bf16, int32_t threads) {
+  return in_parallel(threads, [&](const Worker& me) {
     const int64_t units = (n + 1023) / 1024;
     float g[1024], u[1024];
-    for (int64_t unit = units * id / threads; unit < units * (id + 1) / threads; unit++) {
+    for (int64_t unit = units * me.id / me.count; unit < units * (me.id + 1) / me.count; unit++) {
       const int64_t at = unit * 1024;
       const int count = int(std::min<int64_t>(1024, n - at));
       const float *a = gate ? (const float*)gate + at : nullptr, *b = (const float*)up + at;
@@ -1306,10 +1435,10 @@ void tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int32_
 }
 
 // Rows of W (all of them, or those listed) as fp32 or, rounded to nearest, as bf16: out (count, cols).
-void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out, int32_t bf16, int32_t threads) {
-  team(threads).run([&](int id) {
+int32_t tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out, int32_t bf16, int32_t threads) {
+  return in_parallel(threads, [&](const Worker& me) {
     std::vector<float> row(w->cols);
-    for (int i = share(count, 1, id, threads); i < share(count, 1, id + 1, threads); i++) {
+    for (int i = share(count, 1, me.id, me.count); i < share(count, 1, me.id + 1, me.count); i++) {
       const size_t at = size_t(i) * w->cols;
       float* to = bf16 ? row.data() : (float*)out + at;
       unpack_row(*w, int(rows ? rows[i] : i), to);
@@ -1323,18 +1452,18 @@ void tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out
 // Attention of many queries at once in bf16 (Vaswani et al. 2017, eq. 1): out (B, H, T, K) of q (B, H, T, K) and keys and
 // values (B, G, S, K) with strides of their own; query t sees the keys up to offset + t, or all where it is not causal.
 // `bias` (B, S), or null, is added to the scores of a row's keys. K is a multiple of 32 of at most 256. Scores and sums are fp32.
-void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch, int32_t heads,
+int32_t tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch, int32_t heads,
                   int32_t groups, int32_t queries, int32_t length, int32_t width, const int64_t* strides, float scale,
-                  const float* bias, int32_t causal, int32_t offset, int32_t threads) {
+                  const float* bias, int32_t causal, int32_t offset, int32_t threads) try {
   // strides: of q, keys, values and out, from row to row, head to head and position to position
   const int n = heads / groups, S = (length + 31) / 32 * 32, K = width;
   constexpr int ROWS = 32;  // queries of a task
   const int blocks = (queries + ROWS - 1) / ROWS, pairs_of_heads = batch * groups;
   // Many rows: each thread packs the keys and values of one at a time, in a place of its own. Few: all, for all threads.
-  const bool apart = pairs_of_heads >= 4 * threads;
+  const int most = team_size(threads);
+  const bool apart = pairs_of_heads >= 4 * most;
   const size_t packed = size_t(S) * K;
-  std::unique_ptr<uint16_t[]> shared(new uint16_t[2 * packed * (apart ? threads : pairs_of_heads)]);
-  Team& crew = team(threads);
+  std::unique_ptr<uint16_t[]> shared(new uint16_t[2 * packed * (apart ? most : pairs_of_heads)]);
   std::atomic<int> next{0};
   // Keys of sixteen positions as pairs of columns, values of two positions as pairs: what products want in a lane.
   auto pack = [&](int pair, uint16_t* pk) {
@@ -1358,7 +1487,7 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
         for (int j = 0; j < K; j++) to[j] = s < length ? even[j] : 0;
     }
   };
-  crew.run([&](int id) {
+  return in_parallel(most, [&](const Worker& me) {
     std::vector<float> scores(size_t(ROWS) * S);
     std::vector<uint16_t> weights(size_t(ROWS) * S);
     float inverse[ROWS];
@@ -1432,7 +1561,7 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
         }
     };
     if (apart) {
-      uint16_t* own = &shared[2 * packed * id];
+      uint16_t* own = &shared[2 * packed * me.id];
       for (int pair; (pair = next.fetch_add(1)) < pairs_of_heads;) {
         pack(pair, own);
         for (int h = pair % groups * n; h < (pair % groups + 1) * n; h++)
@@ -1440,20 +1569,22 @@ void tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* value
       }
       return;
     }
-    for (int pair = id; pair < pairs_of_heads; pair += threads) pack(pair, &shared[2 * packed * pair]);
-    crew.barrier();
+    for (int pair = me.id; pair < pairs_of_heads; pair += me.count) pack(pair, &shared[2 * packed * pair]);
+    me.barrier();
     for (int task; (task = next.fetch_add(1)) < batch * heads * blocks;) {
       // The longest rows first: of causal attention the last queries.
       const int b = task % (batch * heads) / heads, h = task % heads;
       attend(b, h, blocks - 1 - task / (batch * heads), &shared[2 * packed * (size_t(b) * groups + h / n)]);
     }
   });
+} catch (...) {
+  return why();
 }
 #endif
 
 // The likeliest token of each row, the first of equals, or the one that `ids` names, and its log-probability; a row
 // that is not finite has id -1.
-void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs, int32_t chosen,
+int32_t tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs, int32_t chosen,
                 int32_t threads) {
   auto row = [&](int b) {
     const float* x = logits + size_t(b) * vocab;
@@ -1489,9 +1620,12 @@ void tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids,
     ids[b] = bad ? -1 : best;
     logprobs[b] = float(double(x[best]) - top - std::log(sum(total) + rest));
   };
-  if (batch == 1) return row(0);
-  team(threads).run([&](int id) {
-    for (int b = share(batch, 1, id, threads); b < share(batch, 1, id + 1, threads); b++) row(b);
+  if (batch == 1) {
+    row(0);
+    return DONE;
+  }
+  return in_parallel(threads, [&](const Worker& me) {
+    for (int b = share(batch, 1, me.id, me.count); b < share(batch, 1, me.id + 1, me.count); b++) row(b);
   });
 }
 

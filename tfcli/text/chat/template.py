@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import GeneratorType
@@ -151,7 +152,7 @@ def _check_name(name: Any) -> None:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja with a budget, which stands anew before each rendering."""
+    """Jinja with a budget, which stands anew before each rendering; every thread that renders has its own."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
@@ -163,13 +164,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=[_Generation, loopcontrols],
             finalize=_shown,
         )
-        self.budget = Budget(WORK)
+        self._of_thread = threading.local()
         for name in FILTERS_LEFT_OUT:
             del self.filters[name]
         self.filters["tojson"] = tojson
         self.filters = {name: self._counted(name, filter) for name, filter in self.filters.items()}
         del self.globals["lipsum"]
         self.globals |= {"namespace": _Names, "raise_exception": _raise, "strftime_now": _now}
+
+    @property
+    def budget(self) -> Budget:
+        """What is left to the rendering of this thread."""
+        budget: Budget = self._of_thread.budget
+        return budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        self._of_thread.budget = budget
 
     def template(self, source: str) -> jinja2.Template:
         """The compiled template; raises what Jinja raises for a wrong one."""
