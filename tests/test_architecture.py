@@ -29,6 +29,7 @@ FLOORS = {
     "compression": 9,
     "inspection": 9,
     "benchmark": 9,
+    "apply": 9,
     "cli": 10,
     "__main__": 11,
 }

@@ -80,6 +80,24 @@ class Runtime:
         return peak_resident()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a model is to compute on and in, as it was asked for; None: the best there is."""
+
+    device: str | None = None
+    """auto, cuda, mps or cpu."""
+    precision: str | None = None
+    """auto, fp32 or bf16."""
+    threads: int | None = None
+    """CPU threads."""
+    quantize: str | None = None
+    """int8 or int4: weights in fewer bits than they are stored in."""
+
+    def runtime(self) -> Runtime:
+        """The runtime that was asked for. Raises UserError for what is not there."""
+        return Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
+
+
 def peak_resident() -> int:
     """Peak resident set of this process in bytes (0 where the system does not tell)."""
     try:

@@ -35,7 +35,7 @@ def inspect(
     Example: tfcli inspect runs/first
     """
     from tfcli.formats.hf.directory import find_model
-    from tfcli.inspection.describe import describe
+    from tfcli.inspection.describe import inspect as describe
 
     if not targets:
         targets = [str(find_model(None))]

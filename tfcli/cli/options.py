@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from tfcli.config.options import DataOptions, PretrainConfig
 
-if TYPE_CHECKING:
-    from tfcli.runtime import Runtime
-
 LENGTH, MACHINE, OUTPUT, RUN, TEXT = "Length", "Machine", "Output", "Run", "Text"
-
-
-class Machine(NamedTuple):
-    """What a model is to compute on and in, as a command was asked; None: its own choice."""
-
-    device: str | None
-    precision: str | None
-    threads: int | None
-    quantize: str | None = None
-
-    def runtime(self) -> Runtime:
-        """What there is of it. Raises UserError for what there is not."""
-        from tfcli.runtime import Runtime
-
-        return Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
 
 
 def sets(help: str, panel: str | None) -> Any:
