@@ -189,6 +189,18 @@ def test_commands_import_at_the_top_only_what_help_needs() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_commands_compute_nothing() -> None:
+    """They parse, call a function of the library and render: numbers and temporary files are for those below."""
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, path in MODULES.items()
+        if name.startswith("tfcli.cli.")
+        for target, line, _ in imports(path)
+        if target.split(".")[0] in ("torch", "numpy", "tempfile") or target.startswith(("tfcli.model", "tfcli.native"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

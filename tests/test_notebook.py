@@ -16,7 +16,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "sample_data").mkdir()
-    for name, lines in (("prompts.txt", 200), ("mail.tsv", 81)):
+    for name, lines in (("english.txt", 200), ("mail.tsv", 81)):
         text = (ROOT / "sample_data" / name).read_text(encoding="utf-8").split("\n")[:lines]
         (folder / "sample_data" / name).write_text("\n".join(text) + "\n", encoding="utf-8")
     notebook = nbformat.read(ROOT / "tests" / "first_steps.ipynb", as_version=4)
