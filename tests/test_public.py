@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 
 import tfcli
-import tfcli.apply
+from tfcli.apply import predict
 
 FUNCTIONS = ("bench", "compress", "convert", "evaluate", "finetune", "inspect", "load", "predict", "pretrain")
 REVIEWS = "text,label\n" + "".join(
@@ -59,8 +59,7 @@ def test_signatures_are_typed_and_short_by_position(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "Tokenizer", "TaskModel"])
 def test_the_example_of_each_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    documented: Any = tfcli.apply.TaskModel if name == "TaskModel" else getattr(tfcli, name)
-    (example,) = doctest.DocTestFinder(recurse=False).find(documented, name, globs={})
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(tfcli, name), name, globs={})
     assert example.examples and "Example:" in (example.docstring or "")
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
@@ -76,17 +75,17 @@ def test_the_example_of_each_runs(name: str, folder: Path, monkeypatch: pytest.M
 
 def test_a_stream_of_texts_is_answered_as_it_comes(folder: Path) -> None:
     """A window at a time, in order: what the command does with stdin."""
-    model = tfcli.apply.TaskModel.load(folder / "runs" / "reviews")
+    model = tfcli.TaskModel.load(folder / "runs" / "reviews")
     taken: list[int] = []
 
     def texts() -> Iterator[str]:
-        for number in range(2 * tfcli.apply.WINDOW + 1):
+        for number in range(2 * predict.WINDOW + 1):
             taken.append(number)
             yield f"film {number}"
 
     answers = model.predict(model.parsed(texts()))
-    assert next(answers)["text"] == "film 0" and len(taken) == tfcli.apply.WINDOW
-    assert [answer["text"] for answer in answers] == [f"film {n}" for n in range(1, 2 * tfcli.apply.WINDOW + 1)]
+    assert next(answers)["text"] == "film 0" and len(taken) == predict.WINDOW
+    assert [answer["text"] for answer in answers] == [f"film {n}" for n in range(1, 2 * predict.WINDOW + 1)]
 
 
 def test_predict_names_the_text_that_is_none(folder: Path) -> None:

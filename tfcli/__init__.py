@@ -17,8 +17,10 @@ __all__ = [
     "EvaluateOptions",
     "Evaluation",
     "Generation",
+    "Machine",
     "RunError",
     "Sampling",
+    "TaskModel",
     "Tokenizer",
     "TokenizerOptions",
     "UserError",
@@ -34,7 +36,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from tfcli.apply import EvaluateOptions, evaluate, predict
+    from tfcli.apply.evaluate import EvaluateOptions, evaluate
+    from tfcli.apply.predict import TaskModel, predict
     from tfcli.benchmark.bench import BenchOptions, bench
     from tfcli.compression.quantize import compress
     from tfcli.config.options import DataOptions, Sampling, TokenizerOptions
@@ -42,13 +45,15 @@ if TYPE_CHECKING:
     from tfcli.formats.convert import convert
     from tfcli.infer.engine import Engine, Generation, load
     from tfcli.inspection.describe import inspect
+    from tfcli.runtime import Machine
     from tfcli.tasks.task import Evaluation
     from tfcli.text.corpus.tokenizer import Tokenizer
     from tfcli.train.finetune import finetune
     from tfcli.train.pretrain import pretrain
 
 _MODULES = {
-    "tfcli.apply": ("EvaluateOptions", "evaluate", "predict"),
+    "tfcli.apply.evaluate": ("EvaluateOptions", "evaluate"),
+    "tfcli.apply.predict": ("TaskModel", "predict"),
     "tfcli.benchmark.bench": ("BenchOptions", "bench"),
     "tfcli.compression.quantize": ("compress",),
     "tfcli.config.options": ("DataOptions", "Sampling", "TokenizerOptions"),
@@ -56,6 +61,7 @@ _MODULES = {
     "tfcli.formats.convert": ("convert",),
     "tfcli.infer.engine": ("Engine", "Generation", "load"),
     "tfcli.inspection.describe": ("inspect",),
+    "tfcli.runtime": ("Machine",),
     "tfcli.tasks.task": ("Evaluation",),
     "tfcli.text.corpus.tokenizer": ("Tokenizer",),
     "tfcli.train.finetune": ("finetune",),

@@ -86,10 +86,10 @@ def test_windows_of_long_contexts(
     files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is pretrained here is scored in its whole context; a finetuned model, as any other, in shorter windows."""
-    from tfcli import apply
+    from tfcli.apply import evaluate
     from tfcli.tasks.lm import task as lm
 
-    for module in (apply, lm):
+    for module in (evaluate, lm):
         monkeypatch.setattr(module, "WINDOW_TOKENS", 8)
     held = files / "many.jsonl"
     sizes = ["--depth", "1", "--context", "16", "--batch-size", "4", "--vocab-size", "400", "--steps", "4"]
@@ -98,7 +98,7 @@ def test_windows_of_long_contexts(
     for run, command in ((files / "base", first), (files / "run", [*again, "--set", "train.steps=2"])):
         assert main([*command, "--val", str(held), *ON_CPU]) == 0
         assert evaluated(run, held, capfd)["loss"] == pytest.approx(best(run)["val_loss"], rel=1e-6)
-    monkeypatch.setattr(apply, "WINDOW_TOKENS", 16)
+    monkeypatch.setattr(evaluate, "WINDOW_TOKENS", 16)
     whole = evaluated(files / "run", held, capfd)["loss"]
     assert whole != pytest.approx(best(files / "run")["val_loss"], rel=1e-6)
 

@@ -198,7 +198,7 @@ def test_adapters_of_an_encoder_decoder(tmp_path: Path) -> None:
 
     import transformers
 
-    from tfcli.apply import TaskModel, task_of
+    from tfcli.apply.predict import TaskModel, task_of
     from tfcli.formats.open import open_path
     from tfcli.runtime import Machine
 

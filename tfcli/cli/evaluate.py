@@ -77,8 +77,8 @@ def evaluate(
 
     Example: tfcli evaluate runs/first held-out.txt
     """
-    from tfcli.apply import EvaluateOptions
-    from tfcli.apply import evaluate as score
+    from tfcli.apply.evaluate import EvaluateOptions
+    from tfcli.apply.evaluate import evaluate as score
 
     result = score(
         model,

@@ -57,7 +57,7 @@ def predict(
     """  # fmt: skip
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
-    from tfcli.apply import EMBED, FILL, TaskModel, choose_task
+    from tfcli.apply.predict import EMBED, FILL, TaskModel, choose_task
     from tfcli.formats.open import open_path
     from tfcli.runtime import Machine
 

@@ -1,4 +1,4 @@
-"""Predict and evaluate: a model of any kind applied to texts, and scored on text or labelled data."""
+"""Evaluate: a model scored on text, or on the labelled data of the task that it was finetuned for."""
 
 from __future__ import annotations
 
@@ -7,237 +7,35 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from tfcli import disk
+from tfcli.apply.predict import Note, load_whole, runtime_of, silent, task_of
 from tfcli.config.options import WINDOW_TOKENS, DataOptions
 from tfcli.config.resolve import known_keys, resolve
-from tfcli.errors import RunError, UserError, unknown
+from tfcli.errors import RunError, UserError
 from tfcli.formats import lstm
-from tfcli.formats.hf.heads import Loaded
 from tfcli.formats.hf.stored import LSTM
 from tfcli.formats.open import Opened, open_path
 from tfcli.infer import score
-from tfcli.infer.engine import Engine
 from tfcli.model.lstm import Lstm
-from tfcli.model.quant.quantize import Quantization, quantize_model
 from tfcli.model.transformer import Transformer
 from tfcli.objectives import masked
 from tfcli.objectives.fill import FillPredictor
 from tfcli.runtime import Machine, Runtime
-from tfcli.tasks.applications import APPLICATIONS, KINDS, application
+from tfcli.tasks.applications import application
 from tfcli.tasks.common.options import check
-from tfcli.tasks.task import Evaluation, Predictor
+from tfcli.tasks.task import Evaluation
 from tfcli.text.corpus.encoding import Encoded, encode
 from tfcli.text.read import hf_data
 from tfcli.text.read.sources import Chunk, find, read
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.train import notebook
-
-Note: TypeAlias = Callable[[str], None]
-EMBED, FILL = "embed", "fill"
-"""Tasks beside those that a model is finetuned for: texts as vectors, words for [MASK]."""
-WINDOW = 1024
-"""Inputs that are held at once."""
-
-
-def _silent(line: str) -> None:
-    return
-
-
-def predict(
-    model: str | Path | Opened,
-    texts: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
-    *,
-    task: str | None = None,
-    beam: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
-    quantize: str | None = None,
-    on_note: Note | None = None,
-) -> list[dict[str, Any]]:
-    """Answer each text by the model's task: one object for each, in their order, as ``tfcli predict`` prints them.
-
-    A text is a string, or an object with the fields that the task reads, such as {"question": ..., "context": ...}.
-    ``task`` defaults to the one that the model was finetuned for, else "embed": vectors of length 1, computed in fp32
-    unless ``precision`` says otherwise; "fill" gives words for each [MASK]. ``beam`` is the width of a translation's
-    search. An answer has "cut" where its text was longer than the model's context. ``device``, ``precision``,
-    ``threads`` and ``quantize`` as in ``load``. Raises UserError for a task that the model does not have, and for a
-    text that is none.
-
-    To ask a loaded model again, or to answer a stream of texts, use ``TaskModel``.
-
-    Example:
-        >>> import tfcli
-        >>> [answer] = tfcli.predict("runs/reviews", ["A lovely film."])
-        >>> sorted(answer)
-        ['label', 'probabilities', 'score', 'text']
-        >>> [len(answer["embedding"]) for answer in tfcli.predict("runs/first", ["a king", "a well"], task="embed")]
-        [32, 32]
-    """
-    machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
-    loaded = TaskModel.load(model, task=task, beam=beam, machine=machine, on_note=on_note)
-    rows = [texts] if isinstance(texts, str | Mapping) else texts
-    total = len(rows) if isinstance(rows, Sequence) else 0
-    tell = notebook.counter("texts")
-    answers: list[dict[str, Any]] = []
-    for answer in loaded.predict(loaded.parsed(rows)):
-        answers.append(answer)
-        if len(answers) % WINDOW == 0 or len(answers) == total:
-            tell(len(answers), total)
-    return answers
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskModel:
-    """A model that is loaded and answers one task, as often as it is asked.
-
-    Example:
-        >>> from tfcli.apply import TaskModel
-        >>> model = TaskModel.load("runs/reviews")
-        >>> model.task
-        'classify'
-        >>> for answer in model.predict(model.parsed(["Lovely.", "Dull."])):
-        ...     print(answer["text"])
-        Lovely.
-        Dull.
-    """
-
-    task: str
-    predictor: Predictor | FillPredictor | EmbedPredictor
-
-    @classmethod
-    def load(
-        cls,
-        model: str | Path | Opened,
-        *,
-        task: str | None = None,
-        beam: int | None = None,
-        machine: Machine | None = None,
-        on_note: Note | None = None,
-    ) -> TaskModel:
-        """The model at a path, ready for ``task``; ``on_note`` is told the device. Raises UserError as ``predict``."""
-        opened = model if isinstance(model, Opened) else open_path(model)
-        machine, note = machine or Machine(), on_note or _silent
-        name = choose_task(opened, task)
-        predictor = load_predictor(opened, name, machine, note)
-        if beam is not None:
-            search = getattr(predictor, "search", None)
-            if search is None:
-                raise UserError("--beam goes with models that translate", hint=f"this one answers the task {name}")
-            search(beam)
-        return cls(task=name, predictor=predictor)
-
-    def parsed(self, texts: Iterable[str | Mapping[str, Any]]) -> Iterator[Any]:
-        """What ``predict`` takes, of strings and objects. Raises UserError for one that the task does not read."""
-        for number, text in enumerate(texts, 1):
-            try:
-                yield self.predictor.plain(text) if isinstance(text, str) else self.predictor.parse(dict(text))
-            except UserError as error:
-                raise UserError(f"text {number} {error.message}", hint=error.hint) from None
-
-    def predict(self, inputs: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """The answer of each input as the predictor parsed it, in order; of any number in bounded memory."""
-        inputs = iter(inputs)
-        while window := list(islice(inputs, WINDOW)):
-            yield from self.predictor.predict(window)
-
-
-class EmbedPredictor:
-    """Vectors of texts: the mean of the last hidden states, of length 1."""
-
-    key = "text"
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def plain(self, line: str) -> str:
-        """A line is a text."""
-        return line
-
-    def parse(self, row: dict[str, Any]) -> str:
-        """The "text" of an object."""
-        text = row.get(self.key)
-        if not isinstance(text, str):
-            raise UserError(f'has no "{self.key}" with a string')
-        return text
-
-    def predict(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """{"text", "embedding"}, with "cut" where the text was longer than the context."""
-        encoded = [self.engine.fitted(text) for text in inputs]
-        vectors = self.engine.embed(encoded)
-        return [
-            {"text": text, "embedding": [round(float(number), 7) for number in vector]}
-            | ({"cut": True} if one.cut else {})
-            for text, vector, one in zip(inputs, vectors, encoded, strict=True)
-        ]
-
-    def show(self, answer: Mapping[str, Any]) -> str:
-        """The text, a tab and the numbers of its vector."""
-        return f"{' '.join(answer['text'].split())}\t{' '.join(map(str, answer['embedding']))}"
-
-
-def task_of(model: Opened) -> str | None:
-    """The task that a model was finetuned for; None for none and for files.
-
-    Raises UserError where there is nothing.
-    """
-    ours = model.hf_config.get("tfcli")
-    name = ours.get("task") if isinstance(ours, dict) else None
-    name = name or KINDS.get(model.head or "")
-    return name if isinstance(name, str) and name in APPLICATIONS else None
-
-
-def choose_task(model: Opened, asked: str | None) -> str:
-    """The task that is asked for, else what the model was finetuned for, else "embed".
-
-    Raises UserError for a task that it does not have.
-    """
-    finetuned = task_of(model)
-    name = asked or finetuned or EMBED
-    if name in (finetuned, EMBED, FILL):
-        return name
-    if name in APPLICATIONS:
-        path = model.path
-        raise UserError(f"{path} was not finetuned for {name}", hint=f"tfcli finetune {path} DATA --task {name}")
-    raise unknown("task", name, (EMBED, FILL, *APPLICATIONS))
-
-
-def load_predictor(
-    model: Opened, task: str, machine: Machine, note: Note
-) -> Predictor | FillPredictor | EmbedPredictor:
-    """The model, ready to answer a task of its own. Raises UserError as ``Opened.load_whole`` does."""
-    if task == EMBED:
-        machine = replace(machine, precision=machine.precision or "fp32")
-        runtime = _runtime(machine, note)
-        return EmbedPredictor(Engine(*model.load(runtime=runtime, quantize=machine.quantize), runtime))
-    loaded, runtime = _loaded(model, machine, note)
-    if task == FILL:
-        return FillPredictor(loaded.model, loaded.codec)
-    return application(task).predictor(loaded.model, loaded.codec, loaded.hf_config, runtime)
-
-
-def _loaded(model: Opened, machine: Machine, note: Note) -> tuple[Loaded, Runtime]:
-    """The model with its head, quantized where that is asked for."""
-    runtime = _runtime(machine, note)
-    loaded = model.load_whole(runtime=runtime, on_note=note)
-    if machine.quantize is not None:
-        quantize_model(loaded.model, Quantization.of(machine.quantize), name=str(model.path))
-    loaded.model.requires_grad_(False)
-    return loaded, runtime
-
-
-def _runtime(machine: Machine, note: Note) -> Runtime:
-    runtime = machine.runtime()
-    note(f"device: {runtime.describe()}")
-    return runtime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -310,7 +108,7 @@ def evaluate(
         data=specs,
         options=asked,
         machine=Machine(device=device, precision=precision, threads=threads, quantize=quantize),
-        note=on_note or _silent,
+        note=on_note or silent,
         on_progress=on_progress,
     )
     task = task_of(opened)
@@ -362,7 +160,7 @@ class _Scoring:
         options = self._data_options()
         masks = resolve(masked.MaskingConfig, sets=[*_trained_masks(self._run), *self.options.sets])[0].mlm
         masked.check_shares(masks)
-        loaded, runtime = _loaded(self.opened, self.machine, self.note)
+        loaded, runtime = load_whole(self.opened, self.machine, self.note)
         codec = FillPredictor(loaded.model, loaded.codec).filler.codec  # which refuses what does not fill in
         masking = masked.Masking(tokenizer=codec, options=masks)
         context = self._window(loaded.model.config.context)
@@ -403,7 +201,7 @@ class _Scoring:
             if name != "classify":
                 raise UserError(f"--confusion goes with a model that classifies, this one is of the task {name}")
             plot.check(asked.confusion)
-        loaded, runtime = _loaded(self.opened, self.machine, self.note)
+        loaded, runtime = load_whole(self.opened, self.machine, self.note)
         predictor = application(name).predictor(loaded.model, loaded.codec, loaded.hf_config, runtime)
         if asked.confusion is not None and getattr(predictor, "multi", False):
             raise UserError("--confusion goes with one label a text, this model gives several")
@@ -456,12 +254,12 @@ class _Scoring:
     def _decoder(self) -> tuple[Transformer | Lstm, Codec, Runtime]:
         """The model to score, a baseline too, and its tokenizer."""
         if self.opened.hf_config.get("model_type") != LSTM:
-            runtime = _runtime(self.machine, self.note)
+            runtime = runtime_of(self.machine, self.note)
             made, codec = self.opened.load(runtime=runtime, quantize=self.machine.quantize)
             return made.requires_grad_(False), codec, runtime
         if self.machine.quantize is not None:
             raise UserError("--quantize does not go with an LSTM", hint="leave it out")
-        runtime = _runtime(self.machine, self.note)
+        runtime = runtime_of(self.machine, self.note)
         return *lstm.load(self.opened.path, runtime=runtime, hf_config=self.opened.hf_config), runtime
 
     def _encode(self, options: DataOptions, codec: Codec, *, begin: bool, folder: Path) -> Encoded:
