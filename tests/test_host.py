@@ -135,8 +135,7 @@ def compress(folder: Path) -> None:
 
     source = save(folder / "model", width=64)
     text(folder, TEXT[:300])
-    chosen = Runtime.detect(device="cpu", threads=3)
-    compress(source, folder / "small", quantize="int8", text=[str(folder / "corpus.txt")], runtime=chosen)
+    compress(source, folder / "small", quantize="int8", text=[str(folder / "corpus.txt")], device="cpu", threads=3)
 
 
 def convert(folder: Path) -> None:

@@ -1,18 +1,72 @@
 """tfcli: from a text file to a small, fast language model on the machine you have.
 
-The library face of the command line. Importing it costs nothing; torch enters when a function is used.
+The command line and the library are the same thing: what a command does is one of these functions. Importing tfcli
+costs nothing; torch enters when a function is used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["load", "pretrain"]
+__all__ = [
+    "BenchOptions",
+    "DataOptions",
+    "Engine",
+    "EvaluateOptions",
+    "Evaluation",
+    "Generation",
+    "Machine",
+    "RunError",
+    "Sampling",
+    "TaskModel",
+    "Tokenizer",
+    "TokenizerOptions",
+    "UserError",
+    "bench",
+    "compress",
+    "convert",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "load",
+    "predict",
+    "pretrain",
+]
 
 if TYPE_CHECKING:
-    from tfcli.infer.engine import load
+    from tfcli.apply.evaluate import EvaluateOptions, evaluate
+    from tfcli.apply.predict import TaskModel, predict
+    from tfcli.benchmark.bench import BenchOptions, bench
+    from tfcli.compression.quantize import compress
+    from tfcli.config.options import DataOptions, Sampling, TokenizerOptions
+    from tfcli.errors import RunError, UserError
+    from tfcli.formats.convert import convert
+    from tfcli.infer.engine import Engine, Generation, load
+    from tfcli.inspection.describe import inspect
+    from tfcli.runtime import Machine
+    from tfcli.tasks.task import Evaluation
+    from tfcli.text.corpus.tokenizer import Tokenizer
+    from tfcli.train.finetune import finetune
     from tfcli.train.pretrain import pretrain
+
+_MODULES = {
+    "tfcli.apply.evaluate": ("EvaluateOptions", "evaluate"),
+    "tfcli.apply.predict": ("TaskModel", "predict"),
+    "tfcli.benchmark.bench": ("BenchOptions", "bench"),
+    "tfcli.compression.quantize": ("compress",),
+    "tfcli.config.options": ("DataOptions", "Sampling", "TokenizerOptions"),
+    "tfcli.errors": ("RunError", "UserError"),
+    "tfcli.formats.convert": ("convert",),
+    "tfcli.infer.engine": ("Engine", "Generation", "load"),
+    "tfcli.inspection.describe": ("inspect",),
+    "tfcli.runtime": ("Machine",),
+    "tfcli.tasks.task": ("Evaluation",),
+    "tfcli.text.corpus.tokenizer": ("Tokenizer",),
+    "tfcli.train.finetune": ("finetune",),
+    "tfcli.train.pretrain": ("pretrain",),
+}
 
 
 def __dir__() -> list[str]:
@@ -22,12 +76,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import on first use (PEP 562)."""
-    if name == "load":
-        from tfcli.infer.engine import load
-
-        return load
-    if name == "pretrain":
-        from tfcli.train.pretrain import pretrain
-
-        return pretrain
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,11 +54,7 @@ class Runtime:
         """Compute with ``threads`` CPU threads, in the calling thread alone, and restore its own count afterwards."""
         import torch
 
-        before = torch.get_num_threads()
-        if before == self.threads:
-            yield
-            return
-        library = _openmp()
+        before, library = torch.get_num_threads(), _openmp()
         if library is None:
             torch.set_num_threads(self.threads)
             try:
@@ -66,13 +62,20 @@ class Runtime:
             finally:
                 torch.set_num_threads(before)
             return
+        # PyTorch's own products are wrong where OpenMP gives fewer threads than they were divided for.
+        threads, dynamic = min(self.threads, library.omp_get_thread_limit()), library.omp_get_dynamic()
+        if before == threads and not dynamic:
+            yield
+            return
         # Not torch.set_num_threads: it also sets the count that threads starting in the meantime would begin with.
         set_mkl = getattr(library, "MKL_Set_Num_Threads_Local", lambda count: 0)
-        library.omp_set_num_threads(self.threads)
-        mkl_before = set_mkl(self.threads)  # 0: MKL follows OpenMP
+        library.omp_set_dynamic(0)
+        library.omp_set_num_threads(threads)
+        mkl_before = set_mkl(threads)  # 0: MKL follows OpenMP
         try:
             yield
         finally:
+            library.omp_set_dynamic(dynamic)
             library.omp_set_num_threads(before)
             set_mkl(mkl_before)
 
@@ -118,6 +121,24 @@ class Runtime:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return peak_resident()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a model is to compute on and in, as it was asked for; None: the best there is."""
+
+    device: str | None = None
+    """auto, cuda, mps or cpu."""
+    precision: str | None = None
+    """auto, fp32 or bf16."""
+    threads: int | None = None
+    """CPU threads."""
+    quantize: str | None = None
+    """int8 or int4: weights in fewer bits than they are stored in."""
+
+    def runtime(self) -> Runtime:
+        """The runtime that was asked for. Raises UserError for what is not there."""
+        return Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
 
 
 def peak_resident() -> int:

@@ -86,7 +86,7 @@ def test_windows_of_long_contexts(
     files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is pretrained here is scored in its whole context; a finetuned model, as any other, in shorter windows."""
-    from tfcli.cli import evaluate
+    from tfcli.apply import evaluate
     from tfcli.tasks.lm import task as lm
 
     for module in (evaluate, lm):

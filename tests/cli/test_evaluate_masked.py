@@ -107,7 +107,7 @@ def test_windows_of_a_decoder_have_a_bound(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long context is not read whole where nobody asked for it, which is said; --context asks."""
-    from tfcli.cli import evaluate as command
+    from tfcli.apply import evaluate as command
 
     save(tmp_path / "tiny")
     (tmp_path / "a.txt").write_text(TEXT[:600])

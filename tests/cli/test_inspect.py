@@ -246,7 +246,7 @@ def test_without_a_target_it_is_the_model_that_generate_uses(
 
 
 def test_needs_no_torch(model: Path) -> None:
-    work = "from tfcli.inspection.describe import describe; describe(sys.argv[1])"
+    work = "from tfcli.inspection.describe import inspect; inspect(sys.argv[1])"
     code = f"import sys; {work}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -272,10 +272,10 @@ def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> 
     folder.mkdir()
     gguf_save.save(folder / "model.gguf", loaded, codec, type="F16")
     for target in (folder / "model.gguf", folder):
-        said = describe.describe(target)
+        said = describe.inspect(target)
         assert said["kind"] == "model"
         assert said["family"] == "qwen3"
-        assert said["shape"] == describe.describe(model)["shape"]
-        assert said["parameters"] == describe.describe(model)["parameters"]
+        assert said["shape"] == describe.inspect(model)["shape"]
+        assert said["parameters"] == describe.inspect(model)["parameters"]
         assert "F16" in said["stored"]["dtype"]
         assert said["tokenizer"]["vocab_size"] == CONFIG.vocab_size  # padded to the rows of the embedding

@@ -104,9 +104,10 @@ def test_other_encodings(call, tmp_path: Path) -> None:  # type: ignore[no-untyp
 
 def test_a_text_beyond_the_context_is_said(call) -> None:  # type: ignore[no-untyped-def]
     """Would catch a cut in silence."""
-    code, _, err = call(stdin=b"the king " * 100)
+    code, out, err = call(stdin=b"the king\n" + b"the king " * 100)
     assert code == 0
-    assert "1 texts are longer than the model's 32 tokens" in err
+    assert ["cut" in json.loads(line) for line in out.splitlines()] == [False, True]
+    assert "1 inputs are longer than the model's context" in err
 
 
 @pytest.mark.parametrize(

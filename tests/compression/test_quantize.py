@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def smaller(source: Path, out: Path, kind: str, **options: Any) -> Compressed:
-    return compress(source, out, quantize=kind, runtime=cpu(options.pop("precision", "fp32")), **options)
+    return compress(source, out, quantize=kind, device="cpu", **{"precision": "fp32", **options})
 
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", 0.29), ("int4", 0.22)])

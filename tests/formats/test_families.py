@@ -15,7 +15,7 @@ from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.stored import open_model, read_config
-from tfcli.inspection.describe import describe
+from tfcli.inspection.describe import inspect
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 from tfcli.text.tokenizers.json import JsonTokenizer
@@ -314,7 +314,7 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     assert peak <= 2 * sum(parameter.numel() for parameter in core.parameters()) + 4 * largest + 1000
     core = hf.load_model(tmp_path, runtime=cpu())
     torch.testing.assert_close(ours(core, ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
-    assert describe(tmp_path)["stored"]["files"] == len(shards(tmp_path))
+    assert inspect(tmp_path)["stored"]["files"] == len(shards(tmp_path))
 
 
 @pytest.fixture
@@ -558,7 +558,7 @@ def test_no_value_of_a_setting_is_a_traceback(tmp_path: Path, family: str) -> No
 def test_inspect_knows_every_family(tmp_path: Path, family: str) -> None:
     """Would catch costs that are those of another wiring: the count of parameters is transformers' own."""
     theirs = saved(tmp_path, family)
-    described = describe(tmp_path)
+    described = inspect(tmp_path)
     pooler = sum(p.numel() for name, p in theirs.named_parameters() if "pooler" in name)
     # Each of mBART's two tables of positions begins with two rows that nothing reads.
     unread = 2 * 2 * 24 if family == "mbart" else pooler

@@ -18,6 +18,7 @@ from tiny_models import cpu, model, tokenizer
 from tfcli.config.options import Sampling
 from tfcli.infer import step
 from tfcli.infer.engine import Engine
+from tfcli.infer.residency import settle
 from tfcli.model.cache import KVCache
 from tfcli.native import library as native_build
 
@@ -29,7 +30,10 @@ BUILDS = {"openmp": ("-fopenmp",), "own threads": ()}
 
 
 def engine(seed: int = 0) -> Engine:
-    return Engine(model(seed, context=512, width=64, heads=4, head_width=32).to(torch.bfloat16), tokenizer(), cpu())
+    """With its weights packed, as ``tfcli.load`` leaves them."""
+    core = model(seed, context=512, width=64, heads=4, head_width=32).to(torch.bfloat16)
+    settle(core)
+    return Engine(core, tokenizer(), cpu())
 
 
 def texts(made: Engine, prompts: list[str]) -> list[list[int]]:

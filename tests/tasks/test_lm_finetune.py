@@ -80,7 +80,7 @@ def test_the_loss_falls_and_the_directory_continues_text(tmp_path: Path, lora: b
     engine = Engine(core, codec, cpu())
     assert engine.score(TEXT).loss < 0.9 * losses[0]
     assert result.scores["loss"] == pytest.approx(min(losses), rel=1e-3)
-    from tfcli.cli.tasks import task_of
+    from tfcli.apply.predict import task_of
 
     assert task_of(open_path(tmp_path / "run")) is None
 

@@ -221,8 +221,9 @@ def test_adapters_of_an_encoder_decoder(tmp_path: Path) -> None:
 
     import transformers
 
-    from tfcli.cli.tasks import load, task_of
+    from tfcli.apply.predict import TaskModel, task_of
     from tfcli.formats.open import open_path
+    from tfcli.runtime import Machine
 
     data_file = table(tmp_path / "a.tsv")
     machine = {"device": "cpu", "precision": "fp32", "threads": 1}
@@ -231,7 +232,7 @@ def test_adapters_of_an_encoder_decoder(tmp_path: Path) -> None:
     finetune(tmp_path / "base", data_file, task="translate", out=tmp_path / "run", settings=settings, **machine)
     opened = open_path(tmp_path / "run")
     assert task_of(opened) == "translate"
-    ours: Any = load(opened, "translate", "cpu", "fp32", 1, None)
+    ours: Any = TaskModel.load(opened, machine=Machine(device="cpu", precision="fp32", threads=1)).predictor
     assert ours.beams.width == 2
     base = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
     sources = torch.tensor([[5, 9, 11, 7]])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.benchmark.report import figures
+from tfcli.benchmark.rules import Rule, broken
 from tfcli.errors import UserError
 
 Json = dict[str, Any]
@@ -91,6 +92,31 @@ def _verdict(then: Json, now: Json) -> Verdict:
         verdict=verdict,
         then=f"{figures(then['value'])} {then['unit']}",
         now=f"{figures(now['value'])} {unit}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What became of results: against earlier ones, and by the rules that they were to keep."""
+
+    differences: list[str]
+    """What was not the same then, in words."""
+    verdicts: list[Verdict]
+    failed: list[str]
+    """Rules that are broken, or where there are none what is surely worse, in words."""
+
+
+def judge(lines: Sequence[Json], earlier: Sequence[Json] | None, gate: Sequence[Rule]) -> Judgement:
+    """Compare results with ``earlier`` ones (None: there are none) and hold them to the rules of ``gate``."""
+    ratios = {line["suite"]: [other["ratio"] for other in line.get("against", [])] for line in lines}
+    verdicts = [] if earlier is None else compare(earlier, lines)
+    if earlier is not None:
+        ratios = {verdict.suite: [verdict.ratio] for verdict in verdicts}
+    worse = [f"{verdict} by more than 5%" for verdict in verdicts if verdict.failed and not gate]
+    return Judgement(
+        differences=[] if earlier is None else differences(earlier, lines),
+        verdicts=verdicts,
+        failed=worse + broken(gate, lines, ratios),
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,17 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfcli.cli.lines import note
-from tfcli.cli.options import Device, Machine, Precision, Quantize, Threads
-from tfcli.config.options import PretrainConfig
-from tfcli.config.resolve import resolve
+from tfcli.cli.options import Device, Precision, Quantize, Threads
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
-    from tfcli.benchmark.peers import Peer
     from tfcli.benchmark.rules import Rule
-    from tfcli.benchmark.subject import Subject
-    from tfcli.formats.open import Opened
-    from tfcli.runtime import Runtime
 
 Json = dict[str, Any]
 PRESET = "small"
@@ -124,13 +116,23 @@ def bench(
     Example: tfcli bench --depth 4 --suite train,decode
     """
     from tfcli.benchmark import peers, rules, suites
+    from tfcli.benchmark.bench import BenchOptions
+    from tfcli.benchmark.bench import bench as measure
     from tfcli.benchmark.compare import read
-    from tfcli.formats.open import open_path
 
     if as_json and markdown:
         raise UserError("--json and --markdown exclude each other", hint="leave one of them out")
-    names = peers.chosen(against or [])
-    chosen = suites.chosen(suite or [], default=peers.SUITES if names else ("all",))
+    options = BenchOptions(
+        suites=suite or (),
+        preset=preset,
+        depth=depth,
+        batch_size=batch_size,
+        file=file,
+        repeats=repeats,
+        against=against or (),
+        against_python=against_python,
+    )
+    chosen, names = options.chosen, options.peers
     gate = rules.parse(fail_if or [], suites.SUITES)
     earlier = read(compare) if compare else None
     before = {str(line["suite"]) for line in earlier} if earlier is not None else None
@@ -144,111 +146,26 @@ def bench(
         lines = read(results)
         rules.check(gate, [str(line["suite"]) for line in lines], before)
         show.alone = True
-        _judge(gate, lines, earlier, show)
-        return
-    rules.check(gate, chosen, before, (*(peers.SUITES if names else ()), "batch"))
-    found = open_path(model) if model else None
-    peers.check(names, found)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runtime = _runtime(device, precision, threads)
-        subject = _subject(found, preset, depth, file, batch_size, quantize, runtime, folder)
-        opened = [_open(stack, name, subject, runtime, against_python) for name in names]
-        lines = _measure(chosen, subject, runtime, repeats, opened)
-    show.results(lines)
+    else:
+        rules.check(gate, chosen, before, (*(peers.SUITES if names else ()), "batch"))
+        lines = measure(
+            model, options, device=device, precision=precision, threads=threads, quantize=quantize, on_note=note
+        )
+        show.results(lines)
     _judge(gate, lines, earlier, show)
-
-
-def _runtime(device: str | None, precision: str | None, threads: int | None) -> Runtime:
-    """Where it runs; says so, and what else runs there."""
-    from tfcli.benchmark.timing import contention, others_running
-
-    runtime = Machine(device, precision, threads).runtime()
-    note(f"device: {runtime.describe()}")
-    if warning := contention(others_running(), runtime.threads):
-        note(f"warning: {warning}")
-    return runtime
-
-
-def _subject(
-    model: Opened | None,
-    preset: str | None,
-    depth: int | None,
-    file: Path | None,
-    batch_size: int | None,
-    quantize: str | None,
-    runtime: Runtime,
-    folder: Path,
-) -> Subject:
-    from tfcli.benchmark import subject
-
-    if model is not None and (preset or depth):
-        raise UserError("--model has a shape of its own", hint="leave --preset and --depth out")
-    text = subject.read_text(file) if file else None
-    if model is not None:
-        return subject.from_model(model, runtime, text=text, batch_size=batch_size, quantize=quantize)
-    config, _ = resolve(
-        PretrainConfig, preset=preset or PRESET, flags={"model.depth": depth, "train.batch_size": batch_size}
-    )
-    name = f"random weights, {preset or PRESET}" + (f", depth {depth}" if depth else "")
-    return subject.from_config(config, name, runtime, folder=folder / "model", text=text, quantize=quantize)
-
-
-def _open(stack: contextlib.ExitStack, name: str, subject: Subject, runtime: Runtime, python: Path | None) -> Peer:
-    """A peer with the model loaded, and the prompt that the suites have."""
-    from tfcli.benchmark import peers, suites
-
-    note(f"{name} ...")
-    prompt, new = suites.lengths(subject.config)
-    task = peers.Task(
-        model=subject.path,
-        prompt=subject.ids(subject.prompt(prompt)),
-        tokens=new,
-        threads=runtime.threads,
-        device=str(runtime.device),
-        precision=runtime.precision,
-    )
-    return stack.enter_context(peers.opened(name, task, python=python))
-
-
-def _measure(names: list[str], subject: Subject, runtime: Runtime, repeats: int, opened: Sequence[Peer]) -> list[Json]:
-    """A line for each suite; says on stderr which is running, and what is not to be trusted."""
-    from tfcli.benchmark import report, suites
-
-    made = []
-    for result in suites.run(
-        names, subject, runtime, repeats=repeats, peers=opened, on_start=lambda name: note(f"{name} ...")
-    ):
-        made.append(result)
-        note(f"{result.suite}: {report.in_short(result)}")
-        sides = [(result.suite, result.timing), *((f"{result.suite}, {o.name},", o.timing) for o in result.against)]
-        for name, timing in sides:
-            if warning := report.noise(name, timing):
-                note(f"warning: {warning}")
-    # Last, for a large product and a large tensor would be the peak of the process's memory.
-    peak = suites.ceilings(runtime) if any(result.flops_per_second for result in made) else None
-    machine, about = report.fingerprint(runtime), report.about(subject)
-    return [report.to_json(result, peak, machine, about) for result in made]
 
 
 def _judge(gate: list[Rule], lines: list[Json], earlier: list[Json] | None, show: _Show) -> None:
     """Show what changed since earlier results, and leave with exit code 1 where a rule is broken."""
-    from tfcli.benchmark import rules
-    from tfcli.benchmark.compare import compare, differences
+    from tfcli.benchmark.compare import judge
 
-    ratios = {line["suite"]: [other["ratio"] for other in line.get("against", [])] for line in lines}
-    failed: list[str] = []
-    if earlier is not None:
-        for difference in differences(earlier, lines):
-            note(f"warning: not the same: {difference}")
-        verdicts = compare(earlier, lines)
-        show.verdicts(verdicts)
-        ratios = {verdict.suite: [verdict.ratio] for verdict in verdicts}
-        failed = [f"{verdict} by more than 5%" for verdict in verdicts if verdict.failed and not gate]
-    failed += rules.broken(gate, lines, ratios)
-    for reason in failed:
+    judged = judge(lines, earlier, gate)
+    for difference in judged.differences:
+        note(f"warning: not the same: {difference}")
+    show.verdicts(judged.verdicts)
+    for reason in judged.failed:
         note(f"failed: {reason}")
-    if failed:
+    if judged.failed:
         raise typer.Exit(1)
 
 

@@ -57,16 +57,16 @@ def compress(
     data, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.compression.quantize import compress as write
 
-    runtime = options.Machine(device=device, precision=precision, threads=threads).runtime()
-    print(f"device: {runtime.describe()}", file=sys.stderr)
     made = write(
         model,
         out,
         quantize=quantize,
         text=text or (),
         options=data,
-        runtime=runtime,
         force=force,
+        device=device,
+        precision=precision,
+        threads=threads,
         on_note=note,
     )
     if as_json:

@@ -64,7 +64,6 @@ def convert(
     """  # fmt: skip
     from tfcli.formats.convert import convert as write
 
-    to = to or ("gguf" if out.endswith(".gguf") else "hf")
     made = write(
         model,
         out,

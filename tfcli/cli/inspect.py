@@ -34,7 +34,7 @@ def inspect(
 
     Example: tfcli inspect runs/first
     """
-    from tfcli.inspection.describe import describe
+    from tfcli.inspection.describe import inspect as describe
     from tfcli.train.runs import find_model
 
     if not targets:

@@ -27,11 +27,6 @@ def unread(failures: list[int]) -> RunError:
     return RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
 
 
-def read_lines(file: str, key: str, failures: list[int], *, encoding: str | None = None) -> Iterator[str]:
-    """The texts of ``read_objects`` where each is a string."""
-    return read_objects(file, key, failures, lambda row: _string(row, key), encoding=encoding)
-
-
 def read_objects(
     file: str,
     key: str,
@@ -150,10 +145,3 @@ def _object(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError("is not a JSON object")
     return row
-
-
-def _string(row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise UserError(f'has no "{key}" with a string')
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,29 +11,7 @@ from tfcli.config.options import DataOptions, PretrainConfig
 from tfcli.config.resolve import default_of
 from tfcli.tasks.common.options import FinetuneData
 
-if TYPE_CHECKING:
-    from tfcli.runtime import Runtime
-
 LENGTH, MACHINE, OUTPUT, RUN, TEXT = "Length", "Machine", "Output", "Run", "Text"
-
-
-class Machine(NamedTuple):
-    """What a model is to compute on and in, as a command was asked; None: its own choice."""
-
-    device: str | None
-    precision: str | None
-    threads: int | None
-    quantize: str | None = None
-
-    def runtime(self) -> Runtime:
-        """What there is of it, with its threads for the whole process. Raises UserError for what there is not."""
-        import torch
-
-        from tfcli.runtime import Runtime
-
-        runtime = Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
-        torch.set_num_threads(runtime.threads)
-        return runtime
 
 
 def sets(help: str, panel: str | None) -> Any:

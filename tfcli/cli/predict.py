@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.lines import read_lines, read_objects, unread
-from tfcli.cli.options import Device, Encoding, Machine, Precision, Quantize, Threads
-from tfcli.cli.tasks import filler, task_of
-from tfcli.cli.tasks import load as load_task
+from tfcli.cli.lines import note, read_objects, unread
+from tfcli.cli.options import Device, Encoding, Precision, Quantize, Threads
 from tfcli.config.resolve import default_of
 from tfcli.errors import UserError, unknown
 from tfcli.tasks.translate.options import TranslateConfig
 
-if TYPE_CHECKING:
-    from tfcli.formats.open import Opened
-
-TASKS = ("embed", "fill")
 FORMATS = ("json", "text")
-WINDOW = 1024
-"""Texts that are held at once."""
 
 
 def predict(
@@ -73,74 +64,28 @@ def predict(
     """  # fmt: skip
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    from tfcli.apply.predict import EMBED, FILL, TaskModel, choose_task
     from tfcli.formats.open import open_path
+    from tfcli.runtime import Machine
 
-    encoding = encoding or "utf-8"
     opened = open_path(model)
-    finetuned = task_of(opened)
-    name = task or finetuned or "embed"
-    if name in (finetuned, "fill"):
-        machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
-        _answer(opened, name, file, limit, form, beam, encoding, machine)
-        return
-    if name not in TASKS:
-        from tfcli.tasks.applications import APPLICATIONS
-
-        if name in APPLICATIONS:
-            raise UserError(f"{model} was not finetuned for {name}", hint=f"tfcli finetune {model} DATA --task {name}")
-        raise unknown("task", name, (*TASKS, *APPLICATIONS))
-    if form != "json":
+    name = choose_task(opened, task)
+    if name == EMBED and form != "json":
         raise UserError(f"--format {form} goes with a finetuned model", hint=f"the task {name} gives JSON lines")
-    from tfcli.infer.engine import Engine
-
-    failures: list[int] = []
-    texts = read_lines(file, "text", failures, encoding=encoding)
-    runtime = Machine(device, precision or "fp32", threads).runtime()
-    engine = Engine(*opened.load(runtime=runtime, quantize=quantize), runtime)
-    print(f"device: {engine.runtime.describe()}", file=sys.stderr)
-    lines: Iterator[str] = islice(texts, limit)
-    cut = 0
-    while window := list(islice(lines, WINDOW)):
-        encoded = [engine.fitted(text) for text in window]
-        cut += sum(one.cut > 0 for one in encoded)
-        for text, vector in zip(window, engine.embed(encoded), strict=True):
-            rounded = [round(float(number), 7) for number in vector]
-            print(json.dumps({"text": text, "embedding": rounded}, ensure_ascii=False))
-        sys.stdout.flush()
-    if cut:
-        context = engine.model.config.context
-        print(f"{cut} texts are longer than the model's {context} tokens: what follows was left out", file=sys.stderr)
-    if failures:
-        raise unread(failures)
-
-
-def _answer(
-    model: Opened,
-    name: str,
-    file: str,
-    limit: int | None,
-    form: str,
-    beam: int | None,
-    encoding: str,
-    machine: Machine,
-) -> None:
-    """The answers of a finetuned model, a window of inputs at a time; ``beam`` of one that translates."""
-    predictor = filler(model, *machine) if name == "fill" else load_task(model, name, *machine)
-    if beam is not None:
-        predictor.search(beam)
-    failures: list[int] = []
-    if name == "fill" and "[MASK]" in file and not Path(file).exists():
-        lines: Iterator[Any] = iter([predictor.plain(file)])
+    machine = Machine(device=device, precision=precision, threads=threads, quantize=quantize)
+    loaded = TaskModel.load(opened, task=name, beam=beam, machine=machine, on_note=note)
+    predictor, failures = loaded.predictor, list[int]()
+    if name == FILL and "[MASK]" in file and not Path(file).exists():
+        inputs: Iterator[Any] = iter([predictor.plain(file)])
     else:
-        objects = read_objects(file, predictor.key, failures, predictor.parse, predictor.plain, encoding=encoding)
-        lines = islice(objects, limit)
+        inputs = read_objects(
+            file, predictor.key, failures, predictor.parse, predictor.plain, encoding=encoding or "utf-8"
+        )
     cut = 0
-    while window := list(islice(lines, WINDOW)):
-        for answer in predictor.predict(window):
-            cut += bool(answer.get("cut"))
-            print(predictor.show(answer) if form == "text" else json.dumps(answer, ensure_ascii=False))
-        sys.stdout.flush()
+    for answer in loaded.predict(islice(inputs, limit)):
+        cut += "cut" in answer
+        print(predictor.show(answer) if form == "text" else json.dumps(answer, ensure_ascii=False), flush=True)
     if cut:
-        print(f"{cut} inputs are longer than the model's context: what follows was left out", file=sys.stderr)
+        note(f"{cut} inputs are longer than the model's context: what follows was left out")
     if failures:
         raise unread(failures)

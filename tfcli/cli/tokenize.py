@@ -24,7 +24,7 @@ from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from tfcli.text.corpus.stats import Stats
-    from tfcli.text.tokenizers.sentencepiece import Tokenizer
+    from tfcli.text.corpus.tokenizer import Tokenizer
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -100,9 +100,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a tokenizer on text."""
-    from tfcli.text.corpus import prepare as corpora
-    from tfcli.text.read.sources import find, spooling
-    from tfcli.text.tokenizers.training import train as train_tokenizer
+    from tfcli.text.corpus.tokenizer import train as train_tokenizer
 
     flags = {
         "tokenizer.vocab_size": vocab_size,
@@ -116,30 +114,21 @@ def train(
     path = out / "tokenizer.model" if out.is_dir() else out
     if path.exists() and not force:
         raise UserError(f"{path} is there already", hint="write over it with --force, or name another file with --out")
-    sample = corpora.Sample(config.tokenizer.sample_bytes)
-    with spooling() as spool, _progress() as report:
-        text = corpora.scan(find(corpus, spool=spool, on_note=note), config.data, sample=sample, on_progress=report)
-        tokenizer = train_tokenizer(
-            sample.chunks(text.bytes),
-            config.tokenizer,
-            threads=_threads(threads),
-            progress=lambda done, total: report("train", done, total),
-            on_note=note,
+    with _progress() as report:
+        made = train_tokenizer(
+            corpus, config.tokenizer, data=config.data, threads=threads, on_note=note, on_progress=report
         )
+    tokenizer, ratio = made.tokenizer, made.bytes_per_token
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from None
-    measured = [chunk.text for chunk in sample.chunks(min(text.bytes, 4_000_000))]
-    num_bytes = sum(len(item.encode()) for item in measured)
-    tokens = sum(map(len, tokenizer.encode_arrays(measured, threads=_threads(threads))))
-    ratio = num_bytes / max(1, tokens)
     if as_json:
-        result = {"path": str(path), "vocab_size": tokenizer.vocab_size, "bytes_per_token": ratio, "bytes": text.bytes}
-        _out(json.dumps({**result, "documents": len(text.sizes), "hash": tokenizer.hash}, ensure_ascii=False))
+        result = {"path": str(path), "vocab_size": tokenizer.vocab_size, "bytes_per_token": ratio, "bytes": made.bytes}
+        _out(json.dumps({**result, "documents": made.documents, "hash": tokenizer.hash}, ensure_ascii=False))
     else:
-        _out(f"{path}: {tokenizer.vocab_size} pieces, {ratio:.3f} bytes per token, from {text.bytes:,} bytes of text")
+        _out(f"{path}: {tokenizer.vocab_size} pieces, {ratio:.3f} bytes per token, from {made.bytes:,} bytes of text")
 
 
 @app.command(
@@ -199,16 +188,9 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Say how well a tokenizer fits a text: bytes per token, byte fallback, unknown pieces, and each script's share."""
-    from tfcli.text.corpus.stats import stats as measure
-    from tfcli.text.read.sources import find, read, spooling
-
     config, _ = resolve(TokenizeConfig, flags={"data.errors": errors, "data.text_key": text_key})
     loaded = _tokenizer(tokenizer)
-    with spooling() as spool:
-        sources = find(corpus, spool=spool, on_note=note)
-        result = measure(read(sources, config.data), loaded, threads=_threads(threads))
-    if not result.bytes:
-        raise UserError(f"there is no text in {', '.join(corpus)}", hint="expected UTF-8 text")
+    result = loaded.stats(corpus, data=config.data, threads=threads, on_note=note)
     if as_json:
         _out(json.dumps(result.to_json(loaded.vocab_size), ensure_ascii=False))
     else:
@@ -222,7 +204,8 @@ def _full_key(item: str) -> str:
 
 
 def _tokenizer(path: Path | None) -> Tokenizer:
-    from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
+    from tfcli.text.corpus.tokenizer import Tokenizer
+    from tfcli.text.tokenizers.sentencepiece import FILE_NAME
 
     if path is None:
         if not Path(FILE_NAME).is_file():

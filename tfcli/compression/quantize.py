@@ -30,6 +30,7 @@ from tfcli.runtime import Runtime
 from tfcli.text.corpus.encoding import Encoded, encode
 from tfcli.text.read import sources
 from tfcli.text.tokenizers.codec import Codec
+from tfcli.train import notebook
 
 MODEL = "model.gguf"
 BESIDE = (
@@ -64,20 +65,32 @@ def compress(
     out: str | Path,
     *,
     quantize: str,
-    text: Sequence[str] = (),
+    text: str | Path | Sequence[str | Path] = (),
     options: DataOptions | None = None,
-    runtime: Runtime,
     force: bool = False,
-    on_note: Callable[[str], None] = lambda said: None,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Compressed:
-    """Write the model at ``source`` with its matrices in ``quantize`` ("int8" or "int4") to the directory ``out``.
+    """Write a smaller model: the one at ``source`` with its matrices in 8 or 4 bits, to the directory ``out``.
 
-    Embedding and head are quantized too, to 8 bits always. ``text`` (files, directories, globs or "-") is scored before
-    and after. The file is read again and compared before it is left in place. Raises UserError for an encoder or a
-    head of a task (GGUF files hold decoders of text), a model that is quantized already, and for a place that is taken;
-    RunError where the file is not the model.
+    ``quantize`` is "int8" or "int4"; embedding and head are quantized too, to 8 bits always. ``text`` (files,
+    directories, globs or "-", read as ``options`` say) is scored before and after. The file is read again and compared
+    before it is left in place; ``force`` overwrites. ``on_note`` is told the device and what is being done. ``device``,
+    ``precision`` and ``threads`` as in ``load``. Raises UserError for an encoder or a head of a task (GGUF files hold
+    decoders of text), a model that is quantized already, and for a place that is taken; RunError where the file is not
+    the model.
+
+    Example:
+        >>> import tfcli
+        >>> made = tfcli.compress("runs/first", "runs/first-int8", quantize="int8", text="corpus.txt")
+        >>> made.disk_after < made.disk_before
+        True
+        >>> abs(made.after.perplexity / made.before.perplexity - 1) < 0.1
+        True
     """
-    source, out = Path(source), Path(out)
+    source, out, on_note = Path(source), Path(out), on_note or notebook.notes()
     Quantization.of(quantize)
     opened = open_path(source)
     config = opened.config
@@ -86,9 +99,12 @@ def compress(
         hint = "predict and evaluate take --quantize, and quantize it as it is read"
         raise convert.no_place_for_head(source, hint=hint)
     _check_place(opened, source, out, force)
+    runtime = Runtime.detect(device=device, precision=precision, threads=threads)
+    on_note(f"device: {runtime.describe()}")
+    specs = [str(spec) for spec in ([text] if isinstance(text, str | Path) else text)]
     before = after = None
     with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
-        found = sources.find(text, spool=Path(spool), on_note=on_note) if text else []
+        found = sources.find(specs, spool=Path(spool), on_note=on_note) if specs else []
         model, codec = None, None
         if found:
             model, codec = opened.load(runtime=runtime)

@@ -68,22 +68,31 @@ def convert(
     source: str | Path,
     out: str | Path,
     *,
-    to: str,
+    to: str | None = None,
     type: str | None = None,
     tokenizer: str | Path | None = None,
     merge: str | Path | None = None,
     force: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Converted:
-    """Write the model at ``source`` as a GGUF file or a Hugging Face directory ``out``.
+    """Write the model at ``source`` in another format: a GGUF file or a Hugging Face directory ``out``.
 
-    ``to`` is "gguf" or "hf"; ``type`` of the matrices f32, f16, bf16 and for GGUF also q8_0 and q4_1 (default:
-    ``DEFAULTS``); q4_1 keeps embedding and head in q8_0. ``tokenizer`` goes with a llama2.c checkpoint; ``merge`` is a
-    directory of adapters in PEFT's format, which become a part of the weights. ``force`` overwrites. Raises UserError
-    for a model that the format does not have, RunError where what was written does not give the same logits; then
-    nothing is left.
+    ``to`` is "gguf" or "hf" (default: "gguf" where ``out`` ends in .gguf); ``type`` of the matrices f32, f16, bf16 and
+    for GGUF also q8_0 and q4_1 (default: ``DEFAULTS``); q4_1 keeps embedding and head in q8_0. ``tokenizer`` goes with
+    a llama2.c checkpoint; ``merge`` is a directory of adapters in PEFT's format, which become a part of the weights.
+    ``force`` overwrites. Raises UserError for a model that the format does not have, RunError where what was written
+    does not give the same logits; then nothing is left.
+
+    Example:
+        >>> import tfcli
+        >>> made = tfcli.convert("runs/first", "first.gguf", type="q8_0")
+        >>> made.format, made.type, made.logit_delta < 0.001
+        ('gguf', 'q8_0', True)
+        >>> tfcli.convert("first.gguf", "runs/again").format
+        'hf'
     """
     source, out = Path(source), Path(out)
+    to = to or ("gguf" if out.suffix == ".gguf" else "hf")
     type = check(to, type)
     opened = open_path(source)
     check_family(opened.config, to, str(source))
@@ -103,7 +112,8 @@ def convert(
         raise no_place_for_head(merge or source, hint="write --to hf")
     inexact = differences(codec) if to == "gguf" else []
     for said in inexact:
-        (on_note or print)(f"llama.cpp will take some texts otherwise: {said}")
+        if on_note:
+            on_note(f"llama.cpp will take some texts otherwise: {said}")
     before = probe(model)
     as_stored(model, to, type, str(source))
     expected = probe(model)

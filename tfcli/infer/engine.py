@@ -114,6 +114,15 @@ def load(
     ``device`` is auto, cuda, mps or cpu; ``precision`` auto, fp32 or bf16; ``threads`` CPU threads; ``quantize`` int8
     or int4 for weights in fewer bits. The weights of a decoder are packed for reading (``tfcli.infer.residency``), so
     that ``engine.model`` cannot be trained. Raises UserError for what is not a model or a device that is not there.
+
+    Example:
+        >>> import tfcli
+        >>> model = tfcli.load("runs/first")
+        >>> result = model.generate("the king", max_tokens=5, seed=1)
+        >>> len(result.ids), result.finish_reason
+        (5, 'length')
+        >>> model.embed(["a king", "a well"]).shape
+        (2, 32)
     """
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
     opened = path if isinstance(path, Opened) else open_path(path)

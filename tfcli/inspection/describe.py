@@ -49,10 +49,18 @@ GGUF = b"GGUF"
 TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}  # TrainerSpec.ModelType
 
 
-def describe(target: str | Path, *, on_note: Callable[[str], None] | None = None) -> Description:
-    """Say what ``target`` is: ``kind`` is run, model, tokenizer, shard, weights or corpus, other keys follow from it.
+def inspect(target: str | Path, *, on_note: Callable[[str], None] | None = None) -> Description:
+    """Say what ``target`` is and what it costs; nothing is loaded or run.
 
-    Raises UserError for a name that stands for nothing, and for what tfcli does not read.
+    "kind" is run, model, tokenizer, shard, weights or corpus, and other keys follow from it; a model has "parameters",
+    "flops_per_token" and "memory" beside its "shape". Raises UserError for a name that stands for nothing, and for what
+    tfcli does not read.
+
+    Example:
+        >>> import tfcli
+        >>> about = tfcli.inspect("runs/first")
+        >>> about["kind"], about["architecture"], about["shape"]["depth"]
+        ('model', 'decoder', 2)
     """
     path = Path(target)
     if path.is_dir():

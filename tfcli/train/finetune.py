@@ -79,6 +79,13 @@ def finetune(
     shape and tokenizer of ``model``. ``resume`` continues the run in ``out``, to bitwise the same end as a run never
     stopped (CPU). Raises UserError for bad input, RunError for divergence or a full disk, Interrupted when a signal
     stopped it after saving.
+
+    Example:
+        >>> import tfcli
+        >>> run = tfcli.finetune("runs/first", "reviews.csv", task="classify", out="runs/tuned",
+        ...                      settings={"train.steps": 2})
+        >>> run.steps, 0 <= run.scores["val_accuracy"] <= 1
+        (2, True)
     """
     began = time.time() if started is None else started
     tell: Listener = listen or notebook.listener()

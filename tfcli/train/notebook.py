@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tfcli.train.events import Evaluated, Event, Listener, Note, Preparing, Progress
@@ -12,6 +13,22 @@ from tfcli.train.events import Evaluated, Event, Listener, Note, Preparing, Prog
 def listener() -> Listener:
     """What listens to a run whose caller does not: a bar in a notebook, nothing elsewhere."""
     return _Bar() if _in_notebook() else lambda event: None
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """What is told (done, in all) of so many tokens or texts: a bar in a notebook, nothing elsewhere."""
+    if not _in_notebook():
+        return lambda done, total: None
+    bar = _Bar()
+    return lambda done, total: bar.show(done, total, f"{done:,} of {total:,} {what}" if total else f"{done:,} {what}")
+
+
+def notes() -> Callable[[str], None]:
+    """What is told lines for people: in a notebook the last of them beside a bar, nothing elsewhere."""
+    if not _in_notebook():
+        return lambda line: None
+    bar = _Bar()
+    return lambda line: bar.show(0, 0, line)
 
 
 def _in_notebook() -> bool:
@@ -36,17 +53,18 @@ class _Bar:
         match event:
             case Note():
                 self._note = event.text
-                self._show(0, 1, self._note)
+                self.show(0, 1, self._note)
             case Preparing():
-                self._show(event.done, event.total, f"{event.stage}: {event.done / 1e6:,.1f} MB")
+                self.show(event.done, event.total, f"{event.stage}: {event.done / 1e6:,.1f} MB")
             case Evaluated():
                 self._score = f", {event.name} {event.value:.4f} held out"
             case Progress():
                 left = "" if event.seconds_left is None else f", {event.seconds_left:,.0f} s left"
                 speed = f"loss {event.train_loss:.3f}, {event.tokens_per_second:,.0f} tokens/s"
-                self._show(event.step, event.steps or 0, f"step {event.step:,}: {speed}{self._score}{left}")
+                self.show(event.step, event.steps or 0, f"step {event.step:,}: {speed}{self._score}{left}")
 
-    def _show(self, done: int, total: int, text: str) -> None:
+    def show(self, done: int, total: int, text: str) -> None:
+        """Draw it anew: how far, of how much (0: that is not known), and a line."""
         self._handle.update(self._html(_bar(done, total, text)))
 
 

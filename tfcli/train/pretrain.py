@@ -79,6 +79,13 @@ def pretrain(
     the same end as a run never stopped (CPU). ``listen`` is told every event; ``started`` is when the clock began
     (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or a full disk, Interrupted
     when a signal stopped it after saving.
+
+    Example:
+        >>> import tfcli
+        >>> sizes = {"model.depth": 1, "model.context": 16, "train.batch_size": 4, "tokenizer.vocab_size": 400}
+        >>> run = tfcli.pretrain("corpus.txt", out="runs/new", settings={**sizes, "train.steps": 3})
+        >>> run.steps, run.directory.name
+        (3, 'new')
     """
     began = time.time() if started is None else started
     specs = [str(c) for c in ([corpus] if isinstance(corpus, str | Path) else corpus)]

@@ -14,7 +14,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +113,7 @@ class Tokenizer:
             self.id_bytes(id)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path) -> Self:
         """The tokenizer in a ``tokenizer.model`` file, or in a directory that holds one; UserError if it is not one."""
         path = Path(path)
         if path.is_dir():
@@ -130,13 +130,13 @@ class Tokenizer:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     @classmethod
-    def from_bytes(cls, model_bytes: bytes) -> Tokenizer:
+    def from_bytes(cls, model_bytes: bytes) -> Self:
         """The tokenizer in the bytes of a ``tokenizer.model`` file."""
         return cls(model_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         made = functools.partial(
-            Tokenizer,
+            type(self),
             self.model_bytes,
             name=self.name,
             prefix_ids=self.prefix_ids,
