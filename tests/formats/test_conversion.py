@@ -220,7 +220,7 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
         written(out, directory)
     written(out, directory, force=True)
     assert (directory / "notes.txt").read_text() == "mine"
-    assert models.read_config(directory).wiring == model().config.wiring
+    assert models.read_config(directory).architecture == model().config.architecture
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import cpu, model, tokenizer
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import Architecture, AttentionConfig, FeedForwardConfig, ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats import open as models
 from tfcli.formats.gguf import families as gguf_families
@@ -28,7 +28,12 @@ from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 
 IDS = torch.randint(3, 400, (2, 20), generator=torch.Generator().manual_seed(1))
-LLAMA: dict[str, Any] = {"wiring": Wiring(qk_norm=False), "kv_heads": 4, "rope_theta": 500.0, "tied": False}
+LLAMA: dict[str, Any] = {
+    "architecture": Architecture(attention=AttentionConfig(qk_norm=False)),
+    "kv_heads": 4,
+    "rope_theta": 500.0,
+    "tied": False,
+}
 
 
 def _read_toy(settings: Settings) -> dict[str, Any]:
@@ -38,12 +43,19 @@ def _read_toy(settings: Settings) -> dict[str, Any]:
         "rope_theta": settings.number("base"),
         "norm_eps": settings.number("eps"),
         "tied": False,
-        "wiring": Wiring(qk_norm=False, activation=settings.one_of("act", ACTIVATIONS)),
+        "architecture": Architecture(
+            attention=AttentionConfig(qk_norm=False),
+            feed_forward=FeedForwardConfig(activation=settings.one_of("act", ACTIVATIONS)),
+        ),
     }
 
 
 def _write_toy(config: ModelConfig) -> dict[str, Any]:
-    return {"base": config.rope_theta, "eps": config.norm_eps, "act": WRITTEN[config.wiring.activation]}
+    return {
+        "base": config.rope_theta,
+        "eps": config.norm_eps,
+        "act": WRITTEN[config.architecture.feed_forward.activation],
+    }
 
 
 TOY = Family(
@@ -175,7 +187,7 @@ def test_a_gguf_file_of_a_new_family_has_the_logits_of_the_llama_that_it_is(
     with pytest.raises(UserError, match="the architecture 'toy', which tfcli does not read"):
         gguf_load.read_config(tmp_path / "toy.gguf")
 
-    row = gguf_families.Family(architecture="toy", wiring=Wiring(qk_norm=False))
+    row = gguf_families.Family(name="toy", architecture=Architecture(attention=AttentionConfig(qk_norm=False)))
     monkeypatch.setattr(gguf_families, "FAMILIES", (row, *gguf_families.FAMILIES))
     loaded, codec = models.load(tmp_path / "toy.gguf", runtime=cpu())
     torch.testing.assert_close(loaded.logits(loaded(IDS)), core.logits(core(IDS)), atol=1e-5, rtol=1e-5)

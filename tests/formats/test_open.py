@@ -26,7 +26,7 @@ def test_a_directory_a_file_and_a_directory_with_a_file(tmp_path: Path) -> None:
     (run / "m.gguf").write_bytes(file.read_bytes())
     assert models.locate(run).kind == "hf"
     assert models.read_config(run) == model().config
-    assert models.read_config(inside).wiring.qk_norm is False
+    assert models.read_config(inside).architecture.attention.qk_norm is False
     made, codec = models.load(inside, runtime=cpu())
     assert made.config == models.read_config(file)
     assert codec.encode("a king") == tokenizer().encode("a king")

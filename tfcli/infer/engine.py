@@ -105,7 +105,7 @@ class Engine:
     def decoder(self) -> Decoder:
         """The token loop, made ready at first use."""
         if self._decoder is None:
-            if not self.model.config.wiring.causal:
+            if not self.model.config.architecture.causal:
                 raise UserError(
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import Architecture, AttentionConfig, EmbeddingConfig, ModelConfig
 from tfcli.model.cost import parameters
 from tfcli.model.fused import linear_cross_entropy
 
@@ -44,7 +42,9 @@ def shape(*, vocab_size: int, context: int, width: int) -> ModelConfig:
         kv_heads=1,
         head_width=width,
         ffn_width=4 * width,
-        wiring=replace(Wiring(), qk_norm=False, positions="learned"),
+        architecture=Architecture(
+            attention=AttentionConfig(qk_norm=False), embedding=EmbeddingConfig(positions="learned")
+        ),
     )
 
 

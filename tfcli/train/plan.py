@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+)
 from tfcli.config.options import ModelOptions, PretrainConfig, SpanOptions
 from tfcli.config.resolve import seconds
 from tfcli.errors import UserError
@@ -23,7 +30,7 @@ from tfcli.model.layers import FeedForward, RMSNorm
 from tfcli.objectives import spans
 from tfcli.objectives.masked import check_shares
 from tfcli.runtime import Runtime
-from tfcli.tasks.translate.new_model import WIRING as ENCODER_DECODER
+from tfcli.tasks.translate.new_model import ARCHITECTURE as ENCODER_DECODER
 
 DEFAULT_BUDGET = "10m"
 LENGTHS = ("steps", "tokens", "epochs", "budget")
@@ -46,7 +53,13 @@ LSTM_LR = 1e-2
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is settled from its measured speed."""
 
-ENCODER = Wiring(causal=False, norm="layer", first_norm=False, qk_norm=False, activation="gelu", embed_norm=True)
+ENCODER = Architecture(
+    causal=False,
+    norms=NormConfig(kind="layer", first=False),
+    attention=AttentionConfig(qk_norm=False),
+    feed_forward=FeedForwardConfig(activation="gelu"),
+    embedding=EmbeddingConfig(norm=True),
+)
 """Of a new encoder: ModernBERT's (Warner et al. 2024)."""
 
 
@@ -121,7 +134,7 @@ def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
         tied=options.tied,
         norm_eps=1e-5 if options.arch in ("bert", "transformer") else 1e-6,
         encoder_depth=depth if pairs else 0,
-        wiring={"bert": ENCODER, "transformer": ENCODER_DECODER}.get(options.arch, Wiring()),
+        architecture={"bert": ENCODER, "transformer": ENCODER_DECODER}.get(options.arch, Architecture()),
     )
 
 
