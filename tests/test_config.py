@@ -11,7 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfcli.config.model import ModelConfig
+from tfcli.config.model import (
+    STORED,
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+    RopeScaling,
+    WindowConfig,
+    flat,
+    from_flat,
+    from_stored,
+    stored,
+)
 from tfcli.config.options import DataOptions, ModelOptions, PretrainConfig, Sampling, TokenizerOptions, TrainOptions
 from tfcli.config.resolve import PRESETS, from_dict, known_keys, resolve, seconds, to_dict
 from tfcli.errors import UserError
@@ -251,3 +265,48 @@ def test_configurations_are_frozen_keyword_only_and_small() -> None:
         fields = dataclasses.fields(cls)
         assert all(field.kw_only for field in fields) and len(fields) <= 16, cls
         assert cls.__dataclass_params__.frozen, cls  # type: ignore[attr-defined]
+
+
+OLD_RUN = {
+    "vocab_size": 40, "context": 16, "depth": 4, "width": 8, "heads": 2, "kv_heads": 2, "head_width": 4,
+    "ffn_width": 16, "rope_theta": 160000.0, "norm_eps": 1e-06, "tied": True, "encoder_depth": 0,
+    "wiring": {
+        "causal": False, "norm": "layer", "norm_bias": False, "norm_place": "pre", "first_norm": False,
+        "qk_norm": False, "positions": "rope", "activation": "gelu", "gated": True, "qkv_bias": False,
+        "out_bias": True, "ffn_bias": False, "embed_norm": True, "embed_scale": 2.0, "token_types": 0,
+        "attention_scale": 0.5, "local_window": 6, "local_every": 3, "global_first": True, "local_theta": 500.0,
+        "rope_scaling": {
+            "kind": "linear", "factor": 2.0, "original_context": 0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0,
+        },
+    },
+}  # fmt: skip
+"""What run.json of a run holds of its model, written before settings were grouped."""
+
+
+def test_a_shape_is_stored_as_older_runs_have_it() -> None:
+    """Would catch a run that cannot be resumed, and a setting that lands on another."""
+    config = from_stored(OLD_RUN)
+    assert config.architecture == Architecture(
+        causal=False,
+        norms=NormConfig(kind="layer", first=False),
+        attention=AttentionConfig(
+            qk_norm=False, out_bias=True, scale=0.5, rope_scaling=RopeScaling(kind="linear", factor=2.0)
+        ),
+        feed_forward=FeedForwardConfig(activation="gelu"),
+        embedding=EmbeddingConfig(norm=True, scale=2.0),
+        windows=WindowConfig(size=6, every=3, global_first=True, theta=500.0),
+    )
+    assert json.dumps(stored(config)) == json.dumps(OLD_RUN)
+    assert from_flat(flat(config.architecture)) == config.architecture
+
+
+def test_a_stored_shape_with_an_unknown_setting_is_refused() -> None:
+    for wrong in ({"no_such": 1}, {"norms": 3, "norm": "layer"}, {"norm": "mean"}):
+        with pytest.raises(UserError, match=r"no_such|norms"):
+            from_stored({**OLD_RUN, "wiring": wrong})
+
+
+def test_every_setting_of_an_architecture_has_a_name_in_files() -> None:
+    leaves = {key for key in known_keys(Architecture) if not key.startswith("attention.rope_scaling.")}
+    assert {".".join(path) for path in STORED.values()} == leaves | {"attention.rope_scaling"}

@@ -1,6 +1,5 @@
 """Small GGUF files with random weights, and transformers' model of the same file."""
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tfcli.config.model import ModelConfig
+from tfcli.config.model import STORED, ModelConfig, from_flat
 from tfcli.formats.gguf import blocks as ggml_blocks
 from tfcli.formats.gguf import families
 from tfcli.formats.gguf.file import NewTensor, write_gguf
@@ -26,10 +25,10 @@ SMALL: dict[str, Any] = {
 
 
 def config(architecture: str, **changes: Any) -> ModelConfig:
-    """Two small blocks of a family with grouped queries; ``changes`` of the shape or of the wiring."""
-    family = next(family for family in families.FAMILIES if family.architecture == architecture)
-    own = {name: changes.pop(name) for name in list(changes) if hasattr(family.wiring, name)}
-    return family.complete(ModelConfig(**{**SMALL, **changes}, wiring=dataclasses.replace(family.wiring, **own)))
+    """Two small blocks of a family with grouped queries; ``changes`` of the shape or of the architecture."""
+    family = next(family for family in families.FAMILIES if family.name == architecture)
+    own = {name: changes.pop(name) for name in list(changes) if name in STORED}
+    return family.complete(ModelConfig(**{**SMALL, **changes}, architecture=from_flat(own, family.architecture)))
 
 
 def factors(config: ModelConfig) -> list[NewTensor]:

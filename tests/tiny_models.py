@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+)
 from tfcli.config.options import TokenizerOptions
 from tfcli.formats.hf import directory as hf
 from tfcli.model.transformer import Transformer
@@ -47,24 +54,18 @@ def model(seed: int = 0, scale: float = 0.3, **changes: Any) -> Transformer:
     return made
 
 
-SEQ2SEQ = Wiring(
-    norm="layer",
-    norm_bias=True,
-    qk_norm=False,
-    positions="learned",
-    activation="relu",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    ffn_bias=True,
-    embed_norm=True,
+SEQ2SEQ = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned", norm=True),
+    feed_forward=FeedForwardConfig(activation="relu", gated=False, bias=True),
 )
 """An encoder-decoder's, as it is written."""
 
 
 def encoder_decoder(seed: int = 0, scale: float = 0.3, **changes: Any) -> Transformer:
     """As ``model``, with three blocks of an encoder beside the decoder."""
-    shape = {"encoder_depth": 3, "kv_heads": 4, "norm_eps": 1e-5, "wiring": SEQ2SEQ}
+    shape = {"encoder_depth": 3, "kv_heads": 4, "norm_eps": 1e-5, "architecture": SEQ2SEQ}
     return model(seed, scale, **{**shape, **changes})
 
 

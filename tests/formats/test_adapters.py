@@ -43,7 +43,7 @@ def trained(core: Transformer, **options: Any) -> Transformer:
 @torch.no_grad()
 def ours(core: Transformer) -> torch.Tensor:
     hidden = core(IDS)
-    return core.logits(hidden) if core.config.wiring.causal else hidden
+    return core.logits(hidden) if core.config.architecture.causal else hidden
 
 
 @torch.no_grad()

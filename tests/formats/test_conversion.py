@@ -220,7 +220,7 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
         written(out, directory)
     written(out, directory, force=True)
     assert (directory / "notes.txt").read_text() == "mine"
-    assert open_path(directory).config.wiring == model().config.wiring
+    assert open_path(directory).config.architecture == model().config.architecture
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

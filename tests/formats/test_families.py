@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import cpu, foreign
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import Architecture, ModelConfig, NormConfig
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families import registry as families
@@ -96,7 +96,7 @@ def expected(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
 
 def ours(core: Transformer, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
     hidden = core(ids, **inputs)
-    return core.logits(hidden) if core.config.wiring.causal else hidden
+    return core.logits(hidden) if core.config.architecture.causal else hidden
 
 
 def pieces() -> JsonTokenizer:
@@ -266,7 +266,7 @@ def test_settings_as_transformers_4_wrote_them(tmp_path: Path) -> None:
     core = hf.load_model(tmp_path / "l", runtime=cpu())
     torch.testing.assert_close(ours(core, ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
     edit(tmp_path / "l", rope_scaling={"type": "linear", "factor": 2})
-    assert read_config(tmp_path / "l").wiring.rope_scaling.kind == "linear"
+    assert read_config(tmp_path / "l").architecture.attention.rope_scaling.kind == "linear"
 
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     theirs = saved(tmp_path / "g", "gemma3_text", sliding_window=6, layer_types=kinds, rope_parameters=GEMMA_ROPE)
@@ -517,11 +517,11 @@ def test_a_tokenizer_with_more_ids_than_the_embedding(llama: Path) -> None:
         hf.load(llama, runtime=cpu())
 
 
-def test_a_wiring_that_no_family_has() -> None:
+def test_an_architecture_that_no_family_has() -> None:
     """Would catch a model that is written as one which computes something else."""
     sizes = {"vocab_size": 9, "context": 8, "depth": 2, "width": 8, "heads": 2, "kv_heads": 2, "head_width": 4}
-    config = ModelConfig(**sizes, ffn_width=8, wiring=Wiring(norm="layer"))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no family of transformers has this model's wiring"):
+    config = ModelConfig(**sizes, ffn_width=8, architecture=Architecture(norms=NormConfig(kind="layer")))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no family of transformers has this model's architecture"):
         families.written(config)
 
 
@@ -556,7 +556,7 @@ def test_no_value_of_a_setting_is_a_traceback(tmp_path: Path, family: str) -> No
 
 @pytest.mark.parametrize("family", [family.model_type for family in families.FAMILIES])
 def test_inspect_knows_every_family(tmp_path: Path, family: str) -> None:
-    """Would catch costs that are those of another wiring: the count of parameters is transformers' own."""
+    """Would catch costs that are those of another architecture: the count of parameters is transformers' own."""
     theirs = saved(tmp_path, family)
     described = inspect(tmp_path)
     pooler = sum(p.numel() for name, p in theirs.named_parameters() if "pooler" in name)
@@ -565,4 +565,5 @@ def test_inspect_knows_every_family(tmp_path: Path, family: str) -> None:
     assert described["parameters"]["total"] == theirs.num_parameters() - unread
     assert described["architecture"] == KINDS.get(family, "decoder")
     assert described["family"] == family
+    assert (described["wiring"] == {}) == (family == "qwen3")  # only what is not our own decoder's
     assert ("decode" in described["flops_per_token"]) == (family not in ENCODERS)

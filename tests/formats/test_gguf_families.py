@@ -15,7 +15,7 @@ import torch
 from tiny_gguf import factors
 from tiny_models import config as core_config
 
-from tfcli.config.model import ModelConfig, RopeScaling, Wiring
+from tfcli.config.model import ModelConfig, RopeScaling, from_flat
 from tfcli.errors import UserError
 from tfcli.formats.gguf.families import FAMILIES, places, read, written
 from tfcli.formats.gguf.file import GgufFile, NewTensor, open_gguf, write_gguf
@@ -72,13 +72,14 @@ def zeros(config: ModelConfig) -> dict[str, NewTensor]:
 def test_settings_come_back(tmp_path: Path, name: str) -> None:
     """Would catch a key that is written but not read, or read as something else, and a family taken for another."""
     family, made = read(save(tmp_path / "m.gguf", CONFIGS[name]))
-    assert family.architecture == name.split()[0].strip(",")
-    given = CONFIGS[name].wiring.rope_scaling
+    assert family.name == name.split()[0].strip(",")
+    given = CONFIGS[name].architecture.attention.rope_scaling
     shape = (made.head_width, made.rope_theta)
     # A rule is found again from numbers in fp32, and other lengths may give the same rule.
-    assert stretch(made.wiring.rope_scaling, *shape) == pytest.approx(stretch(given, *shape), rel=1e-6)
-    assert made.wiring.rope_scaling.kind == given.kind
-    assert dataclasses.replace(made, wiring=dataclasses.replace(made.wiring, rope_scaling=given)) == CONFIGS[name]
+    assert stretch(made.architecture.attention.rope_scaling, *shape) == pytest.approx(stretch(given, *shape), rel=1e-6)
+    assert made.architecture.attention.rope_scaling.kind == given.kind
+    same = from_flat({"rope_scaling": given}, made.architecture)
+    assert dataclasses.replace(made, architecture=same) == CONFIGS[name]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -113,12 +114,12 @@ def test_names_are_those_of_llama_cpp(name: str) -> None:
     """The package's own table maps Hugging Face's names onto ours, and its keys are those that we write."""
     config = CONFIGS[name]
     family, settings = written(config)
-    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.architecture)
+    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.name)
     table = gguf.get_tensor_name_map(arch, config.depth)
     for ours, theirs in hugging_face_names(config).items():
         assert table.get_name(theirs, try_suffixes=(".weight", ".bias")) == ours
     known = {
-        value.replace("{arch}", family.architecture)
+        value.replace("{arch}", family.name)
         for group in (gguf.Keys.General, gguf.Keys.LLM, gguf.Keys.Attention, gguf.Keys.Rope)
         for value in vars(group).values()
         if isinstance(value, str)
@@ -183,7 +184,7 @@ def test_gemma_says_which_layers_slide(tmp_path: Path) -> None:
     other = read(save(tmp_path / "m.gguf", made, **{key: 2}))[1]
     assert [other.is_local(layer) for layer in range(7)] == [True, False, True, False, True, False, True]
     for changes in ({"gemma3__attention__sliding_window": 0}, {key: 1}, {key: [False] * 7}):
-        assert read(save(tmp_path / "m.gguf", made, **changes))[1].wiring.local_window == 0
+        assert read(save(tmp_path / "m.gguf", made, **changes))[1].architecture.windows.size == 0
     with pytest.raises(UserError, match=r"m\.gguf has sliding windows in an irregular order"):
         read(save(tmp_path / "m.gguf", made, **{key: [True, False, False, True, True, False, True]}))
     with pytest.raises(UserError, match=r"sliding_window_pattern is .* expected 7 truth values"):
@@ -192,9 +193,9 @@ def test_gemma_says_which_layers_slide(tmp_path: Path) -> None:
 
 def test_gemma_s_largest_model_scales_by_its_width() -> None:
     sizes: dict[str, Any] = {"head_width": 128, "width": 5376, "heads": 32, "kv_heads": 16}
-    scales = [config("gemma3", depth=depth, **sizes).wiring.attention_scale for depth in (62, 34)]
+    scales = [config("gemma3", depth=depth, **sizes).architecture.attention.scale for depth in (62, 34)]
     assert scales == [pytest.approx(168**-0.5), None]  # Gemma 3 27B, and the others
-    assert config("llama", depth=62, **sizes).wiring.attention_scale is None
+    assert config("llama", depth=62, **sizes).architecture.attention.scale is None
 
 
 LIES: dict[str, tuple[dict[str, Any], str]] = {
@@ -326,6 +327,6 @@ def test_no_flipped_byte_gets_past_the_checks(tmp_path: Path, name: str) -> None
 )
 def test_what_no_family_has_is_refused(changes: dict[str, Any], said: str) -> None:
     """Would catch a file that says one model and holds another."""
-    made = core_config(wiring=dataclasses.replace(Wiring(), **changes))
+    made = core_config(architecture=from_flat(changes))
     with pytest.raises(UserError, match=said):
         written(made)

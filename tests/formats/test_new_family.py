@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import cpu, model, tokenizer
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import Architecture, AttentionConfig, FeedForwardConfig, ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import load as gguf_load
@@ -23,12 +23,17 @@ from tfcli.formats.hf.families import registry
 from tfcli.formats.hf.families.base import ACTIVATIONS, WRITTEN, Family, Names, Place, classifier
 from tfcli.formats.hf.settings import Settings
 from tfcli.formats.open import open_path
-from tfcli.inspection.describe import describe
+from tfcli.inspection.describe import inspect
 from tfcli.model import heads
 from tfcli.model.transformer import Transformer
 
 IDS = torch.randint(3, 400, (2, 20), generator=torch.Generator().manual_seed(1))
-LLAMA: dict[str, Any] = {"wiring": Wiring(qk_norm=False), "kv_heads": 4, "rope_theta": 500.0, "tied": False}
+LLAMA: dict[str, Any] = {
+    "architecture": Architecture(attention=AttentionConfig(qk_norm=False)),
+    "kv_heads": 4,
+    "rope_theta": 500.0,
+    "tied": False,
+}
 
 
 def _read_toy(settings: Settings) -> dict[str, Any]:
@@ -38,12 +43,19 @@ def _read_toy(settings: Settings) -> dict[str, Any]:
         "rope_theta": settings.number("base"),
         "norm_eps": settings.number("eps"),
         "tied": False,
-        "wiring": Wiring(qk_norm=False, activation=settings.one_of("act", ACTIVATIONS)),
+        "architecture": Architecture(
+            attention=AttentionConfig(qk_norm=False),
+            feed_forward=FeedForwardConfig(activation=settings.one_of("act", ACTIVATIONS)),
+        ),
     }
 
 
 def _write_toy(config: ModelConfig) -> dict[str, Any]:
-    return {"base": config.rope_theta, "eps": config.norm_eps, "act": WRITTEN[config.wiring.activation]}
+    return {
+        "base": config.rope_theta,
+        "eps": config.norm_eps,
+        "act": WRITTEN[config.architecture.feed_forward.activation],
+    }
 
 
 TOY = Family(
@@ -121,7 +133,7 @@ def test_a_directory_of_a_new_family_has_the_logits_of_the_llama_that_it_is(tmp_
     # Norms are stored less one, which rounds.
     torch.testing.assert_close(loaded.logits(loaded(IDS)), core.logits(core(IDS)), atol=1e-5, rtol=1e-5)
     assert codec.vocab_size == 400
-    assert describe(tmp_path / "toy")["family"] == "toy"
+    assert inspect(tmp_path / "toy")["family"] == "toy"
 
 
 @torch.no_grad()
@@ -175,7 +187,7 @@ def test_a_gguf_file_of_a_new_family_has_the_logits_of_the_llama_that_it_is(
     with pytest.raises(UserError, match="the architecture 'toy', which tfcli does not read"):
         gguf_load.read_config(open_gguf(tmp_path / "toy.gguf"))
 
-    row = gguf_families.Family(architecture="toy", wiring=Wiring(qk_norm=False))
+    row = gguf_families.Family(name="toy", architecture=Architecture(attention=AttentionConfig(qk_norm=False)))
     monkeypatch.setattr(gguf_families, "FAMILIES", (row, *gguf_families.FAMILIES))
     loaded, codec = open_path(tmp_path / "toy.gguf").load(runtime=cpu())
     torch.testing.assert_close(loaded.logits(loaded(IDS)), core.logits(core(IDS)), atol=1e-5, rtol=1e-5)

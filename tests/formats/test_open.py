@@ -26,7 +26,7 @@ def test_a_directory_a_file_and_a_directory_with_a_file(tmp_path: Path) -> None:
     (run / "m.gguf").write_bytes(file.read_bytes())
     assert open_path(run).kind == "hf"
     assert open_path(run).config == model().config
-    assert open_path(inside).config.wiring.qk_norm is False
+    assert open_path(inside).config.architecture.attention.qk_norm is False
     made, codec = open_path(inside).load(runtime=cpu())
     assert made.config == open_path(file).config
     assert codec.encode("a king") == tokenizer().encode("a king")

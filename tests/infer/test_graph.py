@@ -6,21 +6,25 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import Architecture, FeedForwardConfig, NormConfig, WindowConfig
 from tfcli.config.options import Sampling
 from tfcli.infer.decode import Decoder, Request
 from tfcli.infer.graph import GraphStepper
 from tfcli.model.cache import KVCache
 
-GEMMA = Wiring(norm_place="sandwich", local_window=5, local_every=2, activation="gelu_tanh")
+GEMMA = Architecture(
+    norms=NormConfig(place="sandwich"),
+    windows=WindowConfig(size=5, every=2),
+    feed_forward=FeedForwardConfig(activation="gelu_tanh"),
+)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
 
 
-@pytest.mark.parametrize("wiring", [Wiring(), GEMMA], ids=["ours", "windows"])
+@pytest.mark.parametrize("architecture", [Architecture(), GEMMA], ids=["ours", "windows"])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "one row"])
-def test_fixed_shapes_decode_the_same(wiring: Wiring, prompts: list[list[int]]) -> None:
+def test_fixed_shapes_decode_the_same(architecture: Architecture, prompts: list[list[int]]) -> None:
     """Over buffers that grow and rows that leave: would catch a stale mask, position or buffer."""
-    core = model(wiring=wiring, context=200).requires_grad_(False)
+    core = model(architecture=architecture, context=200).requires_grad_(False)
     sampling = Sampling(temperature=0.0, max_tokens=90, ignore_eos=True)
     requests = [Request(prompt, [0]) for prompt in prompts]
     stops = [90, 30, 60]

@@ -82,10 +82,10 @@ def test_progress_ends_at_the_end() -> None:
 
 def test_an_encoder_is_not_scored() -> None:
     """Would catch a perplexity of a model that sees what it is to predict: near 1, and no score at all."""
-    from tfcli.config.model import Wiring
+    from tfcli.config.model import Architecture
     from tfcli.errors import UserError
 
-    encoder = model(wiring=Wiring(causal=False))
+    encoder = model(architecture=Architecture(causal=False))
     with pytest.raises(UserError, match="does not read a text from left to right"):
         evaluate(encoder, token_ids(20), text_bytes=20, codec=tokenizer(), runtime=cpu())
 

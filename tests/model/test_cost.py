@@ -9,7 +9,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+    WindowConfig,
+)
 from tfcli.config.options import OptimOptions
 from tfcli.errors import UserError
 from tfcli.model import cost
@@ -22,17 +30,38 @@ from tfcli.train.optim import Optimizers
 CONFIG = ModelConfig(
     vocab_size=512, context=64, depth=3, width=64, heads=4, kv_heads=2, head_width=24, ffn_width=160
 )  # fmt: skip
-LAYER_NORM = Wiring(norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu", gated=False)
-BIASES = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
-WIRINGS = {
-    "llama": Wiring(qk_norm=False),
-    "gpt2": replace(LAYER_NORM, **BIASES),
-    "bert": replace(LAYER_NORM, causal=False, norm_place="post", embed_norm=True, token_types=2, **BIASES),
-    "gemma": Wiring(norm_place="sandwich", activation="gelu_tanh", local_window=16, local_every=2),
-    "modernbert": Wiring(causal=False, norm="layer", activation="gelu", local_window=16, embed_norm=True),
-    "relu": Wiring(activation="relu", gated=False, qkv_bias=True),
+GPT2 = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned"),
+    feed_forward=FeedForwardConfig(activation="gelu", gated=False, bias=True),
+)
+ARCHITECTURES = {
+    "llama": Architecture(attention=AttentionConfig(qk_norm=False)),
+    "gpt2": GPT2,
+    "bert": replace(
+        GPT2,
+        causal=False,
+        norms=replace(GPT2.norms, place="post"),
+        embedding=replace(GPT2.embedding, norm=True, token_types=2),
+    ),
+    "gemma": Architecture(
+        norms=NormConfig(place="sandwich"),
+        feed_forward=FeedForwardConfig(activation="gelu_tanh"),
+        windows=WindowConfig(size=16, every=2),
+    ),
+    "modernbert": Architecture(
+        causal=False,
+        norms=NormConfig(kind="layer"),
+        feed_forward=FeedForwardConfig(activation="gelu"),
+        windows=WindowConfig(size=16),
+        embedding=EmbeddingConfig(norm=True),
+    ),
+    "relu": Architecture(
+        feed_forward=FeedForwardConfig(activation="relu", gated=False), attention=AttentionConfig(qkv_bias=True)
+    ),
 }
-WIRED = [replace(CONFIG, wiring=wiring) for wiring in WIRINGS.values()]
+WIRED = [replace(CONFIG, architecture=architecture) for architecture in ARCHITECTURES.values()]
 VARIANTS = [
     CONFIG,
     *WIRED,
@@ -62,10 +91,10 @@ def test_parameters_are_those_of_the_module(config: ModelConfig) -> None:
     assert parts.total == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("wiring", ["ours", *WIRINGS])
-def test_flops_are_those_that_torch_counts(wiring: str) -> None:
+@pytest.mark.parametrize("architecture", ["ours", *ARCHITECTURES])
+def test_flops_are_those_that_torch_counts(architecture: str) -> None:
     # torch counts attention over all T keys of each query; the forecast counts those that it may see.
-    config, T = replace(CONFIG, kv_heads=4, wiring=WIRINGS.get(wiring, Wiring())), 32
+    config, T = replace(CONFIG, kv_heads=4, architecture=ARCHITECTURES.get(architecture, Architecture())), 32
     model = build(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.logits(model(torch.zeros(1, T, dtype=torch.long)))
@@ -80,13 +109,13 @@ def test_flops_are_those_that_torch_counts(wiring: str) -> None:
 def model_mask(config: ModelConfig, T: int, local: bool) -> torch.Tensor:
     """True where a query looks."""
     if local:
-        return band_mask(T, config.wiring.local_window, config.wiring.causal, torch.device("cpu"))
-    return torch.ones(T, T, dtype=torch.bool).tril(0 if config.wiring.causal else T)
+        return band_mask(T, config.architecture.windows.size, config.architecture.causal, torch.device("cpu"))
+    return torch.ones(T, T, dtype=torch.bool).tril(0 if config.architecture.causal else T)
 
 
 def test_two_sides_of_one_length_cost_what_a_step_of_each_does() -> None:
     """Would catch a part that is counted on the wrong side, and a shorter target that is paid for in full."""
-    config = replace(CONFIG, kv_heads=4, encoder_depth=2, wiring=replace(LAYER_NORM, **BIASES))
+    config = replace(CONFIG, kv_heads=4, encoder_depth=2, architecture=GPT2)
     assert cost.pair_flops(config, 20, 20) == 20 * cost.forward_flops(config, 20)
     model = build(config)
     source, target = torch.zeros(1, 24, dtype=torch.int64), torch.zeros(1, 7, dtype=torch.int64)
@@ -101,7 +130,7 @@ def test_two_sides_of_one_length_cost_what_a_step_of_each_does() -> None:
 
 def test_a_local_layer_costs_its_window() -> None:
     """Would catch a long context charged in full to layers that never look back so far."""
-    config = replace(CONFIG, depth=4, wiring=Wiring(local_window=8, local_every=2))
+    config = replace(CONFIG, depth=4, architecture=Architecture(windows=WindowConfig(size=8, every=2)))
     assert cost.decode_flops(config, 40) - cost.decode_flops(config, 39) == 2 * 4 * config.heads * config.head_width
     layer = cost.kv_bytes_per_token(config, "bf16") // 4
     assert cost.decode_bytes(config, 40, "bf16") - cost.decode_bytes(config, 39, "bf16") == 2 * layer

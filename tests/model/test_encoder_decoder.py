@@ -9,27 +9,31 @@ import pytest
 import tiny_models
 import torch
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import Architecture, NormConfig
 from tfcli.errors import UserError
 from tfcli.model import cost
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
 
-WIRINGS: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "written": {},
-    "ours": {"wiring": Wiring(), "kv_heads": 2},  # rotary, grouped, gated
-    "post": {"wiring": dataclasses.replace(tiny_models.SEQ2SEQ, norm_place="post")},
-    "sandwich": {"wiring": Wiring(norm_place="sandwich"), "kv_heads": 2},
+    "ours": {"architecture": Architecture(), "kv_heads": 2},  # rotary, grouped, gated
+    "post": {
+        "architecture": dataclasses.replace(
+            tiny_models.SEQ2SEQ, norms=dataclasses.replace(tiny_models.SEQ2SEQ.norms, place="post")
+        )
+    },
+    "sandwich": {"architecture": Architecture(norms=NormConfig(place="sandwich")), "kv_heads": 2},
 }
 LONG = torch.tensor([[7, 9, 11, 13, 15], [8, 10, 12, 14, 16]])
 REAL = torch.tensor([[True] * 5, [True, True, False, False, False]])
 TARGET = torch.tensor([[1, 20, 21, 22], [1, 30, 31, 32]])
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_step_by_step_is_all_at_once(wiring: str) -> None:
-    model = tiny_models.encoder_decoder(1, **WIRINGS[wiring])
+def test_step_by_step_is_all_at_once(architecture: str) -> None:
+    model = tiny_models.encoder_decoder(1, **ARCHITECTURES[architecture])
     memory = model.encode(LONG, mask_BS=REAL)
     expected = model(TARGET, memory=memory)
     cache = KVCache(model.config, batch=2, capacity=8, dtype=torch.float32, device=torch.device("cpu"))
@@ -66,9 +70,9 @@ def test_one_row_of_memory_serves_several_that_follow_each_other() -> None:
     torch.testing.assert_close(model(rows, memory=memory), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_every_parameter_is_counted_filled_and_learns(wiring: str) -> None:
-    model = tiny_models.encoder_decoder(0, **WIRINGS[wiring])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_parameter_is_counted_filled_and_learns(architecture: str) -> None:
+    model = tiny_models.encoder_decoder(0, **ARCHITECTURES[architecture])
     assert cost.parameters(model.config).total == sum(parameter.numel() for parameter in model.parameters())
     loss = model.loss(model(TARGET, memory=model.encode(LONG, mask_BS=REAL)), TARGET)
     loss.backward()
@@ -87,7 +91,7 @@ def test_a_memory_goes_with_an_encoder() -> None:
     with pytest.raises(ValueError, match="no other takes one"):
         tiny_models.model()(TARGET, memory=model.encode(LONG))
     with pytest.raises(UserError, match="an encoder has no other beside it"):
-        tiny_models.config(encoder_depth=1, wiring=Wiring(causal=False))
+        tiny_models.config(encoder_depth=1, architecture=Architecture(causal=False))
     with pytest.raises(UserError, match="encoder_depth is -1"):
         tiny_models.config(encoder_depth=-1)
     assert isinstance(model, Transformer)

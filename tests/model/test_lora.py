@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import Architecture, AttentionConfig, EmbeddingConfig, FeedForwardConfig, NormConfig
 from tfcli.config.options import LoraOptions
 from tfcli.errors import UserError
 from tfcli.infer import step
@@ -15,14 +15,16 @@ from tfcli.model.transformer import Transformer
 
 IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(3))
 ALL = {"q", "k", "v", "o", "gate", "up", "down"}
-GPT2 = Wiring(
-    norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu_tanh", gated=False,
-    qkv_bias=True, out_bias=True, ffn_bias=True,
-)  # fmt: skip
+GPT2 = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned"),
+    feed_forward=FeedForwardConfig(activation="gelu_tanh", gated=False, bias=True),
+)
 
 
-def made(bits: int = 0, wiring: Wiring | None = None) -> Transformer:
-    core = model() if wiring is None else model(wiring=wiring, kv_heads=4)
+def made(bits: int = 0, architecture: Architecture | None = None) -> Transformer:
+    core = model() if architecture is None else model(architecture=architecture, kv_heads=4)
     return quantize_model(core, Quantization(bits=bits)) if bits else core  # type: ignore[arg-type]
 
 
@@ -41,13 +43,13 @@ def logits(core: Transformer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bits", [0, 4, 8])
-@pytest.mark.parametrize("wiring", [None, GPT2], ids=["qwen3", "gpt2"])
-def test_an_adapter_that_was_just_attached_changes_no_logit(bits: int, wiring: Wiring | None) -> None:
+@pytest.mark.parametrize("architecture", [None, GPT2], ids=["qwen3", "gpt2"])
+def test_an_adapter_that_was_just_attached_changes_no_logit(bits: int, architecture: Architecture | None) -> None:
     """Exact. Would catch a B that is not zero, and a layer that lost its bias."""
-    core = made(bits, wiring)
+    core = made(bits, architecture)
     before = logits(core)
     attached = lora.attach(core, LoraOptions(rank=4), seed=1)
-    assert {path.rpartition(".")[2] for path in attached} == ALL - ({"gate"} if wiring else set())
+    assert {path.rpartition(".")[2] for path in attached} == ALL - ({"gate"} if architecture else set())
     assert all(layer.a.abs().max() > 0 for layer in attached.values())
     assert torch.equal(logits(core), before)
 

@@ -1,26 +1,35 @@
-"""Texts packed into one row: each is what it is alone, in every wiring of a decoder."""
+"""Texts packed into one row: each is what it is alone, in every architecture of a decoder."""
 
 import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    NormConfig,
+    WindowConfig,
+)
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import restarting
 
 LENGTHS = (7, 1, 9, 4)
-LEARNED = Wiring(
-    norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu_tanh", gated=False,
-    qkv_bias=True, out_bias=True, ffn_bias=True,
-)  # fmt: skip
-WINDOWED = Wiring(local_window=4, local_every=2, local_theta=100.0)
+LEARNED = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned"),
+    feed_forward=FeedForwardConfig(activation="gelu_tanh", gated=False, bias=True),
+)
+WINDOWED = Architecture(windows=WindowConfig(size=4, every=2, theta=100.0))
 
 
-@pytest.mark.parametrize("wiring", [Wiring(), LEARNED, WINDOWED], ids=["qwen3", "learned", "windows"])
+@pytest.mark.parametrize("architecture", [Architecture(), LEARNED, WINDOWED], ids=["qwen3", "learned", "windows"])
 @pytest.mark.parametrize("train", [True, False])
-def test_packed_texts_are_those_alone(wiring: Wiring, train: bool) -> None:
+def test_packed_texts_are_those_alone(architecture: Architecture, train: bool) -> None:
     """Would catch a look into the text before, and positions that go on instead of beginning anew."""
-    core = model(wiring=wiring)
+    core = model(architecture=architecture)
     ids = torch.randint(0, 400, (2, sum(LENGTHS) + 3), generator=torch.Generator().manual_seed(1))
     first = torch.repeat_interleave(torch.arange(5), torch.tensor([*LENGTHS, 3]))
     other = torch.repeat_interleave(torch.arange(2), torch.tensor([20, 4]))

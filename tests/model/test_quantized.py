@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import Architecture, AttentionConfig, EmbeddingConfig, FeedForwardConfig, NormConfig
 from tfcli.errors import UserError
 from tfcli.model import heads
 from tfcli.model.quant import quantize as quantized
@@ -15,17 +15,22 @@ from tfcli.model.quant.matrix import QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.quant.quantize import Quantization, bits, quantize_model, weight_bytes
 from tfcli.model.transformer import Transformer
 
-GPT2 = Wiring(
-    norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu", gated=False, qkv_bias=True,
-    out_bias=True, ffn_bias=True,
-)  # fmt: skip
-BERT = Wiring(
-    causal=False, norm="layer", norm_bias=True, norm_place="post", qk_norm=False, positions="learned", gated=False,
-    activation="gelu", qkv_bias=True, out_bias=True, ffn_bias=True, embed_norm=True, token_types=2,
-)  # fmt: skip
+GPT2 = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned"),
+    feed_forward=FeedForwardConfig(activation="gelu", gated=False, bias=True),
+)
+BERT = Architecture(
+    causal=False,
+    norms=NormConfig(kind="layer", bias=True, place="post"),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned", norm=True, token_types=2),
+    feed_forward=FeedForwardConfig(gated=False, activation="gelu", bias=True),
+)
 INNER = ("attention.q", "attention.k", "attention.v", "attention.o", "ffn.up", "ffn.down")
 WHOLE = Quantization(bits=4, whole_groups=True)
-SHAPES: list[dict[str, Any]] = [{}, {"tied": False, "width": 40}, {"wiring": GPT2}, {"wiring": BERT}]
+SHAPES: list[dict[str, Any]] = [{}, {"tied": False, "width": 40}, {"architecture": GPT2}, {"architecture": BERT}]
 
 
 def widened(made: Transformer, plain: Transformer) -> Transformer:
@@ -59,7 +64,7 @@ def test_a_quantized_model_computes_what_its_numbers_say(kind: str, changes: dic
 @torch.inference_mode()
 def test_an_encoder_rounds_its_inputs_and_a_decoder_does_not() -> None:
     """In bf16 hidden states stay as near as 8 bits allow; would catch a decoder whose text depends on its batch."""
-    plain = model(wiring=BERT)
+    plain = model(architecture=BERT)
     ids = torch.randint(0, 400, (3, 12), generator=torch.Generator().manual_seed(0))
     expected = plain(ids)
     heads.attach(plain, heads.make("sequence", plain.config.width, 2, causal=False))
@@ -71,7 +76,7 @@ def test_an_encoder_rounds_its_inputs_and_a_decoder_does_not() -> None:
     assert not any(isinstance(part, QuantMatrix) for part in made.task_head.modules())
     off = (made(ids).float() - expected).norm() / expected.norm()
     assert off < 0.02
-    decoder = quantize_model(model(wiring=GPT2), Quantization.of("int8"))
+    decoder = quantize_model(model(architecture=GPT2), Quantization.of("int8"))
     assert not any(part.coarse for part in decoder.modules() if isinstance(part, QuantMatrix))
 
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 from tiny_models import config, model
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    NormConfig,
+    WindowConfig,
+)
 from tfcli.formats.hf.families.llama import NAMES
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer, initialize
@@ -39,18 +46,26 @@ def test_rows_of_different_length_read_together_are_those_alone() -> None:
         torch.testing.assert_close(torch.cat([after, more], dim=1)[row], alone, atol=1e-5, rtol=1e-5)
 
 
-ENCODER = Wiring(
-    causal=False, norm="layer", norm_bias=True, norm_place="post", embed_norm=True, token_types=2, qk_norm=False,
-    positions="learned", activation="gelu", gated=False, qkv_bias=True, out_bias=True, ffn_bias=True,
-)  # fmt: skip
-WINDOWED = Wiring(causal=False, norm="layer", activation="gelu", local_window=6, local_every=2, local_theta=100.0)
+ENCODER = Architecture(
+    causal=False,
+    norms=NormConfig(kind="layer", bias=True, place="post"),
+    embedding=EmbeddingConfig(norm=True, token_types=2, positions="learned"),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    feed_forward=FeedForwardConfig(activation="gelu", gated=False, bias=True),
+)
+WINDOWED = Architecture(
+    causal=False,
+    norms=NormConfig(kind="layer"),
+    feed_forward=FeedForwardConfig(activation="gelu"),
+    windows=WindowConfig(size=6, every=2, theta=100.0),
+)
 
 
-@pytest.mark.parametrize("wiring", [ENCODER, WINDOWED], ids=["bert", "windows"])
+@pytest.mark.parametrize("architecture", [ENCODER, WINDOWED], ids=["bert", "windows"])
 @torch.no_grad()
-def test_an_encoder_sees_both_sides_and_no_padding(wiring: Wiring) -> None:
+def test_an_encoder_sees_both_sides_and_no_padding(architecture: Architecture) -> None:
     """Would catch padding that is attended to, and NaN of a padded query whose whole window is padding."""
-    core = model(wiring=wiring)
+    core = model(architecture=architecture)
     ids = torch.randint(3, 400, (3, 20), generator=torch.Generator().manual_seed(3))
     mask = torch.arange(20) < torch.tensor([[20], [9], [1]])
     out = core(ids, mask_BT=mask)
@@ -65,10 +80,14 @@ def test_an_encoder_sees_both_sides_and_no_padding(wiring: Wiring) -> None:
         core(ids, cache=cache)
 
 
-@pytest.mark.parametrize("wiring", [ENCODER, WINDOWED, Wiring(norm_place="sandwich")], ids=["bert", "windows", "gemma"])
-def test_every_wiring_starts_finite_and_learns(wiring: Wiring) -> None:
+@pytest.mark.parametrize(
+    "architecture",
+    [ENCODER, WINDOWED, Architecture(norms=NormConfig(place="sandwich"))],
+    ids=["bert", "windows", "gemma"],
+)
+def test_every_architecture_starts_finite_and_learns(architecture: Architecture) -> None:
     """Would catch a parameter that is never filled, or one that no gradient reaches."""
-    core = Transformer(config(wiring=wiring, tied=False))
+    core = Transformer(config(architecture=architecture, tied=False))
     with torch.no_grad():
         for parameter in core.parameters():
             parameter.fill_(float("nan"))

@@ -10,7 +10,15 @@ import pytest
 import torch
 from tiny_models import config, model
 
-from tfcli.config.model import RopeScaling, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    NormConfig,
+    RopeScaling,
+    WindowConfig,
+)
 from tfcli.infer import step as stepper
 from tfcli.infer.decode import Decoder
 from tfcli.infer.residency import settle
@@ -22,23 +30,31 @@ from tfcli.model.quant import matrix as quant
 from tfcli.model.transformer import Transformer
 from tfcli.native import library, ops
 
-GPT2 = Wiring(
-    norm="layer", norm_bias=True, qk_norm=False, positions="learned", activation="gelu_tanh", gated=False,
-    qkv_bias=True, out_bias=True, ffn_bias=True,
-)  # fmt: skip
-GEMMA = Wiring(
-    norm_place="sandwich", activation="gelu_tanh", embed_scale=5.6, local_window=4, local_every=2, attention_scale=0.3
+GPT2 = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned"),
+    feed_forward=FeedForwardConfig(activation="gelu_tanh", gated=False, bias=True),
 )
-LLAMA3 = Wiring(qk_norm=False, rope_scaling=RopeScaling(kind="llama3", factor=4.0, original_context=16))
+GEMMA = Architecture(
+    norms=NormConfig(place="sandwich"),
+    feed_forward=FeedForwardConfig(activation="gelu_tanh"),
+    embedding=EmbeddingConfig(scale=5.6),
+    windows=WindowConfig(size=4, every=2),
+    attention=AttentionConfig(scale=0.3),
+)
+LLAMA3 = Architecture(
+    attention=AttentionConfig(qk_norm=False, rope_scaling=RopeScaling(kind="llama3", factor=4.0, original_context=16))
+)
 ODD = {"head_width": 10, "heads": 3, "kv_heads": 1, "width": 30, "ffn_width": 50, "vocab_size": 403}
 MODELS = {
     "ours": {},
     "untied": {"tied": False},
-    "gpt2": {"wiring": GPT2},
-    "gemma": {"wiring": GEMMA},
-    "llama3, odd widths": {"wiring": LLAMA3, **ODD},
-    "relu": {"wiring": Wiring(activation="relu", gated=False)},
-    "gelu": {"wiring": Wiring(activation="gelu")},
+    "gpt2": {"architecture": GPT2},
+    "gemma": {"architecture": GEMMA},
+    "llama3, odd widths": {"architecture": LLAMA3, **ODD},
+    "relu": {"architecture": Architecture(feed_forward=FeedForwardConfig(activation="relu", gated=False))},
+    "gelu": {"architecture": Architecture(feed_forward=FeedForwardConfig(activation="gelu"))},
 }
 PROMPTS = ([3, 4, 5, 6, 7, 8], [9, 8], [5])
 
@@ -81,7 +97,7 @@ def compare(core: Transformer, twin: Transformer, *, dtype: torch.dtype, steps: 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_fp32_equals_pytorch(name: str) -> None:
-    """Every wiring that decodes: would catch a wrong head, position, window, norm, bias or activation."""
+    """Every architecture that decodes: would catch a wrong head, position, window, norm, bias or activation."""
     core = model(**MODELS[name]).requires_grad_(False)
     assert stepper.supports(core)
     assert compare(core, core, dtype=torch.float32) < 2e-5  # sums in another order
@@ -146,11 +162,21 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, settled
     assert torch.equal(logits(rows[:5]), together[:5])
 
 
-@pytest.mark.parametrize("wiring", [Wiring(), Wiring(local_window=70, local_every=2)], ids=["global", "windows"])
+@pytest.mark.parametrize(
+    "architecture", [Architecture(), Architecture(windows=WindowConfig(size=70, every=2))], ids=["global", "windows"]
+)
 @torch.inference_mode()
-def test_long_rows_read_in_parts_equal_pytorch_and_stand_alone(wiring: Wiring) -> None:
+def test_long_rows_read_in_parts_equal_pytorch_and_stand_alone(architecture: Architecture) -> None:
     """Rows on both sides of the length from which positions are shared among threads, one row crossing it, in bf16."""
-    made = {"context": 320, "head_width": 64, "heads": 6, "kv_heads": 2, "width": 96, "scale": 0.1, "wiring": wiring}
+    made = {
+        "context": 320,
+        "head_width": 64,
+        "heads": 6,
+        "kv_heads": 2,
+        "width": 96,
+        "scale": 0.1,
+        "architecture": architecture,
+    }
     core = model(**made).requires_grad_(False).to(torch.bfloat16)
     twin = model(**made).requires_grad_(False)
     twin.load_state_dict(core.state_dict())
@@ -366,4 +392,4 @@ def test_the_names_of_fields_are_those_of_the_source() -> None:
     body = source[source.index("struct Model {") : source.index("struct Cache {")]
     order = [body.index(f"{name}") for name in ("depth", "layer_norm", "eps", "frequencies", "Matrix embed", "layers;")]
     assert order == sorted(order)
-    assert config().wiring.causal
+    assert config().architecture.causal

@@ -117,10 +117,10 @@ def test_the_data_report_says_what_was_read_packed_cut_and_repeated(tmp_path: Pa
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    from tfcli.config.model import Wiring
+    from tfcli.config.model import Architecture
 
     with pytest.raises(UserError, match="is an encoder, --task chat needs a decoder"):
-        prepared(data(tmp_path / "a.jsonl"), model(wiring=Wiring(causal=False)))
+        prepared(data(tmp_path / "a.jsonl"), model(architecture=Architecture(causal=False)))
 
 
 @pytest.mark.parametrize("options", [(), ("lora.on=true", "lora.rank=4")], ids=["full", "lora"])

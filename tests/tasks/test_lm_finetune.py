@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import TEXT, cpu, model, save, tokenizer
 
-from tfcli.config.model import Wiring
+from tfcli.config.model import Architecture
 from tfcli.errors import UserError
 from tfcli.formats.hf import adapters
 from tfcli.formats.hf import directory as hf
@@ -21,8 +21,8 @@ from tfcli.tasks.task import Start
 from tfcli.train.finetune import finetune
 
 
-def prepared(path: Path, wiring: Wiring | None = None, **data: object) -> LanguageModeling:
-    core = model() if wiring is None else model(wiring=wiring)
+def prepared(path: Path, architecture: Architecture | None = None, **data: object) -> LanguageModeling:
+    core = model() if architecture is None else model(architecture=architecture)
     start = Start(
         model=core, codec=tokenizer(), data=[str(path)], config=LmConfig(data=FinetuneData(**data)),  # type: ignore[arg-type]
         runtime=cpu(), about={}, note=lambda line: None,
@@ -89,7 +89,7 @@ def test_what_cannot_be_read_on_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     (tmp_path / "b.txt").write_text("a king")
     with pytest.raises(UserError, match="is an encoder, --task lm needs a decoder"):
-        prepared(tmp_path / "a.txt", Wiring(causal=False))
+        prepared(tmp_path / "a.txt", Architecture(causal=False))
     with pytest.raises(UserError, match="too few for a context of 32"):
         prepared(tmp_path / "b.txt")
     with pytest.raises(UserError, match="reads UTF-8, not latin-1"):

@@ -93,7 +93,7 @@ def test_a_tokenizer_is_taken_along(room: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("depth", "pairs"), [(3, 1000), (6, 1_000_000)])
 def test_it_is_the_model_that_pairs_get(depth: int, pairs: int) -> None:
-    """Would catch two wirings or sizes under one name, and matrices of the encoder that Muon leaves out."""
+    """Would catch two architectures or sizes under one name, and matrices of the encoder that Muon leaves out."""
     made = shape(ModelOptions(arch="transformer", context=256), depth=depth, vocab_size=512)
     assert made == new_model.shape(NewModel(), vocab_size=512, pairs=pairs)
     with torch.device("meta"):

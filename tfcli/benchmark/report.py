@@ -14,7 +14,7 @@ from tfcli.benchmark.case import Comparison, Result
 from tfcli.benchmark.subject import Subject
 from tfcli.benchmark.suites import Ceilings
 from tfcli.benchmark.timing import Timing
-from tfcli.config.resolve import to_dict
+from tfcli.config.model import stored
 from tfcli.model.cost import parameters
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def about(subject: Subject) -> Json:
         "parameters": parameters(subject.config).total,
         "weight_bytes": subject.weight_bytes,
         "quantize": subject.quantize,
-        **to_dict(subject.config),
+        **stored(subject.config),
         "tokenizer_hash": subject.engine.tokenizer.hash,
     }
 

@@ -236,7 +236,7 @@ def probe(model: Transformer) -> Tensor:
     if head is not None and head.labels:
         logits = head(hidden, torch.ones_like(ids[None], dtype=torch.bool))[0].cpu()
     else:
-        logits = (model.logits(hidden) if model.config.wiring.causal else hidden)[0].cpu()
+        logits = (model.logits(hidden) if model.config.architecture.causal else hidden)[0].cpu()
     if not torch.isfinite(logits).all():
         raise RunError("the model's logits are not numbers", hint="its weights are damaged, or its training diverged")
     return logits

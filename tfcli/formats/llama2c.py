@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import Architecture, AttentionConfig, ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.gguf.rope import rotary_halves
 from tfcli.formats.gguf.vocab import from_gguf
@@ -80,7 +80,7 @@ def read_config(path: str | Path) -> ModelConfig:
         ffn_width=ffn_width,
         norm_eps=1e-5,
         tied=vocab_size > 0,
-        wiring=Wiring(qk_norm=False),
+        architecture=Architecture(attention=AttentionConfig(qk_norm=False)),
     )
     needed = HEADER.size + 4 * sum(prod(shape) for _, shape in _parts(config))
     if size != needed:

@@ -129,7 +129,7 @@ def load(
     with runtime.active():
         model, tokenizer = opened.load(runtime=runtime, quantize=quantize)
         engine = Engine(model, tokenizer, runtime)
-        if model.config.wiring.causal:
+        if model.config.architecture.causal:
             settle(model)
     return engine
 
@@ -151,7 +151,7 @@ class Engine:
         with self._first_use:
             if self._decoder is not None:
                 return self._decoder
-            if not self.model.config.wiring.causal:
+            if not self.model.config.architecture.causal:
                 raise UserError(
                     f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
                     hint="use it with: tfcli predict --task embed",

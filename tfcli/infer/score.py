@@ -62,7 +62,7 @@ def evaluate(
     ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be memory-mapped: only a few windows are held
     at once. ``on_progress`` is told (tokens done, tokens in all). Raises UserError for a model that is no decoder.
     """
-    if not model.config.wiring.causal or model.config.encoder_depth:
+    if not model.config.architecture.causal or model.config.encoder_depth:
         raise UserError(
             "this model does not read a text from left to right, so it gives no loss of each token after those before",
             hint="perplexity is of decoders; see what it was trained for with: tfcli predict",

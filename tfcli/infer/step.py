@@ -67,13 +67,13 @@ class _Cache(ctypes.Structure):
 
 def supports(model: Transformer) -> bool:
     """Whether ``Stepper`` can run this model: a decoder on the CPU in fp32 or bf16, with norms before its parts."""
-    wiring = model.config.wiring
+    arch = model.config.architecture
     return (
         model.device.type == "cpu"
-        and wiring.causal
-        and wiring.norm_place != "post"
-        and not wiring.token_types
-        and not wiring.embed_norm
+        and arch.causal
+        and arch.norms.place != "post"
+        and not arch.embedding.token_types
+        and not arch.embedding.norm
         and not model.config.encoder_depth
         and not adapters(model)
         and ops.ready()
@@ -95,16 +95,16 @@ class Stepper:
 
     def __init__(self, model: Transformer, *, exact: bool) -> None:
         self._keep: list[Any] = [model]
-        config, wiring = model.config, model.config.wiring
+        config, arch = model.config, model.config.architecture
         self._vocab = config.vocab_size
         layers = (_Layer * config.depth)()
         for index, block in enumerate(model.blocks):
             self._fill(layers[index], block, config.is_local(index))
         self._layers = layers
-        scale = config.head_width**-0.5 if wiring.attention_scale is None else wiring.attention_scale
-        scaling = wiring.rope_scaling
+        scale = config.head_width**-0.5 if arch.attention.scale is None else arch.attention.scale
+        scaling = arch.attention.rope_scaling
         frequencies = rope_frequencies(config.head_width, config.rope_theta, scaling)
-        local = rope_frequencies(config.head_width, wiring.local_theta)
+        local = rope_frequencies(config.head_width, arch.windows.theta)
         self._model = _Model(
             depth=config.depth,
             width=config.width,
@@ -113,13 +113,13 @@ class Stepper:
             head_width=config.head_width,
             ffn_width=config.ffn_width,
             vocab=config.vocab_size,
-            activation=ops.ACTIVATIONS[wiring.activation],
-            layer_norm=wiring.norm == "layer",
-            window=wiring.local_window,
-            rope=wiring.positions == "rope",
+            activation=ops.ACTIVATIONS[arch.feed_forward.activation],
+            layer_norm=arch.norms.kind == "layer",
+            window=arch.windows.size,
+            rope=arch.embedding.positions == "rope",
             exact=exact,
             eps=config.norm_eps,
-            embed_scale=wiring.embed_scale,
+            embed_scale=arch.embedding.scale,
             attention_scale=scale,
             rope_factor=scaling.attention_factor if scaling.kind == "yarn" else 1.0,
             frequencies=self._floats(frequencies),
@@ -129,7 +129,7 @@ class Stepper:
             norm=self._norm(model.norm),
             layers=layers,
         )
-        if wiring.positions == "learned":
+        if arch.embedding.positions == "learned":
             self._model.positions = matrix_of(model.positions, self._keep)
 
     def _fill(self, layer: _Layer, block: Any, local: bool) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tfcli import disk
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import STORED_AS, Architecture, ModelConfig, flat
+from tfcli.config.model import stored as stored_shape
 from tfcli.config.options import DataOptions
-from tfcli.config.resolve import to_dict
 from tfcli.errors import UserError
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf.file import open_gguf
@@ -130,7 +130,7 @@ def gguf_file(path: Path) -> Description:
     family, config = gguf_families.read(file)
     types = Counter(tensor.type for tensor in file.tensors.values())
     return {
-        **_shape(config, family.architecture),
+        **_shape(config, family.name),
         "stored": {
             "tensors": len(file.tensors),
             "numbers": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
@@ -142,13 +142,13 @@ def gguf_file(path: Path) -> Description:
 
 
 def _shape(config: ModelConfig, family: str) -> Description:
-    shape, own = to_dict(config), to_dict(Wiring())
-    wiring = shape.pop("wiring")
+    shape, theirs, ours = stored_shape(config), flat(config.architecture), flat(Architecture())
+    settings = shape.pop(STORED_AS)
     return {
         "architecture": _architecture(config),
         "family": family,
         "shape": shape,
-        "wiring": {name: value for name, value in wiring.items() if value != own[name]},  # where it is not ours
+        STORED_AS: {name: settings[name] for name in settings if theirs[name] != ours[name]},
         **costs(config),
     }
 
@@ -156,13 +156,13 @@ def _shape(config: ModelConfig, family: str) -> Description:
 def _architecture(config: ModelConfig) -> str:
     if config.encoder_depth:
         return "encoder-decoder"
-    return "decoder" if config.wiring.causal else "encoder"
+    return "decoder" if config.architecture.causal else "encoder"
 
 
 def costs(config: ModelConfig) -> Description:
     """What ``tfcli.model.cost`` says of a model, at its full context where length matters."""
     parts, context = cost.parameters(config), config.context
-    decoder = config.wiring.causal
+    decoder = config.architecture.causal
     kv = cost.kv_bytes_per_token(config, "bf16")
     return {
         "parameters": {

@@ -20,16 +20,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        wiring, D, K = config.wiring, config.width, config.head_width
+        arch, D, K = config.architecture, config.width, config.head_width
         self.layer = layer
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
-        self.causal, self.scale = wiring.causal, wiring.attention_scale
-        self.window = wiring.local_window if config.is_local(layer) else 0
-        self.q = Linear(D, config.heads * K, wiring.qkv_bias)
-        self.k = Linear(D, config.kv_heads * K, wiring.qkv_bias)
-        self.v = Linear(D, config.kv_heads * K, wiring.qkv_bias)
-        self.o = Linear(config.heads * K, D, wiring.out_bias)
-        self.qk_norm = wiring.qk_norm
+        self.causal, self.scale = arch.causal, arch.attention.scale
+        self.window = arch.windows.size if config.is_local(layer) else 0
+        self.q = Linear(D, config.heads * K, arch.attention.qkv_bias)
+        self.k = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
+        self.v = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
+        self.o = Linear(config.heads * K, D, arch.attention.out_bias)
+        self.qk_norm = arch.attention.qk_norm
         if self.qk_norm:
             self.q_norm = RMSNorm(K, config.norm_eps)
             self.k_norm = RMSNorm(K, config.norm_eps)
@@ -79,13 +79,13 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        wiring, D, K = config.wiring, config.width, config.head_width
+        arch, D, K = config.architecture, config.width, config.head_width
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
-        self.scale = wiring.attention_scale
-        self.q = Linear(D, config.heads * K, wiring.qkv_bias)
-        self.k = Linear(D, config.kv_heads * K, wiring.qkv_bias)
-        self.v = Linear(D, config.kv_heads * K, wiring.qkv_bias)
-        self.o = Linear(config.heads * K, D, wiring.out_bias)
+        self.scale = arch.attention.scale
+        self.q = Linear(D, config.heads * K, arch.attention.qkv_bias)
+        self.k = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
+        self.v = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
+        self.o = Linear(config.heads * K, D, arch.attention.out_bias)
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, G, S, K) of an encoder's output (B, S, D)."""

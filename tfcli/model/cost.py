@@ -70,17 +70,25 @@ class TrainingMemory:
 def parameters(config: ModelConfig) -> Parameters:
     """Count the parameters of each part of ``tfcli.model.transformer.Transformer``, of an encoder beside it too."""
     D, H, G, K, F = config.width, config.heads, config.kv_heads, config.head_width, config.ffn_width
-    wiring = config.wiring
-    norm = D * (2 if wiring.norm == "layer" and wiring.norm_bias else 1)
-    norms = {"pre": 2, "post": 2, "sandwich": 4}[wiring.norm_place]
-    outer = (wiring.norm_place != "post") + wiring.embed_norm
-    rows = config.vocab_size + wiring.token_types + (config.context if wiring.positions == "learned" else 0)
-    biases = wiring.qkv_bias * (H + 2 * G) * K + wiring.out_bias * D + wiring.ffn_bias * ((1 + wiring.gated) * F + D)
+    arch = config.architecture
+    norm = D * (2 if arch.norms.kind == "layer" and arch.norms.bias else 1)
+    norms = {"pre": 2, "post": 2, "sandwich": 4}[arch.norms.place]
+    outer = (arch.norms.place != "post") + arch.embedding.norm
+    rows = (
+        config.vocab_size
+        + arch.embedding.token_types
+        + (config.context if arch.embedding.positions == "learned" else 0)
+    )
+    biases = (
+        arch.attention.qkv_bias * (H + 2 * G) * K
+        + arch.attention.out_bias * D
+        + arch.feed_forward.bias * ((1 + arch.feed_forward.gated) * F + D)
+    )
     parts = Parameters(
         embedding=rows * D,
         attention=config.depth * (D * (H + 2 * G) * K + H * K * D),
-        feed_forward=config.depth * (2 + wiring.gated) * D * F,
-        norms=config.depth * (norms * norm + wiring.qk_norm * 2 * K) + (outer - (not wiring.first_norm)) * norm,
+        feed_forward=config.depth * (2 + arch.feed_forward.gated) * D * F,
+        norms=config.depth * (norms * norm + arch.attention.qk_norm * 2 * K) + (outer - (not arch.norms.first)) * norm,
         biases=config.depth * biases,
         head=0 if config.tied else config.vocab_size * D,
     )
@@ -89,15 +97,15 @@ def parameters(config: ModelConfig) -> Parameters:
 
 def _with_encoder(decoder: Parameters, config: ModelConfig, norm: int) -> Parameters:
     """A decoder with its cross-attention, and the encoder beside it; they share the tokens' embedding."""
-    wiring, encoder = config.wiring, parameters(config.encoder)
+    arch, encoder = config.architecture, parameters(config.encoder)
     HK, GK = config.heads * config.head_width, config.kv_heads * config.head_width
     cross = 2 * config.width * (HK + GK)
-    biases = wiring.qkv_bias * (HK + 2 * GK) + wiring.out_bias * config.width
+    biases = arch.attention.qkv_bias * (HK + 2 * GK) + arch.attention.out_bias * config.width
     return Parameters(
         embedding=decoder.embedding + encoder.embedding - config.vocab_size * config.width,
         attention=decoder.attention + encoder.attention + config.depth * cross,
         feed_forward=decoder.feed_forward + encoder.feed_forward,
-        norms=decoder.norms + encoder.norms + config.depth * (2 if wiring.norm_place == "sandwich" else 1) * norm,
+        norms=decoder.norms + encoder.norms + config.depth * (2 if arch.norms.place == "sandwich" else 1) * norm,
         biases=decoder.biases + encoder.biases + config.depth * biases,
         head=decoder.head,
     )
@@ -115,7 +123,7 @@ def training_flops(config: ModelConfig, length: int) -> float:
 
 def prefill_flops(config: ModelConfig, length: int) -> float:
     """FLOPs to read ``length`` tokens: a prompt with the last position's logits, an encoder's text without."""
-    return _read_flops(config, length) + (_head_flops(config) if config.wiring.causal else 0.0)
+    return _read_flops(config, length) + (_head_flops(config) if config.architecture.causal else 0.0)
 
 
 def decode_flops(config: ModelConfig, length: int) -> float:
@@ -157,8 +165,8 @@ def decode_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
     whole, of a local layer the window, and one position of it written. Decoding is bound by this: it is never faster
     than bandwidth / ``decode_bytes``.
     """
-    parts, wiring = parameters(config), config.wiring
-    rows = 1 + (wiring.positions == "learned") + (wiring.token_types > 0)
+    parts, arch = parameters(config), config.architecture
+    rows = 1 + (arch.embedding.positions == "learned") + (arch.embedding.token_types > 0)
     read = parts.matrices + parts.norms + parts.biases + (config.vocab_size + rows) * config.width
     layer = kv_bytes_per_token(config, precision) // config.depth
     return read * width_of(precision) + (_seen(config, length) + config.depth) * layer
@@ -191,7 +199,7 @@ def training_memory(
     short = device == "cpu" and length <= 512
     batched = [short and (b == 2 or _hides(config, length, local)) for local in (False, True)]
     kept = far * _kept_per_token(config, length, batched[0]) + near * _kept_per_token(config, length, batched[1])
-    held = tokens * (kept + (2 + config.wiring.embed_norm) * D)  # and the final norm's two ends
+    held = tokens * (kept + (2 + config.architecture.embedding.norm) * D)  # and the final norm's two ends
     return TrainingMemory(
         weights=4 * parts.total,
         optimizer=4 * (parts.matrices + 2 * (parts.total - parts.matrices)),
@@ -206,31 +214,31 @@ def training_memory(
 
 def _hides(config: ModelConfig, length: int, local: bool) -> bool:
     """Whether causality alone hides keys, without a mask."""
-    return config.wiring.causal and not (local and config.wiring.local_window < length)
+    return config.architecture.causal and not (local and config.architecture.windows.size < length)
 
 
 def _kept_per_token(config: ModelConfig, length: int, batched: bool) -> int:
     """Numbers of a token that one block keeps for its backward pass; ``batched``: attention by batched products."""
     D, H, G, K, F = config.width, config.heads, config.kv_heads, config.head_width, config.ffn_width
-    wiring = config.wiring
+    arch = config.architecture
     attention = D + D + H * K  # x, its norm, the output
-    if wiring.qk_norm or not batched:
+    if arch.attention.qk_norm or not batched:
         attention += (H + 2 * G) * K  # as they were multiplied
     if batched:  # attend() multiplies in batches: q, k, v of every head and the weights
         attention += 3 * H * K + H * length
     else:
-        rotated = wiring.qk_norm or wiring.positions == "rope"
+        rotated = arch.attention.qk_norm or arch.embedding.positions == "rope"
         attention += rotated * (H + G) * K + (2 * H * K if G != H else 0)  # then k, v repeated for each query head
     feed_forward = D + D  # x, its norm
-    if wiring.gated:
+    if arch.feed_forward.gated:
         feed_forward += 2 * F + F + F  # gate and up, sigmoid or activation of the gate, the product
     else:
-        feed_forward += F if wiring.activation == "relu" else 2 * F
-    return attention + feed_forward + (2 * D if wiring.norm_place == "sandwich" else 0)
+        feed_forward += F if arch.feed_forward.activation == "relu" else 2 * F
+    return attention + feed_forward + (2 * D if arch.norms.place == "sandwich" else 0)
 
 
 def _swiglu(config: ModelConfig) -> bool:
-    return config.wiring.gated and config.wiring.activation == "silu"
+    return config.architecture.feed_forward.gated and config.architecture.feed_forward.activation == "silu"
 
 
 def _largest_group(config: ModelConfig) -> int:
@@ -240,7 +248,7 @@ def _largest_group(config: ModelConfig) -> int:
     """
     D, F, HK, GK = config.width, config.ffn_width, config.heads * config.head_width, config.kv_heads * config.head_width
     sizes: dict[tuple[int, int], int] = {}
-    for shape in ((HK, D), (GK, D), (GK, D), (D, HK), *[(F, D)] * (1 + config.wiring.gated), (D, F)):
+    for shape in ((HK, D), (GK, D), (GK, D), (D, HK), *[(F, D)] * (1 + config.architecture.feed_forward.gated), (D, F)):
         key = (min(shape), max(shape))
         sizes[key] = sizes.get(key, 0) + config.depth * shape[0] * shape[1]
     return max(sizes.values())
@@ -262,8 +270,8 @@ def _head_flops(config: ModelConfig) -> float:
 def _read_flops(config: ModelConfig, length: int) -> float:
     """Of all blocks, over ``length`` positions that are read at once."""
     far, near = _layers(config)
-    window = config.wiring.local_window
-    if config.wiring.causal:
+    window = config.architecture.windows.size
+    if config.architecture.causal:
         w = min(window, length)
         keys = far * (length * (length + 1) // 2) + near * (w * (w + 1) // 2 + (length - w) * w)
     else:
@@ -277,7 +285,7 @@ def _read_flops(config: ModelConfig, length: int) -> float:
 def _seen(config: ModelConfig, length: int) -> int:
     """Keys that one query sees after ``length`` positions, itself among them, summed over the layers."""
     far, near = _layers(config)
-    return far * length + near * min(length, config.wiring.local_window)
+    return far * length + near * min(length, config.architecture.windows.size)
 
 
 def _layers(config: ModelConfig) -> tuple[int, int]:

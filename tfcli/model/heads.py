@@ -47,10 +47,10 @@ class Transform(nn.Module):
     @classmethod
     def of(cls, model: Transformer) -> Transform | None:
         """That of a new head of ``model``, not yet filled; None where such a model has none."""
-        config, wiring = model.config, model.config.wiring
-        if wiring.causal or wiring.norm_place != "pre":
+        config, arch = model.config, model.config.architecture
+        if arch.causal or arch.norms.place != "pre":
             return None
-        return cls(config.width, config.norm_eps, norm_bias=wiring.norm_bias)
+        return cls(config.width, config.norm_eps, norm_bias=arch.norms.bias)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -182,7 +182,7 @@ def fresh(
     old = getattr(before, "transform", None)
     if keep_pooler and isinstance(old, Transform) and transform is not None:
         transform = copy.deepcopy(old)  # whatever biases and activation it has
-    causal = model.config.wiring.causal
+    causal = model.config.architecture.causal
     head = make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     initialize(head, seed)
     head = head.to(model.device)

@@ -77,9 +77,9 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig, width: int) -> RMSNorm | LayerNorm:
-    """The norm that the wiring asks for."""
-    if config.wiring.norm == "layer":
-        return LayerNorm(width, config.norm_eps, config.wiring.norm_bias)
+    """The norm that the architecture asks for."""
+    if config.architecture.norms.kind == "layer":
+        return LayerNorm(width, config.norm_eps, config.architecture.norms.bias)
     return RMSNorm(width, config.norm_eps)
 
 
@@ -132,9 +132,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        D, F, bias = config.width, config.ffn_width, config.wiring.ffn_bias
-        self.activation = config.wiring.activation
-        self.gated = config.wiring.gated
+        D, F, bias = config.width, config.ffn_width, config.architecture.feed_forward.bias
+        self.activation = config.architecture.feed_forward.activation
+        self.gated = config.architecture.feed_forward.gated
         if self.gated:
             self.gate = Linear(D, F, bias)
         self.up = Linear(D, F, bias)

@@ -21,7 +21,7 @@ Seen = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream, with norms where the wiring places them.
+    """Attention, then feed-forward, each added to the residual stream, with norms where the config places them.
 
     With an encoder beside the decoder (``config.encoder_depth``), attention to its output comes between the two.
 
@@ -31,8 +31,8 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.place = config.wiring.norm_place
-        normed = layer > 0 or config.wiring.first_norm
+        self.place = config.architecture.norms.place
+        normed = layer > 0 or config.architecture.norms.first
         self.attention_norm = make_norm(config, config.width) if normed else nn.Identity()
         self.attention = Attention(config, layer)
         self.crosses = config.encoder_depth > 0
@@ -79,24 +79,24 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """What stands between a token embedding and a head: positions, ``depth`` blocks and a final norm.
 
-    What a wiring does not have (positions, types, embed_norm, the final norm of post-norm blocks) is no attribute with
+    What a model does not have (positions, types, embed_norm, the final norm of post-norm blocks) is no attribute with
     parameters. ``embed``, where given, is its first.
     """
 
     def __init__(self, config: ModelConfig, embed: nn.Embedding | None = None) -> None:
         super().__init__()
         self.config = config
-        wiring, D = config.wiring, config.width
+        arch, D = config.architecture, config.width
         if embed is not None:
             self.embed = embed
-        if wiring.positions == "learned":
+        if arch.embedding.positions == "learned":
             self.positions = _embedding(config.context, D)
-        if wiring.token_types:
-            self.types = _embedding(wiring.token_types, D)
-        if wiring.embed_norm:
+        if arch.embedding.token_types:
+            self.types = _embedding(arch.embedding.token_types, D)
+        if arch.embedding.norm:
             self.embed_norm = make_norm(config, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.norm = nn.Identity() if wiring.norm_place == "post" else make_norm(config, D)
+        self.norm = nn.Identity() if arch.norms.place == "post" else make_norm(config, D)
 
     def hidden(
         self,
@@ -127,17 +127,17 @@ class Stack(nn.Module):
 
     def _placed(self, x_BTD: Tensor, positions: Tensor, types_BT: Tensor | None) -> Tensor:
         """What the first block reads (B, T, D)."""
-        wiring = self.config.wiring
-        if wiring.embed_scale != 1.0:
+        arch = self.config.architecture
+        if arch.embedding.scale != 1.0:
             # Rounded to the dtype, as Gemma was trained: in bf16 sqrt(640) is 25.25.
-            x_BTD = x_BTD * torch.tensor(wiring.embed_scale, dtype=x_BTD.dtype)
-        if wiring.token_types:
+            x_BTD = x_BTD * torch.tensor(arch.embedding.scale, dtype=x_BTD.dtype)
+        if arch.embedding.token_types:
             if types_BT is None:
                 types_BT = torch.zeros(x_BTD.shape[:2], dtype=torch.int64, device=x_BTD.device)
             x_BTD = x_BTD + self.types(types_BT).to(x_BTD.dtype)
-        if wiring.positions == "learned":
+        if arch.embedding.positions == "learned":
             x_BTD = x_BTD + self.positions(positions).to(x_BTD.dtype)
-        if wiring.embed_norm:
+        if arch.embedding.norm:
             x_BTD = self.embed_norm(x_BTD)
         return x_BTD
 
@@ -151,13 +151,15 @@ class Stack(nn.Module):
         segments_BT: Tensor | None,
     ) -> tuple[Rope | None, Tensor | None]:
         """Rotary tables and the mask of all local layers, or of all others."""
-        config, wiring, T = self.config, self.config.wiring, x_BTD.shape[1]
+        config, arch, T = self.config, self.config.architecture, x_BTD.shape[1]
         rope, mask = None, None
-        if wiring.positions == "rope":
-            theta, scaling = (wiring.local_theta, NO_SCALING) if local else (config.rope_theta, wiring.rope_scaling)
+        if arch.embedding.positions == "rope":
+            theta, scaling = (
+                (arch.windows.theta, NO_SCALING) if local else (config.rope_theta, arch.attention.rope_scaling)
+            )
             cos, sin = rope_table(positions, config.head_width, theta, scaling)
             rope = (cos.to(x_BTD.dtype).unsqueeze(-2), sin.to(x_BTD.dtype).unsqueeze(-2))
-        window = wiring.local_window if local else 0
+        window = arch.windows.size if local else 0
         if cache is not None:
             # One query of each of equally long rows needs none: attention leaves out what is beyond the window.
             mask = None if T == 1 and cache.uniform else cache.mask(T, window)
@@ -167,10 +169,10 @@ class Stack(nn.Module):
                     # For other kernels than the native one, which counts from where the queries begin.
                     mask = causal_mask(T, cache.length + T, x_BTD.device)
         else:
-            reach = window if wiring.causal else window // 2 + 1
+            reach = window if arch.causal else window // 2 + 1
             if window and reach < T:
-                mask = band_mask(T, window, wiring.causal, x_BTD.device)
-            if mask_BT is not None and not wiring.causal:
+                mask = band_mask(T, window, arch.causal, x_BTD.device)
+            if mask_BT is not None and not arch.causal:
                 real = mask_BT[:, None, None, :].bool()
                 # A padded query near whose window nothing is real must still see something: itself.
                 mask = real if mask is None else mask & real | torch.eye(T, dtype=torch.bool, device=real.device)
@@ -227,9 +229,9 @@ class Transformer(Stack, Model):
         in a row of a decoder: none sees another, and each begins at position 0. Raises ValueError for a cache in an
         encoder, for segments in one or with a cache, and for a memory that is missing or that nothing looks at.
         """
-        if cache is not None and not self.config.wiring.causal:
+        if cache is not None and not self.config.architecture.causal:
             raise ValueError("an encoder sees its whole input at once: it has no cache")
-        if segments_BT is not None and (cache is not None or not self.config.wiring.causal):
+        if segments_BT is not None and (cache is not None or not self.config.architecture.causal):
             raise ValueError("only a decoder without a cache reads several texts in a row")
         if (memory is not None) != (self.config.encoder_depth > 0):
             raise ValueError("a decoder with an encoder needs the memory that encode() gives, and no other takes one")

@@ -15,7 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    ModelConfig,
+)
 from tfcli.config.options import ModelOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
@@ -54,7 +57,7 @@ class Objective(ABC):
     least_context: ClassVar[int] = 1
     wider: ClassVar[tuple[int, int]] = (1, 1)
     """The width is 64 a block, times the first over the second."""
-    layout: ClassVar[Wiring] = Wiring()
+    layout: ClassVar[Architecture] = Architecture()
     norm_eps: ClassVar[float] = 1e-6
     two_stacks: ClassVar[bool] = False
     """Whether an encoder of as many blocks stands beside the decoder."""
@@ -106,7 +109,7 @@ class Objective(ABC):
             tied=options.tied,
             norm_eps=self.norm_eps,
             encoder_depth=depth if self.two_stacks else 0,
-            wiring=self.layout,
+            architecture=self.layout,
         )
 
     def built(self, shape: ModelConfig) -> ModelConfig:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tfcli import disk
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    ModelConfig,
+)
 from tfcli.config.options import PretrainConfig
 from tfcli.errors import UserError
 from tfcli.formats.hf.stored import CONFIG, OWN
@@ -64,7 +68,9 @@ def shape(*, vocab_size: int, context: int, width: int) -> ModelConfig:
         kv_heads=1,
         head_width=width,
         ffn_width=4 * width,
-        wiring=replace(Wiring(), qk_norm=False, positions="learned"),
+        architecture=Architecture(
+            attention=AttentionConfig(qk_norm=False), embedding=EmbeddingConfig(positions="learned")
+        ),
     )
 
 

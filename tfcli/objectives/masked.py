@@ -14,7 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+)
 from tfcli.config.options import MaskOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
@@ -347,7 +354,13 @@ class Masked(Objective):
     score, unit = "loss", "nats per masked piece"
     begins_documents = False
     least_context = 8
-    layout = Wiring(causal=False, norm="layer", first_norm=False, qk_norm=False, activation="gelu", embed_norm=True)
+    layout = Architecture(
+        causal=False,
+        norms=NormConfig(kind="layer", first=False),
+        attention=AttentionConfig(qk_norm=False),
+        feed_forward=FeedForwardConfig(activation="gelu"),
+        embedding=EmbeddingConfig(norm=True),
+    )
     norm_eps = 1e-5
 
     def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:

@@ -26,7 +26,7 @@ from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.forcing import IGNORED, both_sides, forced
 from tfcli.tasks.common.windows import Seeded, seeded
 from tfcli.tasks.task import Headline, Task
-from tfcli.tasks.translate.new_model import WIRING
+from tfcli.tasks.translate.new_model import ARCHITECTURE
 from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.corpus.shards import Shard
 from tfcli.text.tokenizers import training
@@ -251,7 +251,7 @@ class Spans(Objective):
     score, unit = "loss", "nats per hidden piece"
     least_context = LEAST_CONTEXT
     wider = (4, 3)
-    layout = WIRING
+    layout = ARCHITECTURE
     norm_eps = 1e-5
     two_stacks = True
 

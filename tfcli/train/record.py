@@ -16,7 +16,7 @@ import torch
 
 import tfcli
 from tfcli import disk
-from tfcli.config.model import ModelConfig
+from tfcli.config.model import from_stored, stored
 from tfcli.config.options import PretrainConfig
 from tfcli.config.resolve import from_dict, to_dict
 from tfcli.errors import RunError, TfcliError, UserError
@@ -56,7 +56,7 @@ def make(
         "finished": None,
         "config": to_dict(config),
         "sources": sources,
-        "plan": asdict(planned),
+        "plan": {**asdict(planned), "model": stored(planned.model)},
         "machine": machine(runtime),
         "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
         "git_commit": git_commit(),
@@ -116,7 +116,7 @@ def plan_of(record: Record, directory: Path) -> Plan:
     """The plan that the run was started with."""
     try:
         fields = dict(record["plan"])
-        return Plan(**{**fields, "model": from_dict(ModelConfig, fields["model"])})
+        return Plan(**{**fields, "model": from_stored(fields["model"])})
     except (TypeError, AttributeError, KeyError, ValueError, TfcliError) as error:
         raise _damaged(directory / RUN_FILE, f"has a plan that cannot be read: {error}") from None
 

@@ -6,7 +6,6 @@ convert_hf_to_gguf.py (how the files come from Hugging Face models); names are t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -15,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+    flat,
+    from_flat,
+)
 from tfcli.errors import UserError
 from tfcli.formats.gguf.file import GgufFile
 from tfcli.formats.gguf.rope import CLOSE, llama3_factors, rotary_halves, rotary_pairs, stretch
@@ -43,7 +50,7 @@ BIASES = {
     "out_bias": ("attn_output",),
     "ffn_bias": ("ffn_gate", "ffn_up", "ffn_down"),
 }
-"""A setting of the core: the parts that then have a bias."""
+"""A setting (``config.model.STORED``): the parts that then have a bias."""
 IGNORED = "blk.{}.attn_rot_embd.weight"
 """A table of old converters; llama.cpp skips it too."""
 
@@ -56,8 +63,8 @@ def _as_it_is(config: ModelConfig) -> ModelConfig:
 class Family:
     """What one ``general.architecture`` says of its models, beside their metadata."""
 
-    architecture: str
-    wiring: Wiring
+    name: str
+    architecture: Architecture
     """What its models have in common."""
     biases: tuple[str, ...] = ()
     """Keys of ``BIASES`` that its models may have or not."""
@@ -75,22 +82,25 @@ def _gemma3(config: ModelConfig) -> ModelConfig:
     """Embeddings times sqrt(width); the products of queries and keys of the 27B (62 layers) by its width."""
     by_width, by_head = (config.width / config.heads) ** -0.5, config.head_width**-0.5
     scale = by_width if config.depth == 62 and by_width != by_head else None
-    return replace(config, wiring=replace(config.wiring, embed_scale=config.width**0.5, attention_scale=scale))
+    scales = {"embed_scale": config.width**0.5, "attention_scale": scale}
+    return replace(config, architecture=from_flat(scales, config.architecture))
 
 
 FAMILIES = (
-    Family(architecture="qwen3", wiring=Wiring()),
-    Family(architecture="qwen2", wiring=Wiring(qk_norm=False, qkv_bias=True)),
+    Family(name="qwen3", architecture=Architecture()),
+    Family(name="qwen2", architecture=Architecture(attention=AttentionConfig(qk_norm=False, qkv_bias=True))),
     Family(
-        architecture="llama",
-        wiring=Wiring(qk_norm=False),
+        name="llama",
+        architecture=Architecture(attention=AttentionConfig(qk_norm=False)),
         biases=tuple(BIASES),
         rotary_pairs=True,
         rope_factors=True,
     ),
     Family(
-        architecture="gemma3",
-        wiring=Wiring(norm_place="sandwich", activation="gelu_tanh"),
+        name="gemma3",
+        architecture=Architecture(
+            norms=NormConfig(place="sandwich"), feed_forward=FeedForwardConfig(activation="gelu_tanh")
+        ),
         windows=True,
         complete=_gemma3,
     ),
@@ -122,13 +132,13 @@ class Place:
 
 def places(family: Family, config: ModelConfig) -> dict[str, Place]:
     """{name in the file: its place} of every weight of such a model."""
-    wiring, K = config.wiring, config.head_width
+    held, K = flat(config.architecture), config.head_width
     sizes = {"V": config.vocab_size, "D": config.width, "F": config.ffn_width, "K": K}
     sizes |= {"q": config.heads * K, "k": config.kv_heads * K}
     paired = {"attn_q": config.heads, "attn_k": config.kv_heads} if family.rotary_pairs else {}
-    biased = {part for setting, parts in BIASES.items() if getattr(wiring, setting) for part in parts}
+    biased = {part for setting, parts in BIASES.items() if held[setting] for part in parts}
     outer = {part: entry for part, entry in OUTER.items() if not (config.tied and part == "output")}
-    layer = LAYER | (QK_NORM if wiring.qk_norm else {}) | (POST_NORMS if wiring.norm_place == "sandwich" else {})
+    layer = LAYER | (QK_NORM if held["qk_norm"] else {}) | (POST_NORMS if held["norm_place"] == "sandwich" else {})
     parts = [("", part, ours, dims) for part, (ours, dims) in outer.items()]
     for at in range(config.depth):
         parts += [(f"blk.{at}.", part, f"blocks.{at}.{ours}", dims) for part, (ours, dims) in layer.items()]
@@ -148,13 +158,13 @@ def read(file: GgufFile) -> tuple[Family, ModelConfig]:
     tensors that are missing, unexpected or mis-shaped.
     """
     given = file.metadata.get("general.architecture")
-    family = next((family for family in FAMILIES if family.architecture == given), None)
+    family = next((family for family in FAMILIES if family.name == given), None)
     if family is None:
         raise UserError(
             f"{file.path} holds a model of the architecture {str(given)[:64]!r}, which tfcli does not read",
-            hint=f"it reads {', '.join(family.architecture for family in FAMILIES)}",
+            hint=f"it reads {', '.join(family.name for family in FAMILIES)}",
         )
-    settings = Settings(str(file.path), family.architecture, file.metadata)
+    settings = Settings(str(file.path), family.name, file.metadata)
     _refuse(file, settings)
     config = _model(
         family,
@@ -172,7 +182,7 @@ def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, di
 
     ``name`` is the model's, for messages. Raises UserError for a model that no family has.
     """
-    if not config.wiring.causal or config.encoder_depth:
+    if not config.architecture.causal or config.encoder_depth:
         raise UserError(
             f"{name} is an encoder{'-decoder' if config.encoder_depth else ''}, for which tfcli writes no GGUF file",
             hint="GGUF files are written of decoders; others can be quantized as they are read: --quantize int8",
@@ -181,7 +191,7 @@ def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, di
     refusal = None
     for family in FAMILIES:
         metadata = _metadata(family, config)
-        settings, factors = Settings(name, family.architecture, metadata), rope_factors(family, config)
+        settings, factors = Settings(name, family.name, metadata), rope_factors(family, config)
         held = places(family, _with_biases_of(family, config))
         try:
             made = _model(family, settings, held, vocab_size=config.vocab_size, factors=factors)
@@ -196,14 +206,14 @@ def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, di
         raise refusal
     nearest = min(lacking, key=len)
     raise UserError(
-        f"{name} has a wiring that no family of GGUF files has: {', '.join(nearest)}",
-        hint=f"tfcli writes the families {', '.join(family.architecture for family in FAMILIES)}",
+        f"{name} has an architecture that no family of GGUF files has: {', '.join(nearest)}",
+        hint=f"tfcli writes the families {', '.join(family.name for family in FAMILIES)}",
     )
 
 
 def rope_factors(family: Family, config: ModelConfig) -> NDArray[np.float32] | None:
     """The tensor ``ROPE_FREQS`` of a model that is written as a family; None: it has none."""
-    scaling = config.wiring.rope_scaling
+    scaling = config.architecture.attention.rope_scaling
     if scaling.kind != "llama3" or not family.rope_factors:
         return None
     return llama3_factors(scaling, config.head_width, config.rope_theta).astype(np.float32)
@@ -246,14 +256,11 @@ def _model(
     head_width, theta = _head_width(settings), settings.number("rope.freq_base", 10_000.0)
     window, every = _windows(settings, depth) if family.windows else (0, 0)
     local_theta = settings.number("rope.freq_base_swa", 10_000.0)
-    wiring = replace(
-        family.wiring,
-        local_window=window,
-        local_every=every,
-        local_theta=local_theta if window else family.wiring.local_theta,
-        rope_scaling=read_rope(settings, factors, head_width, theta),
-        **{key: any(f"blk.0.{part}.bias" in tensors for part in parts) for key, parts in BIASES.items()},  # type: ignore[arg-type]
-    )
+    found: dict[str, Any] = {
+        **{key: any(f"blk.0.{part}.bias" in tensors for part in parts) for key, parts in BIASES.items()},
+        **({"local_window": window, "local_every": every, "local_theta": local_theta} if window else {}),
+        "rope_scaling": read_rope(settings, factors, head_width, theta),
+    }
     config = ModelConfig(
         vocab_size=vocab_size,
         context=settings.count("context_length"),
@@ -266,7 +273,7 @@ def _model(
         rope_theta=theta,
         norm_eps=settings.number("attention.layer_norm_rms_epsilon"),
         tied="output.weight" not in tensors,
-        wiring=wiring,
+        architecture=from_flat(found, family.architecture),
     )
     return family.complete(config)
 
@@ -349,13 +356,13 @@ def _check_tensors(file: GgufFile, family: Family, config: ModelConfig) -> None:
     if any(problems.values()):
         raise UserError(
             f"{file.path} does not hold the tensors that its metadata describes: {counted(problems)}",
-            hint=f"expected a {family.architecture} model as llama.cpp's converter writes it",
+            hint=f"expected a {family.name} model as llama.cpp's converter writes it",
         )
 
 
 def _metadata(family: Family, config: ModelConfig) -> dict[str, Any]:
     """What ``_model`` reads, of a model that the family may have or not."""
-    wiring = config.wiring
+    arch = config.architecture
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "context_length": config.context,
@@ -369,25 +376,25 @@ def _metadata(family: Family, config: ModelConfig) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": float(config.norm_eps),
         "rope.dimension_count": config.head_width,
         "rope.freq_base": float(config.rope_theta),
-        **write_rope(wiring.rope_scaling, config.context),
+        **write_rope(arch.attention.rope_scaling, config.context),
     }
-    if family.windows and wiring.local_window:
-        settings["attention.sliding_window"] = wiring.local_window
+    if family.windows and arch.windows.size:
+        settings["attention.sliding_window"] = arch.windows.size
         settings["attention.sliding_window_pattern"] = [config.is_local(layer) for layer in range(config.depth)]
-        settings["rope.freq_base_swa"] = float(wiring.local_theta)
-    return {f"{family.architecture}.{key}": value for key, value in settings.items()}
+        settings["rope.freq_base_swa"] = float(arch.windows.theta)
+    return {f"{family.name}.{key}": value for key, value in settings.items()}
 
 
 def _with_biases_of(family: Family, config: ModelConfig) -> ModelConfig:
     """The model with the biases that llama.cpp looks for in the family, of those that it has."""
-    has = {key: getattr(family.wiring, key) or (key in family.biases and getattr(config.wiring, key)) for key in BIASES}
-    return replace(config, wiring=replace(config.wiring, **has))  # type: ignore[arg-type]
+    own, theirs = flat(config.architecture), flat(family.architecture)
+    has = {key: theirs[key] or (key in family.biases and own[key]) for key in BIASES}
+    return replace(config, architecture=from_flat(has, config.architecture))
 
 
 def _differences(wanted: ModelConfig, made: ModelConfig) -> list[str]:
     """Each setting of a model that another lacks, in words. What only writes the same in another way is none."""
-    shown = {field.name: getattr(wanted.wiring, field.name) for field in dataclasses.fields(Wiring)}
-    shown["rope_scaling"] = wanted.wiring.rope_scaling.kind
+    shown = {**flat(wanted.architecture), "rope_scaling": wanted.architecture.attention.rope_scaling.kind}
     theirs = _values(made)
     return [
         f"{key} is {shown.get(key, value)!r}" for key, value in _values(wanted).items() if not _same(value, theirs[key])
@@ -396,17 +403,17 @@ def _differences(wanted: ModelConfig, made: ModelConfig) -> list[str]:
 
 def _values(config: ModelConfig) -> dict[str, Any]:
     """What a model computes with, the same for settings that only write it in another way."""
-    wiring = config.wiring
+    arch = config.architecture
     slide = [config.is_local(layer) for layer in range(config.depth)]
     return {
-        **{field.name: getattr(wiring, field.name) for field in dataclasses.fields(wiring)},
+        **flat(config.architecture),
         "rope_theta": config.rope_theta,
         "norm_eps": config.norm_eps,
-        "attention_scale": wiring.attention_scale or config.head_width**-0.5,
-        "local_window": wiring.local_window if any(slide) else 0,
+        "attention_scale": arch.attention.scale or config.head_width**-0.5,
+        "local_window": arch.windows.size if any(slide) else 0,
         "local_every": slide,
-        "local_theta": wiring.local_theta if any(slide) else None,
-        "rope_scaling": stretch(wiring.rope_scaling, config.head_width, config.rope_theta),
+        "local_theta": arch.windows.theta if any(slide) else None,
+        "rope_scaling": stretch(arch.attention.rope_scaling, config.head_width, config.rope_theta),
     }
 
 

@@ -49,7 +49,7 @@ def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16
 def general(family: Family, *, type: str, name: str | None = None) -> dict[str, Any]:
     """The metadata that every file has; ``type``: what most matrices are stored in."""
     return {
-        "general.architecture": family.architecture,
+        "general.architecture": family.name,
         "general.type": "model",
         **({"general.name": name} if name else {}),
         "general.file_type": FILE_TYPES[type],

@@ -180,7 +180,7 @@ def _type(model: Transformer, head: Head | None) -> str:
         return TYPES[head.kind]
     if model.config.encoder_depth:
         return "SEQ_2_SEQ_LM"
-    return "CAUSAL_LM" if model.config.wiring.causal else "FEATURE_EXTRACTION"
+    return "CAUSAL_LM" if model.config.architecture.causal else "FEATURE_EXTRACTION"
 
 
 def _places(model: Transformer, prefix: str | None = None) -> dict[str, Place]:

@@ -49,12 +49,12 @@ def save(
 ) -> None:
     """Write a model directory that tfcli and transformers read; ``dtype`` of the weights (default: fp32).
 
-    The family is that of the model's wiring, and its class that with the model's task head, where it has one (the
+    The family is that of the architecture, and its class that with the model's task head, where it has one (the
     head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
     what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
     first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
-    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for a wiring
-    that no family has, RunError for a full disk.
+    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for an
+    architecture that no family has, RunError for a full disk.
     """
     import torch
     from safetensors.torch import save_file
@@ -75,7 +75,7 @@ def save(
         **_tokenizer_texts(config, tokenizer),
         "README.md": card if card is not None else model_card(config, tokenizer),
     }
-    if config.wiring.causal and head is None:
+    if config.architecture.causal and head is None:
         texts["generation_config.json"] = _json(_generation_config(config, tokenizer))
     tensors = _theirs(model, family, dtype, names)
     with _aside(directory) as aside:
@@ -202,7 +202,7 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
         settings["chat_template"] = tokenizer.chat_template
     settings |= {
         "clean_up_tokenization_spaces": False,
-        "padding_side": "left" if config.wiring.causal and not config.encoder_depth else "right",
+        "padding_side": "left" if config.architecture.causal and not config.encoder_depth else "right",
     }
     text = (
         json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
@@ -262,7 +262,7 @@ batch = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids
 print(tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True))
 ```
 """
-    if not config.wiring.causal:
+    if not config.architecture.causal:
         return f"""---
 library_name: transformers
 pipeline_tag: feature-extraction

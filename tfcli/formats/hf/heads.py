@@ -78,7 +78,7 @@ def load(
     if family is not None and kind is not None:
         settings = Settings(directory / CONFIG, hf_config, {"classifier_pooling": "cls", **family.head_defaults})
         heads.attach(model, _read(weights, family, kind, model, settings))
-    elif pooler is not None and not model.config.wiring.causal:
+    elif pooler is not None and not model.config.architecture.causal:
         head = heads.make("sequence", model.config.width, 0, causal=False)
         found = {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}
         _fill(head, found, weights.path, partly=True)
@@ -101,7 +101,7 @@ def _read(weights: Weights, family: Family, kind: str, model: Transformer, setti
             f"{weights.path} lacks {name}, which a {table.architecture} has", hint="copy or save the model again"
         )
 
-    act = model.config.wiring.activation
+    act = model.config.architecture.feed_forward.activation
     if "classifier_activation" in family.head_defaults:
         act = settings.one_of("classifier_activation", ACTIVATIONS)
     transform = _transform(weights, table, model, act) if "transform.dense" in table.parts else None
@@ -111,7 +111,7 @@ def _read(weights: Weights, family: Family, kind: str, model: Transformer, setti
     elif f"{last}.weight" not in weights.entries:
         raise lacks(f"{last}.weight")
     else:
-        labels, causal = weights.entries[f"{last}.weight"].shape[0], model.config.wiring.causal
+        labels, causal = weights.entries[f"{last}.weight"].shape[0], model.config.architecture.causal
         pooling = settings.one_of("classifier_pooling", {"cls": "cls", "mean": "mean"})
         head = heads.make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     found = {}

@@ -154,8 +154,8 @@ def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> 
     Encoders read whole texts, which is products of many rows: those of 8 bits round their input to 8 bits too.
     """
     if isinstance(matrix, QuantMatrix):
-        wiring = model.config.wiring
-        matrix.coarse = matrix.bits == 8 and matrix.low is None and not wiring.causal and path not in ("embed", "head")
+        arch = model.config.architecture
+        matrix.coarse = matrix.bits == 8 and matrix.low is None and not arch.causal and path not in ("embed", "head")
     if path == "embed":
         model.embed = QuantEmbedding(matrix)  # type: ignore[assignment]
         if model.config.tied:

@@ -77,7 +77,7 @@ def logits(model: Transformer, part: Batch, *, dtype: torch.dtype | None = None,
     head = heads.of(model)
     assert head is not None, "a head was attached"
     mask_BT = part["mask_BT"]
-    types_BT = part["types_BT"] if model.config.wiring.token_types > 1 else None
+    types_BT = part["types_BT"] if model.config.architecture.embedding.token_types > 1 else None
     hidden_BTD = model(part["tokens_BT"], mask_BT=mask_BT, types_BT=types_BT, dtype=dtype, dropout=dropout)
     found_BT2: Tensor = head(hidden_BTD, mask_BT, dropout)
     return found_BT2.masked_fill(~mask_BT[..., None], -math.inf)

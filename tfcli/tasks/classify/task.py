@@ -87,7 +87,7 @@ def encode(codec: Codec, texts: Sequence[str], pairs: Sequence[str | None], cont
 
 def logits_of(model: Transformer, batch: Batch, *, dtype: torch.dtype, dropout: float = 0.0) -> Tensor:
     """(B, labels) in fp32."""
-    types_BT = batch["types_BT"] if model.config.wiring.token_types > 1 else None
+    types_BT = batch["types_BT"] if model.config.architecture.embedding.token_types > 1 else None
     hidden_BTD = model(batch["tokens_BT"], mask_BT=batch["mask_BT"], types_BT=types_BT, dtype=dtype, dropout=dropout)
     head = heads.of(model)
     assert head is not None

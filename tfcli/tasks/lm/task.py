@@ -188,7 +188,7 @@ class Lm(Application):
 def refuse(model: Transformer, task: str) -> None:
     """UserError for a model that is no decoder alone."""
     config = model.config
-    if config.wiring.causal and not config.encoder_depth:
+    if config.architecture.causal and not config.encoder_depth:
         return
     kind = "an encoder-decoder" if config.encoder_depth else "an encoder"
     raise UserError(f"the model is {kind}, --task {task} needs a decoder", hint="such as one that pretrain made")

@@ -21,7 +21,11 @@ from tfcli.text.tokenizers.training import train
 HEAD_WIDTH = 64
 MANY_PAIRS = 200_000
 PIECES = 8000
-WIRING = replace(CLASSIC, activation="relu", embed_norm=True)
+ARCHITECTURE = replace(
+    CLASSIC,
+    feed_forward=replace(CLASSIC.feed_forward, activation="relu"),
+    embedding=replace(CLASSIC.embedding, norm=True),
+)
 """Of the family that is written (``tfcli.formats.hf.families.mbart.MBART``)."""
 
 
@@ -43,7 +47,7 @@ def shape(options: NewModel, *, vocab_size: int, pairs: int) -> ModelConfig:
         head_width=width // heads,
         ffn_width=4 * width,
         norm_eps=1e-5,
-        wiring=WIRING,
+        architecture=ARCHITECTURE,
     )
 
 

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+)
 from tfcli.formats.hf.settings import Settings
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -41,15 +48,11 @@ SIZES = {
     "intermediate_size": "ffn_width",
 }
 FIXED: dict[str, Any] = {"quantization_config": None}
-CLASSIC = Wiring(
-    norm="layer",
-    norm_bias=True,
-    qk_norm=False,
-    positions="learned",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    ffn_bias=True,
+CLASSIC = Architecture(
+    norms=NormConfig(kind="layer", bias=True),
+    attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
+    embedding=EmbeddingConfig(positions="learned"),
+    feed_forward=FeedForwardConfig(gated=False, bias=True),
 )
 """What GPT-2, BERT and BART have in common (Vaswani et al. 2017, with learned positions)."""
 

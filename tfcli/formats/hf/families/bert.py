@@ -68,13 +68,12 @@ def _read_bert(settings: Settings) -> dict[str, Any]:
         **heads(settings),
         "norm_eps": settings.number("layer_norm_eps"),
         "tied": True,
-        "wiring": replace(
+        "architecture": replace(
             CLASSIC,
             causal=False,
-            norm_place="post",
-            activation=settings.one_of("hidden_act", ACTIVATIONS),
-            embed_norm=True,
-            token_types=settings.whole("type_vocab_size"),
+            norms=replace(CLASSIC.norms, place="post"),
+            feed_forward=replace(CLASSIC.feed_forward, activation=settings.one_of("hidden_act", ACTIVATIONS)),
+            embedding=replace(CLASSIC.embedding, norm=True, token_types=settings.whole("type_vocab_size")),
         ),
     }
 
@@ -82,8 +81,8 @@ def _read_bert(settings: Settings) -> dict[str, Any]:
 def _write_bert(config: ModelConfig) -> dict[str, Any]:
     return {
         "layer_norm_eps": config.norm_eps,
-        "hidden_act": WRITTEN[config.wiring.activation],
-        "type_vocab_size": config.wiring.token_types,
+        "hidden_act": WRITTEN[config.architecture.feed_forward.activation],
+        "type_vocab_size": config.architecture.embedding.token_types,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+    WindowConfig,
+)
 from tfcli.formats.hf.families.base import (
     ACTIVATIONS,
     FIXED,
@@ -62,23 +70,23 @@ def _read_gemma(settings: Settings) -> dict[str, Any]:
         "rope_theta": theta,
         "norm_eps": settings.number("rms_norm_eps"),
         "tied": settings.flag("tie_word_embeddings"),
-        "wiring": Wiring(
-            norm_place="sandwich",
-            activation=settings.one_of("hidden_activation", ACTIVATIONS),
-            qkv_bias=bias,
-            out_bias=bias,
-            embed_scale=width**0.5,
-            attention_scale=None if scalar == settings.whole("head_dim") else scalar**-0.5,
-            local_window=settings.whole("sliding_window"),
-            local_every=every,
-            local_theta=local_theta,
-            rope_scaling=scaling,
+        "architecture": Architecture(
+            norms=NormConfig(place="sandwich"),
+            feed_forward=FeedForwardConfig(activation=settings.one_of("hidden_activation", ACTIVATIONS)),
+            attention=AttentionConfig(
+                qkv_bias=bias,
+                out_bias=bias,
+                scale=None if scalar == settings.whole("head_dim") else scalar**-0.5,
+                rope_scaling=scaling,
+            ),
+            embedding=EmbeddingConfig(scale=width**0.5),
+            windows=WindowConfig(size=settings.whole("sliding_window"), every=every, theta=local_theta),
         ),
     }
 
 
 def _local_every(settings: Settings, kinds: list[str]) -> int:
-    """``Wiring.local_every`` of a list of layer types."""
+    """``WindowConfig.every`` of a list of layer types."""
     every = kinds.index(GLOBAL) + 1 if GLOBAL in kinds else 0
     if any((kind == LOCAL) != (every == 0 or (layer + 1) % every != 0) for layer, kind in enumerate(kinds)):
         raise settings.error("layer_types", "tfcli has models whose every n-th layer sees all, and no other order")
@@ -98,21 +106,21 @@ def _gemma_rope(settings: Settings) -> tuple[Any, Any]:
 
 
 def _write_gemma(config: ModelConfig) -> dict[str, Any]:
-    wiring = config.wiring
-    scale = config.head_width**-0.5 if wiring.attention_scale is None else wiring.attention_scale
-    rope = write_rope(config.rope_theta, wiring.rope_scaling)
+    arch = config.architecture
+    scale = config.head_width**-0.5 if arch.attention.scale is None else arch.attention.scale
+    rope = write_rope(config.rope_theta, arch.attention.rope_scaling)
     return {
         "head_dim": config.head_width,
         "num_key_value_heads": config.kv_heads,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
-        "hidden_activation": WRITTEN[wiring.activation],
-        "attention_bias": wiring.qkv_bias,
+        "hidden_activation": WRITTEN[arch.feed_forward.activation],
+        "attention_bias": arch.attention.qkv_bias,
         "attention_dropout": 0.0,
         "query_pre_attn_scalar": round(scale**-2),
-        "sliding_window": wiring.local_window,
+        "sliding_window": arch.windows.size,
         "layer_types": [LOCAL if config.is_local(layer) else GLOBAL for layer in range(config.depth)],
-        "rope_parameters": {GLOBAL: rope, LOCAL: {"rope_type": "default", "rope_theta": wiring.local_theta}},
+        "rope_parameters": {GLOBAL: rope, LOCAL: {"rope_type": "default", "rope_theta": arch.windows.theta}},
     }
 
 

@@ -46,22 +46,22 @@ def _read_gpt2(settings: Settings) -> dict[str, Any]:
         else settings.whole("n_inner"),
         "norm_eps": settings.number("layer_norm_epsilon"),
         "tied": settings.flag("tie_word_embeddings"),
-        "wiring": replace(
+        "architecture": replace(
             CLASSIC,
-            activation=settings.one_of("activation_function", ACTIVATIONS),
-            attention_scale=None if settings.flag("scale_attn_weights") else 1.0,
+            feed_forward=replace(CLASSIC.feed_forward, activation=settings.one_of("activation_function", ACTIVATIONS)),
+            attention=replace(CLASSIC.attention, scale=None if settings.flag("scale_attn_weights") else 1.0),
         ),
     }
 
 
 def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
-    act = config.wiring.activation
+    act = config.architecture.feed_forward.activation
     return {
         "n_inner": config.ffn_width,
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tied,
         "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
-        "scale_attn_weights": config.wiring.attention_scale is None,
+        "scale_attn_weights": config.architecture.attention.scale is None,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,

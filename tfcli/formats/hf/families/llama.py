@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import Architecture, AttentionConfig, FeedForwardConfig, ModelConfig, WindowConfig
 from tfcli.formats.hf.families.base import (
     ACTIVATIONS,
     FIXED,
@@ -44,35 +44,39 @@ NAMES = Names(
 DECODER = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "hidden_act": "silu", "tie_word_embeddings": False}
 
 
-def _read_llama_like(settings: Settings, wiring: Wiring) -> dict[str, Any]:
-    """Fields of a decoder with rotary positions; ``wiring`` is completed."""
+def _read_llama_like(settings: Settings, arch: Architecture) -> dict[str, Any]:
+    """Fields of a decoder with rotary positions; ``arch`` is completed."""
     rope = settings.data.get("rope_scaling") or settings.data.get("rope_parameters") or {}
     theta, scaling = read_rope(settings, rope, settings.get("rope_theta"))
-    if wiring.local_window:
+    if arch.windows.size:
         if scaling.kind != "none":
             raise settings.error("sliding_window", "tfcli has no windows where rotary positions are scaled")
-        wiring = replace(wiring, local_theta=theta)
+        arch = replace(arch, windows=replace(arch.windows, theta=theta))
     return {
         **heads(settings),
         "rope_theta": theta,
         "norm_eps": settings.number("rms_norm_eps"),
         "tied": settings.flag("tie_word_embeddings"),
-        "wiring": replace(wiring, activation=settings.one_of("hidden_act", ACTIVATIONS), rope_scaling=scaling),
+        "architecture": replace(
+            arch,
+            feed_forward=replace(arch.feed_forward, activation=settings.one_of("hidden_act", ACTIVATIONS)),
+            attention=replace(arch.attention, rope_scaling=scaling),
+        ),
     }
 
 
 def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
-    rope = write_rope(config.rope_theta, config.wiring.rope_scaling)
+    rope = write_rope(config.rope_theta, config.architecture.attention.rope_scaling)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     return {
         "head_dim": config.head_width,
         "num_key_value_heads": config.kv_heads,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
-        "hidden_act": WRITTEN[config.wiring.activation],
+        "hidden_act": WRITTEN[config.architecture.feed_forward.activation],
         "attention_dropout": 0.0,
         "rope_theta": config.rope_theta,  # transformers 4, llama.cpp
-        "rope_scaling": None if config.wiring.rope_scaling.kind == "none" else scaling,
+        "rope_scaling": None if config.architecture.attention.rope_scaling.kind == "none" else scaling,
         "rope_parameters": rope,  # transformers 5
     }
 
@@ -82,24 +86,29 @@ def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
 
 def _read_llama(settings: Settings) -> dict[str, Any]:
     bias = settings.flag("attention_bias")
-    wiring = Wiring(qk_norm=False, qkv_bias=bias, out_bias=bias, ffn_bias=settings.flag("mlp_bias"))
-    return _read_llama_like(settings, wiring)
+    arch = Architecture(
+        attention=AttentionConfig(qk_norm=False, qkv_bias=bias, out_bias=bias),
+        feed_forward=FeedForwardConfig(bias=settings.flag("mlp_bias")),
+    )
+    return _read_llama_like(settings, arch)
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
-    wiring = config.wiring
-    return {**_write_llama_like(config), "attention_bias": wiring.qkv_bias, "mlp_bias": wiring.ffn_bias}
+    arch = config.architecture
+    return {**_write_llama_like(config), "attention_bias": arch.attention.qkv_bias, "mlp_bias": arch.feed_forward.bias}
 
 
 def _read_mistral(settings: Settings) -> dict[str, Any]:
     window = 0 if settings.get("sliding_window") is None else settings.whole("sliding_window")
     if window >= settings.whole("max_position_embeddings"):
         window = 0
-    return _read_llama_like(settings, Wiring(qk_norm=False, local_window=window))
+    return _read_llama_like(
+        settings, Architecture(attention=AttentionConfig(qk_norm=False), windows=WindowConfig(size=window))
+    )
 
 
 def _write_mistral(config: ModelConfig) -> dict[str, Any]:
-    return {**_write_llama_like(config), "sliding_window": config.wiring.local_window or None}
+    return {**_write_llama_like(config), "sliding_window": config.architecture.windows.size or None}
 
 
 LLAMA = Family(
@@ -129,20 +138,20 @@ MISTRAL = Family(
 # Qwen2 and Qwen3 (Yang et al. 2024, 2025).
 
 
-def _read_qwen(settings: Settings, wiring: Wiring) -> dict[str, Any]:
+def _read_qwen(settings: Settings, arch: Architecture) -> dict[str, Any]:
     kinds = settings.data.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != GLOBAL for kind in kinds)):
         raise settings.error("layer_types", f"tfcli has only {GLOBAL} in this family")
-    return _read_llama_like(settings, wiring)
+    return _read_llama_like(settings, arch)
 
 
 def _read_qwen2(settings: Settings) -> dict[str, Any]:
-    return _read_qwen(settings, Wiring(qk_norm=False, qkv_bias=True))
+    return _read_qwen(settings, Architecture(attention=AttentionConfig(qk_norm=False, qkv_bias=True)))
 
 
 def _read_qwen3(settings: Settings) -> dict[str, Any]:
     bias = settings.flag("attention_bias")
-    return _read_qwen(settings, Wiring(qkv_bias=bias, out_bias=bias))
+    return _read_qwen(settings, Architecture(attention=AttentionConfig(qkv_bias=bias, out_bias=bias)))
 
 
 def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
@@ -151,7 +160,7 @@ def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
 
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    return {**_write_qwen2(config), "attention_bias": config.wiring.qkv_bias}
+    return {**_write_qwen2(config), "attention_bias": config.architecture.attention.qkv_bias}
 
 
 QWEN2 = Family(

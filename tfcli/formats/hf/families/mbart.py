@@ -73,22 +73,25 @@ def _read_mbart(settings: Settings) -> dict[str, Any]:
         "head_width": head_width(settings, "decoder_attention_heads", "d_model"),
         "norm_eps": 1e-5,
         "tied": True,
-        "wiring": replace(
+        "architecture": replace(
             CLASSIC,
-            activation=settings.one_of("activation_function", ACTIVATIONS),
-            embed_norm=True,
-            embed_scale=settings.whole("d_model") ** 0.5 if settings.flag("scale_embedding") else 1.0,
+            feed_forward=replace(CLASSIC.feed_forward, activation=settings.one_of("activation_function", ACTIVATIONS)),
+            embedding=replace(
+                CLASSIC.embedding,
+                norm=True,
+                scale=settings.whole("d_model") ** 0.5 if settings.flag("scale_embedding") else 1.0,
+            ),
         ),
     }
 
 
 def _write_mbart(config: ModelConfig) -> dict[str, Any]:
-    act = config.wiring.activation
+    act = config.architecture.feed_forward.activation
     return {
         "encoder_attention_heads": config.heads,
         "encoder_ffn_dim": config.ffn_width,
         "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
-        "scale_embedding": config.wiring.embed_scale != 1.0,
+        "scale_embedding": config.architecture.embedding.scale != 1.0,
         "tie_word_embeddings": True,
         "is_encoder_decoder": True,
         "dropout": 0.0,

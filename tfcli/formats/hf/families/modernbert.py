@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tfcli.config.model import ModelConfig, Wiring
+from tfcli.config.model import (
+    Architecture,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+)
 from tfcli.formats.hf.families.base import (
     ACTIVATIONS,
     FIXED,
@@ -66,29 +73,27 @@ def _read_modernbert(settings: Settings) -> dict[str, Any]:
         raise settings.error("rope_parameters", f"tfcli does not scale those of {LOCAL}")
     every = _global_every(settings, settings.whole("num_hidden_layers"))
     bias = settings.flag("attention_bias")
-    wiring = Wiring(
+    arch = Architecture(
         causal=False,
-        norm="layer",
-        norm_bias=settings.flag("norm_bias"),
-        first_norm=False,
-        qk_norm=False,
-        activation=settings.one_of("hidden_activation", ACTIVATIONS),
-        qkv_bias=bias,
-        out_bias=bias,
-        ffn_bias=settings.flag("mlp_bias"),
-        embed_norm=True,
-        rope_scaling=scaling,
+        norms=NormConfig(kind="layer", bias=settings.flag("norm_bias"), first=False),
+        attention=AttentionConfig(qk_norm=False, qkv_bias=bias, out_bias=bias, rope_scaling=scaling),
+        feed_forward=FeedForwardConfig(
+            activation=settings.one_of("hidden_activation", ACTIVATIONS), bias=settings.flag("mlp_bias")
+        ),
+        embedding=EmbeddingConfig(norm=True),
     )
     if every > 1:
         window = settings.whole("local_attention")
-        wiring = replace(wiring, local_window=window, local_every=every, global_first=True, local_theta=local_theta)
+        arch = replace(
+            arch, windows=replace(arch.windows, size=window, every=every, global_first=True, theta=local_theta)
+        )
     return {
         "kv_heads": settings.whole("num_attention_heads"),
         "head_width": head_width(settings, "num_attention_heads", "hidden_size"),
         "rope_theta": theta,
         "norm_eps": settings.number("norm_eps"),
         "tied": settings.flag("tie_word_embeddings"),
-        "wiring": wiring,
+        "architecture": arch,
     }
 
 
@@ -116,22 +121,22 @@ def _global_every(settings: Settings, depth: int) -> int:
 
 
 def _write_modernbert(config: ModelConfig) -> dict[str, Any]:
-    wiring = config.wiring
+    arch = config.architecture
     return {
         "norm_eps": config.norm_eps,
-        "norm_bias": wiring.norm_bias,
+        "norm_bias": arch.norms.bias,
         "tie_word_embeddings": config.tied,
-        "hidden_activation": WRITTEN[wiring.activation],
-        "attention_bias": wiring.qkv_bias,
-        "mlp_bias": wiring.ffn_bias,
-        "local_attention": wiring.local_window or config.context,
+        "hidden_activation": WRITTEN[arch.feed_forward.activation],
+        "attention_bias": arch.attention.qkv_bias,
+        "mlp_bias": arch.feed_forward.bias,
+        "local_attention": arch.windows.size or config.context,
         "layer_types": [LOCAL if config.is_local(layer) else GLOBAL for layer in range(config.depth)],
-        "global_attn_every_n_layers": wiring.local_every or 1,  # transformers 4, and its rotary bases
+        "global_attn_every_n_layers": arch.windows.every or 1,  # transformers 4, and its rotary bases
         "global_rope_theta": config.rope_theta,
-        "local_rope_theta": wiring.local_theta,
+        "local_rope_theta": arch.windows.theta,
         "rope_parameters": {
-            GLOBAL: write_rope(config.rope_theta, wiring.rope_scaling),
-            LOCAL: {"rope_type": "default", "rope_theta": wiring.local_theta},
+            GLOBAL: write_rope(config.rope_theta, arch.attention.rope_scaling),
+            LOCAL: {"rope_type": "default", "rope_theta": arch.windows.theta},
         },
         "attention_dropout": 0.0,
         "embedding_dropout": 0.0,

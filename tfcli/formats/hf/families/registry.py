@@ -81,6 +81,6 @@ def written(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         except UserError:
             continue
     raise UserError(
-        "no family of transformers has this model's wiring, so it cannot be written as one",
+        "no family of transformers has this model's architecture, so it cannot be written as one",
         hint=f"tfcli writes: {', '.join(family.architecture for family in FAMILIES)}",
     )
