@@ -83,7 +83,7 @@ def test_codes_are_written_as_they_are(tmp_path: Path, bits: Any, type: str, arc
     for name, layer in {"token_embd": core.head, "blk.0.ffn_up": core.blocks[0].ffn.up}.items():
         tensor = theirs[f"{name}.weight"]
         numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        np.testing.assert_array_equal(numbers, layer.widened_reference().numpy())
+        np.testing.assert_array_equal(numbers, layer.dequantized_reference().numpy())
     file_type = {"Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}[type]
     assert open_gguf(tmp_path / "m.gguf").metadata["general.file_type"] == file_type
 

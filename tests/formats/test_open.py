@@ -62,7 +62,9 @@ def test_biases_stay_beside_quantized_matrices(tmp_path: Path) -> None:
     assert isinstance(attention.k, QuantMatrix)
     stored = theirs.transformer.h[1].attn.c_attn
     torch.testing.assert_close(attention.k.bias, stored.bias[24:48].detach())
-    torch.testing.assert_close(attention.k.widened(torch.float32), stored.weight.T[24:48].detach(), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        attention.k.dequantized(torch.float32), stored.weight.T[24:48].detach(), atol=0.02, rtol=0
+    )
     ids = torch.randint(0, 90, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (made.logits(made(ids)) - theirs(ids).logits).abs().max() < 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import model
 
-from tfcli.infer.residency import settle
+from tfcli.infer.residency import pack_weights
 from tfcli.infer.step import Stepper
 from tfcli.model.quant import matrix as quant
 from tfcli.model.quant import quantize
@@ -39,10 +39,10 @@ def test_tiles_hold_the_numbers_and_multiply_by_them(rows: int, columns: int) ->
     weight = torch.randn(rows, columns, generator=generator).to(BF16)
     bias = torch.randn(rows, generator=generator).to(BF16)
     matrix = packed(weight, bias)
-    assert torch.equal(matrix.widened(BF16), weight)
-    assert torch.equal(matrix.widened(torch.float16), weight.half())  # the way without the compiled library
+    assert torch.equal(matrix.dequantized(BF16), weight)
+    assert torch.equal(matrix.dequantized(torch.float16), weight.half())  # the way without the compiled library
     index = torch.tensor([rows - 1, 0])
-    assert torch.equal(matrix.widened(torch.float32, index), weight[index].float())
+    assert torch.equal(matrix.dequantized(torch.float32, index), weight[index].float())
     assert torch.equal(quant.QuantEmbedding(matrix)(index[None]), weight[index].float()[None])
     for count in (1, 2, 3, 7, 8, 9, 21, 70):
         x = torch.randn(count, columns, generator=generator).to(BF16)
@@ -55,20 +55,20 @@ def test_tiles_hold_the_numbers_and_multiply_by_them(rows: int, columns: int) ->
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("large", [True, False])
 @torch.inference_mode()
-def test_a_settled_model_is_the_same_model(tied: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With large pages and on systems without them: the same numbers, tied or not; widened, the very model it was."""
+def test_a_packed_model_is_the_same_model(tied: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers with and without large pages, tied or not; dequantized, the very model that it was."""
     if not large:
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     core = model(**BIG, tied=tied).requires_grad_(False).to(BF16)
     before = {name: value.clone() for name, value in core.state_dict().items()}
     ids = torch.tensor([[5, 6, 7, 8, 49_999]])
     expected = core.logits(core(ids)).float()
-    settle(core)
+    pack_weights(core)
     got = core.logits(core(ids)).float()
     assert float((got - expected).abs().max() / expected.abs().max()) < 0.02
     assert isinstance(core.head, quant.PackedMatrix)
     assert (getattr(core.embed, "matrix", None) is core.head) == tied
-    after = quantize.widen_model(core, BF16).state_dict()
+    after = quantize.dequantize_model(core, BF16).state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -79,7 +79,7 @@ def test_fp32_weights_move_and_stay_plain() -> None:
     core = model(**BIG).requires_grad_(False)
     ids = torch.tensor([[5, 6, 7]])
     expected, norm = core.logits(core(ids)), core.norm.weight
-    settle(core)
+    pack_weights(core)
     assert torch.equal(core.logits(core(ids)), expected)
     assert core.norm.weight is norm
     assert core.head.weight is core.embed.weight
@@ -90,7 +90,7 @@ def test_a_second_time_nothing_moves() -> None:
     """Would catch weights taken away from under a ``Stepper`` that knows where they lie."""
     for dtype in (torch.float32, BF16):
         core = model(**BIG).requires_grad_(False).to(dtype)
-        settle(core)
+        pack_weights(core)
         before = [tensor.data_ptr() for tensor in (*core.parameters(), *core.buffers())]
-        settle(core)
+        pack_weights(core)
         assert [tensor.data_ptr() for tensor in (*core.parameters(), *core.buffers())] == before

@@ -133,14 +133,14 @@ def test_the_compiled_step_is_not_taken_past_an_adapter() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [3, 40])
 def test_gradients_pass_through_quantized_matrices(dtype: torch.dtype, rows: int) -> None:
-    """Few rows are multiplied by a kernel that autograd does not know: the gradient is the widened matrix's."""
+    """Few rows are multiplied by a kernel that autograd does not know: the gradient is the dequantized matrix's."""
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)) * 0.05
     matrix = quant.quantize(weight, 4, bias=torch.arange(48.0))
     x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
     g = torch.randn(rows, 48, generator=torch.Generator().manual_seed(2)).to(dtype)
     y = matrix(x)
     y.backward(g)
-    expected = g.float() @ matrix.widened_reference()
+    expected = g.float() @ matrix.dequantized_reference()
     assert x.grad is not None and x.grad.dtype == dtype
     torch.testing.assert_close(x.grad.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0.01)
     assert torch.equal(y.detach(), matrix(x.detach()))

@@ -19,25 +19,25 @@ def weight(columns: int, rows: int = 48, seed: int = 0) -> torch.Tensor:
 def test_widening_equals_the_formula(bits: quant.Bits, columns: int) -> None:
     """The kernel's reading of the codes is that of the written-out twin, row by row too."""
     matrix = quant.quantize(weight(columns), bits)
-    expected = matrix.widened_reference()
+    expected = matrix.dequantized_reference()
     assert expected.shape == (48, columns)
     assert ops.ready(), ops.unavailable()
-    torch.testing.assert_close(matrix.widened(torch.float32), expected, atol=1e-7, rtol=1e-6)
-    assert torch.equal(matrix.widened(torch.bfloat16), matrix.widened(torch.float32).to(torch.bfloat16))
+    torch.testing.assert_close(matrix.dequantized(torch.float32), expected, atol=1e-7, rtol=1e-6)
+    assert torch.equal(matrix.dequantized(torch.bfloat16), matrix.dequantized(torch.float32).to(torch.bfloat16))
     some = torch.tensor([47, 0, 3, 3])
-    assert torch.equal(matrix.widened(torch.float32, some), matrix.widened(torch.float32)[some])
+    assert torch.equal(matrix.dequantized(torch.float32, some), matrix.dequantized(torch.float32)[some])
     ids = torch.tensor([[1, 2], [40, 0]])
-    assert torch.equal(quant.QuantEmbedding(matrix)(ids), matrix.widened(torch.float32)[ids])
+    assert torch.equal(quant.QuantEmbedding(matrix)(ids), matrix.dequantized(torch.float32)[ids])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("columns", WIDTHS)
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
 def test_products_equal_those_of_the_numbers(bits: quant.Bits, columns: int, rows: int) -> None:
-    """Few rows go to the kernel, many to the widened matrix: fp32 to 1e-5, bf16 as near as bf16 numbers allow."""
+    """Few rows go to the kernel, many to the dequantized matrix: fp32 to 1e-5, bf16 as near as bf16 numbers allow."""
     matrix = quant.quantize(weight(columns), bits, bias=torch.arange(48.0))
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2))
-    expected = x @ matrix.widened_reference().T + torch.arange(48.0)
+    expected = x @ matrix.dequantized_reference().T + torch.arange(48.0)
     torch.testing.assert_close(matrix(x), expected, atol=1e-5, rtol=1e-5)
     assert matrix(x[None]).shape == (1, rows, 48)
     rounded = matrix(x.to(torch.bfloat16)).float()
@@ -60,8 +60,8 @@ def test_pytorch_s_own_kernel_gives_the_same(
         bias = matrix.bias
         matrix = quant.from_codes(codes.flatten(1), scale, least, bits=bits, columns=columns, bias=bias)
     x = torch.randn(2, columns, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
-    expected = x.float() @ matrix.widened_reference().T + torch.arange(float(rows))
-    monkeypatch.setattr(matrix, "widened_reference", lambda index=None: pytest.fail("dequantized for two rows"))
+    expected = x.float() @ matrix.dequantized_reference().T + torch.arange(float(rows))
+    monkeypatch.setattr(matrix, "dequantized_reference", lambda index=None: pytest.fail("dequantized for two rows"))
     torch.testing.assert_close(matrix(x).float(), expected, atol=0.03, rtol=0.01)
 
 
@@ -82,10 +82,10 @@ def test_products_of_bytes_equal_those_of_the_rounded_numbers(columns: int, outp
     matrix = quant.quantize(weight(columns, outputs), 8, bias=bias)
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
     x[0] = 0
-    matrix.coarse = True
+    matrix.int8_activations = True
     y = matrix(x)
     assert y.dtype == torch.bfloat16
-    expected = rounded(x) @ matrix.widened_reference().T + bias
+    expected = rounded(x) @ matrix.dequantized_reference().T + bias
     torch.testing.assert_close(y.float(), expected, atol=2e-3, rtol=2**-8)
     torch.testing.assert_close(y[0].float(), bias.to(torch.bfloat16).float(), atol=0, rtol=0)
     assert torch.equal(matrix(x[None].expand(2, -1, -1))[1], y)  # a row is the same beside others
@@ -95,14 +95,14 @@ def test_products_of_bytes_equal_those_of_the_rounded_numbers(columns: int, outp
 
 
 def test_rounding_the_input_is_for_bf16_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp32, and where the processor cannot, a coarse matrix is as any other."""
+    """In fp32, and where the processor cannot, a matrix with int8 activations is as any other."""
     matrix = quant.quantize(weight(64), 8)
-    matrix.coarse = True
+    matrix.int8_activations = True
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(matrix(x), x @ matrix.widened_reference().T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(matrix(x), x @ matrix.dequantized_reference().T, atol=1e-5, rtol=1e-5)
     monkeypatch.setattr(ops, "int8", lambda dtype: False)
     monkeypatch.setattr(ops, "linear_int8", lambda *_: pytest.fail("called"))
-    expected = x.to(torch.bfloat16).float() @ matrix.widened_reference().T
+    expected = x.to(torch.bfloat16).float() @ matrix.dequantized_reference().T
     torch.testing.assert_close(matrix(x.to(torch.bfloat16)).float(), expected, atol=0.02, rtol=0.01)
 
 
@@ -112,7 +112,7 @@ def test_eight_bits_is_ggml_s_q8_0() -> None:
     given = weight(96)
     blocks = gguf.quants.quantize(given.numpy(), gguf.GGMLQuantizationType.Q8_0)
     theirs = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0))
-    ours = quant.quantize(given, 8).widened_reference()
+    ours = quant.quantize(given, 8).dequantized_reference()
     step = given.view(48, 3, 32).abs().amax(-1) / 127
     assert ((ours - theirs).view(48, 3, 32).abs().amax(-1) <= 1.01 * step).all()  # ties in a code or two
     assert (ours == theirs).float().mean() > 0.99
@@ -125,7 +125,7 @@ def test_four_bits_are_nearer_than_ggml_s_q4_1() -> None:
     given[:, ::97] *= 6  # outliers
     blocks = gguf.quants.quantize(given.numpy(), gguf.GGMLQuantizationType.Q4_1)
     theirs = torch.from_numpy(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1))
-    ours = quant.quantize(given, 4).widened_reference()
+    ours = quant.quantize(given, 4).dequantized_reference()
     error, before = (given - ours).square().sum(), (given - theirs).square().sum()
     assert error < 0.93 * before
 
@@ -134,14 +134,14 @@ def test_four_bits_are_nearer_than_ggml_s_q4_1() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_constant_groups(value: float, bits: quant.Bits) -> None:
     """Would catch a division by a span of zero."""
-    ours = quant.quantize(torch.full((4, 64), value), bits).widened_reference()
+    ours = quant.quantize(torch.full((4, 64), value), bits).dequantized_reference()
     torch.testing.assert_close(ours, torch.full((4, 64), value), atol=1e-7, rtol=2e-3)  # fp16 has 11 bits
 
 
 def test_what_is_on_the_grid_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers that were 4 bits once are found again: quantizing a widened model loses nothing."""
-    once = quant.quantize(weight(128), 4).widened_reference()
-    again = quant.quantize(once, 4).widened_reference()
+    """Numbers that were 4 bits once are found again: quantizing a dequantized model loses nothing."""
+    once = quant.quantize(weight(128), 4).dequantized_reference()
+    again = quant.quantize(once, 4).dequantized_reference()
     assert (again - once).abs().max() < 2e-3 * once.abs().max()
 
 

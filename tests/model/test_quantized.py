@@ -33,13 +33,13 @@ WHOLE = Quantization(bits=4, whole_groups=True)
 SHAPES: list[dict[str, Any]] = [{}, {"tied": False, "width": 40}, {"architecture": GPT2}, {"architecture": BERT}]
 
 
-def widened(made: Transformer, plain: Transformer) -> Transformer:
+def dequantized(made: Transformer, plain: Transformer) -> Transformer:
     """``plain`` with the numbers that the quantized model's matrices stand for."""
     with torch.no_grad():
         for path, module in made.named_modules():
             if isinstance(module, QuantMatrix):
                 path = path.removesuffix(".matrix")
-                plain.get_submodule(path).weight.copy_(module.widened_reference())
+                plain.get_submodule(path).weight.copy_(module.dequantized_reference())
     return plain
 
 
@@ -57,7 +57,7 @@ def test_a_quantized_model_computes_what_its_numbers_say(kind: str, changes: dic
     assert bits(made) == {"int8": [8], "int4": [4, 8]}[kind]
     assert made.head.bits == 8  # embedding and head: see Quantization
     ids = torch.randint(0, 400, (2, 12), generator=torch.Generator().manual_seed(0))
-    twin = widened(made, plain)
+    twin = dequantized(made, plain)
     torch.testing.assert_close(made.logits(made(ids)), twin.logits(twin(ids)), atol=2e-4, rtol=1e-4)
 
 
@@ -71,13 +71,15 @@ def test_an_encoder_rounds_its_inputs_and_a_decoder_does_not() -> None:
     made = quantize_model(copy.deepcopy(plain), Quantization.of("int8"))
     for parameter in made.parameters():  # not the fp16 scales
         parameter.data = parameter.data.to(torch.bfloat16)
-    coarse = {path for path, part in made.named_modules() if isinstance(part, QuantMatrix) and part.coarse}
-    assert coarse == {f"blocks.{i}.{part}" for i in range(2) for part in INNER}
+    int8_activations = {
+        path for path, part in made.named_modules() if isinstance(part, QuantMatrix) and part.int8_activations
+    }
+    assert int8_activations == {f"blocks.{i}.{part}" for i in range(2) for part in INNER}
     assert not any(isinstance(part, QuantMatrix) for part in made.task_head.modules())
     off = (made(ids).float() - expected).norm() / expected.norm()
     assert off < 0.02
     decoder = quantize_model(model(architecture=GPT2), Quantization.of("int8"))
-    assert not any(part.coarse for part in decoder.modules() if isinstance(part, QuantMatrix))
+    assert not any(part.int8_activations for part in decoder.modules() if isinstance(part, QuantMatrix))
 
 
 def test_slices_make_the_same_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from tfcli.config.model import (
 )
 from tfcli.infer import step as stepper
 from tfcli.infer.decode import Decoder
-from tfcli.infer.residency import settle
+from tfcli.infer.residency import pack_weights
 from tfcli.model import fused
 from tfcli.model.attention import additive, attend, attend_reference, causal_mask
 from tfcli.model.cache import KVCache
@@ -114,7 +114,7 @@ def test_bf16_is_as_near_to_fp32_as_pytorch_is(name: str) -> None:
         expected = twin.logits(twin(ids))
         eager = float((core.logits(core(ids)).float() - expected).abs().max() / expected.abs().max())
     assert compare(core, twin, dtype=torch.bfloat16) < max(2 * eager, 0.01)
-    settle(core)
+    pack_weights(core)
     assert compare(core, twin, dtype=torch.bfloat16) < max(2 * eager, 0.01)
 
 
@@ -135,14 +135,14 @@ def test_quantized_weights_equal_their_numbers(name: str, bits: quant.Bits) -> N
 
 @pytest.mark.parametrize("head_width", [16, 64])
 @pytest.mark.parametrize(
-    ("dtype", "settled"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
+    ("dtype", "packed"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
 )
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, settled: bool, head_width: int) -> None:
+def test_a_row_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype, packed: bool, head_width: int) -> None:
     """Bit for bit, at any batch size: what makes a batch give the same text as one by one."""
     core = model(width=96, heads=6, head_width=head_width, ffn_width=160).requires_grad_(False).to(dtype)
-    if settled:
-        settle(core)
+    if packed:
+        pack_weights(core)
     native_step = stepper.Stepper(core, exact=dtype == torch.float32)
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(3, 400, (length,), generator=generator).tolist() for length in (3, 9, 1, 14, 5, 2, 8)]
@@ -280,7 +280,7 @@ def test_an_id_outside_the_vocabulary_is_no_memory_access() -> None:
             stepper.Stepper(core, exact=True).step([bad], cache)
     matrix = quant.quantize(torch.randn(5, 40), 4)
     with pytest.raises(IndexError):
-        matrix.widened(torch.float32, torch.tensor([0, 5]))
+        matrix.dequantized(torch.float32, torch.tensor([0, 5]))
 
 
 def test_running_out_of_memory_is_an_error() -> None:
@@ -339,7 +339,7 @@ def test_codes_with_minima_are_exact_where_nothing_multiplies_bf16(tmp_path: Pat
         described = ctypes.byref(ops.matrix_of(matrix, keep))
         pointers = (ctypes.c_void_p(ops.address(tensor)) for tensor in (x, y))
         assert lib.tfcli_linear(described, 3, *pointers, 0, 2) == 0
-        expected = x @ matrix.widened_reference().T
+        expected = x @ matrix.dequantized_reference().T
         assert float((y - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
@@ -373,7 +373,7 @@ def test_without_a_compiler_everything_runs_as_pytorch(monkeypatch: pytest.Monke
         assert not stepper.supports(core)
         matrix = quant.quantize(torch.randn(64, 64), 4)
         x = torch.randn(2, 64)
-        torch.testing.assert_close(matrix(x), x @ matrix.widened_reference().T)
+        torch.testing.assert_close(matrix(x), x @ matrix.dequantized_reference().T)
     shared = tmp_path / "shared" / "tfcli"
     shared.mkdir(parents=True)
     shared.chmod(0o777)

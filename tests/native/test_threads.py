@@ -18,7 +18,7 @@ from tiny_models import cpu, model, tokenizer
 from tfcli.config.options import Sampling
 from tfcli.infer import step
 from tfcli.infer.engine import Engine
-from tfcli.infer.residency import settle
+from tfcli.infer.residency import pack_weights
 from tfcli.model.cache import KVCache
 from tfcli.native import library as native_build
 
@@ -32,7 +32,7 @@ BUILDS = {"openmp": ("-fopenmp",), "own threads": ()}
 def engine(seed: int = 0) -> Engine:
     """With its weights packed, as ``tfcli.load`` leaves them."""
     core = model(seed, context=512, width=64, heads=4, head_width=32).to(torch.bfloat16)
-    settle(core)
+    pack_weights(core)
     return Engine(core, tokenizer(), cpu())
 
 

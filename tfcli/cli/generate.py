@@ -188,7 +188,7 @@ def generate(
     ask = _Ask(chat, system)
     found = None if file is None else _Found(file, ask)
     engine = _load(model, sampling, device, precision, threads, quantize)
-    if engine.turns_texts and prompt is None and found is None:
+    if engine.sequence_to_sequence and prompt is None and found is None:
         if sys.stdin is not None and sys.stdin.isatty():
             raise UserError("there is no text", hint="give it with --prompt, or a line each with --file or by a pipe")
         found = _Found("-", ask)
@@ -289,7 +289,7 @@ def _load(
     engine = load(opened, device=device, precision=precision, threads=threads, quantize=quantize)
     chosen = f"model: {path}; " if model is None else ""
     print(f"{chosen}device: {engine.runtime.describe()}", file=sys.stderr)
-    if engine.turns_texts:
+    if engine.sequence_to_sequence:
         return engine
     if engine.runtime.device.type == "cpu" and (why := engine.decoder.eager_because) is not None:
         print(f"decoding by PyTorch's operators, two to three times slower: {why}", file=sys.stderr)
@@ -300,7 +300,7 @@ def _one(engine: Engine, prompt: Prompt, sampling: Sampling) -> None:
     """One prompt: its text as it comes, and how fast its reading and the writing were."""
     from tfcli.infer.engine import Finished
 
-    if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty() and not engine.turns_texts:
+    if isinstance(prompt, str) and sys.stdout.isatty() and sys.stderr.isatty() and not engine.sequence_to_sequence:
         print(prompt, end="", file=sys.stderr, flush=True)
     start, first, last = time.perf_counter(), 0.0, ""
     for event in engine.stream(prompt, sampling):
@@ -331,18 +331,18 @@ def _many(
     for number, result in enumerate(engine.generate_batch(prompts, sampling)):
         tokens += len(result.ids)
         if found is not None and number % sampling.num_samples == 0:
-            _say(found, as_json, lines=engine.turns_texts)
+            _say(found, as_json, lines=engine.sequence_to_sequence)
         if as_json:
             print(json.dumps(_fields(result), ensure_ascii=False), flush=True)
             continue
-        if engine.turns_texts and sampling.num_samples == 1:
+        if engine.sequence_to_sequence and sampling.num_samples == 1:
             print(" ".join(result.text.split("\n")), flush=True)
             continue
         if number:
             print(SEPARATOR)
         print(result.text, end="" if result.text.endswith("\n") else "\n", flush=True)
     if found is not None:
-        _say(found, as_json, lines=engine.turns_texts)
+        _say(found, as_json, lines=engine.sequence_to_sequence)
     return tokens
 
 
@@ -369,7 +369,7 @@ def _fields(result: Generation) -> dict[str, object]:
 def _note(result: Generation, engine: Engine) -> None:
     if result.finish_reason == "context":
         context = engine.model.config.context
-        more = "" if engine.turns_texts else "; --overflow slide goes on"
+        more = "" if engine.sequence_to_sequence else "; --overflow slide goes on"
         print(f"\nthe context of {context} tokens is full{more}", file=sys.stderr)
 
 

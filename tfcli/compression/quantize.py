@@ -182,7 +182,7 @@ def _card(name: str, bits: int, *, config: bool) -> str:
         ""
         if not config
         else f"""
-With transformers, which widens it to 16 or 32 bits:
+With transformers, which dequantizes it to 16 or 32 bits:
 
 ```python
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

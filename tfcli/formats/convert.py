@@ -25,7 +25,7 @@ from tfcli.formats.hf.tokenizer_json import tokenizer_json
 from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads, lora
 from tfcli.model.masked_head import MaskedHead
-from tfcli.model.quant.quantize import Quantization, quantize_model, widen_model
+from tfcli.model.quant.quantize import Quantization, dequantize_model, quantize_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.text.tokenizers.codec import Codec
@@ -148,7 +148,7 @@ def merged(base: Loaded, directory: Path, on_note: Callable[[str], None] | None 
     model = loaded.model
     apart = probe(model)
     lora.merge(model)
-    widen_model(model, torch.float32)  # what has no adapter: all can be quantized anew
+    dequantize_model(model, torch.float32)  # what has no adapter: all can be quantized anew
     difference, largest = float((probe(model) - apart).abs().max()), float(apart.abs().max())
     if not difference <= CLOSE * max(1.0, largest):
         raise RunError(
@@ -207,7 +207,7 @@ def as_stored(model: Transformer, to: str, type: str, name: str) -> None:
     if type in QUANTIZED:
         quantize_model(model, Quantization.of(QUANTIZED[type], whole_groups=True), name=name)
     else:
-        widen_model(model, torch.float32)
+        dequantize_model(model, torch.float32)
     matrices = PLAIN.get(type, torch.float16)
     round_numbers(model, matrices, torch.float32 if to == "gguf" else matrices, name)
 

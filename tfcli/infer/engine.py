@@ -18,7 +18,7 @@ from tfcli.errors import UserError
 from tfcli.formats.open import Opened, open_path
 from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
 from tfcli.infer.embed import embed
-from tfcli.infer.residency import settle
+from tfcli.infer.residency import pack_weights
 from tfcli.infer.sampling import check
 from tfcli.infer.score import Scores, evaluate
 from tfcli.infer.stopping import StopFilter
@@ -130,7 +130,7 @@ def load(
         model, tokenizer = opened.load(runtime=runtime, quantize=quantize)
         engine = Engine(model, tokenizer, runtime)
         if model.config.architecture.causal:
-            settle(model)
+            pack_weights(model)
     return engine
 
 
@@ -225,7 +225,7 @@ class Engine:
 
     def _fit(self, ids: list[int], sampling: Sampling) -> None:
         context = self.model.config.context
-        if self.turns_texts and len(ids) > context:
+        if self.sequence_to_sequence and len(ids) > context:
             raise UserError(
                 f"the text has {len(ids)} tokens, the model reads {context} at most", hint="cut it into sentences"
             )
@@ -236,7 +236,7 @@ class Engine:
 
         What is beyond the model's context does not count; ``fitted`` gives texts that say how much that is.
         """
-        self._refuse_turning("has no vectors of texts")
+        self._refuse_sequence_to_sequence("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
         read = [(self.fitted(text) if isinstance(text, str) else text).ids for text in many]
         with self.runtime.active():
@@ -254,7 +254,7 @@ class Engine:
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
         """Loss, perplexity and bits per byte of a text as one document, each token once, its end-of-text token too."""
-        self._refuse_turning("does not score a text by itself")
+        self._refuse_sequence_to_sequence("does not score a text by itself")
         if not text:
             raise UserError("there is no text to score")
         made = encode([Chunk(text, True)], self.tokenizer, begin=True)
@@ -264,15 +264,15 @@ class Engine:
             )
         return scores.checked()
 
-    def _refuse_turning(self, what: str) -> None:
-        if self.turns_texts:
+    def _refuse_sequence_to_sequence(self, what: str) -> None:
+        if self.sequence_to_sequence:
             raise UserError(
                 f"{self.tokenizer.name} belongs to an encoder-decoder, which {what}",
                 hint="it turns one text into another: tfcli generate, or tfcli predict",
             )
 
     @property
-    def turns_texts(self) -> bool:
+    def sequence_to_sequence(self) -> bool:
         """Whether it is an encoder-decoder: it reads a prompt whole and writes another text, as a translation."""
         return self.model.config.encoder_depth > 0
 
@@ -280,13 +280,13 @@ class Engine:
         if not isinstance(prompt, str):
             self._template = self._template or chat.template_of(self.tokenizer)
             return chat.prompt_ids(self.tokenizer, self._template, prompt)
-        if self.turns_texts:
+        if self.sequence_to_sequence:
             return source_ids(self.tokenizer, [prompt])[0]
         return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)] or [self.tokenizer.eos_id]
 
     def _check(self, sampling: Sampling) -> None:
         check(sampling)
-        if self.turns_texts and sampling.overflow == "slide":
+        if self.sequence_to_sequence and sampling.overflow == "slide":
             raise UserError(
                 "--overflow slide goes with models that continue a text; this one turns a text into another",
                 hint="cut the text into sentences",
@@ -322,11 +322,16 @@ class Engine:
                     seeds = [seed + sample for sample in range(first, min(first + ROWS, sampling.num_samples))]
                     for of_row in seeds:
                         opened[number] = _Row(
-                            self.tokenizer, one.prompt, len(ids), of_row, sampling.stop, turned=self.turns_texts
+                            self.tokenizer,
+                            one.prompt,
+                            len(ids),
+                            of_row,
+                            sampling.stop,
+                            turned=self.sequence_to_sequence,
                         )
                         number += 1
                     mixed = [_mixed(of_row, ids) for of_row in seeds]
-                    if self.turns_texts:
+                    if self.sequence_to_sequence:
                         yield Request([self.tokenizer.eos_id], mixed, ids)
                     else:
                         kept = len(before) if ids[: len(before)] == before else 0

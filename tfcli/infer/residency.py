@@ -22,7 +22,7 @@ PAGE = 2 << 20
 """Bytes of a large page."""
 
 
-def settle(model: Transformer) -> None:
+def pack_weights(model: Transformer) -> None:
     """Make a model that is only read from here on ready for that, in place.
 
     Its weights move to one stretch of memory in large pages, where the system has these and the weights fill some. On a

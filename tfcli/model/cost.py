@@ -49,7 +49,7 @@ class TrainingMemory:
 
     A step has two crests. When the forward pass is done all ``activations`` and ``logits`` are held; when the backward
     pass is done the ``gradients`` and the optimizer's ``workspace`` are. Gradients and activations meet only where
-    micro-batches are accumulated. ``total`` is the higher crest; the program itself (Python, torch) comes on top.
+    micro-batches are accumulated. ``total`` is the higher peak; the program itself (Python, torch) comes on top.
     """
 
     weights: int

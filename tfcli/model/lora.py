@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021): beside a frozen matrix W a product B A of few numbers that learns its change.
 
 The layer computes ``W x + (alpha / R) B A x`` with A (R, columns) random and B (rows, R) zero, so that an adapter
-that was just attached changes nothing. W may be a ``QuantMatrix``, which is widened for the time of each product
+that was just attached changes nothing. W may be a ``QuantMatrix``, which is dequantized for the time of each product
 (Dettmers et al. 2023, QLoRA).
 """
 
@@ -48,7 +48,7 @@ class LoraLinear(nn.Module):
     def merged(self) -> Linear:
         """A plain layer of ``W + (alpha / R) B A``, in the dtype of W, or of the adapter where W is quantized."""
         base = self.base
-        weight = base.widened(torch.float32) if isinstance(base, QuantMatrix) else base.weight.float()
+        weight = base.dequantized(torch.float32) if isinstance(base, QuantMatrix) else base.weight.float()
         dtype = self.a.dtype if isinstance(base, QuantMatrix) else base.weight.dtype
         with torch.device("meta"):
             made = Linear(weight.shape[1], weight.shape[0], base.bias is not None)

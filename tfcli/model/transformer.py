@@ -266,7 +266,7 @@ class Transformer(Stack, Model):
         """
         head = self.head
         # A quantized head as the numbers that its codes stand for.
-        weight = head.weight if isinstance(head, Linear) else head.widened(hidden_BTD.dtype)
+        weight = head.weight if isinstance(head, Linear) else head.dequantized(hidden_BTD.dtype)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return fused.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
 

@@ -187,7 +187,7 @@ def serves(x: Tensor) -> bool:
     )
 
 
-def widened(matrix: InTiles, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
+def dequantized(matrix: InTiles, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
     """All rows of a matrix in tiles, or those of ``index`` (N,), as fp32 or bf16."""
     lib, _ = library()
     keep: list[Any] = []

@@ -22,7 +22,7 @@ from tfcli.formats.hf.stored import CONFIG
 from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads as task_heads
 from tfcli.model import lora
-from tfcli.model.quant.quantize import widen_model
+from tfcli.model.quant.quantize import dequantize_model
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.tasks.applications import application, of_head
 from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR, FinetuneConfig, check
@@ -248,7 +248,7 @@ class _Run(Run):
         if opened.kind == "hf":
             return loaded
         if not self.config.lora.on:
-            widen_model(loaded.model, torch.float32)
+            dequantize_model(loaded.model, torch.float32)
         return replace(loaded, codec=portable(loaded.codec))
 
     def _adapt(self, model: Transformer) -> None:

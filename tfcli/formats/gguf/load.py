@@ -3,7 +3,7 @@
 A matrix of a type whose groups have 32 weights (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K) becomes a ``QuantMatrix``
 with its codes unchanged; Q5's take a byte each. Scales are rounded to fp16, which changes those of Q4_K and Q5_K alone.
 Types with groups of 16 (Q2_K, Q3_K, Q6_K) are quantized anew to 8 bits in groups of 32, an error that is far below
-their own. Other tensors become numbers of the model's dtype. Nothing is ever widened as a whole.
+their own. Other tensors become numbers of the model's dtype. Nothing is ever dequantized as a whole.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def fingerprint(model: Transformer) -> Fingerprint:
     for path, base in lora.layers(model).items():
         if isinstance(base, QuantMatrix):
             index = torch.arange(min(base.rows, PROBED_ROWS), device=base.codes.device)
-            _feed(matrices, path, base.widened(torch.float32, index))
+            _feed(matrices, path, base.dequantized(torch.float32, index))
         else:
             _feed(matrices, path, base.weight[:PROBED_ROWS])
     return Fingerprint(norms=norms.hexdigest(), matrices=matrices.hexdigest())

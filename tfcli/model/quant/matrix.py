@@ -2,10 +2,10 @@
 
 A number is ``code * scale + low`` with an unsigned code, fp16 scale and fp16 low. That holds GGUF's blocks of 32 (Q4_0,
 Q4_1, Q8_0, and Q5 and Q4_K with their codes unchanged) as they are, so that nothing is quantized twice. Products of a
-few rows go to the kernel of ``tfcli.native.ops``, which widens codes in registers; where there is no compiler, and on
-CUDA, in bf16 to PyTorch's ``_weight_int4pack_mm``. Many rows are multiplied by the matrix widened to their dtype, for
-the time of the product: large products want bf16 matrices. Those of ``coarse`` matrices are rounded to 8 bits instead,
-in groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
+few rows go to the kernel of ``tfcli.native.ops``, which dequantizes codes in registers; where there is no compiler, and
+on CUDA, in bf16 to PyTorch's ``_weight_int4pack_mm``. Many rows are multiplied by the matrix dequantized to their
+dtype, for the time of the product: large products want bf16 matrices. With ``int8_activations`` rows are rounded to 8
+bits instead, in groups of 32 too (as llama.cpp multiplies Q8_0; Dettmers et al. 2022, 2.1), and multiplied as whole numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfcli.native import ops
 GROUP = 32
 """Columns that share a scale."""
 FEW_ROWS = 8
-"""Rows up to which codes are widened in registers; beyond, widening the matrix once is faster."""
+"""Rows up to which codes are dequantized in registers; beyond, dequantizing the matrix once is faster."""
 Bits = Literal[4, 8]
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 CENTRE: dict[int, int] = {4: 8, 8: 128}
@@ -62,7 +62,7 @@ class QuantMatrix(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("low", low)
         self.register_buffer("bias", bias)
-        self.coarse = False
+        self.int8_activations = False
         """Products of many rows of bf16 round these to 8 bits too, where the processor multiplies 8 by 8 bits."""
         self._packed: _Packed | None = None
 
@@ -79,7 +79,7 @@ class QuantMatrix(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         few = x.numel() <= FEW_ROWS * x.shape[-1]
-        if self.coarse and x.device.type == "cpu" and not self.columns % GROUP and ops.int8(x.dtype):
+        if self.int8_activations and x.device.type == "cpu" and not self.columns % GROUP and ops.int8(x.dtype):
             return ops.linear_int8(self, x)
         if x.device.type == "cpu" and ops.ready() and (few or ops.fast(x.dtype)):
             return ops.linear(self, x)
@@ -87,15 +87,15 @@ class QuantMatrix(nn.Module):
             self._packed = self._packed or _Packed(self)
             return self._packed(x, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.widened(x.dtype), bias)
+        return F.linear(x, self.dequantized(x.dtype), bias)
 
-    def widened(self, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
+    def dequantized(self, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
         """The matrix (rows, columns), or only the rows of ``index`` (N,), as plain numbers of ``dtype``."""
         if self.codes.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and ops.ready():
-            return ops.widened(self, dtype, index)
-        return self.widened_reference(index).to(dtype)
+            return ops.dequantized(self, dtype, index)
+        return self.dequantized_reference(index).to(dtype)
 
-    def widened_reference(self, index: Tensor | None = None) -> Tensor:
+    def dequantized_reference(self, index: Tensor | None = None) -> Tensor:
         """``code * scale + low`` in fp32, written out."""
         codes, scale, low = self.grouped(index)
         wide = codes.float()
@@ -117,7 +117,7 @@ class QuantMatrix(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """y = x W^T + bias with a W that learns nothing:  dx = dy W.  W is widened in each direction, never kept wide."""
+    """y = x W^T + bias with a frozen W:  dx = dy W.  W is dequantized in each direction and not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: QuantMatrix) -> Tensor:
@@ -126,7 +126,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] @ ctx.matrix.widened(grads[0].dtype), None
+        return grads[0] @ ctx.matrix.dequantized(grads[0].dtype), None
 
 
 class PackedMatrix(nn.Module):
@@ -148,12 +148,12 @@ class PackedMatrix(nn.Module):
         """(..., columns) -> (..., rows) in the dtype of ``x``."""
         if x.device.type == "cpu" and ops.fast(x.dtype):
             return ops.linear(self, x)
-        return F.linear(x, self.widened(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, self.dequantized(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
-    def widened(self, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
+    def dequantized(self, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
         """The matrix (rows, columns), or only the rows of ``index`` (N,), as plain numbers of ``dtype``."""
         if self.tiles.device.type == "cpu" and dtype in ops.KINDS and ops.ready():
-            return ops.widened(self, dtype, index)
+            return ops.dequantized(self, dtype, index)
         index = torch.arange(self.rows, device=self.tiles.device) if index is None else index
         return self.tiles[index // TILE, :, index % TILE].flatten(1)[:, : self.columns].to(dtype)
 
@@ -167,7 +167,7 @@ class QuantEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (...) -> (..., columns) in fp32."""
-        return self.matrix.widened(torch.float32, ids.flatten()).view(*ids.shape, self.matrix.columns)
+        return self.matrix.dequantized(torch.float32, ids.flatten()).view(*ids.shape, self.matrix.columns)
 
 
 class _Packed:

@@ -125,17 +125,17 @@ def quantize_model(model: Transformer, to: Quantization, *, name: str = "the mod
 
 
 @torch.no_grad()
-def widen_model(model: Transformer, dtype: torch.dtype) -> Transformer:
+def dequantize_model(model: Transformer, dtype: torch.dtype) -> Transformer:
     """Replace every ``QuantMatrix`` and ``PackedMatrix`` by a layer of the numbers that it stands for, in place."""
     if isinstance(model.embed, QuantEmbedding):
-        numbers = model.embed.matrix.widened(dtype)
+        numbers = model.embed.matrix.dequantized(dtype)
         model.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         if model.config.tied:
             model.head = _linear(model.embed.weight, None)
     for path, matrix in list(model.named_modules()):
         if isinstance(matrix, QuantMatrix | PackedMatrix):
             parent, _, last = path.rpartition(".")
-            setattr(model.get_submodule(parent), last, _linear(nn.Parameter(matrix.widened(dtype)), matrix.bias))
+            setattr(model.get_submodule(parent), last, _linear(nn.Parameter(matrix.dequantized(dtype)), matrix.bias))
     return model
 
 
@@ -155,7 +155,9 @@ def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> 
     """
     if isinstance(matrix, QuantMatrix):
         arch = model.config.architecture
-        matrix.coarse = matrix.bits == 8 and matrix.low is None and not arch.causal and path not in ("embed", "head")
+        matrix.int8_activations = (
+            matrix.bits == 8 and matrix.low is None and not arch.causal and path not in ("embed", "head")
+        )
     if path == "embed":
         model.embed = QuantEmbedding(matrix)  # type: ignore[assignment]
         if model.config.tied:

@@ -20,7 +20,7 @@ from tfcli.errors import UserError
 from tfcli.infer.batches import by_length
 from tfcli.infer.decode import decode
 from tfcli.infer.engine import Engine
-from tfcli.infer.residency import settle
+from tfcli.infer.residency import pack_weights
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.chat import data as rows
@@ -239,7 +239,7 @@ class Answerer(Predictor):
         """What answers, with packed weights from the first answer on."""
         engine = Engine(self.model, self.codec, self.runtime)
         with self.runtime.active():
-            settle(self.model)
+            pack_weights(self.model)
         return engine
 
     def show(self, answer: Mapping[str, Any]) -> str:

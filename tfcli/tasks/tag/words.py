@@ -38,7 +38,7 @@ def snapped(
     """Spans of characters with labels as entities of words, in order of the text.
 
     Whitespace at a span's ends is let go. What lies outside the text, has no word in it or overlaps a span before it is
-    left out; what cuts a word is widened to it. The report is told of all of these.
+    left out; what cuts a word is dequantized to it. The report is told of all of these.
     """
     found: list[Entity] = []
     end_of_last = 0
@@ -59,7 +59,7 @@ def snapped(
             report.fault("spans that overlap another, left out", where)
             continue
         if (words[first][0], words[last][1]) != (start, end):
-            report.fault("spans that begin or end within a word, widened to it", where, "repaired")
+            report.fault("spans that begin or end within a word, dequantized to it", where, "repaired")
         found.append(Entity(label, first, last + 1))
         end_of_last = last + 1
     return found
