@@ -14,10 +14,10 @@ import torch
 
 from tfcli.errors import UserError
 from tfcli.formats.hf import heads as head_files
-from tfcli.tasks.answer import predictor as reader
 from tfcli.tasks.answer import task as answer
 from tfcli.tasks.answer.options import AnswerConfig, AnswerOptions
-from tfcli.tasks.answer.task import AnswerPredictor
+from tfcli.tasks.answer.predictor import AnswerPredictor, asked
+from tfcli.tasks.answer.predictor import logits as logits_of
 from tfcli.train.finetune import finetune
 
 NAMES = ["ada", "grace", "alan", "kurt"]
@@ -33,18 +33,18 @@ def squad(path: Path, count: int, seed: int, *, impossible: bool, plausible: boo
     articles = []
     for number in range(count):
         words = rng.choices(OTHERS, k=rng.randrange(2, 9))
-        silent = number < count - 3 if plausible else impossible and number % 3 == 0
+        abstains = number < count - 3 if plausible else impossible and number % 3 == 0
         at = rng.randrange(len(words))
         name = rng.choice(NAMES)
-        if plausible or not silent:
+        if plausible or not abstains:
             words[at] = name
         start = sum(len(word) + 1 for word in words[:at])
         there = [{"text": name, "answer_start": start}]
-        qa: dict[str, Any] = {"id": f"{seed}-{number}", "question": "who?", "answers": [] if silent else there}
-        if plausible and silent:
+        qa: dict[str, Any] = {"id": f"{seed}-{number}", "question": "who?", "answers": [] if abstains else there}
+        if plausible and abstains:
             qa["plausible_answers"] = there
         if impossible:
-            qa["is_impossible"] = silent
+            qa["is_impossible"] = abstains
         articles.append({"title": f"t{number}", "paragraphs": [{"context": " ".join(words), "qas": [qa]}]})
     path.write_text(json.dumps({"version": "x", "data": articles}))
     return path
@@ -59,7 +59,7 @@ def test_logits_and_loss_equal_transformers(tmp_path: Path) -> None:
     """Segments, positions of the ends; fp32, 1e-4. Rows of one length: theirs gives padding a share of the softmax."""
     theirs = small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
     ours = predictor(tmp_path)
-    encoded = ours.answers.encode([("who is it?", "ada was in rome"), ("where is i", "ada was in york")])
+    encoded = ours.encode([asked("who is it?", "ada was in rome"), asked("where is i", "ada was in york")])
     part = answer.examples(encoded.windows, [(12, 14), (0, 0)])
     assert part["mask_BT"].all()
     with torch.no_grad():
@@ -70,8 +70,8 @@ def test_logits_and_loss_equal_transformers(tmp_path: Path) -> None:
             start_positions=part["targets_B2"][:, 0],
             end_positions=part["targets_B2"][:, 1],
         )
-        logits = reader.logits(ours.answers.model, part)
-        loss, count = answer.loss(ours.answers.model, part)
+        logits = logits_of(ours.model, part)
+        loss, count = answer.loss(ours.model, part)
     assert (logits[..., 0] - expected.start_logits).abs().max() < 1e-4
     assert (logits[..., 1] - expected.end_logits).abs().max() < 1e-4
     assert float(loss) / count == pytest.approx(float(expected.loss), abs=1e-4)
@@ -81,12 +81,12 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
     """The loss of a short row beside a long one is that of the row alone."""
     small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
     ours = predictor(tmp_path)
-    windows = ours.answers.encode([("who?", "ada"), ("who is it then?", "ada was in rome and york")]).windows
+    windows = ours.encode([asked("who?", "ada"), asked("who is it then?", "ada was in rome and york")]).windows
     targets = [(7, 9), (0, 0)]
     with torch.no_grad():
-        both = answer.loss(ours.answers.model, answer.examples(windows, targets))[0]
+        both = answer.loss(ours.model, answer.examples(windows, targets))[0]
         pairs = zip(windows, targets, strict=True)
-        alone = [float(answer.loss(ours.answers.model, answer.examples([w], [t]))[0]) for w, t in pairs]
+        alone = [float(answer.loss(ours.model, answer.examples([w], [t]))[0]) for w, t in pairs]
     assert float(both) == pytest.approx(sum(alone), abs=1e-4)
 
 
@@ -94,15 +94,15 @@ def test_loss_of_a_plausible_answer(tmp_path: Path) -> None:
     """-log p(none) - w log p(its end | not none), by hand; nothing where there is none."""
     small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
     ours = predictor(tmp_path)
-    windows = ours.answers.encode(
-        [("who?", "ada"), ("who is it then?", "ada was in rome and york"), ("who", "a")]
+    windows = ours.encode(
+        [asked("who?", "ada"), asked("who is it then?", "ada was in rome and york"), asked("who", "a")]
     ).windows
     targets, plausible = [(7, 9), (0, 0), (0, 0)], [(0, 0), (14, 16), (0, 0)]
     part = answer.examples(windows, targets, plausible)
     with torch.no_grad():
-        p = reader.logits(ours.answers.model, part).double().softmax(dim=1)
-        plain, _ = answer.loss(ours.answers.model, part)
-        weighted, count = answer.loss(ours.answers.model, part, plausible=0.5)
+        p = logits_of(ours.model, part).double().softmax(dim=1)
+        plain, _ = answer.loss(ours.model, part)
+        weighted, count = answer.loss(ours.model, part, plausible=0.5)
     known = sum(-float(p[row, at[end], end].log()) for row, at in enumerate(targets) for end in (0, 1)) / 2
     more = sum(-float((p[1, at, end] / (1 - p[1, 0, end])).log()) for end, at in enumerate((14, 16))) / 2
     assert count == 3
@@ -136,7 +136,7 @@ def test_plausible_answers_teach_where_answers_are(tmp_path: Path) -> None:
 
 
 def test_answers_that_no_window_holds_are_counted(tmp_path: Path) -> None:
-    """They are learnt as none; of plausible ones those that are learnt from."""
+    """They are trained on as none; plausible ones are counted where they are trained on."""
     small_bert.save(tmp_path / "base", words=(*NAMES, *OTHERS, "who"))
     context = " ".join(["ada", *["is in the"] * 30])
     qas: list[dict[str, Any]] = []
@@ -154,8 +154,8 @@ def test_answers_that_no_window_holds_are_counted(tmp_path: Path) -> None:
         device="cpu",
     )
     assert json.loads((tmp_path / "run" / "data.json").read_text())["notes"] == {
-        "questions whose answer is whole in no window, learnt as without one": 1,
-        "questions without an answer, learnt with the plausible one that the data gives": 2,
+        "questions whose answer is whole in no window, trained on as without one": 1,
+        "questions without an answer, trained on with the plausible one that the data gives": 2,
         "questions with a context that is read in several windows": 10,
     }
 
@@ -165,32 +165,32 @@ def test_the_best_span_is_that_of_trying_all(tmp_path: Path) -> None:
     small_bert.save(tmp_path, architecture="BertForQuestionAnswering")
     ours = predictor(tmp_path)
     context = "ada was in rome and york, far from the old city. " * 4
-    encoded = ours.answers.encode([("who is it?", context), ("where?", "rome")])
+    encoded = ours.encode([asked("who is it?", context), asked("where?", "rome")])
     assert len(encoded.windows) > 3
-    found = ours.answers.read(encoded)
+    found = ours.read(encoded)
     for index in range(2):
         spans, nulls = [], []
         for window, owner in zip(encoded.windows, encoded.owner, strict=True):
             if owner != index:
                 continue
-            logits = reader.logits(ours.answers.model, answer.examples([window], [(0, 0)]))[0].detach().double()
+            logits = logits_of(ours.model, answer.examples([window], [(0, 0)]))[0].detach().double()
             nulls.append(float(logits[0].sum()))
             for first in range(window.at, window.at + window.count):
-                for last in range(first, min(first + ours.answers.longest, window.at + window.count)):
+                for last in range(first, min(first + ours.longest, window.at + window.count)):
                     shift = window.first - window.at
                     spans.append((float(logits[first, 0] + logits[last, 1]), first + shift, last + shift))
         score, first, last = max(spans)
         pieces = encoded.contexts[index].spans
         assert (found[index].start, found[index].end) == (pieces[first][0], pieces[last][1])
-        assert found[index].null_margin == pytest.approx(min(nulls) - score, abs=1e-4)
+        assert found[index].no_answer_score == pytest.approx(min(nulls) - score, abs=1e-4)
         total = math.fsum(math.exp(each) for each, _, _ in spans) + math.exp(min(nulls))
         assert found[index].probability == pytest.approx(math.exp(score) / total, abs=1e-5)
-        assert found[index].null_probability == pytest.approx(math.exp(min(nulls)) / total, abs=1e-5)
+        assert found[index].no_answer_probability == pytest.approx(math.exp(min(nulls)) / total, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over a tiny BERT, long enough to learn the names by heart."""
+    """A run over a tiny BERT, long enough to overfit the names."""
     folder = tmp_path_factory.mktemp("answer")
     small_bert.save(folder / "base", words=(*NAMES, *OTHERS, "who"), initializer_range=0.1)
     val = squad(folder / "val.json", 40, 2, impossible=True)
@@ -244,9 +244,9 @@ def test_the_directory_is_a_model_of_transformers(trained: Path) -> None:
     theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(trained / "run").eval()
     assert type(theirs).__name__ == "BertForQuestionAnswering"
     ours = predictor(trained / "run")
-    part = answer.examples(ours.answers.encode([("who?", "far from ada")]).windows, [(0, 0)])
+    part = answer.examples(ours.encode([asked("who?", "far from ada")]).windows, [(0, 0)])
     with torch.no_grad():
-        logits = reader.logits(ours.answers.model, part)
+        logits = logits_of(ours.model, part)
         expected = theirs(input_ids=part["tokens_BT"], token_type_ids=part["types_BT"])
     assert (logits[..., 0] - expected.start_logits).abs().max() < 1e-4
     assert (logits[..., 1] - expected.end_logits).abs().max() < 1e-4
@@ -256,18 +256,18 @@ def test_predictions_have_offsets_into_the_context(trained: Path) -> None:
     """Whitespace and case of the context are kept, no answer has no offsets, and the batch does not matter."""
     ours = predictor(trained / "run")
     context = "was  far\tfrom ADA and\u00a0the"
-    asked = [
+    inputs = [
         ours.parse({"id": 7, "question": "who?", "context": context}),
         ours.plain("who?\tis in the far"),
         ours.plain("who?\t"),
     ]
-    first, second, third = ours.predict(asked)
+    first, second, third = ours.predict(inputs)
     assert first["id"] == "7"
     assert (first["answer"], context[first["start"] : first["end"]]) == ("ADA", "ADA")
     assert 0 < first["score"] <= 1
     assert (second["answer"], second["start"], second["end"]) == ("", None, None)
     assert third["answer"] == ""
-    assert [ours.predict([each])[0] for each in asked] == [first, second, third]
+    assert [ours.predict([each])[0] for each in inputs] == [first, second, third]
     assert ours.show(first).startswith("ADA\t")
     assert ours.show(second).startswith("-\t")
     with pytest.raises(UserError, match="no context"):
@@ -279,7 +279,7 @@ def test_predictions_have_offsets_into_the_context(trained: Path) -> None:
 def test_a_question_that_is_too_long_is_said_with_its_answer(trained: Path) -> None:
     """And counted by the call alone: evaluations after predictions counted these again."""
     ours = predictor(trained / "run")
-    room = ours.answers.layout.question
+    room = ours.layout.question
     long, short = ours.plain("who? " * room + "\tfar from ada"), ours.plain("who?\tfar from ada")
     for _ in range(2):
         first, second = ours.predict([long, short])
@@ -304,9 +304,9 @@ def test_evaluation_of_both_versions(trained: Path, tmp_path: Path) -> None:
         assert made.scores["f1"] > 0.8
         assert ("no_answer_accuracy" in made.scores) == impossible
         assert all(p["answer"] for p in made.predictions) or impossible
-    silent = AnswerConfig(answer=AnswerOptions(threshold=-1e9))
+    never = AnswerConfig(answer=AnswerOptions(threshold=-1e9))
     path = squad(tmp_path / "test.json", 30, 3, impossible=True)
-    made = ours.evaluate([str(path)], silent, limit=9)
+    made = ours.evaluate([str(path)], never, limit=9)
     assert made.scores["no_answer_accuracy"] == 1
     assert made.scores["has_answer_f1"] == 0
     assert made.scores["examples"] == 9

@@ -47,7 +47,7 @@ def test_plausible_answers(tmp_path: Path) -> None:
         {"text": "", "answer_start": 0},
     ]
     report = Report()
-    silent, answered, plain = load(
+    unanswerable, answered, plain = load(
         tmp_path,
         squad(
             qa("1", is_impossible=True, plausible_answers=said),
@@ -56,8 +56,8 @@ def test_plausible_answers(tmp_path: Path) -> None:
         ),
         report,
     ).questions
-    assert [(each.text, each.start) for each in silent.plausible] == [("Rollo", 26)]
-    assert silent.golds == ()
+    assert [(each.text, each.start) for each in unanswerable.plausible] == [("Rollo", 26)]
+    assert unanswerable.golds == ()
     assert answered.plausible == plain.plausible == ()
     assert report.faults == {}
     assert report.notes == {"plausible answers that are not where they are said to be, left out": 2}

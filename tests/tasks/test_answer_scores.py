@@ -39,7 +39,7 @@ def compute_f1(gold: str, pred: str) -> float:
 
 def find_best_f1(outcomes: list[Outcome]) -> float:
     """Its search for a threshold, by trying every margin."""
-    tries = [-1e9, *(outcome.null_margin for outcome in outcomes)]
+    tries = [-1e9, *(outcome.no_answer_score for outcome in outcomes)]
     return max(score(outcomes, threshold=threshold).f1 for threshold in tries)
 
 
@@ -95,10 +95,10 @@ def test_cases_computed_by_hand() -> None:
 
 def test_a_margin_above_the_threshold_is_no_answer() -> None:
     outcomes = [
-        Outcome(answer="Paris", null_margin=-2.0, golds=("Paris",)),
-        Outcome(answer="red house", null_margin=1.0, golds=("house",)),
-        Outcome(answer="blue", null_margin=0.5, golds=()),
-        Outcome(answer="green", null_margin=3.0, golds=()),
+        Outcome(answer="Paris", no_answer_score=-2.0, golds=("Paris",)),
+        Outcome(answer="red house", no_answer_score=1.0, golds=("house",)),
+        Outcome(answer="blue", no_answer_score=0.5, golds=()),
+        Outcome(answer="green", no_answer_score=3.0, golds=()),
     ]
     at_zero = score(outcomes, threshold=0.0)
     assert (at_zero.exact_match, at_zero.f1) == (3 / 4, 3 / 4)
@@ -117,7 +117,7 @@ def test_the_best_threshold_is_the_best_of_all() -> None:
         outcomes = [
             Outcome(
                 answer=rng.choice(["x", "x y", "z"]),
-                null_margin=float(rng.randrange(-3, 4)),
+                no_answer_score=float(rng.randrange(-3, 4)),
                 golds=rng.choice([(), ("x",), ("y",)]),
             )
             for _ in range(rng.randrange(1, 8))

@@ -147,7 +147,7 @@ def test_templates_that_rewrite_what_was_said() -> None:
     assert marked(THINKS, ASK, thought)[0] == ["hm|yes"]
     texts, report = marked(THINKS, ASK, thought, ASK, SAY)
     assert texts == ["the sun\nitself"]
-    assert "writes otherwise" in next(iter(report.faults))
+    assert "renders otherwise" in next(iter(report.faults))
     texts, report = marked("{{ raise_exception('no') }}", ASK, SAY)
     assert texts == [] and "refuses" in next(iter(report.faults))
 

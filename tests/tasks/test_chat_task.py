@@ -46,7 +46,7 @@ def prepared(path: Path, core: Transformer | None = None, **options: Any) -> tup
     notes: list[str] = []
     start = Start(
         model=core or model(context=128), codec=tokenizer(), data=[str(path)], config=ChatConfig(**options),
-        runtime=cpu(), about={}, note=notes.append,
+        runtime=cpu(), hf_config={}, note=notes.append,
     )  # fmt: skip
     return APPLICATION.prepare(start), notes
 
@@ -75,7 +75,7 @@ def test_packed_rows_have_the_loss_and_gradient_of_conversations_alone() -> None
 
 
 def test_what_is_not_an_answer_is_not_in_the_loss() -> None:
-    """Prompts are read, not foretold: one that is never followed by an answer changes nothing."""
+    """Prompts are read, not predicted: one that is never followed by an answer changes nothing."""
     (one,) = some((12,))
     core = model()
     answer = np.zeros(12, bool)

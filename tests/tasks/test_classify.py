@@ -17,7 +17,10 @@ from tfcli.formats.hf import heads as formats
 from tfcli.model import heads
 from tfcli.tasks.classify import data, scores
 from tfcli.tasks.classify.options import ClassifyConfig
-from tfcli.tasks.classify.task import APPLICATION, Classification, encode, logits_of
+from tfcli.tasks.classify.predictor import encode
+from tfcli.tasks.classify.task import APPLICATION, Classification
+from tfcli.tasks.common.batch import head_logits
+from tfcli.tasks.common.report import duplicates
 from tfcli.tasks.task import Start
 
 
@@ -42,7 +45,7 @@ def prepare(bert: tuple[Path, Any], files: list[str], **settings: Any) -> tuple[
     loaded = formats.load(bert[0], runtime=tiny_models.cpu())
     start = Start(
         model=loaded.model, codec=loaded.codec, data=files, config=config(**settings), runtime=tiny_models.cpu(),
-        about=loaded.hf_config, note=notes.append,
+        hf_config=loaded.hf_config, note=notes.append,
     )  # fmt: skip
     return APPLICATION.prepare(start), notes
 
@@ -76,13 +79,13 @@ def test_the_loss_is_transformers_loss(bert: tuple[Path, Any], tmp_path: Path) -
         notes: list[str] = []
         task = APPLICATION.prepare(
             Start(model=loaded.model, codec=loaded.codec, data=[write(tmp_path, rows)], config=config(),
-                  runtime=tiny_models.cpu(), about=loaded.hf_config, note=notes.append)
+                  runtime=tiny_models.cpu(), hf_config=loaded.hf_config, note=notes.append)
         )  # fmt: skip
         batch = task.rows(np.arange(8), np.zeros(8, dtype=np.int64))
         loss, count = task.loss(loaded.model, batch, dtype=torch.float32, dropout=0.0)
         from tfcli.formats.hf import directory as hf
 
-        hf.save(tmp_path / kind, loaded.model, loaded.codec, about=task.about)  # type: ignore[arg-type]
+        hf.save(tmp_path / kind, loaded.model, loaded.codec, about=task.hf_config)  # type: ignore[arg-type]
         twin = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / kind).eval()
         assert twin.config.problem_type == kind
         out = twin(
@@ -91,7 +94,7 @@ def test_the_loss_is_transformers_loss(bert: tuple[Path, Any], tmp_path: Path) -
         )  # fmt: skip
         # fp32 through two blocks, in another order.
         torch.testing.assert_close(loss / count, out.loss, rtol=1e-4, atol=1e-5)
-        got = logits_of(loaded.model, batch, dtype=torch.float32)
+        got = head_logits(loaded.model, batch, dtype=torch.float32)
         torch.testing.assert_close(got, out.logits, rtol=1e-4, atol=1e-4)
 
 
@@ -105,7 +108,7 @@ def test_columns_and_splits(bert: tuple[Path, Any], tmp_path: Path) -> None:
     named = [{"x": row["label"], "y": row["text"], "label": 1, "text": "no"} for row in LETTERS]
     task, _ = prepare(bert, [write(tmp_path, named)], data__text_key="y", data__label_key="x")
     assert task.names == ["a", "b", "c"]
-    about = {**task.about, "architectures": ["BertForSequenceClassification"]}
+    about = {**task.hf_config, "architectures": ["BertForSequenceClassification"]}
     loaded = formats.load(bert[0], runtime=tiny_models.cpu())
     heads.fresh(loaded.model, "sequence", 3, seed=0)
     predictor = APPLICATION.predictor(loaded.model, loaded.codec, about, tiny_models.cpu())
@@ -222,7 +225,7 @@ def test_a_model_with_the_same_labels_keeps_their_order(bert: tuple[Path, Any], 
     notes: list[str] = []
     about = {"id2label": {"0": "c", "1": "a", "2": "b"}}
     start = Start(model=loaded.model, codec=loaded.codec, data=[write(tmp_path, LETTERS)], config=config(),
-                  runtime=tiny_models.cpu(), about=about, note=notes.append)  # fmt: skip
+                  runtime=tiny_models.cpu(), hf_config=about, note=notes.append)  # fmt: skip
     before = heads.of(loaded.model)
     assert APPLICATION.prepare(start).names == ["c", "a", "b"]
     assert heads.of(loaded.model) is before
@@ -287,4 +290,5 @@ def test_tables_for_people() -> None:
 def test_duplicates() -> None:
     """Catches a count of rows instead of repeats."""
     made = [data.Example(text=text, pair=None, labels=("x",), where="") for text in ("a", "a ", "b", "a")]
-    assert data.duplicates(made, made[:1]) == {"within_train": 2, "across_splits": 1}
+    keys = [example.key for example in made]
+    assert duplicates(keys, keys[:1]) == {"within_train": 2, "across_splits": 1}

@@ -25,7 +25,7 @@ def prepared(path: Path, architecture: Architecture | None = None, **data: objec
     core = model() if architecture is None else model(architecture=architecture)
     start = Start(
         model=core, codec=tokenizer(), data=[str(path)], config=LmConfig(data=FinetuneData(**data)),  # type: ignore[arg-type]
-        runtime=cpu(), about={}, note=lambda line: None,
+        runtime=cpu(), hf_config={}, note=lambda line: None,
     )  # fmt: skip
     made = APPLICATION.prepare(start)
     assert isinstance(made, LanguageModeling)
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_on_is_refused(tmp_path: Path) -> None:
     for name, more in (("a.txt", {"val": str(tmp_path / "c.jsonl")}), ("c.jsonl", {})):
         with pytest.raises(UserError, match=r"c\.jsonl: 1 empty documents"):
             prepared(tmp_path / name, strict=True, **more)
-    with pytest.raises(UserError, match="continues it"):
+    with pytest.raises(UserError, match="continues text"):
         APPLICATION.predictor(model(), tokenizer(), {}, cpu())
 
 

@@ -57,7 +57,7 @@ def prepared(task: str, bert: Path, data: list[str], **of_data: Any) -> Any:
     kind = app.config.__dataclass_fields__["data"].default_factory
     config = app.config(data=kind(**of_data))
     return app.prepare(
-        Start(model=core, codec=codec, data=data, config=config, runtime=cpu(), about={}, note=lambda _: None)
+        Start(model=core, codec=codec, data=data, config=config, runtime=cpu(), hf_config={}, note=lambda _: None)
     )
 
 

@@ -112,9 +112,9 @@ def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path, task: str) -
 
     def held(seed: int) -> tuple[set[str], Any]:
         start: Any = SimpleNamespace(data=[str(path)], config=configs()[task](seed=seed), note=lambda line: None)
-        train, held_out, *_, how = module._halves(start, Report())
-        assert (len(train), len(held_out)) == (72, 8)
-        return {one.where for one in held_out}, how
+        data = module._halves(start, Report())
+        assert (len(data.train), len(data.held_out)) == (72, 8)
+        return {one.where for one in data.held_out}, data.how
 
     assert held(1) == held(1)
     assert held(1)[0] != held(2)[0]

@@ -13,10 +13,12 @@ import torch
 
 from tfcli.errors import UserError
 from tfcli.formats.hf import heads as head_files
+from tfcli.tasks.common.batch import head_logits
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.tag import task as tag
 from tfcli.tasks.tag.chunks import Cutter
-from tfcli.tasks.tag.task import TagConfig, TagPredictor
+from tfcli.tasks.tag.options import TagConfig
+from tfcli.tasks.tag.predictor import TagPredictor
 from tfcli.tasks.tag.words import joined
 from tfcli.train.finetune import finetune
 
@@ -61,7 +63,7 @@ def test_logits_and_loss_equal_transformers(tmp_path: Path) -> None:
     part = tag.examples(chunks, [[1, 2, 0, 0, 3], [3]])
     with torch.no_grad():
         expected = theirs(input_ids=part["tokens_BT"], attention_mask=part["mask_BT"].long(), labels=part["labels_BT"])
-        logits = tag.logits(ours.model, part)
+        logits = head_logits(ours.model, part)
         loss, count = tag.loss(ours.model, part)
     assert count == 6
     real = part["mask_BT"]
@@ -71,7 +73,7 @@ def test_logits_and_loss_equal_transformers(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over a tiny BERT, long enough to learn the words by heart."""
+    """A run over a tiny BERT, long enough to overfit the words."""
     folder = tmp_path_factory.mktemp("tag")
     words = (*PEOPLE, *PLACES, *OTHERS, *SECOND.values())
     small_bert.save(folder / "base", words=words, initializer_range=0.1)
@@ -112,7 +114,7 @@ def test_the_directory_is_a_model_of_transformers(trained: Path) -> None:
     chunks = ours.cutter.chunks([joined(["ada", "is", "in", "new", "york"])])
     part = tag.examples(chunks, [[0] * 5])
     with torch.no_grad():
-        difference = tag.logits(ours.model, part) - theirs(input_ids=part["tokens_BT"]).logits
+        difference = head_logits(ours.model, part) - theirs(input_ids=part["tokens_BT"]).logits
     assert difference.abs().max() < 1e-4
 
 

@@ -15,11 +15,12 @@ import torch
 
 from tfcli.config.options import TokenizerOptions
 from tfcli.errors import UserError
+from tfcli.tasks.common.report import Report
 from tfcli.tasks.task import Start
 from tfcli.tasks.translate import data, scores
 from tfcli.tasks.translate.new_model import make, shape
 from tfcli.tasks.translate.options import NewModel, PairData, TranslateConfig, TranslateOptions
-from tfcli.tasks.translate.task import APPLICATION, _parts, encode
+from tfcli.tasks.translate.task import APPLICATION, _halves, encode
 from tfcli.train.finetune import finetune
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "big": "groß"}
@@ -84,7 +85,7 @@ def test_what_is_wrong_with_pairs_is_said(tmp_path: Path) -> None:
     assert read.pairs == [data.Pair(source='"one" big', target="eins")]  # quotes are text
     assert read.report.faults == {"pairs with an empty side, left out": 1}
     with pytest.raises(UserError, match="1 pairs are too few to hold some out; 1 pairs with an empty side, left out"):
-        _parts([str(tmp_path / "c.tsv")], TranslateConfig())
+        _halves([str(tmp_path / "c.tsv")], TranslateConfig(), Report())
     with pytest.raises(UserError, match=r"c\.tsv:2: pairs with an empty side"):
         data.read([str(tmp_path / "c.tsv")], PairData(strict=True))
     (tmp_path / "d.jsonl").write_text('{"a": "x", "b": "y", "c": "z"}\n')
@@ -106,7 +107,7 @@ def prepared(tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
     specs = [str(table(tmp_path / "pairs.tsv"))]
     model, codec = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
     start = Start(
-        model=model, codec=codec, data=specs, config=settings, runtime=runtime, about={}, note=lambda line: None
+        model=model, codec=codec, data=specs, config=settings, runtime=runtime, hf_config={}, note=lambda line: None
     )
     return APPLICATION.prepare(start), model
 
@@ -120,7 +121,7 @@ def test_the_data_report_counts_each_of_two_files(tmp_path: Path) -> None:
     specs = [str(tmp_path / "source"), str(tmp_path / "target")]
     model, codec = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
     start = Start(
-        model=model, codec=codec, data=specs, config=settings, runtime=runtime, about={}, note=lambda line: None
+        model=model, codec=codec, data=specs, config=settings, runtime=runtime, hf_config={}, note=lambda line: None
     )
     made = APPLICATION.prepare(start).data_report
     data_reports.check(made, "translate")
@@ -158,7 +159,7 @@ def test_pairs_that_do_not_fit_and_other_models_are_refused(tmp_path: Path) -> N
     assert [len(e.target) for e in encode(codec, [data.Pair(source="x", target="")])] == [1]
     start = Start(
         model=tiny_models.model(), codec=codec, data=[str(table(tmp_path / "a.tsv"))], config=config(),
-        runtime=tiny_models.cpu(), about={}, note=lambda line: None,
+        runtime=tiny_models.cpu(), hf_config={}, note=lambda line: None,
     )  # fmt: skip
     with pytest.raises(UserError, match="translate needs an encoder-decoder"):
         APPLICATION.prepare(start)

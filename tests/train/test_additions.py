@@ -144,7 +144,7 @@ class Ask(Application):
             ids=rows_of(start.codec, lines), targets=torch.tensor([line.endswith("?") for line in lines]).long()
         )
 
-    def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Asker:
+    def predictor(self, model: Transformer, codec: Codec, hf_config: Mapping[str, Any], runtime: Runtime) -> Asker:
         return Asker(model, codec)
 
 

@@ -14,7 +14,7 @@ from small_runs import digest, facts
 
 from tfcli.errors import Interrupted, UserError
 from tfcli.formats.hf import heads
-from tfcli.tasks.classify.task import run
+from tfcli.tasks.classify.predictor import run
 from tfcli.train.events import Evaluated, Event, Note, Saved
 from tfcli.train.finetune import Result, finetune
 
@@ -199,7 +199,7 @@ def test_the_model_directory_is_left_alone(start: tuple[Path, Path], tmp_path: P
 
 def test_padding_changes_nothing(start: tuple[Path, Path], tmp_path: Path) -> None:
     """Catches padding that is attended to or classified: alone and in a batch a text has the same logits."""
-    from tfcli.tasks.classify.task import encode
+    from tfcli.tasks.classify.predictor import encode
 
     loaded = heads.load(start[0], runtime=tiny_models.cpu())
     from tfcli.model import heads as of_model

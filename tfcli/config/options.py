@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tfcli.config.ranges import ABOVE_0, AT_LEAST_1
 
 DEFAULT_BUDGET = "10m"
 """Length of a pretraining run where none is given."""
@@ -109,9 +111,9 @@ class LoraOptions:
 
     on: bool = False
     """Whether they are what is trained, in place of all weights."""
-    rank: int = 8
+    rank: Annotated[int, AT_LEAST_1] = 8
     """Inner width of an adapter."""
-    alpha: float = 16.0
+    alpha: Annotated[float, ABOVE_0] = 16.0
     """What the change is scaled by, over the rank."""
     targets: tuple[str, ...] = ()
     """Layers by the end of their name, as q,v or ffn.up; empty: all linear layers of the blocks."""

@@ -1,4 +1,4 @@
-"""The applications by the word after --task; the module of one is imported when it is asked for."""
+"""The applications by the word after --task, each imported on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A module with an ``APPLICATION``, its settings, what it turns into what, and the kind of head of its models."""
+    """A module with an ``APPLICATION``, its settings, what it does (for the help), and the kind of head it trains."""
 
     module: str
     config: type[FinetuneConfig]
@@ -38,17 +38,17 @@ APPLICATIONS = {
 
 
 def application(name: str) -> Application:
-    """The application of a --task. Raises UserError for an unknown name, with the nearest known one."""
+    """Return the application of a --task. Raises UserError for an unknown name, with the nearest known one."""
     if name not in APPLICATIONS:
         raise unknown("task", name, APPLICATIONS)
     return cast("Application", importlib.import_module(APPLICATIONS[name].module).APPLICATION)
 
 
 def configs() -> dict[str, type[FinetuneConfig]]:
-    """The settings of each task."""
+    """Return the settings class of each task."""
     return {name: line.config for name, line in APPLICATIONS.items()}
 
 
 def of_head(kind: str | None) -> str | None:
-    """The task of a model that tfcli did not finetune, by the kind of its head."""
+    """Return the task of a model that tfcli did not finetune, by the kind of its head."""
     return next((name for name, line in APPLICATIONS.items() if kind is not None and line.head == kind), None)

@@ -1,7 +1,6 @@
-"""The whole contract of an application: what the trainer asks of it, and what finetune, predict and evaluate do.
+"""The contract of an application: all that the trainer, finetune, predict and evaluate ask of it, with defaults.
 
-What an application leaves out has a default here: nothing is looked for by its name. Everything else about an
-application stays in its own folder, but for a few helpers at the end that several share.
+Everything else about an application is in its own folder, but for a few shared helpers at the end.
 """
 
 from __future__ import annotations
@@ -29,132 +28,144 @@ from tfcli.text.tokenizers.codec import Codec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Headline:
-    """One number of many."""
+    """The score that people see first, and by which the best model is chosen."""
 
     name: str
     value: float
     higher_is_better: bool = False
     error: float = 0.0
-    """Its standard error, where it is a share of few examples."""
+    """Standard error, where the score is a share of few examples."""
 
     @classmethod
     def share(cls, name: str, value: float, count: int) -> Headline:
-        """What part of ``count`` things is right; its error is that of one more right and one more wrong."""
+        """The share of ``count`` things that is right; its error is that with one more right and one more wrong."""
         p = (value * count + 1) / (count + 2)
         return cls(name=name, value=value, higher_is_better=True, error=(p * (1 - p) / (count + 2)) ** 0.5)
 
 
 class Task(ABC):
-    """Data, loss and metrics: all that the trainer sees. ``model`` is of the kind that the task is for."""
+    """Data, loss and metrics: all that the trainer sees."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Examples in one epoch."""
+        """Number of examples in one epoch."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64] | None:
-        """Tokens of each example, for batches of similar length; None where all are alike."""
+        """Tokens of each example, for batches of similar length; None where all have the same."""
         return None
 
     @property
     @abstractmethod
     def evaluation_tokens(self) -> int:
-        """Tokens that one evaluation runs through the model."""
+        """Number of tokens that one evaluation runs through the model."""
 
     @abstractmethod
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Rows:
-        """The examples at ``indices``, each as its epoch sees it, on the CPU."""
+        """Return the examples at ``indices``, each as its epoch sees it, on the CPU."""
 
     @abstractmethod
     def count(self, rows: Any) -> int:
-        """What the summed loss of ``rows`` is divided by: the second of what ``loss`` gives, known before."""
+        """Return the count that ``loss`` gives for ``rows``, without computing the loss."""
 
     @abstractmethod
     def tokens(self, rows: Any) -> int:
-        """Tokens that ``rows`` train on, for the speed and the length of a run."""
+        """Return the number of tokens that ``rows`` train on, for the speed and the length of a run."""
 
     @abstractmethod
     def loss(self, model: Any, rows: Any, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
-        """Summed loss and the count to divide it by; never a mean."""
+        """Return the summed loss, never a mean, and the count to divide it by."""
 
     @abstractmethod
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Metrics over the whole held-out part."""
+        """Return the metrics of the whole held-out part."""
 
     @abstractmethod
     def headline(self, scores: Mapping[str, float]) -> Headline:
-        """The number of ``evaluate`` that people see first, and by which the best model is chosen."""
+        """Return the headline of what ``evaluate`` gave."""
 
     def sample(self, model: Any, seed: int) -> str | None:
-        """A short specimen of what the model makes, for people; None where it makes nothing to read."""
+        """Return a short specimen of the model's output, for people; None where it writes nothing to read."""
         return None
 
     def keep(self, scores: Mapping[str, float]) -> None:
-        """Take note of the scores of an evaluation whose model is the best so far."""
+        """Take note of the scores of the best model so far."""
         return
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What ``Application.prepare`` is given. ``model`` computes in fp32 weights; a head is attached to it."""
+    """What ``Application.prepare`` is given. ``model`` has fp32 weights, and gets the head of the task."""
 
     model: Transformer
     codec: Codec
     data: Sequence[str]
-    """Files of the training part."""
+    """Training files."""
     config: Any
-    """An instance of the application's ``config``."""
+    """An instance of ``Application.config``."""
     runtime: Runtime
-    about: Mapping[str, Any]
+    hf_config: Mapping[str, Any]
     """config.json of the model that is finetuned."""
     note: Callable[[str], None]
 
 
 class Finetuning(Task):
-    """A task that ``Application.prepare`` made: what ``finetune`` asks beside what the trainer does."""
+    """A task made by ``Application.prepare``: all that ``finetune`` asks beyond the trainer."""
 
     data_report: dict[str, Any]
-    """data.json. "content_hash" is of all that was read: a run is resumed with the same data only."""
+    """data.json. "content_hash" covers all that was read: a run is resumed with the same data only."""
     epochs: float | None = None
-    """Passes over the data where no length is asked for; None: the usual ones."""
+    """Default passes over the data; None: those of every task."""
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What the model's config.json says beside its shape: id2label and the like."""
+    def hf_config(self) -> dict[str, Any]:
+        """Entries of the model's config.json beside its shape, such as id2label."""
         return {}
 
     def saved_codec(self, codec: Codec) -> Codec:
-        """The tokenizer that is saved beside the model: the one that it came with."""
+        """Return the tokenizer to save beside the model; by default the one that it came with."""
         return codec
 
     @abstractmethod
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
-        """At the end, of the best model: its scores for a program, and lines for people (tables)."""
+        """Return the scores of the best model, at the end, and tables of them for people."""
 
     def draw(self, directory: Path, scores: Mapping[str, Any], note: Callable[[str], None]) -> None:
-        """Draw the scores of ``report`` into a file in ``directory``."""
+        """Draw the scores of ``report`` to a file in ``directory``."""
         return
 
     def save(self, directory: Path, model: Transformer) -> bool:
-        """Write something else than the whole model into ``directory``; False for a task that does not."""
+        """Write something other than the whole model to ``directory``; False for a task that does not."""
         return False
 
     def restore(self, directory: Path, model: Transformer) -> bool:
-        """Put what ``save`` wrote back into ``model``; False for a task without it."""
+        """Load what ``save`` wrote into ``model``; False for a task without it."""
         return False
 
 
-class JudgedByF1(Finetuning):
-    """One whose rows are read whole and whose best model has the best F1."""
+class OverExamples(Finetuning):
+    """A task over examples in memory: each counts once in the loss, and is read whole."""
+
+    data_report: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example."""
+
+    @property
+    def size(self) -> int:
+        """Number of examples in one epoch."""
+        return len(self.lengths)
+
+    def count(self, rows: Batch) -> int:
+        """Return the number of examples."""
+        return len(rows)
 
     def tokens(self, rows: Batch) -> int:
-        """All that are read."""
+        """Return the number of tokens without padding."""
         return rows.real_tokens
-
-    def headline(self, scores: Mapping[str, float]) -> Headline:
-        """F1."""
-        return Headline(name="F1", value=scores["val_f1"], higher_is_better=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,41 +177,41 @@ class Evaluation:
     lines: list[str]
     """Tables for people."""
     predictions: list[dict[str, Any]]
-    """One object an example, in the order of the data."""
+    """One object per example, in the order of the data."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the data."""
+    """Remarks on the data, for people."""
 
 
 class Predictor(ABC):
-    """A finetuned model that answers."""
+    """A finetuned model, ready to answer."""
 
     key: str
-    """The field that an object of JSON lines must have, for messages."""
+    """Field that every JSON object must have, for messages."""
     multi: bool = False
-    """Whether it gives any number of labels for each input."""
+    """True if an input may have any number of labels."""
 
     @abstractmethod
     def plain(self, line: str) -> Any:
-        """An input from a line of text."""
+        """Parse a line of text as an input."""
 
     @abstractmethod
     def parse(self, row: dict[str, Any]) -> Any:
-        """An input from an object of JSON lines; UserError where it has none."""
+        """Parse a JSON object as an input. Raises UserError where it holds none."""
 
     @abstractmethod
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """One object for each input, in their order; with "cut" where it was longer than the context."""
+        """Return one object per input, in their order, with "cut" where an input was longer than the context."""
 
     @abstractmethod
     def show(self, answer: Mapping[str, Any]) -> str:
-        """An answer of ``predict`` as a line for people (--format text)."""
+        """Format an answer of ``predict`` as a line for people (--format text)."""
 
     def search(self, width: int) -> None:
-        """Search with so many beams from here on. Raises UserError for a model that searches nothing."""
+        """Set the beam width. Raises UserError for a model without a search."""
         raise UserError("--beam goes with models that translate", hint="leave it out")
 
     def evaluate(self, data: Sequence[str], config: Any, *, limit: int | None) -> Evaluation:
-        """Scores of labelled files, and every answer."""
+        """Score labelled files, and return every answer."""
         raise UserError("there is nothing to score this model by")
 
     def draw(self, path: Path, scores: Mapping[str, Any]) -> None:
@@ -209,54 +220,54 @@ class Predictor(ABC):
 
 
 class Application(ABC):
-    """One --task, with a line in ``applications``. Its module has an instance as ``APPLICATION``."""
+    """One --task: a line in ``applications``, whose module has an instance as ``APPLICATION``."""
 
     name: ClassVar[str]
     """The word after --task."""
     config: ClassVar[type[FinetuneConfig]]
-    """Its settings."""
+    """Class of its settings."""
     sizes_models: ClassVar[bool] = False
-    """Whether ``fresh`` makes a model of a size for the data."""
+    """True if ``fresh`` makes a model of a size that fits the data."""
 
     def fresh(
         self, specs: Sequence[str], config: Any, runtime: Runtime, note: Callable[[str], None]
     ) -> tuple[Transformer, Codec]:
-        """A new model for these files, and its tokenizer. Raises UserError where a model must be given."""
-        raise UserError(f"--task {self.name} begins from a model", hint=f"tfcli finetune MODEL DATA --task {self.name}")
+        """Return a new model for these files, and its tokenizer. Raises UserError where a model must be given."""
+        raise UserError(f"--task {self.name} starts from a model", hint=f"tfcli finetune MODEL DATA --task {self.name}")
 
     @abstractmethod
     def prepare(self, start: Start) -> Finetuning:
-        """Read the data, attach the head that it needs to ``start.model``, and give the task.
+        """Read the data, attach the head of the task to ``start.model``, and return the task.
 
         Raises UserError for data that cannot be used and for a model that does not fit the task.
         """
 
     @abstractmethod
-    def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
-        """Of a finetuned model, whose config.json holds ``about``."""
+    def predictor(self, model: Transformer, codec: Codec, hf_config: Mapping[str, Any], runtime: Runtime) -> Predictor:
+        """Return the predictor of a finetuned model, whose config.json is ``hf_config``."""
 
     def check_drawing(self, path: Path) -> None:
-        """Raise UserError for a confusion matrix that cannot be drawn at ``path``, or that the task does not have."""
+        """Raise UserError if the task has no confusion matrix, or none can be drawn at ``path``."""
         raise UserError(f"--confusion goes with a model that classifies, this one is of the task {self.name}")
 
     def next_step(self, directory: Path) -> str:
-        """The command that a person goes on with."""
+        """Return the command that a person would run next."""
         return f"tfcli predict {directory}"
 
 
 def check_head(shape: ModelConfig, kind: str) -> None:
-    """Raise UserError for a model whose family has no head of a kind."""
+    """Raise UserError for a model whose family has no head of this kind."""
     families.head_names(families.written(shape)[0], kind)
 
 
-def settings_of(about: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config.json holds of tfcli's; nothing in one of another's."""
-    ours = about.get("tfcli")
+def settings_of(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return tfcli's own settings in a config.json; {} where another program wrote it."""
+    ours = hf_config.get("tfcli")
     return ours if isinstance(ours, Mapping) else {}
 
 
 def label_ids(names: Sequence[str]) -> dict[str, Any]:
-    """Labels by their ids and back, as transformers' config.json has them."""
+    """Return the entries id2label and label2id of a config.json."""
     return {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},

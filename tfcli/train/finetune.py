@@ -183,7 +183,7 @@ class _Run(Run):
             data=self.specs,
             config=self.config,
             runtime=self.runtime,
-            about=loaded.hf_config,
+            hf_config=loaded.hf_config,
             note=self.note,
         )
         task = self.app.prepare(start)
@@ -277,7 +277,7 @@ class _Run(Run):
         """The model directory."""
         if task.save(self.directory, model):
             return
-        about = dict(task.about)
+        about = dict(task.hf_config)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
         if self.config.lora.on and self.model is not None:
             base = Path(self.model).absolute()

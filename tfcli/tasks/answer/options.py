@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from tfcli.errors import UserError
+from tfcli.config.ranges import AT_LEAST_0, AT_LEAST_1, SHARE_OF_RUN
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneOptim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerData(FinetuneData):
-    """Which columns of tables, or fields of JSON rows, hold what."""
+    """Columns of tables, or fields of JSON rows."""
 
     question_key: str | None = None
-    """Left out: question."""
+    """The question; left out: question."""
     context_key: str | None = None
-    """Left out: context."""
+    """The text that holds the answer; left out: context."""
     answers_key: str | None = None
     """Texts and their offsets, as {"text": [...], "answer_start": [...]}, or in a table one text with answer_start
     beside it; left out: answers, or of a table answer_text or answer."""
@@ -24,47 +24,38 @@ class AnswerData(FinetuneData):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerOptions:
-    """How questions are laid out and answered."""
+    """How questions are encoded and answered."""
 
-    overlap: int | None = None
-    """Pieces of a long context that neighbouring windows share; its "stride" elsewhere. Left out: a third of a row, at
+    overlap: Annotated[int | None, AT_LEAST_0] = None
+    """Tokens of a long context that neighboring windows share ("stride" elsewhere). Left out: a third of a row, at
     most 128."""
-    question: int = 64
-    """Pieces of a question at most, and at most a third of a row; what follows is cut."""
-    longest: int = 30
-    """Pieces of an answer at most."""
-    plausible: float = 1.0
-    """Weight of the loss of a plausible answer, where the data has one for a question without an answer; 0: none."""
+    question: Annotated[int, AT_LEAST_1] = 64
+    """Maximum tokens of a question, which is truncated to it, and to a third of a row."""
+    longest: Annotated[int, AT_LEAST_1] = 30
+    """Maximum tokens of an answer."""
+    plausible: Annotated[float, AT_LEAST_0] = 1.0
+    """Loss weight of a plausible answer, where the data gives one for an unanswerable question; 0: ignore it."""
     threshold: float | None = None
-    """By how much "no answer" must score above the best answer to be given; left out: what is best on the held-out
-    part. Data in which every question has an answer has none."""
+    """No-answer score (its lead over the best answer, in logits) above which the model abstains; left out: the best on
+    the held-out part. Without unanswerable questions in the data, the model never abstains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerOptim(FinetuneOptim):
-    """As for every task, but at full rate from the start.
+    """The optimizer of every task, at full rate from the start.
 
-    The first hundred steps teach only where answers are likely; the model leaves that plateau the later, the slower it
-    begins. On 5,426 questions a warm-up of 0.06 cost 60 of 1,055 steps, and 1 of F1 on those with an answer.
+    The first hundred steps teach only where answers are likely, and a slow start prolongs that plateau. On 5,426
+    questions a warm-up of 0.06 cost 60 of 1,055 steps, and 1 point of F1 on questions with an answer.
     """
 
-    warmup: float = 0.0
-    """Part of the run over which the rate rises."""
+    warmup: Annotated[float, SHARE_OF_RUN] = 0.0
+    """Share of the run over which the rate rises."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerConfig(FinetuneConfig):
-    """Everything that decides a run of answering."""
+    """Everything that decides a run of question answering."""
 
     data: AnswerData = field(default_factory=AnswerData)
     optim: AnswerOptim = field(default_factory=AnswerOptim)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
-
-
-def check(config: AnswerConfig) -> None:
-    """UserError for a setting that is out of its range."""
-    options = config.answer
-    for name, least in (("overlap", 0), ("question", 1), ("longest", 1), ("plausible", 0)):
-        value = getattr(options, name)
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"answer.{name} is {value}", hint=f"it must be at least {least}")

@@ -19,19 +19,19 @@ PUNCTUATION = dict.fromkeys(map(ord, string.punctuation))
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation, then without articles, then with single spaces."""
+    """Return a text in lower case, without ASCII punctuation and articles, and with single spaces."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact(answer: str, gold: str) -> float:
-    """1 where the normalised texts are equal, else 0."""
+    """Return 1 where the normalized texts are equal, else 0."""
     return float(normalized(answer) == normalized(gold))
 
 
 def f1(answer: str, gold: str, *, version: Literal[1, 2] = 2) -> float:
-    """F1 over the words that two normalised texts share, each as often as both have it.
+    """Return F1 over the words that two normalized texts share, each as often as both have it.
 
-    Where one of them has no word, version 2 gives 1 if the other has none either; version 1 gives 0.
+    Where one of them has no words, version 2 gives 1 if the other has none either; version 1 gives 0.
     """
     a, b = normalized(answer).split(), normalized(gold).split()
     if version == 2 and not (a and b):
@@ -41,9 +41,9 @@ def f1(answer: str, gold: str, *, version: Literal[1, 2] = 2) -> float:
 
 
 def best(answer: str, golds: Sequence[str], *, version: Literal[1, 2] = 2) -> tuple[float, float]:
-    """Exact match and F1 against the best of the golds; "" is no answer, and the gold of a question without one.
+    """Return exact match and F1 against the best of the golds; "" is no answer, also as the gold of a question.
 
-    Version 2 leaves out golds of which normalising leaves nothing.
+    Version 2 skips golds that are empty once normalized.
     """
     if version == 2:
         golds = [gold for gold in golds if normalized(gold)]
@@ -53,16 +53,16 @@ def best(answer: str, golds: Sequence[str], *, version: Literal[1, 2] = 2) -> tu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a model says to one question: its best ``answer``, and by how much "no answer" scores above it."""
+    """The best ``answer`` to one question, the lead of "no answer" over it (in logits), and the right answers."""
 
     answer: str
-    null_margin: float
+    no_answer_score: float
     golds: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Means from 0 to 1; None over no question. ``pairs`` are (exact match, F1) of each question, to resample them."""
+    """Means from 0 to 1, None over no questions; ``pairs`` are (exact match, F1) of each question, for resampling."""
 
     exact_match: float
     f1: float
@@ -73,14 +73,13 @@ class Scores:
 
 
 def score(outcomes: Sequence[Outcome], *, threshold: float, version: Literal[1, 2] = 2) -> Scores:
-    """Where ``null_margin`` is above the threshold, "" is the answer (version 2; in version 1 all have one)."""
-    pairs, with_answer = [], []
+    """Score answers; a no-answer score above the threshold abstains (version 2 alone: in version 1 all have one)."""
+    pairs = []
     for outcome in outcomes:
-        silent = version == 2 and outcome.null_margin > threshold
-        pairs.append(best("" if silent else outcome.answer, outcome.golds, version=version))
-        with_answer.append(bool(outcome.golds))
-    has = [pair for pair, known in zip(pairs, with_answer, strict=True) if known]
-    none = [pair for pair, known in zip(pairs, with_answer, strict=True) if not known]
+        abstains = version == 2 and outcome.no_answer_score > threshold
+        pairs.append(best("" if abstains else outcome.answer, outcome.golds, version=version))
+    has = [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome.golds]
+    none = [pair for pair, outcome in zip(pairs, outcomes, strict=True) if not outcome.golds]
     return Scores(
         exact_match=_mean(pairs, 0) or 0.0,
         f1=_mean(pairs, 1) or 0.0,
@@ -96,23 +95,23 @@ def _mean(pairs: Sequence[tuple[float, float]], which: int) -> float | None:
 
 
 def best_threshold(outcomes: Sequence[Outcome]) -> tuple[float, float]:
-    """The threshold on ``null_margin`` with the highest F1 (version 2), and that F1; the official script's search.
+    """Return the threshold on the no-answer score with the highest F1 (version 2), and that F1, as the official script.
 
-    It lies halfway between two margins, so that it does not hang on the last digit of one; at the ends beyond them.
+    It is halfway between two scores, or beyond the outermost, so that it does not depend on the last digit of one.
     """
     if not outcomes:
         return 0.0, 0.0
-    ordered = sorted(outcomes, key=lambda outcome: outcome.null_margin)
-    said = [best(outcome.answer, outcome.golds)[1] for outcome in ordered]
-    silent = [best("", outcome.golds)[1] for outcome in ordered]
-    total = sum(silent)  # all questions unanswered
+    ordered = sorted(outcomes, key=lambda outcome: outcome.no_answer_score)
+    margins = [outcome.no_answer_score for outcome in ordered]
+    answered = [best(outcome.answer, outcome.golds)[1] for outcome in ordered]
+    abstained = [best("", outcome.golds)[1] for outcome in ordered]
+    total = sum(abstained)  # no question answered
     highest, count = total, 0
     for index in range(len(ordered)):
-        total += said[index] - silent[index]
-        tied = index + 1 < len(ordered) and ordered[index + 1].null_margin == ordered[index].null_margin
+        total += answered[index] - abstained[index]
+        tied = index + 1 < len(ordered) and margins[index + 1] == margins[index]
         if total > highest + 1e-9 and not tied:
             highest, count = total, index + 1
-    margins = [outcome.null_margin for outcome in ordered]
     if count == 0:
         return margins[0] - 1.0, highest / len(ordered)
     if count == len(ordered):
@@ -120,10 +119,10 @@ def best_threshold(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     return (margins[count - 1] + margins[count]) / 2, highest / len(ordered)
 
 
-def as_numbers(found: Sequence[Outcome], *, threshold: float, version: Literal[1, 2]) -> dict[str, Any]:
-    """Scores from 0 to 1 by the names of DESIGN.md, with 95 % bootstrap intervals over questions."""
-    scores = score(found, threshold=threshold, version=version)
-    columns = np.concatenate([np.array(scores.pairs), np.ones((len(found), 1))], axis=1)
+def as_numbers(outcomes: Sequence[Outcome], *, threshold: float, version: Literal[1, 2]) -> dict[str, Any]:
+    """Return scores from 0 to 1, with 95 % bootstrap intervals over questions."""
+    scores = score(outcomes, threshold=threshold, version=version)
+    columns = np.concatenate([np.array(scores.pairs), np.ones((len(outcomes), 1))], axis=1)
     numbers: dict[str, Any] = {
         "exact_match": scores.exact_match,
         "f1": scores.f1,
@@ -131,25 +130,21 @@ def as_numbers(found: Sequence[Outcome], *, threshold: float, version: Literal[1
             "exact_match": interval(columns, lambda sums: sums[:, 0] / sums[:, 2]),
             "f1": interval(columns, lambda sums: sums[:, 1] / sums[:, 2]),
         },
-        "examples": len(found),
+        "examples": len(outcomes),
     }
     if version == 2:
-        at, best = best_threshold(found)
-        numbers |= _by_kind(scores)
+        at, best = best_threshold(outcomes)
+        numbers |= {
+            "has_answer_exact_match": scores.has_answer_exact_match,
+            "has_answer_f1": scores.has_answer_f1,
+            "no_answer_accuracy": scores.no_answer_accuracy,
+        }
         numbers |= {"threshold": threshold if math.isfinite(threshold) else None, "best_f1": best, "best_threshold": at}
     return numbers
 
 
-def _by_kind(scores: Scores) -> dict[str, float | None]:
-    return {
-        "has_answer_exact_match": scores.has_answer_exact_match,
-        "has_answer_f1": scores.has_answer_f1,
-        "no_answer_accuracy": scores.no_answer_accuracy,
-    }
-
-
 def table(numbers: Mapping[str, Any]) -> list[str]:
-    """Scores in percent, for people."""
+    """Return the scores in percent, for people."""
     shown = {
         "exact match": "exact_match",
         "F1": "f1",
@@ -160,8 +155,7 @@ def table(numbers: Mapping[str, Any]) -> list[str]:
     }
     lines = []
     for words, name in shown.items():
-        value = numbers.get(name)
-        if value is not None:
+        if (value := numbers.get(name)) is not None:
             low_high = numbers["interval"].get(name)
             between = f"  (95 %: {100 * low_high[0]:.2f} to {100 * low_high[1]:.2f})" if low_high else ""
             lines.append(f"{words:42} {100 * value:6.2f}{between}")

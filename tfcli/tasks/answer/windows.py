@@ -1,4 +1,4 @@
-"""A question and its context as rows of ids, in overlapping windows where the context is long."""
+"""A question and its context as rows of ids, in overlapping windows over a long context."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.offsets import Located
 
 LEAST = 8
-"""Pieces of context that a window must have room for."""
+"""Minimum room for tokens of the context in a window."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
     """``prefix question separator context separator`` as ids; position 0 stands for "no answer".
 
-    Pieces ``first`` to ``first + count`` (not included) of the context are at positions ``at`` and on.
+    Tokens ``first`` to ``first + count`` (exclusive) of the context start at position ``at``.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
-    """0 for the question, 1 for the context, as BERT's segments."""
+    """Segment ids of BERT: 0 for the question, 1 for the context."""
     at: int
     first: int
     count: int
 
     def target(self, pieces: tuple[int, int] | None) -> tuple[int, int]:
-        """Positions of an answer's first and last piece; (0, 0) where it is not, or not whole, in this window."""
+        """Return the positions of an answer's first and last token; (0, 0) where the window does not hold it whole."""
         if pieces is None or pieces[0] < self.first or pieces[1] >= self.first + self.count:
             return 0, 0
         return self.at + pieces[0] - self.first, self.at + pieces[1] - self.first
@@ -36,9 +36,9 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How pairs are laid out for one model: the ids around the parts, and lengths in ids.
+    """How pairs become rows of one model: the ids around the parts, and lengths in ids.
 
-    ``length`` of a row at most, ``overlap`` of the context shared by neighbouring windows, ``question`` at most.
+    ``length`` is the maximum of a row, ``question`` that of a question; neighboring windows share ``overlap`` ids.
     """
 
     prefix: tuple[int, ...]
@@ -49,50 +49,41 @@ class Layout:
 
     @classmethod
     def of(cls, codec: Codec, *, length: int, overlap: int, question: int) -> Layout:
-        """For a model's tokenizer; UserError where a window has no room for context."""
+        """Return the layout for a tokenizer. Raises UserError where a window has no room for context."""
         bos = codec.eos_id if codec.bos_id is None else codec.bos_id
-        made = cls(
+        layout = cls(
             prefix=codec.prefix_ids or (bos,),
             separator=codec.suffix_ids or (codec.eos_id,),
             length=length,
             overlap=overlap,
             question=question,
         )
-        room = length - len(made.prefix) - 2 * len(made.separator) - question
+        room = length - len(layout.prefix) - 2 * len(layout.separator) - question
         if room < LEAST:
             raise UserError(
                 f"rows of {length} tokens with questions of up to {question} leave {max(0, room)} for the context",
                 hint="lower answer.question, or give a longer data.context",
             )
-        return made
+        return layout
 
     def windows(self, question: tuple[int, ...], context: Located) -> list[Window]:
-        """Windows over the context, each further by its room less ``overlap``; the question is cut to its length."""
+        """Return windows over the context, each further by its room less ``overlap``; the question is truncated."""
         head = (*self.prefix, *question[: self.question], *self.separator)
         room = self.length - len(head) - len(self.separator)
         step = max(1, room - min(self.overlap, room - LEAST // 2))
-        made: list[Window] = []
-        first = 0
-        while True:
-            part = context.ids[first : first + room]
-            made.append(
-                Window(
-                    ids=(*head, *part, *self.separator),
-                    types=(0,) * len(head) + (1,) * (len(part) + len(self.separator)),
-                    at=len(head),
-                    first=first,
-                    count=len(part),
-                )
-            )
-            if first + room >= len(context.ids):
-                return made
-            first += step
+        windows: list[Window] = []
+        for first in range(0, max(1, len(context.ids) - room + step), step):
+            part = (*context.ids[first : first + room], *self.separator)
+            types = (0,) * len(head) + (1,) * len(part)
+            count = len(part) - len(self.separator)
+            windows.append(Window(ids=(*head, *part), types=types, at=len(head), first=first, count=count))
+        return windows
 
 
 def pieces_of(context: Located, start: int, end: int) -> tuple[int, int] | None:
-    """The first and the last piece with a character of ``start`` to ``end`` (not included); None where none has.
+    """Return the first and last token with a character of ``start`` to ``end`` (exclusive); None where none has.
 
-    Pieces must lie in the order of their text, as they do; pieces of whitespace alone count to no answer.
+    Tokens are in the order of their text; a token of whitespace alone belongs to no answer.
     """
     first = bisect_right(context.spans, start, key=lambda span: span[1])
     last = bisect_left(context.spans, end, key=lambda span: span[0]) - 1
@@ -104,5 +95,5 @@ def pieces_of(context: Located, start: int, end: int) -> tuple[int, int] | None:
 
 
 def text_of(context: Located, first: int, last: int) -> tuple[int, int]:
-    """The characters of pieces ``first`` to ``last``."""
+    """Return the span of characters of tokens ``first`` to ``last``."""
     return context.spans[first][0], max(context.spans[first][0], context.spans[last][1])

@@ -17,23 +17,23 @@ from tfcli.text.tokenizers.codec import Codec
 
 END = "<|im_end|>"
 REFUSED = "conversations that the chat template refuses, left out"
-OTHERWISE = "answers that the chat template writes otherwise once more follows, not trained on"
+OTHERWISE = "answers that the chat template renders otherwise once more follows, not trained on"
 NOTHING = "conversations with no answer within the context, left out"
 CUT, CUT_TOKENS = "conversations cut at the context", "tokens cut off"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """The ids of a conversation, and which of them are learnt: the answers with the end of their turn."""
+    """The ids of a conversation, and which are trained on: the answers with the end of their turn."""
 
     ids: npt.NDArray[np.int32]
     answer: npt.NDArray[np.bool_]
 
 
 def template_for(codec: Codec) -> str:
-    """The chat template of a tokenizer; where it has none ChatML, whose turns end with the piece that ends a text.
+    """Return the chat template of a tokenizer, by default ChatML.
 
-    That is so where the vocabulary has no <|im_end|> of its own: generation stops at the end of text.
+    Where the vocabulary has no <|im_end|>, turns end with the end-of-text token, at which generation stops.
     """
     if codec.chat_template is not None:
         return codec.chat_template
@@ -43,9 +43,9 @@ def template_for(codec: Codec) -> str:
 
 
 def encode(codec: Codec, template: ChatTemplate, conversation: Conversation, report: Report) -> Encoded | None:
-    """The ids of a conversation as ``prompt_ids`` gives them; None for one that cannot be learnt from.
+    """Return the ids of a conversation as ``prompt_ids`` gives them; None for one that cannot be trained on.
 
-    An answer is what the text has beyond that of the messages before it, up to the end of its turn.
+    An answer is the text beyond that of the messages before it, up to the end of its turn.
     """
 
     def render(count: int, prompt: bool) -> str:
@@ -69,31 +69,31 @@ def encode(codec: Codec, template: ChatTemplate, conversation: Conversation, rep
         start, end = _shared(codec.encode_special(before), ids), _shared(codec.encode_special(until), ids)
         ends = [at for at in range(start, end) if ids[at] in codec.eos_ids]
         answer[start : ends[-1] + 1 if ends else end] = True
-    answer[:1] = False  # nothing comes before it that could foretell it
+    answer[:1] = False  # nothing before it could predict it
     if not answer.any():
-        report.fault("conversations without an answer to learn from, left out", conversation.where)
+        report.fault("conversations without an answer to train on, left out", conversation.where)
         return None
     return Encoded(ids=np.array(ids, np.int32), answer=answer)
 
 
 def _before(render: Any, text: str, index: int) -> str | None:
-    """The text before an answer; None where the template does not write the messages before it in that way."""
+    """Return the text before an answer; None where the template renders the messages before it otherwise."""
     prompt: str = render(index, True)
     if text.startswith(prompt):
         return prompt
-    shared = prompt[: _shared(prompt, text)]  # the prompt may say more, as an open <think>
+    shared = prompt[: _shared(prompt, text)]  # the prompt may have more, such as an open <think>
     return shared if len(shared) > len(render(index, False)) else None
 
 
 def _shared(some: Sequence[object], others: Sequence[object]) -> int:
-    """How many ids, or characters, both begin with."""
+    """Return how many ids, or characters, both have in common at their start."""
     return next(
         (at for at, (a, b) in enumerate(zip(some, others, strict=False)) if a != b), min(len(some), len(others))
     )
 
 
 def fit(encoded: Encoded, context: int, report: Report, where: str) -> Encoded | None:
-    """A conversation no longer than ``context`` + 1 ids (the last is only foretold), cut at its end and counted."""
+    """Truncate a conversation to ``context`` + 1 ids (the last is only a target), and count it."""
     most = context + 1
     if len(encoded.ids) <= most:
         return encoded
@@ -107,7 +107,7 @@ def fit(encoded: Encoded, context: int, report: Report, where: str) -> Encoded |
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices in rows of at most ``room`` together, or alone where one is longer: best fit, the longest first."""
+    """Pack lengths into rows of at most ``room``, longer ones alone, by best fit, longest first; return the indices."""
     rows: list[list[int]] = []
     by_space: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -126,16 +126,13 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def lay(conversations: Sequence[Encoded]) -> Mapping[str, npt.NDArray[np.int64]]:
-    """One row of conversations one behind the other: "tokens", "targets" (-1 for none) and "segments" (from 0).
+    """Return a row of consecutive conversations: "tokens", "targets" (-1 for none) and "segments" (from 0).
 
-    Every id but a conversation's last is read, every answer's id foretold by the one before it.
+    Every id but a conversation's last is read; every id of an answer is the target of the id before it.
     """
-    return {
-        "tokens": np.concatenate([one.ids[:-1] for one in conversations]).astype(np.int64),
-        "targets": np.concatenate([np.where(one.answer[1:], one.ids[1:], -1) for one in conversations]).astype(
-            np.int64
-        ),
-        "segments": np.concatenate(
-            [np.full(len(one.ids) - 1, number, np.int64) for number, one in enumerate(conversations)]
-        ),
+    columns = {
+        "tokens": [one.ids[:-1] for one in conversations],
+        "targets": [np.where(one.answer[1:], one.ids[1:], -1) for one in conversations],
+        "segments": [np.full(len(one.ids) - 1, number) for number, one in enumerate(conversations)],
     }
+    return {name: np.concatenate(arrays).astype(np.int64) for name, arrays in columns.items()}

@@ -9,22 +9,22 @@ from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig, FinetuneDat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatData(FinetuneData):
-    """Which columns of tables, or fields of JSON rows, hold what."""
+    """Columns of tables, or fields of JSON rows."""
 
     messages_key: str | None = None
     """The turns of a conversation; left out: messages or conversations."""
     prompt_key: str | None = None
-    """Or a pair's prompt; left out: prompt, question, instruction or input."""
+    """Or the prompt of a pair; left out: prompt, question, instruction or input."""
     response_key: str | None = None
-    """And its answer; left out: response, completion, answer or output."""
+    """And its response; left out: response, completion, answer or output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatOptions:
-    """How conversations are put into rows."""
+    """How conversations are packed into rows."""
 
     pack: bool = True
-    """Several conversations in a row, none of which sees another; false: one a row, padded."""
+    """Pack several conversations into a row, each with attention to itself alone; false: one per row, padded."""
     row: int | None = None
     """Tokens of a packed row; left out: 512, or the context where that is less."""
 

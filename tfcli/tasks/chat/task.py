@@ -1,4 +1,4 @@
-"""Dialogue and instructions: answer as the assistants of conversations did (Ouyang et al. 2022, 3.5, step 1)."""
+"""Dialogue and instructions: supervised finetuning on the answers of conversations (Ouyang et al. 2022, 3.5)."""
 
 from __future__ import annotations
 
@@ -29,31 +29,29 @@ from tfcli.tasks.chat.data import Conversation, Fields
 from tfcli.tasks.chat.encode import Encoded
 from tfcli.tasks.chat.options import ChatConfig, ChatOptions
 from tfcli.tasks.common import batch, columns, resample
-from tfcli.tasks.common.batch import Batch, Rows
-from tfcli.tasks.common.report import Report, duplicates
-from tfcli.tasks.common.split import GIVEN, split
-from tfcli.tasks.lm.task import refuse
-from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Predictor, Start
+from tfcli.tasks.common.batch import Batch
+from tfcli.tasks.common.report import Examples, Report, duplicates
+from tfcli.tasks.common.split import Halves, halves
+from tfcli.tasks.lm.task import check_decoder
+from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, OverExamples, Predictor, Start
 from tfcli.text.chat.messages import ChatTemplate, prompt_ids, read_messages, with_template
-from tfcli.text.data_report import Part
 from tfcli.text.read import tables
 from tfcli.text.tokenizers.codec import Codec
 
 NONE = -1
-"""The target of positions that foretell nothing."""
+"""Target of positions that predict nothing."""
 ROW = 512
-"""Tokens of a packed row, where the settings do not say."""
+"""Default tokens of a packed row."""
 LOGITS_AT_ONCE = 512
-"""Positions whose logits are held at once."""
+"""Positions whose logits are in memory at once."""
 SPECIMEN = 64
-"""New tokens of a sample."""
-PADDED = ("tokens_BT", "mask_BT", "targets_BT", "segments_BT")
+"""Maximum new tokens of a sample."""
 
 
 def loss(
     model: Transformer, part: Batch, *, dtype: torch.dtype | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, int]:
-    """Summed cross-entropy (nats, fp32) of the answers' ids, ends of turns included, and how many they are."""
+    """Return the summed cross-entropy (nats, fp32) of the answers' ids, ends of turns included, and their number."""
     segments_BT = part["segments_BT"] if int(part["segments_BT"].max()) > 0 else None
     hidden_BTD = model(part["tokens_BT"], dtype=dtype, dropout=dropout, segments_BT=segments_BT)
     at_BT = part["targets_BT"] != NONE
@@ -61,28 +59,26 @@ def loss(
 
 
 def count(part: Batch) -> int:
-    """Ids that a batch foretells."""
+    """Return the number of ids that a batch predicts."""
     return int((part["targets_BT"] != NONE).sum())
 
 
 def examples(listed: Sequence[Sequence[Encoded]]) -> Batch:
-    """Rows of conversations as a batch."""
+    """Return rows of conversations as a batch."""
     laid = [encode.lay(conversations) for conversations in listed]
     tokens = [row["tokens"].tolist() for row in laid]
-    return Batch(
-        {
-            "tokens_BT": batch.pad(tokens),
-            "mask_BT": batch.mask(tokens),
-            "targets_BT": batch.pad([row["targets"].tolist() for row in laid], value=NONE),
-            "segments_BT": batch.pad([row["segments"].tolist() for row in laid], value=-1),
-        },
-        padded=PADDED,
-    )
+    tensors = {
+        "tokens_BT": batch.pad(tokens),
+        "mask_BT": batch.mask(tokens),
+        "targets_BT": batch.pad([row["targets"].tolist() for row in laid], value=NONE),
+        "segments_BT": batch.pad([row["segments"].tolist() for row in laid], value=-1),
+    }
+    return Batch(tensors, padded=tuple(tensors))
 
 
 @torch.inference_mode()
 def score(model: Transformer, listed: Sequence[Encoded], runtime: Runtime) -> npt.NDArray[np.float64]:
-    """Of each conversation (N, 3): the summed loss of its answers' ids, how many, and how many are the likeliest."""
+    """Return (N, 3): of each conversation the summed loss of its answers' ids, their number, and the argmax hits."""
     out = np.zeros((len(listed), 3))
     for chosen in by_length([len(one.ids) for one in listed], device=runtime.device):
         part = examples([[listed[index]] for index in chosen]).to(runtime.device)
@@ -100,7 +96,7 @@ def score(model: Transformer, listed: Sequence[Encoded], runtime: Runtime) -> np
 
 
 def as_numbers(columns: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """loss (nats an id of the answers), perplexity and accuracy of ``score``, with 95 % intervals of conversations."""
+    """Return loss (nats per id), perplexity and accuracy of the answers, with 95 % intervals over conversations."""
     lost, ids, right = columns.sum(axis=0).tolist()
 
     def mean(column: int) -> list[float]:
@@ -117,73 +113,62 @@ def as_numbers(columns: npt.NDArray[np.float64]) -> dict[str, Any]:
 
 
 def table(scores: Mapping[str, Any]) -> list[str]:
-    """Scores for people."""
+    """Return the scores for people."""
     low, high = scores["interval"]["loss"]
     return [
-        f"loss of the answers {scores['loss']:.4f} ({low:.4f} to {high:.4f}) nats a token, perplexity "
-        f"{scores['perplexity']:.3f}, {scores['accuracy']:.1%} of tokens foretold "
+        f"loss of the answers {scores['loss']:.4f} ({low:.4f} to {high:.4f}) nats per token, perplexity "
+        f"{scores['perplexity']:.3f}, {scores['accuracy']:.1%} of tokens predicted "
         f"({scores['examples']:,} conversations, {scores['answer_tokens']:,} tokens)"
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chatting(Finetuning):
-    """Finetuning on conversations."""
+class Chatting(OverExamples):
+    """Conversations to train on and to be scored on: the ``Finetuning`` of ``chat``."""
 
     train: Sequence[Sequence[Encoded]]
-    """Rows of one conversation or several."""
+    """Rows of one or more conversations."""
     val: Sequence[Encoded]
     held: Sequence[Conversation]
-    """What ``val`` was made of."""
+    """The messages of ``val``."""
     codec: Codec
-    """With the template that the conversations were written by: what is saved beside the model."""
+    """The tokenizer, with the template of the conversations: what is saved beside the model."""
     runtime: Runtime
     data_report: dict[str, Any]
 
-    @property
-    def size(self) -> int:
-        """Rows."""
-        return len(self.train)
-
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
         return np.array([sum(len(one.ids) - 1 for one in row) for row in self.train], np.int64)
 
     @property
     def evaluation_tokens(self) -> int:
-        """Those of the held-out conversations."""
+        """Number of tokens of the held-out conversations."""
         return sum(len(one.ids) for one in self.val)
 
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Batch:
-        """The rows at ``indices``; they are the same in every epoch."""
+        """Return the rows at ``indices``, the same in every epoch."""
         return examples([self.train[index] for index in indices])
 
-    def count(self, rows: Rows) -> int:
-        """Ids of answers."""
-        assert isinstance(rows, Batch)
+    def count(self, rows: Batch) -> int:
+        """Return the number of answers' ids."""
         return count(rows)
 
-    def tokens(self, rows: Rows) -> int:
-        """All that is read."""
-        assert isinstance(rows, Batch)
-        return rows.real_tokens
-
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
-        """As the module's ``loss``."""
+        """Return the summed cross-entropy of the answers' ids, and their number."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
-        """Loss and accuracy of the held-out answers."""
+        """Return loss and accuracy of the held-out answers."""
         lost, ids, right = score(model, self.val, self.runtime).sum(axis=0).tolist()
         return {"val_loss": lost / ids, "val_accuracy": right / ids}
 
     def headline(self, scores: Mapping[str, float]) -> Headline:
-        """The loss."""
+        """Return the loss."""
         return Headline(name="loss", value=scores["val_loss"])
 
     def sample(self, model: Transformer, seed: int) -> str | None:
-        """The answer to the first held-out prompt, greedily; None where it leaves no room."""
+        """Return the greedy answer to the first held-out prompt; None where it leaves no room."""
         first = self.held[0]
         asked = first.messages[: first.answers[0]]
         assert self.codec.chat_template is not None
@@ -195,22 +180,22 @@ class Chatting(Finetuning):
             model, [ids], sampling, seeds=[seed], eos_id=self.codec.eos_id,
             ended=lambda row, id: id in self.codec.eos_ids,
         )  # fmt: skip
-        said = self.codec.decode([step.id for row in steps for step in row if step.id is not None])
-        return f"{asked[-1]['content']}\n> {said}"
+        answer = self.codec.decode([step.id for row in steps for step in row if step.id is not None])
+        return f"{asked[-1]['content']}\n> {answer}"
 
     def saved_codec(self, codec: Codec) -> Codec:
-        """The tokenizer with the template that the conversations were written by."""
+        """Return the tokenizer with the template of the conversations."""
         return self.codec
 
     def report(self, model: Transformer) -> tuple[dict[str, Any], list[str]]:
-        """Scores of the held-out answers."""
+        """Return the scores of the held-out answers."""
         scores = as_numbers(score(model, self.val, self.runtime))
         return scores, table(scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answerer(Predictor):
-    """A model that answers messages."""
+    """A model that answers messages: the ``Predictor`` of ``chat``."""
 
     model: Transformer
     codec: Codec
@@ -218,11 +203,11 @@ class Answerer(Predictor):
     key: str = "prompt"
 
     def plain(self, line: str) -> list[dict[str, Any]]:
-        """A line is what a user says."""
+        """Parse a line as the message of a user."""
         return [{"role": "user", "content": line}]
 
     def parse(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """{"messages": [...]} or {"prompt": "..."}."""
+        """Parse {"messages": [...]} or {"prompt": "..."}."""
         if "messages" in row:
             return read_messages(row)
         if not isinstance(row.get("prompt"), str):
@@ -230,28 +215,28 @@ class Answerer(Predictor):
         return self.plain(row["prompt"])
 
     def predict(self, inputs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """{"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
+        """Return {"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
         sampling = Sampling(temperature=0.0)
-        return [{"response": str(made)} for made in self._engine.generate_batch(inputs, sampling)]
+        return [{"response": str(answer)} for answer in self._engine.generate_batch(inputs, sampling)]
 
     @cached_property
     def _engine(self) -> Engine:
-        """What answers, with packed weights from the first answer on."""
+        """The engine that answers, with weights packed on first use."""
         engine = Engine(self.model, self.codec, self.runtime)
         with self.runtime.active():
             pack_weights(self.model)
         return engine
 
     def show(self, answer: Mapping[str, Any]) -> str:
-        """The answer in one line."""
+        """Return the answer on one line."""
         return " ".join(str(answer["response"]).split())
 
     def evaluate(self, data: Sequence[str], config: Any, *, limit: int | None) -> Evaluation:
-        """Loss, perplexity and accuracy of the answers' ids, given all before them."""
+        """Return loss, perplexity and accuracy of the answers' ids, each given all before it."""
         report = Report(strict=config.data.strict)
-        read = _read(data, config, report)[:limit]
+        conversations = _read(data, config, report)[:limit]
         context = self.model.config.context
-        kept, encoded = _encoded(read, self.codec, min(config.data.context or context, context), report)
+        kept, encoded = _encoded(conversations, self.codec, min(config.data.context or context, context), report)
         columns = score(self.model, encoded, self.runtime)
         scores = as_numbers(columns) | {"data": report.as_json()}
         predictions = [
@@ -262,68 +247,54 @@ class Answerer(Predictor):
 
 
 class Chat(Application):
-    """--task chat."""
+    """``--task chat``."""
 
     name = "chat"
     config = ChatConfig
 
     def prepare(self, start: Start) -> Finetuning:
-        """Read the conversations, write them by the model's template, and pack them."""
+        """Read the conversations, render them by the model's chat template, and pack them."""
         config: ChatConfig = start.config
-        refuse(start.model, "chat")
+        check_decoder(start.model, self.name)
         context = start.model.config.context
         context = min(config.data.context or context, context)
         codec = with_template(start.codec, encode.template_for(start.codec))
         if start.codec.chat_template is None:
             start.note("the tokenizer has no chat template: it gets ChatML's")
         report = Report(strict=config.data.strict)
-        train, val, how = _halves(start, report)
-        learnt, encoded = _encoded(train, codec, context, report)
-        held, tested = _encoded(val, codec, context, report)
+        data = _halves(start, report)
+        train, encoded = _encoded(data.train, codec, context, report)
+        held, held_encoded = _encoded(data.held_out, codec, context, report)
         packed = _rows(encoded, config.chat, context)
-        asked = [[_asked(one) for one in part] for part in (learnt, held)]
-        twice = duplicates(*asked)
-        report.note("held-out prompts that are in the training part too", twice["across_splits"])
+        parts = _summary(train, encoded, rows=len(packed)), _summary(held, held_encoded, rows=len(held))
+        repeated = duplicates(*(part.keys for part in parts))["across_splits"]
+        report.note("held-out prompts that are in the training part too", repeated)
         data_report = report.data_report(
-            self.name,
-            "conversations",
-            ((one.where, len(ids.ids)) for one, ids in zip([*learnt, *held], [*encoded, *tested], strict=True)),
-            split=how,
-            train=_sizes(encoded, rows=len(packed)),
-            val=_sizes(tested),
-            twice=twice,
-            tokenizer_hash=codec.hash,
-            details={"context": context},
-        )
+            self.name, "conversations", *parts,
+            split=data.how, tokenizer_hash=codec.hash, details={"context": context},
+        )  # fmt: skip
         for line in report.lines():
             start.note(line)
-        start.note(f"data: {len(encoded):,} conversations in {len(packed):,} rows, {len(tested):,} held out")
+        start.note(f"data: {len(encoded):,} conversations in {len(packed):,} rows, {len(held):,} held out")
         return Chatting(
-            train=packed, val=tested, held=held, codec=codec, runtime=start.runtime, data_report=data_report
+            train=packed, val=held_encoded, held=held, codec=codec, runtime=start.runtime, data_report=data_report
         )
 
-    def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
-        """Of a model with a chat template."""
+    def predictor(self, model: Transformer, codec: Codec, hf_config: Mapping[str, Any], runtime: Runtime) -> Answerer:
+        """Return the predictor of a model with a chat template."""
         return Answerer(model=model, codec=codec, runtime=runtime)
 
     def next_step(self, directory: Path) -> str:
-        """An answer to a prompt."""
+        """Return the command that answers a prompt."""
         return f"tfcli generate --chat --model {directory}"
 
 
-def _halves(start: Start, report: Report) -> tuple[list[Conversation], list[Conversation], Mapping[str, Any]]:
-    """The training and the held-out part, and how it was chosen: the same prompt stays on one side."""
-    config: ChatConfig = start.config
-    report.part = "both" if config.data.val is None else "train"
-    whole = _read(start.data, config, report)
-    if config.data.val is not None:
-        report.part = "val"
-        return whole, _read([config.data.val], config, report), GIVEN
-    groups = [_asked(one) for one in whole]
-    made = split(
-        len(whole), config.data.val_fraction, config.seed, groups=groups, things="conversations", report=report
-    )
-    return *made.of(whole), made.how
+def _halves(start: Start, report: Report) -> Halves[Conversation, None]:
+    """Return the training and the held-out part; conversations with the same prompt stay on one side."""
+    return halves(
+        start.data, start.config, report, lambda specs: (_read(specs, start.config, report), None),
+        things="conversations", groups=lambda whole: [_asked(one) for one in whole],
+    )  # fmt: skip
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
@@ -343,22 +314,22 @@ def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conv
 def _encoded(
     conversations: Sequence[Conversation], codec: Codec, context: int, report: Report
 ) -> tuple[list[Conversation], list[Encoded]]:
-    """The conversations that can be learnt from, and their ids. UserError where there are none."""
+    """Return the conversations that can be trained on, and their ids. Raises UserError where there are none."""
     assert codec.chat_template is not None
     template = ChatTemplate(codec.chat_template)
     kept: list[Conversation] = []
-    made: list[Encoded] = []
+    encoded: list[Encoded] = []
     for conversation in conversations:
         whole = encode.encode(codec, template, conversation, report)
         fitted = None if whole is None else encode.fit(whole, context, report, conversation.where)
         if fitted is not None:
             kept.append(conversation)
-            made.append(fitted)
-    if not made:
+            encoded.append(fitted)
+    if not encoded:
         raise UserError(
             f"no conversation can be used: {'; '.join(report.lines())}", hint="or is the context too short?"
         )
-    return kept, made
+    return kept, encoded
 
 
 def _rows(encoded: Sequence[Encoded], options: ChatOptions, context: int) -> list[list[Encoded]]:
@@ -370,19 +341,20 @@ def _rows(encoded: Sequence[Encoded], options: ChatOptions, context: int) -> lis
 
 
 def _asked(conversation: Conversation) -> str:
-    """What a conversation begins with, up to its first answer: the same stays on one side of a split."""
+    """Return the messages before the first answer: conversations with the same stay on one side of a split."""
     return "\n".join(message["content"] for message in conversation.messages[: conversation.answers[0]])
 
 
-def _sizes(encoded: Sequence[Encoded], *, rows: int | None = None) -> Part:
-    lengths = np.array([len(one.ids) for one in encoded])
-    return Part(
+def _summary(conversations: Sequence[Conversation], encoded: Sequence[Encoded], *, rows: int) -> Examples:
+    lengths = [len(one.ids) for one in encoded]
+    return Examples(
         documents=len(encoded),
-        tokens=int(lengths.sum()),
+        read=[(one.where, length) for one, length in zip(conversations, lengths, strict=True)],
+        keys=[_asked(one) for one in conversations],
         details={
-            "rows": len(encoded) if rows is None else rows,
+            "rows": rows,
             "answer_tokens": int(sum(one.answer.sum() for one in encoded)),
-            "longest": int(lengths.max()),
+            "longest": max(lengths),
             "median": float(np.median(lengths)),
         },
     )

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 
 from tfcli.errors import UserError, nearest
 from tfcli.tasks.classify.options import ClassifyData
-from tfcli.tasks.common import report
 from tfcli.tasks.common.report import Report
 from tfcli.text.read import tables
 from tfcli.text.read.tables import Row, Table
@@ -34,6 +33,11 @@ class Example:
     pair: str | None
     labels: tuple[str, ...]
     where: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is equal in duplicates, and empty in an example without a text."""
+        return self.text.strip(), (self.pair or "").strip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,12 +259,3 @@ def check_known(part: Part, names: Sequence[str], *, of: str) -> None:
         f"{first.where}: {part.name} has labels that {of} does not have: {listed}",
         hint=f"{f'did you mean {guess!r}? ' if guess else ''}known: {known_names}",
     )
-
-
-def duplicates(train: Sequence[Example], val: Sequence[Example]) -> dict[str, int]:
-    """How many texts of each part come again: within training, and of the held-out part in training."""
-
-    def texts(examples: Sequence[Example]) -> list[tuple[str, str]]:
-        return [(example.text.strip(), (example.pair or "").strip()) for example in examples]
-
-    return report.duplicates(texts(train), texts(val))

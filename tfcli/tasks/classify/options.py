@@ -10,7 +10,7 @@ from tfcli.tasks.common.options import FinetuneConfig, FinetuneData
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyData(FinetuneData):
-    """Which columns hold what."""
+    """Columns of tables, or fields of JSON rows."""
 
     text_key: str | None = None
     """Column with the text; left out: text, sentence, question and the like. Without a header "1" is the first."""
@@ -19,24 +19,24 @@ class ClassifyData(FinetuneData):
     label_key: str | None = None
     """Column with the label; left out: label, labels, category and the like."""
     label_separator: str | None = None
-    """What stands between the labels of a row that has several, in columns of text."""
+    """Separator of the labels of a row that has several, in a column of text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyOptions:
-    """What is classified how."""
+    """The loss, and how labels are chosen and scored."""
 
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: rare labels weigh as much as frequent ones together."""
+    """balanced: every label has the same total weight, however rare."""
     threshold: float = 0.5
-    """Where several labels are possible: the probability from which one is given."""
+    """With several labels per text: the probability from which a label is predicted."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
-    """What decides which model is best."""
+    """Score by which the best model is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifyConfig(FinetuneConfig):
-    """Everything that decides a run of classify."""
+    """Everything that decides a run of classification."""
 
     data: ClassifyData = field(default_factory=ClassifyData)
     classify: ClassifyOptions = field(default_factory=ClassifyOptions)

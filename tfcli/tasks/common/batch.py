@@ -1,4 +1,4 @@
-"""Examples of different lengths as tensors: padded at their end, cut into micro-batches and moved together."""
+"""Batches of examples of different lengths, and the model's head over them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tfcli.model import heads
+from tfcli.model.transformer import Transformer
+
 
 class Batch:
-    """Named tensors whose first dimension is the example. ``tokens_BT`` and ``mask_BT`` are always among them.
+    """Named tensors over examples, ``tokens_BT`` and ``mask_BT`` among them.
 
-    The second dimension of those named in ``padded`` is the position: it is as long as the longest example, also after
-    a split.
+    The second dimension of those named in ``padded`` is the position, as long as the longest example, also after a
+    split.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, padded: Sequence[str] = ("tokens_BT", "mask_BT")) -> None:
@@ -29,15 +32,15 @@ class Batch:
 
     @property
     def real_tokens(self) -> int:
-        """Tokens of all examples, padding left out."""
+        """Number of tokens without padding."""
         return int(self.tensors["mask_BT"].sum())
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """Return the batch on a device."""
         return Batch({name: tensor.to(device) for name, tensor in self.tensors.items()}, padded=self.padded)
 
     def split(self, size: int) -> list[Batch]:
-        """Parts of ``size`` examples, the longest together, each no longer than its longest example."""
+        """Split into parts of ``size`` examples, sorted by length, each no longer than its longest example."""
         if len(self) <= size:
             return [self]
         lengths_B = self["mask_BT"].sum(dim=1)
@@ -45,15 +48,11 @@ class Batch:
         parts = []
         for chosen in order_B.split(size):
             longest = max(1, int(lengths_B[chosen].max()))
-            parts.append(
-                Batch(
-                    {
-                        name: tensor[chosen][:, :longest] if name in self.padded else tensor[chosen]
-                        for name, tensor in self.tensors.items()
-                    },
-                    padded=self.padded,
-                )
-            )
+            tensors = {
+                name: tensor[chosen][:, :longest] if name in self.padded else tensor[chosen]
+                for name, tensor in self.tensors.items()
+            }
+            parts.append(Batch(tensors, padded=self.padded))
         return parts
 
 
@@ -62,7 +61,7 @@ Rows: TypeAlias = Tensor | Batch
 
 
 def pad(rows: Sequence[Sequence[int]], *, value: int = 0) -> Tensor:
-    """Lists of numbers as int64 (B, T), each filled up at its end with ``value``."""
+    """Return lists of numbers as int64 (B, T), padded at their end with ``value``."""
     longest = max(1, max(map(len, rows), default=0))
     out = np.full((len(rows), longest), value, dtype=np.int64)
     for index, row in enumerate(rows):
@@ -71,7 +70,17 @@ def pad(rows: Sequence[Sequence[int]], *, value: int = 0) -> Tensor:
 
 
 def mask(rows: Sequence[Sequence[int]]) -> Tensor:
-    """True (B, T) where ``pad`` puts a number of the row."""
+    """Return the mask (B, T) of ``pad``: True where a number of the row is."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     longest = max(1, int(lengths.max(initial=0)))
     return torch.from_numpy(np.arange(longest)[None, :] < lengths[:, None])
+
+
+def head_logits(model: Transformer, rows: Batch, *, dtype: torch.dtype | None = None, dropout: float = 0.0) -> Tensor:
+    """Return the logits of the model's head over a batch, in fp32."""
+    head = heads.of(model)
+    assert head is not None, "the task attached a head"
+    types_BT = rows.tensors.get("types_BT") if model.config.architecture.embedding.token_types > 1 else None
+    hidden_BTD = model(rows["tokens_BT"], mask_BT=rows["mask_BT"], types_BT=types_BT, dtype=dtype, dropout=dropout)
+    logits: Tensor = head(hidden_BTD, rows["mask_BT"], dropout)
+    return logits

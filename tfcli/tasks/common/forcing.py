@@ -1,4 +1,4 @@
-"""Teacher forcing of an encoder-decoder: what a batch of two sides is, and what the decoder makes of it."""
+"""Teacher forcing of an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tfcli.model.transformer import Transformer
 from tfcli.tasks.common.batch import Batch, mask, pad
 
 IGNORED = -100
-"""The target where a shorter one has ended."""
+"""Target of padding."""
 
 
 def both_sides(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Batch:
-    """Both sides: ``tokens_BT`` the source, ``targets_BU`` what is learnt, with ``IGNORED`` at its end."""
+    """Return a batch with the source as ``tokens_BT`` and the target as ``targets_BU``, padded with ``IGNORED``."""
     return Batch({"tokens_BT": pad(sources), "mask_BT": mask(sources), "targets_BU": pad(targets, value=IGNORED)})
 
 
 def forced(
     model: Transformer, rows: Batch, *, start_id: int, dtype: torch.dtype, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states (N, D) of the decoder that reads ``start_id`` and then the targets, and these targets (N,)."""
+    """Return the decoder's hidden states (N, D) after ``start_id`` and the targets so far, and the targets (N,)."""
     real_BU = rows["targets_BU"] != IGNORED
     longest = int(real_BU.sum(dim=1).max())  # of this part of a batch
     real_BU, targets_BU = real_BU[:, :longest], rows["targets_BU"][:, :longest]

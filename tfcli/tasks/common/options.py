@@ -1,26 +1,24 @@
-"""Settings of finetuning, beside those of pretraining in ``config``; a task adds its own by a subclass in its file.
-
-Standard library only.
-"""
+"""Settings of finetuning; each task adds its own by a subclass. Standard library only."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from tfcli.config import ranges
 from tfcli.config.options import LoraOptions
+from tfcli.config.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, INSIDE_0_1, SEED, SHARE_OF_RUN
 from tfcli.errors import UserError
 
 EPOCHS = 3.0
-"""Passes over the data where no length is given."""
+"""Default passes over the data."""
 LR, LR_WIDTH, MOST_LR = 5e-5, 768, 3e-4
-"""Peak learning rate of a model that was trained before, at that width (Devlin et al. 2019, A.3). It falls as the width
+"""Peak learning rate of a pretrained model, at that width (Devlin et al. 2019, A.3). It falls as the width
 grows (Yang et al. 2022, table 3), down from what small encoders took best (Turc et al. 2019, 5)."""
 NEW_LR = 1e-3
-"""Of what is new, also LoRA."""
+"""Peak learning rate of new weights, LoRA included."""
 BESIDE_MUON_LR = 3e-3
-"""Of a new model under Muon, of what AdamW has."""
+"""Peak learning rate of what AdamW updates in a new model under Muon."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +26,17 @@ class FinetuneData:
     """Where the held-out part comes from, and how files are read."""
 
     val: str | None = None
-    """A file to hold out."""
-    val_fraction: float = 0.1
-    """Else this part of the data, drawn by the seed, of classes alike; of a text its end."""
+    """A validation file."""
+    val_fraction: Annotated[float, INSIDE_0_1] = 0.1
+    """Else this fraction of the data, drawn by the seed and stratified by label; of a text, its end."""
     encoding: str = "utf-8"
-    """Of text files."""
+    """Encoding of text files."""
     errors: Literal["strict", "replace"] = "strict"
-    """What is invalid in that encoding: stop and say where, or replace and count."""
-    context: int | None = None
-    """Tokens of an example at most; left out: what the model has."""
+    """Bytes that are invalid in that encoding: strict stops and says where, replace counts them."""
+    context: Annotated[int | None, AT_LEAST_1] = None
+    """Maximum tokens of an example; left out: the model's context."""
     strict: bool = False
-    """Rows that cannot be used stop the run, instead of being counted and left out."""
+    """Stop at a row that cannot be used, instead of skipping and counting it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,111 +45,80 @@ class FinetuneOptim:
 
     kind: Literal["adamw", "muon"] | None = None
     """muon: the blocks' matrices by Muon (Jordan et al. 2024), the rest by AdamW; left out: muon from scratch
-    and for encoders that ``pretrain`` made with it."""
-    lr: float | None = None
+    and for encoders that ``pretrain`` trained with it."""
+    lr: Annotated[float | None, AT_LEAST_0] = None
     """Peak learning rate; left out: 5e-5 at width 768 and as much more or less as a model is narrower or wider, 3e-4 at
     most; 1e-3 for LoRA; where muon is the default 1.5e-3, from scratch 3e-3."""
-    muon_lr: float | None = None
+    muon_lr: Annotated[float | None, AT_LEAST_0] = None
     """Peak learning rate of the matrices under muon; left out: lr x 20 / 3."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, AT_LEAST_0] = 0.01
     """Decoupled weight decay of the matrices."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.95
-    """Muon's."""
-    warmup: float = 0.06
+    beta1: Annotated[float, BELOW_1] = 0.9
+    beta2: Annotated[float, BELOW_1] = 0.999
+    eps: Annotated[float, ABOVE_0] = 1e-8
+    momentum: Annotated[float, BELOW_1] = 0.95
+    """Momentum of Muon."""
+    warmup: Annotated[float, SHARE_OF_RUN] = 0.06
     """Share of the run over which the rate rises."""
-    decay: float = 1.0
-    """Last part of the run over which it falls to zero; it begins no sooner than the rise has ended."""
-    clip: float = 1.0
-    """Largest gradient norm."""
+    decay: Annotated[float, SHARE_OF_RUN] = 1.0
+    """Last share of the run, over which it falls to zero; never before the rise has ended."""
+    clip: Annotated[float, ABOVE_0] = 1.0
+    """Maximum gradient norm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneTrain:
-    """How long, how much at once, and how often to look."""
+    """Length, batch size, and how often to evaluate."""
 
-    epochs: float | None = None
-    """Length as passes over the data; left out: 3, of a new model that translates 15."""
-    steps: int | None = None
+    epochs: Annotated[float | None, ABOVE_0] = None
+    """Length as passes over the data; left out: 3, or 15 for a new translation model."""
+    steps: Annotated[int | None, AT_LEAST_1] = None
     """Length as optimizer steps."""
-    batch_size: int = 32
-    """Examples a step, over all micro-batches."""
-    micro_batch: int | None = None
-    """Examples at once; left out: about 4,096 tokens."""
-    dropout: float = 0.1
-    bucket: int = 16
-    """Batches whose examples are sorted by length among each other; 1: none are."""
-    eval_every: int | None = None
-    """Steps between evaluations; left out: once an epoch, twice where there are only a few."""
-    patience: int | None = None
-    """Stop after this many evaluations without a better one."""
-    sample_every: int | None = None
-    checkpoint_every: int | None = None
+    batch_size: Annotated[int, AT_LEAST_1] = 32
+    """Examples per step, over all micro-batches."""
+    micro_batch: Annotated[int | None, AT_LEAST_1] = None
+    """Examples per forward pass; left out: about 4,096 tokens."""
+    dropout: Annotated[float, BELOW_1] = 0.1
+    bucket: Annotated[int, AT_LEAST_1] = 16
+    """Batches whose examples are sorted by length together; 1: no sorting."""
+    eval_every: Annotated[int | None, AT_LEAST_1] = None
+    """Steps between evaluations; left out: once an epoch, twice in a run of few epochs."""
+    patience: Annotated[int | None, AT_LEAST_1] = None
+    """Stop after this many evaluations without an improvement."""
+    sample_every: Annotated[int | None, AT_LEAST_1] = None
+    checkpoint_every: Annotated[int | None, AT_LEAST_1] = None
     """Steps between checkpoints; left out: about once a minute."""
-    margin: float = 1.0
-    """Standard errors of an accuracy, or of the F1 of answers, by which an earlier model must be ahead to be kept for a
-    later one. The best of several on few examples is the luckiest; 0: it is kept all the same."""
-    keep: int = 2
-    """Newest checkpoints kept; the best model is in the run directory itself."""
+    margin: Annotated[float, AT_LEAST_0] = 1.0
+    """Standard errors (of an accuracy, or of the F1 of answers) by which an earlier model must lead to be kept over a
+    later one: the best of several on few examples is often the luckiest. 0: keep the best all the same."""
+    keep: Annotated[int, AT_LEAST_1] = 2
+    """Number of newest checkpoints kept; the best model is in the run directory itself."""
     tensorboard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderTrain(FinetuneTrain):
-    """Rows of text are long, so a step takes few; decoders are finetuned without dropout."""
+    """Defaults for decoders: few rows per step, for rows of text are long, and no dropout."""
 
-    batch_size: int = 8
-    dropout: float = 0.0
+    batch_size: Annotated[int, AT_LEAST_1] = 8
+    dropout: Annotated[float, BELOW_1] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig:
-    """Everything that decides a finetuning run, machine and paths apart."""
+    """Everything that decides a finetuning run, except the machine and paths."""
 
     data: FinetuneData = field(default_factory=FinetuneData)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     train: FinetuneTrain = field(default_factory=FinetuneTrain)
     lora: LoraOptions = field(default_factory=LoraOptions)
-    seed: int = 1337
+    seed: Annotated[int, SEED] = 1337
 
 
 def check(config: FinetuneConfig) -> None:
-    """Raise UserError for a number that means nothing, or two lengths."""
-    train, optim, data = config.train, config.optim, config.data
-    if train.steps is not None and train.epochs is not None:
+    """Raise UserError for a number out of its range, two lengths, or settings of LoRA without it."""
+    if config.train.steps is not None and config.train.epochs is not None:
         raise UserError("two lengths are given: --epochs and --steps", hint="give one of them")
-    at_least_1 = ("steps", "batch_size", "micro_batch", "bucket", "eval_every", "patience", "sample_every")
-    for name in (*at_least_1, "checkpoint_every", "keep"):
-        value = getattr(train, name)
-        if value is not None and value < 1:
-            raise UserError(f"train.{name} is {value}", hint="it must be at least 1")
-    for key, number in {"train.epochs": train.epochs, "optim.clip": optim.clip, "optim.eps": optim.eps}.items():
-        if number is not None and not 0 < number < math.inf:
-            raise UserError(f"{key} is {number}", hint="it must be more than 0")
-    if not 0 <= train.margin < math.inf:
-        raise UserError(f"train.margin is {train.margin}", hint="it must be at least 0")
-    for name in ("lr", "muon_lr", "weight_decay"):
-        number = getattr(optim, name)
-        if number is not None and not 0 <= number < math.inf:
-            raise UserError(f"optim.{name} is {number}", hint="it must be at least 0")
-    shares = {"optim.beta1": optim.beta1, "optim.beta2": optim.beta2, "optim.momentum": optim.momentum}
-    for key, number in {**shares, "train.dropout": train.dropout}.items():
-        if not 0 <= number < 1:
-            raise UserError(f"{key} is {number}", hint="it must be at least 0 and below 1")
-    for key, number in {"optim.warmup": optim.warmup, "optim.decay": optim.decay}.items():
-        if not 0 <= number <= 1:
-            raise UserError(f"{key} is {number}", hint="it is a part of the run, from 0 to 1")
-    if config.lora.rank < 1:
-        raise UserError(f"lora.rank is {config.lora.rank}", hint="it must be at least 1")
-    if not 0 < config.lora.alpha < math.inf:
-        raise UserError(f"lora.alpha is {config.lora.alpha}", hint="it must be more than 0")
+    ranges.check(config)
     if not config.lora.on and config.lora != LoraOptions():
         raise UserError("settings of LoRA are given, but not --lora", hint="add --lora, or leave them out")
-    if not 0 < data.val_fraction < 1:
-        raise UserError(f"data.val_fraction is {data.val_fraction}", hint="it must be between 0 and 1")
-    if data.context is not None and data.context < 1:
-        raise UserError(f"data.context is {data.context}", hint="it must be at least 1")
-    if not -(2**63) <= config.seed < 2**63:
-        raise UserError(f"seed is {config.seed}", hint="it must fit into 64 bits")

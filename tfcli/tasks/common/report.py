@@ -100,17 +100,15 @@ class Report:
         self,
         task: str,
         unit: str,
-        used: Iterable[tuple[str, int]],
+        train: Examples,
+        val: Examples,
         *,
         split: Mapping[str, Any],
-        train: Part,
-        val: Part,
-        twice: Mapping[str, int],
         tokenizer_hash: str,
         details: Mapping[str, Any],
         content_hash: str | None = None,
     ) -> dict[str, Any]:
-        """data.json of the data that was read; ``used`` are the place and the tokens of each example of both parts."""
+        """Return data.json of the data that was read."""
         counts = {**self.faults, **self.notes}
         changes: dict[Action, list[Change]] = {}
         for kind, action in self.actions.items():
@@ -119,14 +117,13 @@ class Report:
         return DataReport(
             task=task,
             unit=unit,
-            sources=self._counted(used),
+            sources=self._counted([*train.read, *val.read]),
             split=split,
-            train=train,
-            val=val,
+            train=train.part,
+            val=val.part,
             changes=changes,
             notes={kind: count for kind, count in counts.items() if kind not in self.actions},
-            within_train=twice["within_train"],
-            across_splits=twice["across_splits"],
+            **duplicates(train.keys, val.keys),
             content_hash=self._hash() if content_hash is None else content_hash,
             tokenizer_hash=tokenizer_hash,
             details=details,
@@ -151,6 +148,24 @@ class Report:
             named = hf_data.is_named(source.name)
             whole.update(source.sha256.encode() if named else bytes.fromhex(source.sha256))
         return whole.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examples:
+    """The examples of one part of the data, for its data report."""
+
+    documents: int
+    read: Sequence[tuple[str, int]]
+    """The place where each was read, and its tokens; two of a pair whose sides have files of their own."""
+    keys: Sequence[Hashable]
+    """What is equal in examples that are duplicates."""
+    details: Mapping[str, Any]
+
+    @property
+    def part(self) -> Part:
+        """The counts of data.json."""
+        tokens = sum(number for _, number in self.read)
+        return Part(documents=self.documents, tokens=tokens, details=self.details)
 
 
 def _is_of(where: str, name: str) -> bool:

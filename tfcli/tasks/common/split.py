@@ -1,23 +1,72 @@
-"""Which examples of a data set are held out where no file is given for it: the one place that draws them."""
+"""The training and the validation part of a data set: files of their own, or a split drawn by the seed."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from tfcli.tasks.common.options import FinetuneConfig
 from tfcli.tasks.common.report import Report
 
 Item = TypeVar("Item")
+Info = TypeVar("Info")
 GIVEN: Mapping[str, Any] = {"rule": "given"}
-"""How the held-out part is chosen where a file is given for it."""
+"""The rule of a held-out part with a file of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Halves(Generic[Item, Info]):
+    """The training and the held-out part of the data, and how they were chosen."""
+
+    train: list[Item]
+    held_out: list[Item]
+    how: Mapping[str, Any]
+    """For data.json and run.json."""
+    infos: list[Info]
+    """What ``read`` says of the training files, and of those of --val where they are given."""
+
+
+def halves(
+    specs: Sequence[str],
+    config: FinetuneConfig,
+    report: Report,
+    read: Callable[[Sequence[str]], tuple[list[Item], Info]],
+    *,
+    things: str,
+    note: Callable[[str], None] | None = None,
+    labels: Callable[[list[Item]], Sequence[Sequence[str]]] | None = None,
+    groups: Callable[[list[Item]], Sequence[Hashable]] | None = None,
+) -> Halves[Item, Info]:
+    """Read the training files, and hold out the file of --val or else a split, as ``split`` draws it."""
+    report.part = "both" if config.data.val is None else "train"
+    whole, info = read(specs)
+    if config.data.val is not None:
+        report.part = "val"
+        held_out, other = read([config.data.val])
+        return Halves(train=whole, held_out=held_out, how=GIVEN, infos=[info, other])
+    drawn = split(
+        len(whole),
+        config.data.val_fraction,
+        config.seed,
+        labels=None if labels is None else labels(whole),
+        groups=None if groups is None else groups(whole),
+        things=things,
+        report=report,
+    )
+    train, held_out = drawn.of(whole)
+    if note is not None:
+        counts = f"{len(held_out):,} of {len(whole):,} {things}"
+        note(f"held out: {counts}, {drawn.how['rule']}; --val FILE gives others")
+    return Halves(train=train, held_out=held_out, how=drawn.how, infos=[info])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """Indices of the training and of the held-out part, each in the order of the data, and how they were chosen."""
+    """Indices of the training and the held-out part, each in the order of the data, and how they were chosen."""
 
     train: list[int]
     held_out: list[int]
@@ -25,7 +74,7 @@ class Split:
     """For data.json and run.json: {"rule", "fraction", "seed"}."""
 
     def of(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-        """The two parts of ``items``."""
+        """Return the two parts of ``items``."""
         return [items[index] for index in self.train], [items[index] for index in self.held_out]
 
 
@@ -41,8 +90,8 @@ def split(
 ) -> Split:
     """Hold out ``fraction`` of ``count`` examples, drawn by ``seed``; neither part is empty.
 
-    With ``labels`` (those of each example) stratified: of each label the same part. With ``groups`` (one each) the
-    examples of one group stay together. Raises UserError where there is too little, with what ``report`` says.
+    With ``labels`` (those of each example) the split is stratified; with ``groups`` (one each) the examples of a group
+    stay together. Raises UserError where there are too few, with what ``report`` says.
     """
     generator = np.random.default_rng(seed % 2**64)
     if labels is not None and all(len(each) == 1 for each in labels):
@@ -55,10 +104,10 @@ def split(
         size = min(max(1, round(count * fraction)), count - 1)
         rule, held = "random", set(generator.permutation(count)[: max(0, size)].tolist())
     if not 0 < len(held) < count:
-        said = f"{count:,} {things} are too few to hold some out"
+        problem = f"{count:,} {things} are too few to hold some out"
         if groups is not None and count > 1:
-            said = f"the {count:,} {things} are of one group, so none can be held out"
-        raise (report or Report()).too_few(said, hint="give more, or a file with --val")
+            problem = f"the {count:,} {things} are of one group, so none can be held out"
+        raise (report or Report()).too_few(problem, hint="give more, or a file with --val")
     return Split(
         train=[index for index in range(count) if index not in held],
         held_out=sorted(held),
@@ -67,9 +116,9 @@ def split(
 
 
 def last(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str], Mapping[str, Any]]:
-    """The last ``fraction`` of a text held out, as in ``pretrain``, and how: a text is not shuffled.
+    """Hold out the last ``fraction`` of a text, unshuffled, as ``pretrain`` does; return both parts and the rule.
 
-    Whole documents where there are several, else from a line's end.
+    Of several documents whole ones; a single one is cut after a line.
     """
     how = {"rule": "end of text", "fraction": fraction}
     if len(documents) > 1:
@@ -83,7 +132,7 @@ def last(documents: Sequence[str], fraction: float) -> tuple[list[str], list[str
 
 
 def _by_label(labels: Sequence[str], fraction: float, generator: np.random.Generator) -> set[int]:
-    """Of each label the same part; a label with one example stays in training."""
+    """Draw the same share of each label; a label with one example stays in training."""
     indices: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         indices.setdefault(label, []).append(index)
@@ -96,17 +145,17 @@ def _by_label(labels: Sequence[str], fraction: float, generator: np.random.Gener
 
 
 def _spare(groups: Iterable[list[int]], wanted: int, generator: np.random.Generator) -> set[int]:
-    """Where there are few of each label: one each of as many as are wanted, where one is left to learn from."""
+    """Draw one example each of ``wanted`` groups that have another to train on."""
     spare = [indices[-1] for indices in groups if len(indices) > 1]
     return set(generator.permutation(spare)[:wanted].tolist())
 
 
 def _by_labels(labels: Sequence[Sequence[str]], fraction: float, generator: np.random.Generator) -> set[int]:
-    """Examples of several labels, so that of each label about ``fraction`` is held out.
+    """Draw examples of several labels, so that about ``fraction`` of each label is held out.
 
-    Iterative stratification (Sechidis et al. 2011, algorithm 1): the examples of the label of which the fewest are left
-    go one by one to the side that still lacks most of it, where both lack the same to the one that lacks most examples,
-    else to training; those without a label come last.
+    Iterative stratification (Sechidis et al. 2011, algorithm 1): the examples of the rarest remaining label go one by
+    one to the side that lacks most of it; ties go to the side that lacks more examples, then to training. Examples
+    without a label come last.
     """
     left: dict[str, set[int]] = {}
     for index, each in enumerate(labels):
@@ -118,8 +167,8 @@ def _by_labels(labels: Sequence[Sequence[str]], fraction: float, generator: np.r
     held: set[int] = set()
 
     def give(index: int, wanted: Sequence[float]) -> None:
-        learnt, tested = ((round(wanted[side], 6), round(lacking[side], 6)) for side in (0, 1))
-        side = int(tested > learnt)
+        train, held_out = ((round(wanted[side], 6), round(lacking[side], 6)) for side in (0, 1))
+        side = int(held_out > train)
         if side:
             held.add(index)
         lacking[side] -= 1
@@ -137,10 +186,8 @@ def _by_labels(labels: Sequence[Sequence[str]], fraction: float, generator: np.r
 
 
 def _by_group(groups: Sequence[Hashable], fraction: float, generator: np.random.Generator) -> set[int]:
-    """Whole groups, drawn until their examples are closest to ``fraction`` of all."""
-    sizes: dict[Hashable, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
+    """Draw whole groups, until their examples are closest to ``fraction`` of all."""
+    sizes = Counter(groups)
     names = list(sizes)
     want = fraction * len(groups)
     chosen: set[Hashable] = set()

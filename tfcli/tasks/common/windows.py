@@ -1,4 +1,4 @@
-"""Windows over the ids of one text: where each of an epoch's begins, and the seed of what is done to it."""
+"""Windows over the ids of one text, cut at other places in every epoch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 Seeded = tuple[npt.NDArray[Any], tuple[int, ...]]
-"""A window's ids, and its seed."""
+"""Ids of a window, and its seed."""
 
 
 def starts(
     indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64], *, tokens: int, size: int, step: int
 ) -> npt.NDArray[np.int64]:
-    """Where the windows at ``indices`` of ``size`` in an epoch begin, ``step`` ids from one to the next.
+    """Return the starts of the windows at ``indices`` (of ``size`` in an epoch), ``step`` ids apart.
 
-    Every epoch begins at an offset of its own, by the golden ratio.
+    Each epoch has an offset of its own, by the golden ratio.
     """
-    room = tokens - size * step  # so that the text's last token has its turn
+    room = tokens - size * step  # so that the last token has its turn
     offsets = (epochs * 0.6180339887498949 % 1.0 * room).astype(np.int64)
     return offsets + indices * step
 
@@ -32,7 +32,7 @@ def seeded(
     step: int,
     seed: int,
 ) -> list[Seeded]:
-    """The windows, whose seed is a function of ``seed``, the epoch and the window, and so of the seed and the step."""
+    """Return the windows at ``indices``, each with a seed that depends on ``seed``, the epoch and the window alone."""
     first = starts(indices, epochs, tokens=len(ids), size=size, step=step)
     return [
         (ids[start : start + step], (seed % 2**64, 1 + int(epoch), int(index)))

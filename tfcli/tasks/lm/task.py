@@ -1,4 +1,4 @@
-"""Language modelling: predict each token from those before it; also on new text, with a tokenizer that is kept."""
+"""Language modeling: predict each token from those before it. ``--task lm`` continues pretraining on new text."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 CONTEXT = 512
-"""Tokens of a window in finetuning, where the settings do not say."""
+"""Default tokens of a window in finetuning."""
 
 
 def loss(model: Model, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float = 0.0) -> tuple[Tensor, int]:
-    """Summed cross-entropy (nats, fp32) of every token but the first of each row, and how many they are.
+    """Return the summed cross-entropy (nats, fp32) of every token but the first of each row, and their number.
 
     ``tokens_BT`` holds T + 1 ids a row: inputs are the first T, targets the last T.
     """
@@ -53,7 +53,7 @@ def loss(model: Model, tokens_BT: Tensor, *, dtype: torch.dtype, dropout: float 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModeling(Finetuning):
-    """Windows of ``context`` + 1 ids over one training shard; the cuts between them move every epoch."""
+    """Windows of ``context`` + 1 ids over one training shard, cut at other places in every epoch."""
 
     train: Shard
     val: Shard
@@ -61,7 +61,7 @@ class LanguageModeling(Finetuning):
     context: int
     runtime: Runtime
     window: int | None = None
-    """Tokens of a window of an evaluation; None: as many as the model reads."""
+    """Tokens of a window in evaluations; None: the model's context."""
     data_report: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,55 +75,55 @@ class LanguageModeling(Finetuning):
 
     @property
     def size(self) -> int:
-        """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
+        """Number of windows in one epoch, without a last partial one."""
         return max(1, (self.train.tokens - 1) // self.context - 1)
 
     @property
     def evaluation_tokens(self) -> int:
-        """A third more than the held-out text: its windows overlap by a quarter."""
+        """Number of tokens, a third more than the held-out text has: its windows overlap by a quarter."""
         return self.val.tokens * 4 // 3
 
     def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Tensor:
-        """Windows (B, context + 1) as int64; every epoch begins at an offset of its own, by the golden ratio."""
+        """Return windows (B, context + 1) as int64; each epoch has an offset of its own."""
         ids = self.train.ids
         first = starts(indices, epochs, tokens=len(ids), size=self.size, step=self.context)
         return torch.from_numpy(np.stack([ids[start : start + self.context + 1] for start in first]).astype(np.int64))
 
     def count(self, rows: Rows) -> int:
-        """Targets."""
+        """Return the number of targets."""
         return len(rows) * self.context
 
     def tokens(self, rows: Rows) -> int:
-        """Targets."""
+        """Return the number of targets."""
         return len(rows) * self.context
 
     def loss(self, model: Model, rows: Tensor, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
-        """Summed next-token cross-entropy of the rows, and the number of targets."""
+        """Return the summed next-token cross-entropy of the rows, and the number of targets."""
         return loss(model, rows, dtype=dtype, dropout=dropout)
 
     def evaluate(self, model: Model) -> dict[str, float]:
-        """Bits per byte and loss of the whole held-out text."""
+        """Return bits per byte and loss of the whole held-out text."""
         scores = self._scores(model)
         return {"val_bits_per_byte": scores.bits_per_byte, "val_loss": scores.loss}
 
     def headline(self, scores: Mapping[str, float]) -> Headline:
-        """Bits per byte."""
+        """Return bits per byte."""
         return Headline(name="bits per byte", value=scores["val_bits_per_byte"])
 
     def sample(self, model: Transformer, seed: int) -> str | None:
-        """Up to 64 tokens from an empty document."""
+        """Return up to 64 tokens from an empty document."""
         sampling = Sampling(max_tokens=min(64, self.context), ignore_eos=True)
         steps = decode(model, [[self.tokenizer.first_id]], sampling, seeds=[seed], eos_id=self.tokenizer.eos_id)
         ids = [step.id for row in steps for step in row if step.id is not None]
         return self.tokenizer.decode(ids)
 
     @property
-    def about(self) -> dict[str, Any]:
-        """A model that reads on stays a model of text: generate and evaluate take it as before."""
+    def hf_config(self) -> dict[str, Any]:
+        """No task: the model stays a language model, for generate and evaluate."""
         return {"tfcli": {"task": None}}
 
     def report(self, model: Model) -> tuple[dict[str, Any], list[str]]:
-        """Loss, perplexity and bits per byte of the held-out text."""
+        """Return loss, perplexity and bits per byte of the held-out text."""
         scores = self._scores(model)
         line = f"loss {scores.loss:.4f}, perplexity {scores.perplexity:.3f}, {scores.bits_per_byte:.4f} bits per byte"
         return asdict(scores), [f"{line} ({scores.tokens:,} held-out tokens)"]
@@ -133,11 +133,8 @@ class LanguageModeling(Finetuning):
         return evaluate(model, val.ids, text_bytes=val.bytes, codec=codec, runtime=self.runtime, context=self.window)
 
 
-# Reading on: finetuning on new text with the tokenizer kept.
-
-
 class Lm(Application):
-    """--task lm."""
+    """``--task lm``: continued pretraining."""
 
     name = "lm"
     config = LmConfig
@@ -145,7 +142,7 @@ class Lm(Application):
     def prepare(self, start: Start) -> Finetuning:
         """Read the text and encode it with the model's tokenizer, in memory."""
         config: LmConfig = start.config
-        refuse(start.model, self.name)
+        check_decoder(start.model, self.name)
         data = config.data
         if data.encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             raise UserError(f"--task lm reads UTF-8, not {data.encoding}", hint="convert the files first, with iconv")
@@ -154,21 +151,21 @@ class Lm(Application):
         if data.val is None:
             train, val, how = last(texts[0].documents, data.val_fraction)
             apart = [Chunk(text, True) for text in val]
-        else:  # in the chunks that `evaluate` reads: tokenizers may see where a text is cut
+        else:  # in the chunks that `evaluate` reads: a tokenizer may depend on where a text is cut
             texts.append(_read([data.val], options, start.note, strict=data.strict))
             train, val, how = *(each.documents for each in texts), GIVEN
             apart = texts[1].chunks
         most = start.model.config.context
         context = min(data.context or CONTEXT, most)
         parts = [encode(chunks, start.codec, begin=True) for chunks in ([Chunk(text, True) for text in train], apart)]
-        learnt, held = (_shard(part, start.codec) for part in parts)
-        if not held.tokens:
+        train_shard, val_shard = (_shard(part, start.codec) for part in parts)
+        if not val_shard.tokens:
             raise UserError("nothing is held out", hint="give more text, or a file with --val")
         data_report = _data_report(texts, how, parts, (train, val), start.codec, context)
-        start.note(f"data: {learnt.tokens:,} tokens in windows of {context:,}, {held.tokens:,} held out")
+        start.note(f"data: {train_shard.tokens:,} tokens in windows of {context:,}, {val_shard.tokens:,} held out")
         return LanguageModeling(
-            train=learnt,
-            val=held,
+            train=train_shard,
+            val=val_shard,
             tokenizer=start.codec,
             context=context,
             runtime=start.runtime,
@@ -176,17 +173,17 @@ class Lm(Application):
             data_report=data_report,
         )
 
-    def predictor(self, model: Transformer, codec: Codec, about: Mapping[str, Any], runtime: Runtime) -> Predictor:
-        """There is nothing to predict. Raises UserError."""
-        raise UserError("a model of text continues it", hint="use: tfcli generate, or tfcli evaluate")
+    def predictor(self, model: Transformer, codec: Codec, hf_config: Mapping[str, Any], runtime: Runtime) -> Predictor:
+        """Raise UserError: a language model has nothing to predict."""
+        raise UserError("a language model continues text", hint="use: tfcli generate, or tfcli evaluate")
 
     def next_step(self, directory: Path) -> str:
-        """A continuation of a prompt."""
+        """Return the command that continues a prompt."""
         return f"tfcli generate --model {directory}"
 
 
-def refuse(model: Transformer, task: str) -> None:
-    """UserError for a model that is no decoder alone."""
+def check_decoder(model: Transformer, task: str) -> None:
+    """Raise UserError for a model that is not a decoder alone."""
     config = model.config
     if config.architecture.causal and not config.encoder_depth:
         return
@@ -196,16 +193,15 @@ def refuse(model: Transformer, task: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """What files hold, and what was counted of each of them."""
+    """The text of files, and what was counted of each."""
 
     chunks: list[Chunk]
     counts: list[Count]
 
     @property
     def documents(self) -> list[str]:
-        """The documents whole."""
-        documents: list[str] = []
-        parts: list[str] = []
+        """Whole documents."""
+        documents, parts = [], list[str]()
         for chunk in self.chunks:
             parts.append(chunk.text)
             if chunk.end:
@@ -220,16 +216,14 @@ class _Text:
 
 
 def _read(specs: Sequence[str], options: DataOptions, note: Callable[[str], None], *, strict: bool) -> _Text:
-    """The text that files hold, documents without any left out, or a UserError where ``strict``."""
+    """Return the text of files without empty documents, which raise UserError where ``strict``."""
     counts = Counts()
     with spooling() as spool:
         chunks = list(read(find(specs, spool=spool, on_note=note), options, counts))
     for count in counts.sources:
         if strict and count.empty:
-            raise UserError(
-                f"{count.name}: {count.empty:,} empty documents", hint="without --strict they are said and left out"
-            )
-        for number, what in ((count.empty, "empty documents left out"), (count.replaced, "invalid bytes replaced")):
+            raise UserError(f"{count.name}: {count.empty:,} empty documents", hint="without --strict they are skipped")
+        for number, what in ((count.empty, "empty documents skipped"), (count.replaced, "invalid bytes replaced")):
             if number:
                 note(f"{count.name}: {number:,} {what}")
     if not chunks:
@@ -237,17 +231,17 @@ def _read(specs: Sequence[str], options: DataOptions, note: Callable[[str], None
     return _Text(chunks=chunks, counts=counts.sources)
 
 
-def _shard(made: Encoded, codec: Codec) -> Shard:
-    """The ids of a text, in memory."""
+def _shard(text: Encoded, codec: Codec) -> Shard:
+    """Return the ids of a text as a shard in memory."""
     return Shard(
         path=Path(codec.name),
-        ids=made.ids,
+        ids=text.ids,
         tokenizer_hash=codec.hash,
         vocab_size=codec.vocab_size,
-        tokens=len(made.ids),
-        documents=made.documents,
-        bytes=made.bytes,
-        checksum=zlib.crc32(made.ids.tobytes()),
+        tokens=len(text.ids),
+        documents=text.documents,
+        bytes=text.bytes,
+        checksum=zlib.crc32(text.ids.tobytes()),
     )
 
 
@@ -259,13 +253,13 @@ def _data_report(
     codec: Codec,
     context: int,
 ) -> dict[str, Any]:
-    """data.json. ``texts`` are one, or two where the held-out part has files of its own."""
+    """Return data.json; ``texts`` are one, or two where the held-out part has files of its own."""
     train, val = encoded
     whole = hashlib.sha256()
     for text in (*parts[0], "\0", *parts[1]):
         whole.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     fallback = unknown = None
-    if isinstance(codec, Tokenizer):  # others have no pieces that are bytes
+    if isinstance(codec, Tokenizer):  # others have no byte tokens
         ids = np.concatenate([train.ids, val.ids])
         fallback, unknown = float(fallback_pieces(codec)[ids].mean()), float((ids == codec.unk_id).mean())
     twice = duplicates(*parts)
@@ -288,7 +282,7 @@ def _data_report(
 
 
 def _sources(texts: Sequence[_Text], lengths: Sequence[list[int]]) -> Iterator[Source]:
-    """Of each file, its tokens and the part that it went to; one document that is cut into two is of both."""
+    """Yield each file with its tokens and its part; a single document that is cut in two belongs to both."""
     owners = [(number, owner) for number, text in enumerate(texts) for owner in text.owners]
     owners = owners if len(owners) == sum(map(len, lengths)) else owners * 2
     tokens: Counter[tuple[int, int]] = Counter()

@@ -1,4 +1,4 @@
-"""A new encoder-decoder for pairs of texts: one tokenizer of both sides, and a model of a size that they can teach."""
+"""A new encoder-decoder for pairs of texts: a shared tokenizer, and a model of a size that fits their number."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ARCHITECTURE = replace(
     feed_forward=replace(CLASSIC.feed_forward, activation="relu"),
     embedding=replace(CLASSIC.embedding, norm=True),
 )
-"""Of the family that is written (``tfcli.formats.hf.families.mbart.MBART``)."""
+"""Architecture of the family that is written (``tfcli.formats.hf.families.mbart.MBART``)."""
 
 
 def shape(options: NewModel, *, vocab_size: int, pairs: int) -> ModelConfig:
-    """The model for so many pairs. Raises UserError for a width that is not whole heads."""
+    """Return the shape of a model for so many pairs. Raises UserError for a width that is not whole heads."""
     many = pairs >= MANY_PAIRS
     depth, width = options.depth or (6 if many else 3), options.width or (512 if many else 256)
     if width % HEAD_WIDTH and width > HEAD_WIDTH:
@@ -54,7 +54,7 @@ def shape(options: NewModel, *, vocab_size: int, pairs: int) -> ModelConfig:
 def make(
     pairs: Sequence[Pair], config: TranslateConfig, runtime: Runtime, note: Callable[[str], None]
 ) -> tuple[Transformer, Tokenizer]:
-    """A model with new weights and its tokenizer, which ends every text with the end-of-text id."""
+    """Return a model with new weights, and its tokenizer, which ends every text with the end-of-text id."""
     texts = [Chunk(f"{text}\n", True) for pair in pairs for text in (pair.source, pair.target)]
     plain = train(texts, config.tokenizer, vocab_size=PIECES, threads=runtime.threads, on_note=note)
     codec = Tokenizer(plain.model_bytes, suffix_ids=(plain.eos_id,))

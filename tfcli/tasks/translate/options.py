@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from tfcli.config.options import TokenizerOptions
-from tfcli.errors import UserError
+from tfcli.config.ranges import AT_LEAST_1, BELOW_1
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneTrain
 
 NEW_EPOCHS = 15.0
-"""Passes over the pairs of a new model, where no length is given."""
+"""Default passes over the pairs for a new model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairData(FinetuneData):
-    """Which columns hold what; ``val`` may be two aligned files with a comma between, as the data may be two files."""
+    """Columns of tables. ``val`` may be two aligned files with a comma between, as the data may be two files."""
 
     source: str | None = None
     """Column with the text to translate; left out: source, src, the first language, or the first of two columns."""
@@ -24,11 +25,11 @@ class PairData(FinetuneData):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairTrain(FinetuneTrain):
-    """As for every task, in larger batches, for sentences are short."""
+    """Larger batches than for other tasks, for sentences are short."""
 
-    batch_size: int = 128
-    """Pairs a step, over all micro-batches."""
-    dropout: float = 0.3
+    batch_size: Annotated[int, AT_LEAST_1] = 128
+    """Pairs per step, over all micro-batches."""
+    dropout: Annotated[float, BELOW_1] = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,41 +39,31 @@ class NewModel:
     depth: int | None = None
     """Blocks of the encoder, and of the decoder; left out: 3 below 200,000 pairs, else 6."""
     width: int | None = None
-    """Residual stream; left out: 256 or 512. Heads have a width of 64, the feed-forward layer is four times as wide."""
+    """Width of the residual stream; left out: 256 or 512. Heads are 64 wide, feed-forward layers four times that."""
     context: int = 256
-    """Tokens of a text at most."""
+    """Maximum tokens of a text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranslateOptions:
-    """The loss, and how answers are searched for."""
+    """The loss and the search."""
 
-    label_smoothing: float = 0.1
-    """Part of the probability that is spread over the vocabulary (Szegedy et al. 2016)."""
-    beam: int = 4
-    """Beams of a source; 1 is greedy."""
+    label_smoothing: Annotated[float, BELOW_1] = 0.1
+    """Share of the probability that is spread over the vocabulary (Szegedy et al. 2016)."""
+    beam: Annotated[int, AT_LEAST_1] = 4
+    """Beam width; 1 is greedy."""
     length_penalty: float = 1.0
     """alpha of log P(Y) / |Y|^alpha."""
-    watch: int = 200
-    """Held-out pairs that are translated, greedily, at each evaluation; the whole part at the end."""
+    watch: Annotated[int, AT_LEAST_1] = 200
+    """Held-out pairs that each evaluation translates, greedily; the final report translates all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranslateConfig(FinetuneConfig):
-    """Everything that decides a run of translate."""
+    """Everything that decides a run of translation."""
 
     data: PairData = field(default_factory=PairData)
     train: PairTrain = field(default_factory=PairTrain)
     translate: TranslateOptions = field(default_factory=TranslateOptions)
     model: NewModel = field(default_factory=NewModel)
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
-
-
-def check(config: TranslateConfig) -> None:
-    """Raise UserError for a number that means nothing."""
-    if not 0 <= config.translate.label_smoothing < 1:
-        raise UserError(
-            f"translate.label_smoothing is {config.translate.label_smoothing}", hint="it must be at least 0 and below 1"
-        )
-    if config.translate.beam < 1 or config.translate.watch < 1:
-        raise UserError("translate.beam and translate.watch must be at least 1")

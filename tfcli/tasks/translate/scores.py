@@ -1,4 +1,4 @@
-"""BLEU and chrF of translations, by sacrebleu, with the signature that says how they were counted."""
+"""BLEU and chrF of translations, by sacrebleu, with its signatures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from tfcli.errors import UserError
 
 SAMPLES = 1000
-"""Of the bootstrap (Koehn 2004)."""
+"""Resamples of the bootstrap (Koehn 2004)."""
 
 
 def check() -> None:
-    """Raise UserError where sacrebleu is not installed."""
+    """Raise UserError if sacrebleu is not installed."""
     _metrics()
 
 
@@ -21,14 +21,14 @@ def _metrics() -> Any:
         from sacrebleu import metrics
     except ImportError:
         raise UserError(
-            "BLEU and chrF are counted by sacrebleu, which is not installed",
+            "BLEU and chrF need sacrebleu, which is not installed",
             hint="pip install 'tfcli[translate]', or: pip install sacrebleu",
         ) from None
     return metrics
 
 
 def score(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """{"bleu", "chrf"} (Papineni et al. 2002; Popovic 2015) of whole texts, 0 to 100, cased."""
+    """Return {"bleu", "chrf"} (Papineni et al. 2002; Popovic 2015) of whole texts, 0 to 100, cased."""
     metrics = _metrics()
     refs = [list(references)]
     return {
@@ -38,18 +38,18 @@ def score(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]
 
 
 def assess(answers: Sequence[str], references: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The same with signatures and, of more than one text, 95 % intervals; and lines for people."""
+    """Return the scores with signatures and, for more than one text, 95 % intervals; and lines for people."""
     metrics = _metrics()
     refs, scores, lines = [list(references)], dict[str, Any](), []
     interval: dict[str, list[float]] = {}
     signatures: dict[str, str] = {}
     for name, metric in (("bleu", metrics.BLEU()), ("chrf", metrics.CHRF())):
         if len(references) > 1:
-            found = metric.corpus_score(list(answers), refs, n_bootstrap=SAMPLES)
-            mean, half = float(found._mean), float(found._ci)
+            drawn = metric.corpus_score(list(answers), refs, n_bootstrap=SAMPLES)
+            mean, half = float(drawn._mean), float(drawn._ci)
             interval[name] = [mean - half, mean + half]
-        found = metric.corpus_score(list(answers), refs)
-        scores[name], signatures[name] = float(found.score), str(metric.get_signature())
+        scores[name] = float(metric.corpus_score(list(answers), refs).score)
+        signatures[name] = str(metric.get_signature())
         between = f"  (95 % interval {interval[name][0]:.2f} to {interval[name][1]:.2f})" if name in interval else ""
         lines.append(f"{name:5} {scores[name]:6.2f}{between}  {signatures[name]}")
     return {**scores, "examples": len(references), "interval": interval, "signature": signatures}, lines
