@@ -77,7 +77,7 @@ def test_tables_without_a_header_and_with_stray_quotes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.csv", b"text,label\na,b,c\n", "a.csv:2 has 3 fields, the first line has 2"),
+        ("a.csv", b"text,label\na,b,c\n", "a.csv:2 has 3 fields, the header has 2"),
         ("a.csv", b'text,label\n"a,b\n', "is not valid csv"),
         ("a.jsonl", b'{"text": 1}\nno\n', "a.jsonl:2 is not JSON"),
         ("a.jsonl", b"[1]\n", "a.jsonl:1 is a JSON list, expected an object"),

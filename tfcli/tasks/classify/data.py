@@ -15,7 +15,8 @@ from tfcli.errors import UserError, nearest
 from tfcli.tasks.classify.options import ClassifyData
 from tfcli.tasks.common import report
 from tfcli.text.read import tables
-from tfcli.text.read.tables import Row, Table
+from tfcli.text.read.rows import Row
+from tfcli.text.read.tables import Table
 
 TEXTS = (
     "text", "sentence", "question", "content", "sentence1", "question1", "premise", "text_a", "review", "message",

@@ -4,34 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfcli.errors import UserError, nearest
-from tfcli.tasks.common.options import FinetuneData
-from tfcli.tasks.common.report import Report
-from tfcli.text.read import files, hf_data
-
-SUFFIXES = (".csv", ".tsv", ".parquet")
-
-
-def is_table(path: object) -> bool:
-    """Whether a file has columns by its name, or is a data set ``hf:NAME``."""
-    return hf_data.is_named(path) or files.stem_suffix(Path(str(path)))[0] in SUFFIXES
-
-
-def read(
-    path: object, known: Sequence[str], options: FinetuneData, report: Report
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of each row of a table; ``known`` are names of columns that make a first line of csv a header."""
-    table = report.table(str(path), known=known, encoding=options.encoding, errors=options.errors)
-    names = list(table.columns)
-    rows = table.rows
-    if not table.header and rows:  # none of its names is known, but there must be a line of them
-        names, rows = [str(value).strip() for value in rows[0].values.values()], rows[1:]
-    for row in rows:
-        yield row.where, dict(zip(names, row.values.values(), strict=True)) if not table.header else row.values
 
 
 def named(row: dict[str, Any], keys: Mapping[str, str | None], where: str) -> dict[str, Any]:

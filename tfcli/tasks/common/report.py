@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from tfcli.errors import UserError
 from tfcli.text.read import files, tables
+from tfcli.text.read.files import Count, Errors
+from tfcli.text.read.rows import Kind, OnFault, refuse
 
 PLACES = 3
 """Places that are named of each kind."""
+REPLACED = "invalid bytes that became U+FFFD"
 
 
 @dataclass(kw_only=True)
@@ -45,26 +47,37 @@ class Report:
         if count:
             self.notes[kind] = self.notes.get(kind, 0) + count
 
-    def text(
-        self, path: str | Path, *, encoding: str = "utf-8", errors: Literal["strict", "replace"] = "strict"
-    ) -> str:
+    def text(self, path: str | Path, *, encoding: str = "utf-8", errors: Errors = "strict") -> str:
         """The text of a file, without a byte order mark; what was replaced in it is noted.
 
         Raises UserError for an encoding that is not known, and for bytes that are not in it.
         """
-        data = b"".join(files.blocks(Path(path), str(path)))
-        self.digests.append(hashlib.sha256(data).digest())
-        text, replaced = tables.decode(data, str(path), encoding, errors)
-        self.note("invalid bytes that became U+FFFD", replaced)
+        count, digest = Count(name=str(path)), hashlib.sha256()
+        pieces = files.texts(Path(path), count.name, errors, count, encoding=encoding, seen=digest.update)
+        text = "".join(pieces)
+        self.digests.append(digest.digest())
+        self.note(REPLACED, count.replaced)
         return text
 
     def table(
-        self, path: str | Path, *, known: Sequence[str], encoding: str, errors: Literal["strict", "replace"]
+        self,
+        path: str | Path,
+        *,
+        known: Sequence[str],
+        header: bool | None = None,
+        kind: Kind | None = None,
+        encoding: str = "utf-8",
+        errors: Errors = "strict",
+        expected: str = tables.EXPECTED,
+        on_fault: OnFault = refuse,
     ) -> tables.Table:
-        """As ``labelled.read``; what was replaced in the table is noted."""
-        table = tables.read(path, known=known, encoding=encoding, errors=errors)
+        """As ``tables.read``; what was replaced in the table is noted."""
+        table = tables.read(
+            path, known=known, header=header, kind=kind, encoding=encoding, errors=errors, expected=expected,
+            on_fault=on_fault,
+        )  # fmt: skip
         self.digests.append(table.digest)
-        self.note("invalid bytes that became U+FFFD", table.replaced)
+        self.note(REPLACED, table.replaced)
         return table
 
     @property

@@ -11,11 +11,12 @@ from typing import Any
 from tfcli.errors import UserError
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.translate.options import PairData
-from tfcli.text.read import files, hf_data, tables
+from tfcli.text.read import delimited, files, tables
 
 SOURCES, TARGETS = ("source", "src", "input", "question"), ("target", "tgt", "output", "answer")
 """Names of columns that are known."""
-ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ROWS = ("jsonl", "json", "csv", "parquet", "hf")
+"""Kinds of tables with a column for each side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +49,11 @@ def read(specs: Sequence[str], options: PairData) -> Pairs:
     digest = hashlib.sha256()
     found: list[Pair] = []
     rows = 0
-    if len(paths) == 2 and not any(_kind(path) in (*ROWS, ".tsv") for path in paths):
-        read_ = [_text(path, options, digest) for path in paths]
+    if len(paths) == 2 and not any(tables.kind_of(path) in (*ROWS, "tsv") for path in paths):
+        read_ = [_lines(path, options, report, digest) for path in paths]
         listed = [(str(paths[0]), n, a, b) for n, (a, b) in enumerate(_aligned(paths, read_), 1)]
     else:
-        listed = [entry for path in paths for entry in _table(path, options, digest)]
+        listed = [entry for path in paths for entry in _table(path, options, report, digest)]
     for name, number, source, target in listed:
         rows += 1
         if source.strip() and target.strip():
@@ -70,17 +71,11 @@ def _halves(spec: str) -> list[str]:
     return parts if len(parts) == 2 and not Path(spec).exists() and Path(parts[0]).exists() else [spec]
 
 
-def _kind(path: Path) -> str:
-    return ".parquet" if hf_data.is_named(path) else files.stem_suffix(path)[0]
-
-
-def _text(path: Path, options: PairData, digest: Any) -> list[str]:
+def _lines(path: Path, options: PairData, report: Report, digest: Any) -> list[str]:
     """The lines of a text file; line breaks are \\n or \\r\\n, and no other character ends a line."""
-    data = b"".join(files.blocks(path, str(path)))
-    digest.update(hashlib.sha256(data).digest())
-    text, _ = tables.decode(data, str(path), options.encoding, options.errors)
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    text = report.text(path, encoding=options.encoding, errors=options.errors)
+    digest.update(report.digests[-1])
+    return [line.removesuffix("\n").removesuffix("\r") for line in files.lines(iter([text]))]
 
 
 def _aligned(paths: Sequence[Path], read_: Sequence[list[str]]) -> list[tuple[str, str]]:
@@ -93,11 +88,11 @@ def _aligned(paths: Sequence[Path], read_: Sequence[list[str]]) -> list[tuple[st
     return list(zip(source, target, strict=True))
 
 
-def _table(path: Path, options: PairData, digest: Any) -> list[tuple[str, int, str, str]]:
-    if _kind(path) not in ROWS:
-        return _tabbed(path, options, digest)
+def _table(path: Path, options: PairData, report: Report, digest: Any) -> list[tuple[str, int, str, str]]:
+    if tables.kind_of(path) not in ROWS:
+        return _tabbed(path, options, report, digest)
     known = [*SOURCES, *TARGETS, *(name for name in (options.source, options.target) if name)]
-    table = tables.read(path, known=known, encoding=options.encoding, errors=options.errors)
+    table = report.table(path, known=known, encoding=options.encoding, errors=options.errors)
     digest.update(table.sha256.encode())
     found = []
     for number, row in enumerate(table.rows, 1):
@@ -126,29 +121,29 @@ def _column(asked: str | None, known: Sequence[str], keys: Sequence[str], place:
     )
 
 
-def _tabbed(path: Path, options: PairData, digest: Any) -> list[tuple[str, int, str, str]]:
+def _tabbed(path: Path, options: PairData, report: Report, digest: Any) -> list[tuple[str, int, str, str]]:
     """Lines with a tab between the two texts; quotes are part of a text, a first line of two known names is none."""
-    lines = _text(path, options, digest)
-    columns = (0, 1)
-    if lines and (options.source or options.target or _is_header(lines[0])):
-        names = [name.strip() for name in lines[0].split("\t")]
-        columns = (
-            names.index(_column(options.source, SOURCES, names, 0, f"{path}:1", "source")),
-            names.index(_column(options.target, TARGETS, names, 1, f"{path}:1", "target")),
+    text = report.text(path, encoding=options.encoding, errors=options.errors)
+    digest.update(report.digests[-1])
+    records = [each for each in delimited.plain(iter([text]), "\t") if any(cell.strip() for cell in each[1])]
+    places = (0, 1)
+    if records and (options.source or options.target or _is_header(records[0][1])):
+        first, fields = records.pop(0)
+        names = [name.strip() for name in fields]
+        places = (
+            names.index(_column(options.source, SOURCES, names, 0, f"{path}:{first}", "source")),
+            names.index(_column(options.target, TARGETS, names, 1, f"{path}:{first}", "target")),
         )
-        lines[0] = ""
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if len(cells) <= max(columns):
+    for number, cells in records:
+        if len(cells) <= max(places):
+            line = "\t".join(cells)
             hint = "a source, a tab and a target" if len(cells) == 1 else None
             raise UserError(f"{path}:{number} has {len(cells)} fields: {line[:60]!r}", hint=hint)
-        found.append((str(path), number, cells[columns[0]], cells[columns[1]]))
+        found.append((str(path), number, cells[places[0]], cells[places[1]]))
     return found
 
 
-def _is_header(line: str) -> bool:
-    names = [name.strip().lower() for name in line.split("\t")]
+def _is_header(cells: Sequence[str]) -> bool:
+    names = [name.strip().lower() for name in cells]
     return len(names) > 1 and any(n in SOURCES for n in names) and any(n in TARGETS for n in names)

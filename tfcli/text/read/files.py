@@ -1,17 +1,18 @@
-"""Bytes of a file as text: decompressed by suffix, what is not text named by its content, UTF-8 checked."""
+"""Bytes of a file as text: decompressed by suffix, what is not text named by its content, the encoding checked."""
 
 from __future__ import annotations
 
 import codecs
-import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, AnyStr, Literal, cast
+from typing import IO, AnyStr, Literal, cast
 
 from tfcli.errors import UserError, nearest
 
+Errors = Literal["strict", "replace"]
+"""What becomes of bytes that are not in the encoding."""
 BLOCK = 1 << 20
 """Bytes read at once."""
 SNIFF = 8192
@@ -152,34 +153,65 @@ def head_of(path: Path, name: str) -> bytes:
     return next(blocks(path, name), b"")[:SNIFF]
 
 
-def texts(path: Path, name: str, errors: Literal["strict", "replace"], count: Count) -> Iterator[str]:
+def check_encoding(encoding: str) -> None:
+    """UserError for one that Python does not know."""
+    try:
+        "".encode(encoding)
+    except (LookupError, UnicodeError):
+        raise UserError(f"unknown encoding {encoding!r}", hint="for example: utf-8, latin-1, cp1252, utf-16") from None
+
+
+def texts(
+    path: Path,
+    name: str,
+    errors: Errors,
+    count: Count,
+    *,
+    encoding: str | None = None,
+    seen: Callable[[bytes], object] = lambda block: None,
+) -> Iterator[str]:
     """The text of ``path`` in pieces of about a block, without a byte order mark; ``count`` is told what was replaced.
 
-    Raises UserError for a file that is not text, and under ``errors="strict"`` for invalid UTF-8, with byte and line.
+    Without an ``encoding`` it is UTF-8, and the command has no option for another. ``seen`` is given every block of
+    decompressed bytes, as to hash them.
+    Raises UserError for a file that is not text, and under ``errors="strict"`` for invalid bytes, with byte and line.
     """
+    asked = encoding or "utf-8"
+    check_encoding(asked)
+    utf8 = asked.lower().replace("_", "-") in ("utf-8", "utf8")
+    decoder = codecs.getincrementaldecoder(asked)(errors)
     rest = b""
     offset = lines = 0
     stream = blocks(path, name)
     block = next(stream, b"")
-    _check_text(block[:SNIFF], name)
-    if block.startswith(codecs.BOM_UTF8):
+    seen(block)
+    _check_text(block[:SNIFF], name, encoding)
+    if utf8 and block.startswith(codecs.BOM_UTF8):
         block, offset, count.boms = block[3:], 3, count.boms + 1
     while True:
         following = next(stream, b"")
+        seen(following)
         data = rest + block if rest else block
         try:
-            text, used = codecs.utf_8_decode(data, errors, not following)
+            text = decoder.decode(block, not following)
         except UnicodeDecodeError as error:
             line = lines + data.count(b"\n", 0, error.start) + 1
             where = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}, line {line}"
+            other = (
+                "convert it (iconv -f latin1 -t utf-8)"
+                if encoding is None
+                else "name its encoding, as --encoding latin-1"
+            )
             raise UserError(
-                f"{name} is not valid UTF-8: {where}",
-                hint="convert it (iconv -f latin1 -t utf-8), or replace and count what is invalid: --errors replace",
+                f"{name} is not {asked.upper()}: {where}",
+                hint=f"{other}, or replace and count what is invalid: --errors replace",
             ) from None
+        rest = decoder.getstate()[0]
+        used = len(data) - len(rest)
         if errors == "replace" and "\ufffd" in text:
-            count.replaced += text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd")
+            count.replaced += text.count("\ufffd") - (data[:used].count(b"\xef\xbf\xbd") if utf8 else 0)
         lines += data.count(b"\n", 0, used)
-        offset, rest = offset + used, data[used:]
+        offset += used
         if text:
             yield text
         if not following:
@@ -187,16 +219,17 @@ def texts(path: Path, name: str, errors: Literal["strict", "replace"], count: Co
         block = following
 
 
-def _check_text(head: bytes, name: str) -> None:
+def _check_text(head: bytes, name: str, encoding: str | None) -> None:
     words = what_it_is(head)
-    if words == "UTF-16 text":
-        raise UserError(
-            f"{name} is UTF-16 text, expected UTF-8", hint=f"convert it: iconv -f utf-16 -t utf-8 {name} > new.txt"
-        )
-    if words:
-        raise UserError(
-            f"{name} is {words}, expected UTF-8 text", hint="text, .jsonl, .csv, .tsv and .parquet files are read"
-        )
+    utf16 = words == "UTF-16 text"
+    if words is None or (utf16 and (encoding or "").lower().replace("_", "-").startswith("utf-16")):
+        return
+    expected = "UTF-8 text" if encoding is None else f"text in {encoding}"
+    hint = "text, .jsonl, .csv, .tsv and .parquet files are read"
+    if utf16:
+        convert = f"convert it: iconv -f utf-16 -t utf-8 {name} > new.txt"
+        hint = convert if encoding is None else "read it with: --encoding utf-16"
+    raise UserError(f"{name} is {words}, expected {expected}", hint=hint)
 
 
 def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
@@ -217,26 +250,6 @@ def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
             rest.append(found[-1])
     if rest:
         yield rest[0][:0].join(rest)
-
-
-def json_lines(
-    lines: Iterable[str], name: str, *, hint: str, of_object: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("name:line", object) of lines of JSON, blank ones left out.
-
-    Raises UserError for a line that is not JSON, with ``hint``, and for one that is no object, with ``of_object``.
-    """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}", hint=hint) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object", hint=of_object)
-        yield where, row
 
 
 def missing(path: Path) -> UserError:
