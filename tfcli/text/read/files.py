@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -179,13 +180,13 @@ def texts(
     asked = encoding or "utf-8"
     check_encoding(asked)
     utf8 = asked.lower().replace("_", "-") in ("utf-8", "utf8")
-    decoder = codecs.getincrementaldecoder(asked)(errors)
     rest = b""
     offset = lines = 0
     stream = blocks(path, name)
     block = next(stream, b"")
     seen(block)
     _check_text(block[:SNIFF], name, encoding)
+    decoder = codecs.getincrementaldecoder(_with_order(asked, block))(errors)
     if utf8 and block.startswith(codecs.BOM_UTF8):
         block, offset, count.boms = block[3:], 3, count.boms + 1
     while True:
@@ -197,11 +198,8 @@ def texts(
         except UnicodeDecodeError as error:
             line = lines + data.count(b"\n", 0, error.start) + 1
             where = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}, line {line}"
-            other = (
-                "convert it (iconv -f latin1 -t utf-8)"
-                if encoding is None
-                else "name its encoding, as --encoding latin-1"
-            )
+            option = "name its encoding, as --encoding latin-1"
+            other = "convert it (iconv -f latin1 -t utf-8)" if encoding is None else option
             raise UserError(
                 f"{name} is not {asked.upper()}: {where}",
                 hint=f"{other}, or replace and count what is invalid: --errors replace",
@@ -217,6 +215,18 @@ def texts(
         if not following:
             return
         block = following
+
+
+def _with_order(encoding: str, head: bytes) -> str:
+    """UTF-16 and UTF-32 without a byte order mark are in the machine's own order, as for ``bytes.decode``."""
+    name = codecs.lookup(encoding).name
+    marks = {
+        "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+        "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    }
+    if name not in marks or head.startswith(marks[name]):
+        return encoding
+    return f"{name}-{'le' if sys.byteorder == 'little' else 'be'}"
 
 
 def _check_text(head: bytes, name: str, encoding: str | None) -> None:
