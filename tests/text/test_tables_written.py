@@ -66,6 +66,8 @@ def both(path: Path, **more: Any) -> list[dict[str, Any]]:
 def test_csv(
     folder: Path, rows: list[tuple[str, str]], end: str, quoting: Any, kind: tuple[str, str], encoding: str
 ) -> None:
+    if end == "\n" and any("\r" in cell for row in rows for cell in row):
+        quoting = csv.QUOTE_ALL  # Python's writer leaves a \r bare where it ends lines by \n
     out = io.StringIO()
     writer = csv.writer(out, delimiter=kind[1], lineterminator=end, quoting=quoting)
     writer.writerows([COLUMNS, *rows])

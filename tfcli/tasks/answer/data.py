@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -88,11 +87,12 @@ def read(
     before = dict(report.faults)
     keys = keys or Keys()
     kind = tables.kind_of(path)
-    table = report.table(
+    table = tables.rows(
         path, known=_known(keys), header=True, kind=kind if kind in tables.COLUMNS else "json", encoding=encoding,
-        errors=errors, expected=EXPECTED,
+        errors=errors, expected=EXPECTED, whole=True,
     )  # fmt: skip
-    rows = (_of_json if table.form.kind == "json" else partial(_of_table, keys=keys))(table.rows)
+    read_ = report.table(table).rows
+    rows = _of_json(read_) if table.form.kind == "json" else _of_table(read_, keys=keys)
     found: list[Question] = []
     seen: set[str] = set()
     may_be_silent = False

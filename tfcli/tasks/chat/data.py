@@ -102,10 +102,11 @@ def read(
             raise fault.error
         report.fault(BROKEN[fault.kind], fault.where)
 
-    table = report.table(
+    listed = tables.rows(
         path, known=known, header=True, kind=kind if has_columns else "json", encoding=encoding, errors=errors,
-        expected=EXPECTED, on_fault=on_fault,
+        expected=EXPECTED, on_fault=on_fault, whole=True,
     )  # fmt: skip
+    table = report.table(listed)
     for row in table.rows:
         if has_columns and row is table.rows[0]:
             columns.named(row.values, named, row.where)  # a column that is not there is a mistake of the settings

@@ -11,7 +11,6 @@ from pathlib import Path
 from tfcli.errors import UserError
 from tfcli.text.read import files, tables
 from tfcli.text.read.files import Count, Errors
-from tfcli.text.read.rows import Kind, OnFault, refuse
 
 PLACES = 3
 """Places that are named of each kind."""
@@ -59,23 +58,9 @@ class Report:
         self.note(REPLACED, count.replaced)
         return text
 
-    def table(
-        self,
-        path: str | Path,
-        *,
-        known: Sequence[str],
-        header: bool | None = None,
-        kind: Kind | None = None,
-        encoding: str = "utf-8",
-        errors: Errors = "strict",
-        expected: str = tables.EXPECTED,
-        on_fault: OnFault = refuse,
-    ) -> tables.Table:
-        """As ``tables.read``; what was replaced in the table is noted."""
-        table = tables.read(
-            path, known=known, header=header, kind=kind, encoding=encoding, errors=errors, expected=expected,
-            on_fault=on_fault,
-        )  # fmt: skip
+    def table(self, rows: tables.Rows) -> tables.Table:
+        """All rows of a file; what was replaced in it is noted."""
+        table = rows.table()
         self.digests.append(table.digest)
         self.note(REPLACED, table.replaced)
         return table

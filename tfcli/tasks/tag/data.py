@@ -219,9 +219,9 @@ def _table(path: Path, keys: Keys, report: Report, encoding: str, errors: Errors
     lists = [*(named[name] for name in ("tokens", "tags") if name in named), *TOKENS, *TAGS]
     tokens = (named.get("tokens"), *TOKENS)
     known = [*TOKENS, *TAGS, *SPANS, "text", *named.values()]
-    table = report.table(path, known=known, header=True, encoding=encoding, errors=errors, expected=EXPECTED)
-    for row in table.rows:
-        if table.form.kind not in tables.COLUMNS:
+    found = tables.rows(path, known=known, header=True, encoding=encoding, errors=errors, expected=EXPECTED, whole=True)
+    for row in report.table(found).rows:
+        if found.form.kind not in tables.COLUMNS:
             yield row
             continue
         cells = columns.unfolded(row.values, {*lists, *SPANS, *named.values()} - {named.get("text", "text")})

@@ -92,7 +92,8 @@ def _table(path: Path, options: PairData, report: Report, digest: Any) -> list[t
     if tables.kind_of(path) not in ROWS:
         return _tabbed(path, options, report, digest)
     known = [*SOURCES, *TARGETS, *(name for name in (options.source, options.target) if name)]
-    table = report.table(path, known=known, encoding=options.encoding, errors=options.errors)
+    listed = tables.rows(path, known=known, encoding=options.encoding, errors=options.errors, whole=True)
+    table = report.table(listed)
     digest.update(table.sha256.encode())
     found = []
     for number, row in enumerate(table.rows, 1):

@@ -42,27 +42,6 @@ def kind_of(path: str | Path) -> Kind:
     return "hf" if hf_data.is_named(path) else KINDS.get(files.stem_suffix(Path(path))[0], "text")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The rows of a file, to go through once: first what was recognised of it, then each as it is read."""
-
-    name: str
-    form: Form
-    count: Count
-    """What was replaced so far."""
-    select: Select
-    """The rows, of the given columns alone where the file has them apart (Parquet), else whole."""
-    hexdigest: Callable[[], str]
-
-    def __iter__(self) -> Iterator[Row]:
-        return self.select(None)
-
-    @property
-    def sha256(self) -> str:
-        """Of the decompressed bytes of a file, or of the rows of a data set ``hf:NAME``, that were read so far."""
-        return self.hexdigest()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
     """All rows of a file."""
@@ -91,26 +70,37 @@ class Table:
         return self.sha256.encode() if hf_data.is_named(self.name) else bytes.fromhex(self.sha256)
 
 
-def read(
-    path: str | Path,
-    *,
-    known: Sequence[str],
-    header: bool | None = None,
-    kind: Kind | None = None,
-    encoding: str = "utf-8",
-    errors: Errors = "strict",
-    expected: str = EXPECTED,
-    on_fault: OnFault = refuse,
-) -> Table:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a file, to go through once: first what was recognised of it, then each as it is read."""
+
+    name: str
+    form: Form
+    count: Count
+    """What was replaced so far."""
+    select: Select
+    """The rows, of the given columns alone where the file has them apart (Parquet), else whole."""
+    hexdigest: Callable[[], str]
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.select(None)
+
+    @property
+    def sha256(self) -> str:
+        """Of the decompressed bytes of a file, or of the rows of a data set ``hf:NAME``, that were read so far."""
+        return self.hexdigest()
+
+    def table(self) -> Table:
+        """All of them, with the columns that any has."""
+        listed = list(self)
+        columns = self.form.columns or tuple(dict.fromkeys(key for row in listed for key in row.values))
+        form = replace(self.form, columns=columns)
+        return Table(name=self.name, form=form, rows=listed, replaced=self.count.replaced, sha256=self.sha256)
+
+
+def read(path: str | Path, *, known: Sequence[str], encoding: str = "utf-8", errors: Errors = "strict") -> Table:
     """All rows of a file or of ``hf:NAME``, as ``rows`` gives them; the file is opened and read once."""
-    found = rows(
-        path, known=known, header=header, kind=kind, encoding=encoding, errors=errors, expected=expected,
-        on_fault=on_fault, whole=True,
-    )  # fmt: skip
-    listed = list(found)
-    columns = found.form.columns or tuple(dict.fromkeys(key for row in listed for key in row.values))
-    form = replace(found.form, columns=columns)
-    return Table(name=found.name, form=form, rows=listed, replaced=found.count.replaced, sha256=found.sha256)
+    return rows(path, known=known, encoding=encoding, errors=errors, whole=True).table()
 
 
 def rows(
