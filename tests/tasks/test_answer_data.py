@@ -104,9 +104,9 @@ def test_every_oddity_is_counted(tmp_path: Path) -> None:
         "answers whose offset is outside the context, moved to where they are": 2,
         "answers that the context does not hold, scored but not trained on": 1,
         "answers without a text, left out": 2,
-        "questions that are to have an answer and have none, left out": 3,
+        "questions that should have an answer and have none, left out": 3,
         "questions with the id of another, left out": 1,
-        "questions that are said to be impossible and have an answer, which counts": 1,
+        "questions that are marked impossible and have an answer, which counts": 1,
         "questions or contexts that are empty, left out": 1,
     }
     assert "data[0].paragraphs[0].qas[0]" in report.lines()[0]

@@ -70,21 +70,21 @@ def test_alpaca_and_named_fields(tmp_path: Path) -> None:
 
 
 BROKEN: dict[str, Any] = {
-    "two user turns running": {"messages": [ASK, ASK, SAY]},
-    "two assistant turns running": {"messages": [ASK, SAY, SAY]},
+    "two user turns in a row": {"messages": [ASK, ASK, SAY]},
+    "two assistant turns in a row": {"messages": [ASK, SAY, SAY]},
     "without an answer": {"messages": [ASK]},
     "an empty answer": {"prompt": "a", "response": " \n"},
     "an empty prompt": {"prompt": "", "response": "a"},
     "an unknown role": {"messages": [{"role": "king", "content": "x"}, SAY]},
     "empty conversations": {"messages": []},
-    "messages are no list": {"messages": "x"},
-    "whose content is no text": {"messages": [ASK, {"role": "assistant", "content": None}]},
+    "messages are not a list": {"messages": "x"},
+    "whose content is not text": {"messages": [ASK, {"role": "assistant", "content": None}]},
     "has no role": {"messages": [ASK, {"content": "x"}]},
     "has no from": {"conversations": [{"value": "x"}]},
     "not the first": {"messages": [ASK, QUIET, SAY]},
     "begin with an answer": {"messages": [SAY, ASK, SAY]},
-    "a pair that is known": {"text": "x"},
-    "answer is no text": {"question": "a", "answer": 3},
+    "without a known pair": {"text": "x"},
+    "answer is not text": {"question": "a", "answer": 3},
     "are no objects": 3,
     "not JSON": "{",
 }

@@ -152,7 +152,7 @@ def test_empty_cells_are_questions_without_an_answer(tmp_path: Path) -> None:
     version, found = questions(str(tmp_path / "a.csv"))
     assert version == 2 and [q[2] for q in found] == [()]
     (tmp_path / "a.csv").write_text(text.replace("True", "False"))
-    with pytest.raises(UserError, match="no questions that can be used: 1 questions that are to have an answer"):
+    with pytest.raises(UserError, match="no questions that can be used: 1 questions that should have an answer"):
         questions(str(tmp_path / "a.csv"))
 
 

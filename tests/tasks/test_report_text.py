@@ -13,15 +13,15 @@ def test_encodings(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     for encoding in ("cp1252", "utf-16", "utf-8-sig"):
         path.write_bytes("Zoë €".encode(encoding))
-        assert Report().text(path, encoding="utf-8" if encoding == "utf-8-sig" else encoding) == "Zoë €"
+        assert Report(encoding="utf-8" if encoding == "utf-8-sig" else encoding).text(path) == "Zoë €"
     with pytest.raises(UserError, match="unknown encoding"):
-        Report().text(path, encoding="utf-99")
+        Report(encoding="utf-99").text(path)
     path.write_bytes(b"a\xff\xfeb \xef\xbf\xbd")
-    report = Report()
-    assert report.text(path, errors="replace") == "a\ufffd\ufffdb \ufffd"
+    report = Report(errors="replace")
+    assert report.text(path) == "a\ufffd\ufffdb \ufffd"
     assert report.notes == {"invalid bytes that became U+FFFD": 2}
     with pytest.raises(UserError, match="is not ASCII: byte 0xff at offset 1, line 1"):
-        Report().text(path, encoding="ascii")
+        Report(encoding="ascii").text(path)
 
 
 def test_a_file_that_holds_nothing_is_told_its_own_faults() -> None:

@@ -45,7 +45,7 @@ def test_every_oddity_of_columns_is_counted_with_its_line(tmp_path: Path) -> Non
     data = conll(tmp_path, text.replace("\t", " "), report)
     assert [s.tokens for s in data.sentences] == [["a", "b"], ["g"], ["h"]]
     assert report.faults == {
-        "sentences with a line that has not 2 columns, left out": 2,
+        "sentences with a line that does not have 2 columns, left out": 2,
         "sentences with a tag that is neither O nor B-, I-, E-, S-, left out": 1,
         "sentences whose tags do not follow BIO, read as conlleval does": 1,
     }
@@ -85,7 +85,7 @@ def test_files_that_hold_no_sentences(tmp_path: Path) -> None:
     path.write_bytes("Zoë B-per\n".encode("latin-1"))
     with pytest.raises(UserError, match="is not UTF-8: byte 0xeb"):
         read(path, Report())
-    assert read(path, Report(), encoding="latin-1").sentences[0].tokens == ["Zoë"]
+    assert read(path, Report(encoding="latin-1")).sentences[0].tokens == ["Zoë"]
     path.write_bytes("\ufeffZoe B-per\n".encode())
     assert read(path, Report()).sentences[0].tokens == ["Zoe"]
 

@@ -1,4 +1,4 @@
-"""Questions about texts, read from SQuAD's JSON (v1 and v2), from rows of JSON or from tables."""
+"""Questions about texts, from SQuAD's JSON (v1 and v2), rows of JSON, or tables."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from tfcli.errors import UserError
 from tfcli.tasks.common import columns
 from tfcli.tasks.common.report import Report
 from tfcli.text.read import tables
-from tfcli.text.read.files import Errors
 from tfcli.text.read.rows import Row
 
 EXPECTED = (
     'expected {"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}, or rows with "question", "context" and '
     '"answers"'
 )
-LEFT_OUT = "questions that are to have an answer and have none, left out"
+LEFT_OUT = "questions that should have an answer and have none, left out"
 PLAUSIBLE = "plausible_answers"
 FLAT = ("answer_text", "answer")
-"""Names of a table's column with the text of an answer, beside "answer_start"."""
+"""Names of a column with the text of an answer, beside "answer_start"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
-    """Names of the columns or fields of a question; left out, they are as ``datasets`` has them."""
+    """Names of the columns or fields of a question; by default those of ``datasets``."""
 
     question: str | None = None
     context: str | None = None
@@ -35,7 +34,7 @@ class Keys:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """A text, and the character of the context where it begins; None where the context does not hold it."""
+    """A text, and its first character in the context; None where the context does not hold it."""
 
     text: str
     start: int | None
@@ -43,9 +42,9 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """One question; without ``answers`` the context does not answer it. ``group`` is its article.
+    """A question, unanswerable where it has no ``answers``; ``group`` is its article.
 
-    ``plausible`` is what one could take for an answer where there is none (Rajpurkar et al. 2018, 3).
+    ``plausible`` answers are those that an unanswerable question seems to have (Rajpurkar et al. 2018, 3).
     """
 
     id: str
@@ -58,13 +57,13 @@ class Question:
 
     @property
     def golds(self) -> tuple[str, ...]:
-        """The texts of its answers."""
+        """Texts of the answers."""
         return tuple(answer.text for answer in self.answers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Questions:
-    """All of a file; version 2 where a question may have no answer."""
+    """The questions of a file; version 2 where some may be unanswerable."""
 
     questions: tuple[Question, ...]
     version: Literal[1, 2]
@@ -74,49 +73,36 @@ def read(
     path: Path,
     report: Report,
     *,
-    encoding: str = "utf-8",
-    errors: Errors = "strict",
     keys: Keys | None = None,
 ) -> Questions:
-    """The questions of a file: SQuAD's JSON, a JSON list of rows, JSON lines, or a table (.csv, .tsv, .parquet,
-    hf:NAME).
+    """Read the questions of a file: SQuAD's JSON, a JSON list, JSON lines, or a table (.csv, .tsv, .parquet, hf:NAME).
 
-    What cannot be used is left out, and offsets that miss their answer (not a plausible one) are moved to where it is
-    next; ``report`` counts both. Raises UserError for a file that is not such JSON, or holds no question.
+    What cannot be used is skipped, and offsets that miss their answer (not a plausible one) are moved to its nearest
+    place; ``report`` counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     before = dict(report.faults)
     keys = keys or Keys()
     named = [key for key in asdict(keys).values() if key is not None]
     known = ["question", "context", "answers", "answer_start", "paragraphs", *FLAT, *named]
     kind = tables.kind_of(path)
-    table = tables.rows(
-        path, known=known, header=True, kind=kind if kind in tables.COLUMNS else "json", encoding=encoding,
-        errors=errors, expected=EXPECTED, whole=True,
-    )  # fmt: skip
-    read_ = report.table(table).rows
-    rows = _of_json(read_) if table.form.kind == "json" else _of_table(read_, keys=keys)
-    found: list[Question] = []
-    seen: set[str] = set()
-    may_be_silent = False
+    table = report.table(path, known, header=True, kind=kind if kind in tables.COLUMNS else "json", expected=EXPECTED)
+    rows = _of_json(table.rows) if table.form.kind == "json" else _of_table(table.rows, keys=keys)
+    questions: dict[str, Question] = {}
+    unanswerable = False
     for given, group, where in rows:
         row = columns.named(given, asdict(keys), where)
         group = group or _group(row)
-        may_be_silent |= "is_impossible" in row or not _listed(row.get("answers"))
-        made = parse(row, group, where, report)
-        if made is None:
-            continue
-        if made.id in seen:
+        unanswerable |= "is_impossible" in row or not _listed(row.get("answers"))
+        question = parse(row, group, where, report)
+        if question is not None and questions.setdefault(question.id, question) is not question:
             report.fault("questions with the id of another, left out", where)
-            continue
-        seen.add(made.id)
-        found.append(made)
-    if not found:
+    if not questions:
         raise report.none("questions", str(path), before=before, hint=EXPECTED)
-    return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
+    return Questions(questions=tuple(questions.values()), version=2 if unanswerable else 1)
 
 
 def _of_table(rows: Iterable[Row], *, keys: Keys) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """(row, its article, where). The cells of a csv hold answers as JSON, or one text with its offset beside it."""
+    """Yield (row, article, where); cells of a csv hold answers as JSON, or one text with its offset beside it."""
     key = keys.answers or "answers"
     for each in rows:
         row = columns.unfolded(each.values, [key, PLAUSIBLE])
@@ -126,8 +112,8 @@ def _of_table(rows: Iterable[Row], *, keys: Keys) -> Iterator[tuple[dict[str, An
         elif there and not isinstance(row[there[0]], (list, dict)):
             text, start = row[there[0]], _whole(row.get("answer_start"))
             row = {**row, key: [{"text": text, "answer_start": start}] if text else []}
-        said = str(row.get("is_impossible")).lower()  # a csv has words
-        row = row | ({"is_impossible": said in ("true", "1")} if "is_impossible" in row else {})
+        if "is_impossible" in row:
+            row = {**row, "is_impossible": str(row["is_impossible"]).lower() in ("true", "1")}  # a csv has words
         yield row, _group(row), each.where
 
 
@@ -136,7 +122,7 @@ def _whole(cell: Any) -> Any:
 
 
 def _of_json(rows: Iterable[Row]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """As ``_of_table``, of SQuAD's articles and of rows that are questions."""
+    """Yield (row, article, where) of SQuAD's articles, and of rows that are questions."""
     for row in rows:
         if "paragraphs" in row.values:
             yield from _article(row.values, row.where)
@@ -167,7 +153,7 @@ def _list(item: dict[str, Any], key: str, where: str) -> list[Any]:
 
 
 def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Question | None:
-    """A row as a question, None where it cannot be used, which the report is told.
+    """Parse a row as a question; None, counted in the report, where it cannot be used.
 
     Raises UserError for a row without a question or context.
     """
@@ -178,13 +164,13 @@ def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Questi
         report.fault("questions or contexts that are empty, left out", where)
         return None
     listed = _listed(row.get("answers"))
-    answers = tuple(made for made in (_answer(item, context, where, report) for item in listed) if made)
+    answers = tuple(filter(None, (_answer(item, context, where, report) for item in listed)))
     impossible = row.get("is_impossible")
     if not answers and (listed or impossible is False):
         report.fault(LEFT_OUT, where)
         return None
     if answers and impossible is True:
-        kind = "questions that are said to be impossible and have an answer, which counts"
+        kind = "questions that are marked impossible and have an answer, which counts"
         report.fault(kind, where, "repaired")
     return Question(
         id=str(row.get("id", where)),
@@ -198,7 +184,7 @@ def parse(row: dict[str, Any], group: str, where: str, report: Report) -> Questi
 
 
 def _plausible(row: dict[str, Any], context: str, where: str, report: Report) -> Iterator[Answer]:
-    """Those that are where they are said to be. That others are not is no fault: no score depends on them."""
+    """Yield the plausible answers that are at their offset; others are no fault, as no score depends on them."""
     for text, start in _listed(row.get(PLAUSIBLE) or None):
         if _is_at(text, start, context):
             yield Answer(text=text, start=start)
@@ -208,10 +194,9 @@ def _plausible(row: dict[str, Any], context: str, where: str, report: Report) ->
 
 
 def _listed(answers: Any) -> list[tuple[Any, Any]]:
-    """(text, start) of each answer: a list of objects, or an object of two lists, as in datasets."""
+    """Return (text, start) of each answer of a list of objects, or of an object of two lists, as in ``datasets``."""
     if isinstance(answers, dict):
-        texts = answers.get("text")
-        starts = answers.get("answer_start")
+        texts, starts = answers.get("text"), answers.get("answer_start")
         if isinstance(texts, str):
             return [(texts, starts)]
         if not isinstance(texts, list):
@@ -237,18 +222,16 @@ def _answer(item: tuple[Any, Any], context: str, where: str, report: Report) -> 
     if not places:
         report.fault("answers that the context does not hold, scored but not trained on", where)
         return Answer(text=text, start=None)
-    if known and not 0 <= start < len(context):
-        report.fault("answers whose offset is outside the context, moved to where they are", where, "repaired")
-    else:
-        report.fault("answers whose offset misses them, moved to where they are", where, "repaired")
+    outside = known and not 0 <= start < len(context)
+    problem = "is outside the context" if outside else "misses them"
+    report.fault(f"answers whose offset {problem}, moved to where they are", where, "repaired")
     return Answer(text=text, start=min(places, key=lambda place: abs(place - (start if known else 0))))
 
 
 def _is_at(text: Any, start: Any, context: str) -> bool:
-    """Whether an answer is a text, and the context has it there."""
-    if not isinstance(text, str) or not text.strip() or not _is_offset(start):
-        return False
-    return start >= 0 and context[start : start + len(text)] == text
+    """Return whether an answer is a text, and the context has it there."""
+    usable = isinstance(text, str) and text.strip() and _is_offset(start) and start >= 0
+    return bool(usable) and context[start : start + len(text)] == text
 
 
 def _is_offset(start: Any) -> TypeGuard[int]:

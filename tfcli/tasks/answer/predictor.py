@@ -224,7 +224,7 @@ class AnswerPredictor(Predictor):
 
     def evaluate(self, data: Sequence[str], config: AnswerConfig, *, limit: int | None) -> Evaluation:
         """Return exact match and F1 of the official scripts, with 95 % bootstrap intervals over questions."""
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         questions, version = read(data, config, report)
         questions = questions[:limit]
         encoded = self.encode(questions)
@@ -245,7 +245,7 @@ def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[li
     """Return the questions of all files, and the version of SQuAD: 2 where some may have no answer."""
     options, paths = config.data, tables.expand(specs)
     keys = rows.Keys(question=options.question_key, context=options.context_key, answers=options.answers_key)
-    parts = [rows.read(path, report, encoding=options.encoding, errors=options.errors, keys=keys) for path in paths]
+    parts = [rows.read(path, report, keys=keys) for path in paths]
     questions = [question for part in parts for question in part.questions]
     seen: set[str] = set()
     for question in questions if len(parts) > 1 else []:

@@ -165,7 +165,7 @@ class Answer(Application):
         config: AnswerConfig = start.config
         shape = start.model.config
         check_head(shape, heads.SpanHead.kind)
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         data = _halves(start, report)
         length = min(config.data.context or CONTEXT, shape.context)
         predictor = AnswerPredictor(

@@ -1,4 +1,4 @@
-"""Conversations read from JSON or tables: messages, pairs of a prompt and its answer, or ShareGPT's turns."""
+"""Conversations from JSON or tables: messages, pairs of a prompt and its response, or ShareGPT's turns."""
 
 from __future__ import annotations
 
@@ -12,32 +12,21 @@ from tfcli.tasks.common import columns
 from tfcli.tasks.common.report import Report
 from tfcli.text.chat.messages import ROLES, Message
 from tfcli.text.read import tables
-from tfcli.text.read.files import Errors
 from tfcli.text.read.rows import Fault
 
 PAIRS = (
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("question", "answer"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("input", "output"),
-)
+    ("prompt", "response"), ("prompt", "completion"), ("question", "answer"),
+    ("instruction", "output"), ("instruction", "response"), ("input", "output"),
+)  # fmt: skip
 """Names of the two fields of a pair; Alpaca's "input" is added to its instruction."""
 LISTS = ("messages", "conversations")
 FROM: Mapping[str, str] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "function"), "tool"),
     "system": "system",
-    "tool": "tool",
-    "function": "tool",
 }
-"""ShareGPT's speakers."""
+"""Roles of ShareGPT's speakers."""
 EXPECTED = (
     'expected {"messages": [{"role": "user", "content": "..."}, ...]}, {"prompt": "...", "response": "..."} '
     'or {"conversations": [{"from": "human", "value": "..."}, ...]}'
@@ -46,7 +35,7 @@ EXPECTED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fields:
-    """Names of fields or columns; left out, they are recognised."""
+    """Names of fields or columns; by default those that are recognized."""
 
     prompt: str | None = None
     response: str | None = None
@@ -62,29 +51,27 @@ class Conversation:
 
     @property
     def answers(self) -> list[int]:
-        """Which of the messages are the assistant's."""
+        """Indices of the assistant's messages."""
         return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
 
 
 class _Broken(Exception):
-    """A row that cannot be used: what kind of fault it is, in the plural."""
+    """A row that cannot be used, with the kind of fault in the plural."""
 
 
 def read(
     path: str | Path,
     report: Report,
     *,
-    encoding: str = "utf-8",
-    errors: Errors = "strict",
     fields: Fields | None = None,
 ) -> list[Conversation]:
-    """The conversations of a file: JSON lines, one JSON list, or a table (.csv, .tsv, .parquet, hf:NAME), whose
-    messages in the cells of a csv are lists, as JSON writes them.
+    """Read the conversations of a file: JSON lines, a JSON list, or a table (.csv, .tsv, .parquet, hf:NAME).
 
-    What cannot be used is left out and counted in ``report``. Raises UserError for a file that holds no conversation.
+    Messages in the cells of a csv are JSON lists. What cannot be used is skipped and counted in ``report``. Raises
+    UserError for a file without conversations.
     """
     fields = fields or Fields()
-    found: list[Conversation] = []
+    conversations: list[Conversation] = []
     before = dict(report.faults)
     named = {"prompt": fields.prompt, "response": fields.response, "messages": fields.messages}
     lists = [*LISTS, *([fields.messages] if fields.messages else [])]
@@ -97,26 +84,23 @@ def read(
             raise fault.error
         report.fault(f"{fault.kind}, left out", fault.where)
 
-    listed = tables.rows(
-        path, known=known, header=True, kind=kind if has_columns else "json", encoding=encoding, errors=errors,
-        expected=EXPECTED, on_fault=on_fault, whole=True,
-    )  # fmt: skip
-    table = report.table(listed)
+    kind = kind if has_columns else "json"
+    table = report.table(path, known, header=True, kind=kind, expected=EXPECTED, on_fault=on_fault)
     for row in table.rows:
         if has_columns and row is table.rows[0]:
-            columns.named(row.values, named, row.where)  # a column that is not there is a mistake of the settings
+            columns.named(row.values, named, row.where)  # a missing column is a mistake in the settings
         values = columns.unfolded(row.values, lists) if has_columns else row.values
         try:
-            found.append(conversation(values, fields, row.where, report))
+            conversations.append(conversation(values, fields, row.where, report))
         except _Broken as broken:
             report.fault(f"{broken}, left out", row.where)
-    if not found:
+    if not conversations:
         raise report.none("conversations", str(path), before=before, hint=EXPECTED)
-    return found
+    return conversations
 
 
 def conversation(row: Mapping[str, Any], fields: Fields, where: str, report: Report) -> Conversation:
-    """The conversation of a row; ``read`` says what is left out."""
+    """Return the conversation of a row. Raises _Broken for one that cannot be used."""
     there = fields.messages or next((name for name in LISTS if row.get(name) is not None), None)
     if there is None or (fields.messages is None and (fields.prompt or fields.response) is not None):
         messages = _pair(row, fields)
@@ -134,21 +118,21 @@ def conversation(row: Mapping[str, Any], fields: Fields, where: str, report: Rep
 
 def _list(row: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(row.get(key), list):
-        raise _Broken(f"rows whose {key} are no list")
+        raise _Broken(f"rows whose {key} are not a list")
     if not row[key]:
         raise _Broken("empty conversations")
     listed: list[Any] = row[key]
     return listed
 
 
-def _message(entry: Any, speaker: str, said: str, roles: Mapping[str, str]) -> Message:
+def _message(entry: Any, speaker: str, content: str, roles: Mapping[str, str]) -> Message:
     if not isinstance(entry, dict) or not isinstance(entry.get(speaker), str):
         raise _Broken(f"conversations with a turn that has no {speaker}")
     if entry[speaker] not in roles:
         raise _Broken("conversations with an unknown role")
-    if not isinstance(entry.get(said), str):
-        raise _Broken(f"conversations with a turn whose {said} is no text")
-    return {"role": roles[entry[speaker]], "content": entry[said]}
+    if not isinstance(entry.get(content), str):
+        raise _Broken(f"conversations with a turn whose {content} is not text")
+    return {"role": roles[entry[speaker]], "content": entry[content]}
 
 
 def _pair(row: Mapping[str, Any], fields: Fields) -> list[Message]:
@@ -157,15 +141,13 @@ def _pair(row: Mapping[str, Any], fields: Fields) -> list[Message]:
         names = (pair for pair in PAIRS if prompt in (None, pair[0]) and response in (None, pair[1]))
         known = next((pair for pair in names if row.keys() >= set(pair)), None)
         if known is None:
-            raise _Broken("rows without a pair that is known or a conversation")
+            raise _Broken("rows without a known pair or a conversation")
         prompt, response = known
     if not isinstance(row.get(prompt), str) or not isinstance(row.get(response), str):
-        raise _Broken(f"rows whose {prompt} or {response} is no text")
-    asked = row[prompt]
-    more = row.get("input")
+        raise _Broken(f"rows whose {prompt} or {response} is not text")
+    asked, more, system = row[prompt], row.get("input"), row.get("system")
     if prompt == "instruction" and isinstance(more, str) and more.strip():
         asked = f"{asked}\n\n{more}"
-    system = row.get("system")
     before: list[Message] = []
     if isinstance(system, str) and system.strip():
         before.append({"role": "system", "content": system})
@@ -175,7 +157,7 @@ def _pair(row: Mapping[str, Any], fields: Fields) -> list[Message]:
 
 
 def _checked(messages: list[Message], where: str, report: Report) -> list[Message]:
-    """Messages in an order that makes sense; what follows the last answer is cut."""
+    """Return messages in a valid order, without those after the last answer."""
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise _Broken("conversations without an answer")
@@ -187,7 +169,7 @@ def _checked(messages: list[Message], where: str, report: Report) -> list[Messag
         raise _Broken("conversations with a system turn that is not the first")
     for role in ("user", "assistant"):
         if any(pair == (role, role) for pair in pairwise(roles)):
-            raise _Broken(f"conversations with two {role} turns running")
+            raise _Broken(f"conversations with two {role} turns in a row")
     end = len(roles) - roles[::-1].index("assistant")
     if end < len(roles):
         report.fault("conversations that end without an answer, cut behind the last one", where, "cut")

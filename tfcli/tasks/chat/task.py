@@ -233,7 +233,7 @@ class Answerer(Predictor):
 
     def evaluate(self, data: Sequence[str], config: Any, *, limit: int | None) -> Evaluation:
         """Return loss, perplexity and accuracy of the answers' ids, each given all before it."""
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         conversations = _read(data, config, report)[:limit]
         context = self.model.config.context
         kept, encoded = _encoded(conversations, self.codec, min(config.data.context or context, context), report)
@@ -261,7 +261,7 @@ class Chat(Application):
         codec = with_template(start.codec, encode.template_for(start.codec))
         if start.codec.chat_template is None:
             start.note("the tokenizer has no chat template: it gets ChatML's")
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         data = _halves(start, report)
         train, encoded = _encoded(data.train, codec, context, report)
         held, held_encoded = _encoded(data.held_out, codec, context, report)
@@ -302,7 +302,7 @@ def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conv
     fields = Fields(prompt=data.prompt_key, response=data.response_key, messages=data.messages_key)
     found: list[Conversation] = []
     for path in tables.expand(specs):
-        found += rows.read(path, report, encoding=data.encoding, errors=data.errors, fields=fields)
+        found += rows.read(path, report, fields=fields)
     return found
 
 

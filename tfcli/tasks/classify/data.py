@@ -1,4 +1,4 @@
-"""Rows of files as texts with labels: columns recognised, labels read, the held-out part split off."""
+"""Texts with labels from rows of files: columns recognized, and labels read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A text, or two, and its labels."""
+    """A text or a pair of texts, and its labels."""
 
     text: str
     pair: str | None
@@ -43,7 +43,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """Where a table has what."""
+    """The columns of a table."""
 
     text: str
     pair: str | None
@@ -52,21 +52,21 @@ class Columns:
 
 @dataclass(kw_only=True)
 class Part:
-    """The examples of some files, and what of them was not used."""
+    """The examples of some files, and the number of rows without a label."""
 
     name: str
     examples: list[Example]
     rows: int
     multi: bool
     columns: list[dict[str, str | None]] = field(default_factory=list)
-    """Of each file, which column is what."""
+    """The columns of each file."""
     unlabelled: int = 0
     hash: str = ""
-    """Of everything that was read."""
+    """Hash of everything that was read."""
 
 
 def known(options: ClassifyData) -> list[str]:
-    """Names of columns that make a first line a header."""
+    """Return the names of columns that make a first line a header."""
     named = [key for key in (options.text_key, options.pair_key, options.label_key) if key and not key.isdecimal()]
     return [*TEXTS, *PAIRS, *LABELS, *named]
 
@@ -79,16 +79,15 @@ def read(
     note: Callable[[str], None],
     report: Report | None = None,
 ) -> Part:
-    """The examples of files. Rows without a label are counted and left out, or an error under --strict."""
+    """Read the examples of files. Rows without a label are skipped and counted, or an error under --strict."""
     part = Part(name=name, examples=[], rows=0, multi=options.label_separator is not None)
-    report = report or Report()
+    report = report or Report(encoding=options.encoding, errors=options.errors)
     first = len(report.sources)
     replaced = 0
     for path in tables.expand(specs):
-        rows = tables.rows(path, known=known(options), encoding=options.encoding, errors=options.errors, whole=True)
-        table = report.table(rows)
+        table = report.table(path, known(options))
         if not table.rows:
-            raise UserError(f"{table.name} has no rows", hint="expected one example a row, with a text and a label")
+            raise UserError(f"{table.name} has no rows", hint="expected one example per row, with a text and a label")
         columns = find_columns(table, options)
         if not table.form.header:
             note(f"{table.name} has no header: column {columns.label} is the label, column {columns.text} the text")
@@ -105,9 +104,9 @@ def read(
 
 
 def find_columns(table: Table, options: ClassifyData) -> Columns:
-    """The columns of text, second text and label: those named, else those with a usual name, else by what is in them.
+    """Return the columns of text, second text and label: those named in the settings, by a usual name, or by content.
 
-    Raises UserError, with the columns that there are, where it is not clear which they are.
+    Raises UserError, with the columns of the table, where that is ambiguous.
     """
     there = table.form.columns
     listed = f"{table.name} has: {', '.join(there)}"
@@ -171,7 +170,7 @@ def _text(row: Row, key: str) -> str:
 
 
 def _labels(row: Row, key: str, part: Part, options: ClassifyData) -> tuple[str, ...] | None:
-    """The labels of a row as they are written, None where its cell is empty or null: "none" and "nan" are labels."""
+    """Return the labels of a row, None where its cell is empty or null; "none" and "nan" are labels."""
     value = row.values.get(key)
     if isinstance(value, list | tuple):
         part.multi = True
@@ -198,7 +197,7 @@ def _label(value: object, row: Row, key: str) -> str:
 
 
 def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
-    """The examples with labels such as 1.0 as 1. Raises UserError for numbers with fractions, which are no classes."""
+    """Return the examples with labels such as 1.0 as 1. Raises UserError for fractions, which are not classes."""
     written = Counter(label for example in part.examples for label in example.labels)
     numbers: dict[str, float] = {}
     for label in written:
@@ -206,7 +205,7 @@ def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
             numbers[label] = float(label)
         except ValueError:
             return part.examples
-        if not math.isfinite(numbers[label]):  # a class that is called nan
+        if not math.isfinite(numbers[label]):  # a class called nan
             return part.examples
     floats = [label for label in numbers if not label.lstrip("+-").isdecimal()]
     if not floats:
@@ -224,27 +223,27 @@ def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
 
 
 def names_of(part: Part) -> list[str]:
-    """The labels of the training part, numbers by size and others by name. UserError where they are too few."""
-    found = {label for example in part.examples for label in example.labels}
+    """Return the labels, numbers in order and others by name. Raises UserError where there are too few or too many."""
+    names = {label for example in part.examples for label in example.labels}
     if not part.examples:
         raise UserError(f"{part.name} has no rows with a label", hint="name its column: --set data.label_key=NAME")
-    if len(found) < 2 and not (part.multi and found):
+    if len(names) < 2 and not (part.multi and names):
         raise UserError(
-            f"all {len(part.examples)} examples of {part.name} have one label, {min(found, default='')!r}",
+            f"all {len(part.examples)} examples of {part.name} have one label, {min(names, default='')!r}",
             hint="a classifier needs at least two; is data.label_key the right column?",
         )
-    if all(label.lstrip("+-").isdecimal() for label in found):
-        return sorted(found, key=int)
-    if len(found) > 50 and 2 * len(found) > len(part.examples):
+    if all(label.lstrip("+-").isdecimal() for label in names):
+        return sorted(names, key=int)
+    if len(names) > 50 and 2 * len(names) > len(part.examples):
         raise UserError(
-            f"{len(found)} different labels in {len(part.examples)} examples of {part.name}",
+            f"{len(names)} different labels in {len(part.examples)} examples of {part.name}",
             hint="is data.label_key the right column?",
         )
-    return sorted(found)
+    return sorted(names)
 
 
 def check_known(part: Part, names: Sequence[str], *, of: str) -> None:
-    """Raise UserError where a part has labels that ``of`` (training data, or a model) does not know."""
+    """Raise UserError if a part has labels that ``of`` (training data, or a model) does not have."""
     strange = Counter(label for example in part.examples for label in example.labels if label not in set(names))
     if not strange:
         return

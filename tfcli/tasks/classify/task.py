@@ -135,7 +135,7 @@ class Classify(Application):
                 "classify needs an encoder or a decoder, and this model is both",
                 hint="finetune a BERT, or a decoder such as Qwen, Llama or GPT-2",
             )
-        report = Report()
+        report = Report(encoding=config.data.encoding, errors=config.data.errors)
 
         def read(specs: Sequence[str]) -> tuple[list[Example], tuple[Part, list[str]]]:
             name = "the held-out data" if report.part == "val" else "the data"

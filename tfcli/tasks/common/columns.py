@@ -12,9 +12,9 @@ from tfcli.errors import absent
 
 
 def named(row: dict[str, Any], keys: Mapping[str, str | None], where: str) -> dict[str, Any]:
-    """A row with its column ``keys[name]`` under ``name`` too, for each that is given.
+    """Return a row with its column ``keys[name]`` under ``name`` too, for each that is given.
 
-    Raises UserError for a column that is not there, with the nearest spelling.
+    Raises UserError for a missing column, with the nearest spelling.
     """
     given = {name: key for name, key in keys.items() if key is not None}
     for key in given.values():
@@ -24,7 +24,7 @@ def named(row: dict[str, Any], keys: Mapping[str, str | None], where: str) -> di
 
 
 def unfolded(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """A row with the lists and objects that its cells under ``names`` write, as JSON or as Python does."""
+    """Return a row with the lists and objects in its cells under ``names`` parsed, in JSON or in Python notation."""
     return {**row, **{name: _value(row[name]) for name in names if isinstance(row.get(name), str)}}
 
 

@@ -1,4 +1,4 @@
-"""What of a data set was not as it should be: counted by kind with the first places, and fatal under --strict."""
+"""Reading labelled data: files, and faults counted by kind with their first places, or fatal under --strict."""
 
 from __future__ import annotations
 
@@ -10,30 +10,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfcli.errors import UserError
+from tfcli.tasks.common.options import FinetuneData
 from tfcli.text.data_report import PLACES, Action, Change, DataReport, Part, Source
 from tfcli.text.read import files, hf_data, tables
 from tfcli.text.read.files import Count, Digest, Errors
+from tfcli.text.read.rows import Kind, OnFault, refuse
 
 
 @dataclass(kw_only=True)
 class Report:
-    """Faults and notes of the data that was read, and the files that it was read from.
+    """How files are read, which were, and their faults and notes.
 
-    ``faults`` and ``notes`` are {kind: how many}; ``places`` the first few of each, ``actions`` what was done about it.
-    A kind is a phrase in the plural that also says what was done, as "spans outside the text, left out".
+    ``faults`` and ``notes`` are {kind: count}, ``places`` the first few of each, ``actions`` what was done about it. A
+    kind is a phrase in the plural that also says what was done, such as "spans outside the text, left out".
     """
 
     strict: bool = False
+    encoding: str = "utf-8"
+    errors: Errors = "strict"
     part: Literal["train", "val", "both"] = "both"
-    """What is being read."""
+    """The part that is being read."""
     sources: list[Source] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
     actions: dict[str, Action] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, options: FinetuneData) -> Report:
+        """Return the report for data that is read with these options."""
+        return cls(strict=options.strict, encoding=options.encoding, errors=options.errors)
+
     def fault(self, kind: str, where: str, action: Action | None = "dropped") -> None:
-        """Count what is wrong in the data; UserError where ``strict``."""
+        """Count a fault of the data. Raises UserError where ``strict``."""
         if self.strict:
             raise UserError(f"{where}: {kind.partition(',')[0]}", hint="without --strict it is counted and reported")
         self.faults[kind] = self.faults.get(kind, 0) + 1
@@ -41,7 +50,7 @@ class Report:
         self.places.setdefault(kind, [])
 
     def note(self, kind: str, count: int = 1, *, action: Action | None = None, where: str | None = None) -> None:
-        """Count what is not wrong, but should be known, as a text that was cut."""
+        """Count what is no fault but should be known, such as a truncated text."""
         if count:
             self.notes[kind] = self.notes.get(kind, 0) + count
             self._keep(kind, where, action)
@@ -53,48 +62,61 @@ class Report:
             places.append(where)
 
     def source(self, name: str, read: Digest, replaced: int) -> None:
-        """A file that was read whole, and how much of it was not valid in its encoding."""
+        """Add a file that was read whole, with the number of bytes that were invalid in its encoding."""
         self.sources.append(Source(name=name, part=self.part, bytes=read.bytes, sha256=read.sha256))
         self.note("invalid bytes that became U+FFFD", replaced, action="repaired", where=name)
 
-    def text(self, path: str | Path, *, encoding: str = "utf-8", errors: Errors = "strict") -> str:
-        """The text of a file, without a byte order mark; what was replaced in it is noted.
+    def text(self, path: str | Path) -> str:
+        """Read the text of a file, without a byte order mark, and note what was replaced.
 
-        Raises UserError for an encoding that is not known, and for bytes that are not in it.
+        Raises UserError for an unknown encoding, and for bytes that are invalid in it.
         """
         count, read = Count(name=str(path)), Digest()
-        text = "".join(files.texts(Path(path), count.name, errors, count, encoding=encoding, seen=read.update))
+        pieces = files.texts(Path(path), count.name, self.errors, count, encoding=self.encoding, seen=read.update)
+        text = "".join(pieces)
         self.source(count.name, read, count.replaced)
         return text
 
-    def table(self, rows: tables.Rows) -> tables.Table:
-        """All rows of a file; what was replaced in it is noted."""
-        table = rows.table()
+    def table(
+        self,
+        path: str | Path,
+        known: Sequence[str],
+        *,
+        header: bool | None = None,
+        kind: Kind | None = None,
+        expected: str = tables.EXPECTED,
+        on_fault: OnFault = refuse,
+    ) -> tables.Table:
+        """Read all rows of a file, as ``tables.rows`` does, and note what was replaced."""
+        table = tables.rows(
+            path, known=known, header=header, kind=kind, encoding=self.encoding, errors=self.errors,
+            expected=expected, on_fault=on_fault, whole=True,
+        ).table()  # fmt: skip
         self.source(table.name, table.digest, table.replaced)
         return table
 
     def lines(self) -> list[str]:
-        """One line a kind, for people."""
-        said = [f"{count} {kind} ({_first(self.places[kind], count)})" for kind, count in self.faults.items()]
-        return said + [f"{count} {kind}" for kind, count in self.notes.items()]
+        """Return a line for each kind, for people."""
+        faults = [f"{count} {kind} ({_first(self.places[kind], count)})" for kind, count in self.faults.items()]
+        return faults + [f"{count} {kind}" for kind, count in self.notes.items()]
 
     def none(self, things: str, name: str, *, before: Mapping[str, int], hint: str) -> UserError:
-        """What to raise for file ``name`` that holds none of ``things``: its faults, those that ``before`` had not."""
+        """Return the error for a file without ``things``, with the faults that are not in ``before``."""
         faults = []
         for kind, count in self.faults.items():
             new = count - before.get(kind, 0)
             places = [place for place in self.places[kind] if place.startswith(name)]
             if new:
                 faults.append(f"{new} {kind}" + (f" ({_first(places, new)})" if places else ""))
-        said = f" that can be used: {'; '.join(faults)}" if faults else ""
-        return UserError(f"{name} has no {things}{said}", hint=hint)
+        unusable = f" that can be used: {'; '.join(faults)}" if faults else ""
+        return UserError(f"{name} has no {things}{unusable}", hint=hint)
 
     def too_few(self, what: str, *, hint: str) -> UserError:
-        """What to raise where too little is left to go on: ``what``, and all that is said of the data."""
+        """Return the error for too little data: ``what`` is wrong, and all faults and notes."""
         return UserError("; ".join([what, *self.lines()]), hint=hint)
 
     def as_json(self) -> dict[str, object]:
-        """For the result of an evaluation."""
+        """Return faults, places and notes, for the result of an evaluation."""
         return {
             "faults": dict(self.faults),
             "places": {kind: list(self.places[kind]) for kind in self.faults},
@@ -135,7 +157,7 @@ class Report:
         ).as_json()
 
     def _counted(self, used: Iterable[tuple[str, int]]) -> list[Source]:
-        """The sources with what of them is used."""
+        """Return the sources, with how much of each is used."""
         documents, tokens = [0] * len(self.sources), [0] * len(self.sources)
         at = 0
         for where, number in used:
@@ -147,7 +169,7 @@ class Report:
         return [replace(s, documents=documents[i], tokens=tokens[i]) for i, s in enumerate(self.sources)]
 
     def _hash(self) -> str:
-        """SHA-256 of what was read, in its order."""
+        """Return the SHA-256 of what was read, in order."""
         whole = hashlib.sha256()
         for source in self.sources:
             named = hf_data.is_named(source.name)
@@ -174,12 +196,12 @@ class Examples:
 
 
 def _is_of(where: str, name: str) -> bool:
-    """Whether a place, as "file:3" or "file: row 3", is in a file."""
+    """Return whether a place, such as "file:3" or "file: row 3", is in a file."""
     return where.startswith(f"{name}:")
 
 
 def duplicates(train: Sequence[Hashable], held_out: Sequence[Hashable]) -> dict[str, int]:
-    """How many examples come again: within training, and of the held-out part in training."""
+    """Return the number of duplicates within the training part, and of held-out examples in it."""
     times = Counter(train)
     return {
         "within_train": sum(number - 1 for number in times.values()),

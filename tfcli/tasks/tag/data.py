@@ -15,7 +15,6 @@ from tfcli.tasks.common.report import Report
 from tfcli.tasks.tag.schemes import TAG, Entity, Scheme, broken, entities, scheme_of, unified, write
 from tfcli.tasks.tag.words import Span, joined, snapped, split
 from tfcli.text.read import files, tables
-from tfcli.text.read.files import Errors
 from tfcli.text.read.rows import Row
 
 TOKENS = ("tokens", "words")
@@ -30,7 +29,7 @@ SPACES = re.compile(r"[ \t]+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
-    """Names of the columns or fields of a sentence; left out, they are recognised."""
+    """Names of the columns or fields of a sentence; by default those that are recognized."""
 
     tokens: str | None = None
     tags: str | None = None
@@ -40,9 +39,9 @@ class Keys:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sentence:
-    """A text, its words by their characters, and the entities of words; ``where`` it was read, "file:line".
+    """A text, the spans of its words, and their entities; ``where`` it was read, "file:line".
 
-    ``own_words``: the words were given; the text is made of them.
+    ``own_words``: the words were given, and the text is made of them.
     """
 
     text: str
@@ -52,28 +51,28 @@ class Sentence:
     where: str = ""
 
     def tags(self, scheme: Scheme) -> list[str]:
-        """One tag a word."""
+        """Return one tag per word."""
         return write(self.entities, len(self.words), scheme)
 
     @property
     def tokens(self) -> list[str]:
-        """The words themselves."""
+        """The words as strings."""
         return [self.text[start:end] for start, end in self.words]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tagged:
-    """Sentences, and the scheme that their tags are written in (None where there are none: spans of characters)."""
+    """The sentences of a file, and the scheme of their tags (None for spans of characters)."""
 
     sentences: tuple[Sentence, ...]
     scheme: Scheme | None
     bare: bool = False
-    """No sentence says where entities are, nor that there are none."""
+    """True if no sentence has tags or spans, not even empty ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Row:
-    """A sentence as it was read: tags that have still to be checked, or entities."""
+    """A sentence as it was read: unchecked tags, or entities."""
 
     where: str
     text: str
@@ -81,7 +80,7 @@ class _Row:
     tags: list[str] | None = None
     entities: tuple[Entity, ...] = ()
     bare: bool = False
-    """It says neither where entities are nor that there are none."""
+    """True if it has neither tags nor spans."""
 
 
 def read(
@@ -89,29 +88,25 @@ def read(
     report: Report,
     *,
     repair: bool = True,
-    encoding: str = "utf-8",
-    errors: Errors = "strict",
     keys: Keys | None = None,
 ) -> Tagged:
-    """The sentences of a file: a table or JSON where its name says so (.csv, .tsv, .parquet, hf:NAME; .jsonl, .ndjson,
-    .json), else CoNLL columns.
+    """Read the sentences of a file: a table (.csv, .tsv, .parquet, hf:NAME), JSON (.jsonl, .ndjson, .json), else CoNLL.
 
     A sentence whose tags do not follow the data's scheme keeps the entities that conlleval reads in it, and is counted;
-    with ``repair`` off it is a UserError. What cannot be used is left out and counted in ``report``. Raises UserError
-    for a file that is no text, is not in either form, or has no sentences.
+    with ``repair`` off it raises UserError. What cannot be used is skipped and counted in ``report``. Raises UserError
+    for a file that is not text, has neither form, or has no sentences.
     """
     before = dict(report.faults)
     keys = keys or Keys()
     conll = tables.kind_of(path) == "text"
     if conll:
-        lines = files.lines(iter([report.text(path, encoding=encoding, errors=errors)]))
-        rows = list(_conll(lines, str(path), report))
+        rows = list(_conll(files.lines(iter([report.text(path)])), str(path), report))
     else:
-        rows = list(_rows(_table(path, keys, report, encoding, errors), keys, report))
+        rows = list(_rows(_table(path, keys, report), keys, report))
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
-        hint = "expected a word and its tag a line" if conll else EXPECTED
+        hint = "expected a word and its tag per line" if conll else EXPECTED
         raise report.none("sentences", str(path), before=before, hint=hint)
     bare = sum(row.bare for row in usable)
     report.note(UNTAGGED, bare)
@@ -130,27 +125,24 @@ def _usable(row: _Row, report: Report) -> bool:
 
 
 def _unprefixed(rows: list[_Row], report: Report) -> list[_Row]:
-    """Rows with BILOU as BIOES; where no tag but O has a letter, as "PER", each run of one label is an entity."""
+    """Return rows with BILOU as BIOES; where tags have no prefix, such as "PER", each run of one label is an entity."""
     kinds = {tag for row in rows for tag in unified(row.tags or ()) if tag != "O"}
     plain = bool(kinds) and not any(TAG.fullmatch(tag) for tag in kinds)
     if plain:
         report.note("labels without B- or I-: a run of one label is one entity", len(kinds))
-    made = []
-    for row in rows:
-        tags = row.tags
-        if tags is not None:
-            tags = unified(tags)
-            if plain:
-                runs = entities(["O" if tag == "O" else f"I-{tag}" for tag in tags])
-                tags = write(runs, len(tags), "bio")
-        made.append(replace(row, tags=tags))
-    return made
+
+    def bio(tags: list[str]) -> list[str]:
+        tags = unified(tags)
+        runs = entities(["O" if tag == "O" else f"I-{tag}" for tag in tags]) if plain else []
+        return write(runs, len(tags), "bio") if plain else tags
+
+    return [row if row.tags is None else replace(row, tags=bio(row.tags)) for row in rows]
 
 
 def _sentence(row: _Row, scheme: Scheme | None, report: Report, repair: bool) -> Sentence:
-    found = row.entities
+    listed = row.entities
     if row.tags is not None and scheme is not None:
-        found = tuple(entities(row.tags))
+        listed = tuple(entities(row.tags))
         at = broken(row.tags, scheme)
         if at is not None and not repair:
             raise UserError(
@@ -161,14 +153,14 @@ def _sentence(row: _Row, scheme: Scheme | None, report: Report, repair: bool) ->
             kind = f"sentences whose tags do not follow {scheme.upper()}, read as conlleval does"
             report.fault(kind, row.where, "repaired")
     own = row.tags is not None
-    return Sentence(text=row.text, words=row.words, entities=found, own_words=own, where=row.where)
+    return Sentence(text=row.text, words=row.words, entities=listed, own_words=own, where=row.where)
 
 
 # CoNLL columns.
 
 
 def _conll(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
-    """A word a line with its tag in the last column, an empty line between sentences."""
+    """Read a word per line, its tag in the last column, and an empty line between sentences."""
     listed = [line.rstrip("\r\n") for line in lines]
     tabs = sum("\t" in line for line in listed if line.strip())
     by_tab = tabs * 2 > sum(1 for line in listed if line.strip())
@@ -176,7 +168,7 @@ def _conll(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
     width = _usual_width(columns, listed)
     if width < 2:
         raise UserError(
-            f"{name} has one column", hint="expected a word and its tag a line, with a tab or space between"
+            f"{name} has one column", hint="expected a word and its tag per line, with a tab or space between"
         )
     group: list[tuple[int, list[str]]] = []
     for number, (line, fields) in enumerate(zip([*listed, ""], [*columns, []], strict=True), 1):
@@ -201,7 +193,7 @@ def _conll_sentence(group: Sequence[tuple[int, list[str]]], width: int, name: st
         return
     for number, fields in group:
         if len(fields) != width:
-            kind = f"sentences with a line that has not {width} columns, left out"
+            kind = f"sentences with a line that does not have {width} columns, left out"
             report.fault(kind, f"{name}:{number}")
             return
         if not fields[0].strip() or not fields[-1].strip():
@@ -214,15 +206,15 @@ def _conll_sentence(group: Sequence[tuple[int, list[str]]], width: int, name: st
 # Tables and JSON.
 
 
-def _table(path: Path, keys: Keys, report: Report, encoding: str, errors: Errors) -> Iterator[Row]:
-    """Rows of a table or of JSON; words and tags in the cells of a csv are lists, or have spaces between."""
+def _table(path: Path, keys: Keys, report: Report) -> Iterator[Row]:
+    """Read rows of a table or of JSON; words and tags in the cells of a csv are lists, or separated by spaces."""
     named = {name: key for name, key in asdict(keys).items() if key is not None}
     lists = [*(named[name] for name in ("tokens", "tags") if name in named), *TOKENS, *TAGS]
     tokens = (named.get("tokens"), *TOKENS)
     known = [*TOKENS, *TAGS, *SPANS, "text", *named.values()]
-    found = tables.rows(path, known=known, header=True, encoding=encoding, errors=errors, expected=EXPECTED, whole=True)
-    for row in report.table(found).rows:
-        if found.form.kind not in tables.COLUMNS:
+    table = report.table(path, known, header=True, expected=EXPECTED)
+    for row in table.rows:
+        if table.form.kind not in tables.COLUMNS:
             yield row
             continue
         cells = columns.unfolded(row.values, {*lists, *SPANS, *named.values()} - {named.get("text", "text")})
@@ -231,24 +223,24 @@ def _table(path: Path, keys: Keys, report: Report, encoding: str, errors: Errors
         yield Row(where=row.where, values=cells)
 
 
-def _rows(found: Iterable[Row], keys: Keys, report: Report) -> Iterator[_Row]:
+def _rows(listed: Iterable[Row], keys: Keys, report: Report) -> Iterator[_Row]:
     seen: set[str] = set()
-    for each in found:
+    for each in listed:
         where, row = each.where, each.values
         if "id" in row:
             if str(row["id"]) in seen:
                 report.fault("rows with the id of another, left out", where)
                 continue
             seen.add(str(row["id"]))
-        made = parse(columns.named(row, asdict(keys), where), where, report)
-        if made is not None:
-            yield made
+        parsed = parse(columns.named(row, asdict(keys), where), where, report)
+        if parsed is not None:
+            yield parsed
 
 
 def parse(row: dict[str, Any], where: str, report: Report) -> _Row | None:
-    """A JSON object as a sentence, None where it cannot be used, which the report is told.
+    """Parse an object as a sentence; None, counted in the report, where it cannot be used.
 
-    Raises UserError for one that has neither words nor a text, or tags that are numbers.
+    Raises UserError for one with neither words nor a text, or with numbers as tags.
     """
     tokens = next((row[key] for key in TOKENS if isinstance(row.get(key), list)), None)
     if tokens is not None:
@@ -262,8 +254,8 @@ def parse(row: dict[str, Any], where: str, report: Report) -> _Row | None:
     words = split(text)
     marked: list[Any] | None = next((row[key] for key in SPANS if isinstance(row.get(key), list)), None)
     spans = [span for span in (_span(item, text, where, report) for item in marked or ()) if span]
-    found = snapped(text, words, spans, report, where)
-    return _Row(where=where, text=text, words=tuple(words), entities=tuple(found), bare=marked is None)
+    listed = snapped(text, words, spans, report, where)
+    return _Row(where=where, text=text, words=tuple(words), entities=tuple(listed), bare=marked is None)
 
 
 def _from_tokens(row: dict[str, Any], tokens: list[Any], where: str, report: Report) -> _Row | None:
@@ -284,11 +276,11 @@ def _from_tokens(row: dict[str, Any], tokens: list[Any], where: str, report: Rep
 
 
 def _span(item: Any, text: str, where: str, report: Report) -> tuple[int, int, str] | None:
-    """One span: {"start", "end", "label"}, or [start, end, label]; what its "text" says is held against the offsets."""
-    said: Any = None
+    """Parse {"start", "end", "label"}, or [start, end, label]; a "text" is compared with the offsets."""
+    expected: Any = None
     if isinstance(item, dict):
         start, end = item.get("start"), item.get("end")
-        label, said = item.get("label", item.get("type")), item.get("text")
+        label, expected = item.get("label", item.get("type")), item.get("text")
     elif isinstance(item, list) and len(item) == 3:
         start, end, label = item
     else:
@@ -298,11 +290,11 @@ def _span(item: Any, text: str, where: str, report: Report) -> tuple[int, int, s
         report.fault("spans without start, end and label, left out", where)
         return None
     assert isinstance(start, int) and isinstance(end, int)
-    if isinstance(said, str) and said and text[max(0, start) : max(0, end)] != said:
-        if text.count(said) != 1:
+    if isinstance(expected, str) and expected and text[max(0, start) : max(0, end)] != expected:
+        if text.count(expected) != 1:
             report.fault("spans whose offsets miss their text, left out", where)
             return None
         report.fault("spans whose offsets miss their text, moved to it", where, "repaired")
-        start = text.index(said)
-        end = start + len(said)
+        start = text.index(expected)
+        end = start + len(expected)
     return start, end, str(label)

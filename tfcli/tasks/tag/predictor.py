@@ -37,10 +37,7 @@ def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[S
     """
     options = config.data
     keys = rows.Keys(tokens=options.tokens_key, tags=options.tags_key, text=options.text_key, spans=options.spans_key)
-    parts = [
-        rows.read(path, report, repair=config.tag.repair, encoding=options.encoding, errors=options.errors, keys=keys)
-        for path in tables.expand(data)
-    ]
+    parts = [rows.read(path, report, repair=config.tag.repair, keys=keys) for path in tables.expand(data)]
     if all(part.bare for part in parts):
         raise UserError(f"{', '.join(data)}: no sentence has words and tags, or a text and spans", hint=rows.EXPECTED)
     scheme: Scheme = "bioes" if any(part.scheme == "bioes" for part in parts) else "bio"
@@ -154,7 +151,7 @@ class TagPredictor(Predictor):
 
     def evaluate(self, data: Sequence[str], config: TagConfig, *, limit: int | None) -> Evaluation:
         """Return precision, recall and F1 of entities as seqeval's, with 95 % bootstrap intervals over sentences."""
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         sentences = read(data, config, report)[0][:limit]
         note_unknown(sentences, self.names, report)
         cutter = self.cutter

@@ -142,7 +142,7 @@ class Tag(Application):
         config: TagConfig = start.config
         shape = start.model.config
         check_head(shape, heads.TokenHead.kind)
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         data = _halves(start, report)
         train, held_out = data.train, data.held_out
         scheme = data.infos[0] if config.tag.scheme == "auto" else config.tag.scheme

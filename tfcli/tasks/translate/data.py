@@ -13,7 +13,7 @@ from tfcli.tasks.translate.options import PairData
 from tfcli.text.read import delimited, files, tables
 
 SOURCES, TARGETS = ("source", "src", "input", "question"), ("target", "tgt", "output", "answer")
-"""Names of columns that are known."""
+"""Names of columns that are recognized."""
 ROWS = ("jsonl", "json", "csv", "parquet", "hf")
 """Kinds of tables with a column for each side."""
 
@@ -25,12 +25,12 @@ class Pair:
     source: str
     target: str
     where: tuple[str, ...] = field(default=(), compare=False)
-    """The line of both, or of each in a file of its own."""
+    """The line of both, or one of each file."""
 
 
 @dataclass(kw_only=True)
 class Pairs:
-    """What files held."""
+    """The pairs of some files, and a hash of them."""
 
     pairs: list[Pair]
     hash: str
@@ -38,48 +38,47 @@ class Pairs:
 
 
 def read(specs: Sequence[str], options: PairData, report: Report | None = None) -> Pairs:
-    """All pairs of files: of two text files line by line, else of each file row by row.
+    """Read the pairs of two aligned text files, or of the rows of each file.
 
-    Pairs with an empty side are counted and left out. Raises UserError for files that have other numbers of lines, for
-    rows without both texts, and for no pairs at all.
+    Pairs with an empty side are skipped and counted. Raises UserError for aligned files that differ in length, for rows
+    without both texts, and for no pairs at all.
     """
     paths = tables.expand([part for spec in specs for part in _halves(spec)])
-    report = report or Report(strict=options.strict)
+    report = report or Report.of(options)
     first = len(report.sources)
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     if len(paths) == 2 and not any(tables.kind_of(path) in (*ROWS, "tsv") for path in paths):
-        whole = enumerate(_aligned(paths, [_lines(path, options, report) for path in paths]), 1)
+        whole = enumerate(_aligned(paths, [_lines(path, report) for path in paths]), 1)
         listed = [Pair(a, b, (f"{paths[0]}:{n}", f"{paths[1]}:{n}")) for n, (a, b) in whole]
     else:
         listed = [entry for path in paths for entry in _table(path, options, report)]
     for pair in listed:
         if pair.source.strip() and pair.target.strip():
-            found.append(pair)
+            pairs.append(pair)
         else:
             report.fault("pairs with an empty side, left out", pair.where[0])
-    if not found:
+    if not pairs:
         raise UserError(f"{' and '.join(map(str, paths))} hold no pairs of texts")
     digest = hashlib.sha256()
     for source in report.sources[first:]:
         rows = tables.kind_of(source.name) in ROWS
         digest.update(source.sha256.encode() if rows else bytes.fromhex(source.sha256))
-    return Pairs(pairs=found, hash=digest.hexdigest(), report=report)
+    return Pairs(pairs=pairs, hash=digest.hexdigest(), report=report)
 
 
 def _halves(spec: str) -> list[str]:
-    """Two files with a comma between, where there is no file of that name."""
+    """Split two files with a comma between, where no file has that name."""
     parts = spec.split(",")
     return parts if len(parts) == 2 and not Path(spec).exists() and Path(parts[0]).exists() else [spec]
 
 
-def _lines(path: Path, options: PairData, report: Report) -> list[str]:
-    """The lines of a text file; line breaks are \\n or \\r\\n, and no other character ends a line."""
-    text = report.text(path, encoding=options.encoding, errors=options.errors)
-    return [line.removesuffix("\n").removesuffix("\r") for line in files.lines(iter([text]))]
+def _lines(path: Path, report: Report) -> list[str]:
+    """Return the lines of a text file, which end with \\n or \\r\\n alone."""
+    return [line.removesuffix("\n").removesuffix("\r") for line in files.lines(iter([report.text(path)]))]
 
 
-def _aligned(paths: Sequence[Path], read_: Sequence[list[str]]) -> list[tuple[str, str]]:
-    source, target = read_
+def _aligned(paths: Sequence[Path], sides: Sequence[list[str]]) -> list[tuple[str, str]]:
+    source, target = sides
     if len(source) != len(target):
         raise UserError(
             f"{paths[0]} has {len(source):,} lines, {paths[1]} has {len(target):,}",
@@ -92,20 +91,19 @@ def _table(path: Path, options: PairData, report: Report) -> list[Pair]:
     if tables.kind_of(path) not in ROWS:
         return _tabbed(path, options, report)
     known = [*SOURCES, *TARGETS, *(name for name in (options.source, options.target) if name)]
-    listed = tables.rows(path, known=known, encoding=options.encoding, errors=options.errors, whole=True)
-    found = []
-    for row in report.table(listed).rows:
+    pairs = []
+    for row in report.table(path, known).rows:
         values = row.values.get("translation", row.values)  # as the data sets of Hugging Face have it
         values = values if isinstance(values, dict) else row.values
         keys = [key for key, value in values.items() if isinstance(value, str)]
         source = _column(options.source, SOURCES, keys, 0, row.where, "source")
         target = _column(options.target, TARGETS, keys, 1, row.where, "target")
-        found.append(Pair(values[source], values[target], (row.where,)))
-    return found
+        pairs.append(Pair(values[source], values[target], (row.where,)))
+    return pairs
 
 
 def _column(asked: str | None, known: Sequence[str], keys: Sequence[str], place: int, where: str, what: str) -> str:
-    """The column of a side: the one that is asked for, one of a known name, or the one of two at its place."""
+    """Return the column of a side: by the settings, by a known name, or of two columns by its place."""
     if asked is not None:
         if asked not in keys:
             raise UserError(f"{where} has no text {asked!r}", hint=f"it has: {', '.join(keys) or 'none'}")
@@ -121,9 +119,8 @@ def _column(asked: str | None, known: Sequence[str], keys: Sequence[str], place:
 
 
 def _tabbed(path: Path, options: PairData, report: Report) -> list[Pair]:
-    """Lines with a tab between the two texts; quotes are part of a text, a first line of two known names is none."""
-    text = report.text(path, encoding=options.encoding, errors=options.errors)
-    records = [each for each in delimited.plain(iter([text])) if any(cell.strip() for cell in each[1])]
+    """Read lines with a tab between the texts; quotes are text, and a first line of two known names is a header."""
+    records = [each for each in delimited.plain(iter([report.text(path)])) if any(cell.strip() for cell in each[1])]
     places = (0, 1)
     if records and (options.source or options.target or _is_header(records[0][1])):
         first, fields = records.pop(0)
@@ -132,14 +129,14 @@ def _tabbed(path: Path, options: PairData, report: Report) -> list[Pair]:
             names.index(_column(options.source, SOURCES, names, 0, f"{path}:{first}", "source")),
             names.index(_column(options.target, TARGETS, names, 1, f"{path}:{first}", "target")),
         )
-    found = []
+    pairs = []
     for number, cells in records:
         if len(cells) <= max(places):
             line = "\t".join(cells)
             hint = "a source, a tab and a target" if len(cells) == 1 else None
             raise UserError(f"{path}:{number} has {len(cells)} fields: {line[:60]!r}", hint=hint)
-        found.append(Pair(cells[places[0]], cells[places[1]], (f"{path}:{number}",)))
-    return found
+        pairs.append(Pair(cells[places[0]], cells[places[1]], (f"{path}:{number}",)))
+    return pairs
 
 
 def _is_header(cells: Sequence[str]) -> bool:

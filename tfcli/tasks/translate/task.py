@@ -158,7 +158,7 @@ class Translate(Application):
         self, specs: Sequence[str], config: TranslateConfig, runtime: Runtime, note: Callable[[str], None]
     ) -> tuple[Transformer, Codec]:
         """Return a new model and its tokenizer for the training part of these files."""
-        return new_model.make(_halves(specs, config, Report(strict=config.data.strict)).train, config, runtime, note)
+        return new_model.make(_halves(specs, config, Report.of(config.data)).train, config, runtime, note)
 
     def prepare(self, start: Start) -> Translation:
         """Read, split and encode the pairs. Raises UserError for a model that is no encoder-decoder."""
@@ -169,7 +169,7 @@ class Translate(Application):
                 "translate needs an encoder-decoder, and this model is none",
                 hint="train a new one with --from-scratch, or finetune an mBART, or a model that translate made",
             )
-        report = Report(strict=config.data.strict)
+        report = Report.of(config.data)
         data = _halves(start.data, config, report)
         context = min(config.data.context or start.model.config.context, start.model.config.context)
         train_pairs, train = _fitting(data.train, start.codec, context, report)
