@@ -14,8 +14,9 @@ from tiny_models import tokenizer
 
 from tfcli.errors import UserError
 from tfcli.tasks.chat import data as rows
-from tfcli.tasks.chat.data import Conversation, Fields
+from tfcli.tasks.chat.data import Conversation
 from tfcli.tasks.chat.encode import Encoded, encode, fit, lay, pack, template_for
+from tfcli.tasks.chat.options import ChatData
 from tfcli.tasks.common.report import Report
 from tfcli.text.chat.messages import CHATML, ChatTemplate
 
@@ -26,10 +27,6 @@ QUIET = {"role": "system", "content": "be brief"}
 def written(path: Path, *entries: Any) -> Path:
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in entries) + "\n")
     return path
-
-
-def read(path: Path, report: Report, **options: Any) -> list[Conversation]:
-    return rows.read(path, report, **options)
 
 
 def roles(conversation: Conversation) -> str:
@@ -52,20 +49,20 @@ def roles(conversation: Conversation) -> str:
 )  # fmt: skip
 def test_every_form_is_read(tmp_path: Path, row: Any, expected: str) -> None:
     report = Report(strict=True)
-    lines = read(written(tmp_path / "a.jsonl", row, "", row), report)
+    lines = rows.read(written(tmp_path / "a.jsonl", row, "", row), report)
     assert [roles(one) for one in lines] == [expected, expected]
     assert lines[1].where.endswith("a.jsonl:3")
-    whole = read(written(tmp_path / "a.json", json.dumps([row, row], indent=1)), report)
+    whole = rows.read(written(tmp_path / "a.json", json.dumps([row, row], indent=1)), report)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
-    packed = read(tmp_path / "a.jsonl.gz", report)
+    packed = rows.read(tmp_path / "a.jsonl.gz", report)
     assert [one.messages for one in (*whole, *packed)] == [lines[0].messages] * 3
 
 
 def test_alpaca_and_named_fields(tmp_path: Path) -> None:
-    alpaca = read(written(tmp_path / "a.jsonl", {"instruction": "a", "input": "b", "output": "c"}), Report())
+    alpaca = rows.read(written(tmp_path / "a.jsonl", {"instruction": "a", "input": "b", "output": "c"}), Report())
     assert [message["content"] for message in alpaca[0].messages] == ["a\n\nb", "c"]
     row = {"messages": "x", "q": "ask", "a": "say"}
-    named = read(written(tmp_path / "b.jsonl", row), Report(), fields=Fields(prompt="q", response="a"))
+    named = rows.read(written(tmp_path / "b.jsonl", row), Report(), ChatData(prompt_key="q", response_key="a"))
     assert [message["content"] for message in named[0].messages] == ["ask", "say"]
 
 
@@ -93,19 +90,19 @@ BROKEN: dict[str, Any] = {
 @pytest.mark.parametrize("said", BROKEN)
 def test_what_is_broken_is_counted_and_fatal_where_strict(tmp_path: Path, said: str) -> None:
     path, report = written(tmp_path / "a.jsonl", {"prompt": "a", "response": "b"}, BROKEN[said]), Report()
-    assert len(read(path, report)) == 1
+    assert len(rows.read(path, report)) == 1
     ((kind, number),) = report.faults.items()
     assert (said in kind, number) == (True, 1)
     assert report.places[kind] == [f"{path}:2"]
     with pytest.raises(UserError, match=f"a.jsonl:2: .*{said}"):
-        read(path, Report(strict=True))
+        rows.read(path, Report(strict=True))
     with pytest.raises(UserError, match="no conversations that can be used"):
-        read(written(tmp_path / "b.jsonl", BROKEN[said]), Report())
+        rows.read(written(tmp_path / "b.jsonl", BROKEN[said]), Report())
 
 
 def test_what_follows_the_last_answer_is_cut(tmp_path: Path) -> None:
     report = Report()
-    assert roles(read(written(tmp_path / "a.jsonl", {"messages": [ASK, SAY, ASK]}), report)[0]) == "ua"
+    assert roles(rows.read(written(tmp_path / "a.jsonl", {"messages": [ASK, SAY, ASK]}), report)[0]) == "ua"
     assert "cut behind the last one" in next(iter(report.faults))
 
 

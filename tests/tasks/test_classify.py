@@ -284,7 +284,7 @@ def test_tables_for_people() -> None:
     lines = scores.table(matrix, ["yes", "a very long label indeed"])
     assert len({len(line) for line in lines}) == 1
     many = scores.table(np.eye(30, dtype=np.int64) + np.eye(30, k=1, dtype=np.int64), [f"l{i}" for i in range(30)])
-    assert many[0].startswith("mixed up") and "taken for" in many[1]
+    assert many[0].startswith("most often confused") and "predicted as" in many[1]
 
 
 def test_duplicates() -> None:

@@ -143,7 +143,7 @@ def test_every_oddity_of_json_is_counted(tmp_path: Path) -> None:
     assert report.faults == {
         "spans that overlap another, left out": 1,
         "spans outside the text, left out": 3,
-        "spans that begin or end within a word, dequantized to it": 1,
+        "spans that begin or end within a word, extended to it": 1,
         "spans whose offsets miss their text, left out": 1,
         "spans whose offsets miss their text, moved to it": 1,
         "spans without start, end and label, left out": 2,

@@ -135,14 +135,6 @@ class Finetuning(Task):
         """Draw the scores of ``report`` to a file in ``directory``."""
         return
 
-    def save(self, directory: Path, model: Transformer) -> bool:
-        """Write something other than the whole model to ``directory``; False for a task that does not."""
-        return False
-
-    def restore(self, directory: Path, model: Transformer) -> bool:
-        """Load what ``save`` wrote into ``model``; False for a task without it."""
-        return False
-
 
 class OverExamples(Finetuning):
     """A task over examples in memory: each counts once in the loss, and is read whole."""

@@ -214,7 +214,7 @@ class _Run(Run):
                 metrics=metrics,
                 save_model=save_model,
             ).train()
-        self._best(loaded.model, best, task, state)
+        self._best(loaded.model, best, state)
         scores, lines = task.report(loaded.model)
         record.write(
             self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
@@ -275,8 +275,6 @@ class _Run(Run):
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
         """The model directory."""
-        if task.save(self.directory, model):
-            return
         about = dict(task.hf_config)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
         if self.config.lora.on and self.model is not None:
@@ -285,14 +283,10 @@ class _Run(Run):
             return
         hf.save(self.directory, model, codec, about=about, card=_card(self.app.name, self.model, model))
 
-    def _best(self, model: Transformer, weights: dict[str, Tensor], task: Finetuning, state: TrainState) -> None:
+    def _best(self, model: Transformer, weights: dict[str, Tensor], state: TrainState) -> None:
         """Put the best weights into the model: those saved last, also by the process that this one resumed."""
-        if state.best_step == state.step:
-            return
-        if weights:
-            _fill(model, weights, self.directory)
-        elif not task.restore(self.directory, model):
-            _fill(model, lora.trainable(self._saved()), self.directory)
+        if state.best_step != state.step:
+            _fill(model, weights or lora.trainable(self._saved()), self.directory)
 
     def _saved(self) -> Transformer:
         """The model that the directory holds, as it is trained: adapters on their base."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from tfcli.errors import UserError
+from tfcli.tasks.answer.options import AnswerData
 from tfcli.tasks.common import columns
 from tfcli.tasks.common.report import Report
 from tfcli.text.read import tables
@@ -21,15 +22,6 @@ LEFT_OUT = "questions that should have an answer and have none, left out"
 PLAUSIBLE = "plausible_answers"
 FLAT = ("answer_text", "answer")
 """Names of a column with the text of an answer, beside "answer_start"."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Keys:
-    """Names of the columns or fields of a question; by default those of ``datasets``."""
-
-    question: str | None = None
-    context: str | None = None
-    answers: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,28 +61,23 @@ class Questions:
     version: Literal[1, 2]
 
 
-def read(
-    path: Path,
-    report: Report,
-    *,
-    keys: Keys | None = None,
-) -> Questions:
+def read(path: Path, report: Report, options: AnswerData | None = None) -> Questions:
     """Read the questions of a file: SQuAD's JSON, a JSON list, JSON lines, or a table (.csv, .tsv, .parquet, hf:NAME).
 
     What cannot be used is skipped, and offsets that miss their answer (not a plausible one) are moved to its nearest
     place; ``report`` counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
     before = dict(report.faults)
-    keys = keys or Keys()
-    named = [key for key in asdict(keys).values() if key is not None]
+    keys = (options or AnswerData()).keys
+    named = [key for key in keys.values() if key is not None]
     known = ["question", "context", "answers", "answer_start", "paragraphs", *FLAT, *named]
     kind = tables.kind_of(path)
     table = report.table(path, known, header=True, kind=kind if kind in tables.COLUMNS else "json", expected=EXPECTED)
-    rows = _of_json(table.rows) if table.form.kind == "json" else _of_table(table.rows, keys=keys)
+    rows = _of_json(table.rows) if table.form.kind == "json" else _of_table(table.rows, keys["answers"])
     questions: dict[str, Question] = {}
     unanswerable = False
     for given, group, where in rows:
-        row = columns.named(given, asdict(keys), where)
+        row = columns.named(given, keys, where)
         group = group or _group(row)
         unanswerable |= "is_impossible" in row or not _listed(row.get("answers"))
         question = parse(row, group, where, report)
@@ -101,13 +88,13 @@ def read(
     return Questions(questions=tuple(questions.values()), version=2 if unanswerable else 1)
 
 
-def _of_table(rows: Iterable[Row], *, keys: Keys) -> Iterator[tuple[dict[str, Any], str, str]]:
+def _of_table(rows: Iterable[Row], asked: str | None) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Yield (row, article, where); cells of a csv hold answers as JSON, or one text with its offset beside it."""
-    key = keys.answers or "answers"
+    key = asked or "answers"
     for each in rows:
         row = columns.unfolded(each.values, [key, PLAUSIBLE])
-        there = [name for name in (key, *(() if keys.answers else FLAT)) if name in row]
-        if not there and keys.answers is None:
+        there = [name for name in (key, *(() if asked else FLAT)) if name in row]
+        if not there and asked is None:
             row = {**row, key: []}
         elif there and not isinstance(row[there[0]], (list, dict)):
             text, start = row[there[0]], _whole(row.get("answer_start"))

@@ -21,6 +21,11 @@ class AnswerData(FinetuneData):
     """Texts and their offsets, as {"text": [...], "answer_start": [...]}, or in a table one text with answer_start
     beside it; left out: answers, or of a table answer_text or answer."""
 
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """Columns by what they hold."""
+        return {"question": self.question_key, "context": self.context_key, "answers": self.answers_key}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerOptions:

@@ -243,9 +243,7 @@ class AnswerPredictor(Predictor):
 
 def read(specs: Sequence[str], config: AnswerConfig, report: Report) -> tuple[list[Question], Literal[1, 2]]:
     """Return the questions of all files, and the version of SQuAD: 2 where some may have no answer."""
-    options, paths = config.data, tables.expand(specs)
-    keys = rows.Keys(question=options.question_key, context=options.context_key, answers=options.answers_key)
-    parts = [rows.read(path, report, keys=keys) for path in paths]
+    parts = [rows.read(path, report, config.data) for path in tables.expand(specs)]
     questions = [question for part in parts for question in part.questions]
     seen: set[str] = set()
     for question in questions if len(parts) > 1 else []:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tfcli.tasks.chat.options import ChatData
 from tfcli.tasks.common import columns
 from tfcli.tasks.common.report import Report
 from tfcli.text.chat.messages import ROLES, Message
@@ -34,15 +35,6 @@ EXPECTED = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fields:
-    """Names of fields or columns; by default those that are recognized."""
-
-    prompt: str | None = None
-    response: str | None = None
-    messages: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
     """Messages that end with an answer; ``where`` they were read, "file:line"."""
 
@@ -59,23 +51,17 @@ class _Broken(Exception):
     """A row that cannot be used, with the kind of fault in the plural."""
 
 
-def read(
-    path: str | Path,
-    report: Report,
-    *,
-    fields: Fields | None = None,
-) -> list[Conversation]:
+def read(path: str | Path, report: Report, options: ChatData | None = None) -> list[Conversation]:
     """Read the conversations of a file: JSON lines, a JSON list, or a table (.csv, .tsv, .parquet, hf:NAME).
 
     Messages in the cells of a csv are JSON lists. What cannot be used is skipped and counted in ``report``. Raises
     UserError for a file without conversations.
     """
-    fields = fields or Fields()
+    options = options or ChatData()
     conversations: list[Conversation] = []
     before = dict(report.faults)
-    named = {"prompt": fields.prompt, "response": fields.response, "messages": fields.messages}
-    lists = [*LISTS, *([fields.messages] if fields.messages else [])]
-    known = [*lists, *(name for pair in PAIRS for name in pair), *(name for name in named.values() if name)]
+    lists = [*LISTS, *([options.messages_key] if options.messages_key else [])]
+    known = [*lists, *(name for pair in PAIRS for name in pair), *(name for name in options.keys.values() if name)]
     kind = tables.kind_of(path)
     has_columns = kind in tables.COLUMNS
 
@@ -88,10 +74,10 @@ def read(
     table = report.table(path, known, header=True, kind=kind, expected=EXPECTED, on_fault=on_fault)
     for row in table.rows:
         if has_columns and row is table.rows[0]:
-            columns.named(row.values, named, row.where)  # a missing column is a mistake in the settings
+            columns.named(row.values, options.keys, row.where)  # a missing column is a mistake in the settings
         values = columns.unfolded(row.values, lists) if has_columns else row.values
         try:
-            conversations.append(conversation(values, fields, row.where, report))
+            conversations.append(conversation(values, options, row.where, report))
         except _Broken as broken:
             report.fault(f"{broken}, left out", row.where)
     if not conversations:
@@ -99,11 +85,11 @@ def read(
     return conversations
 
 
-def conversation(row: Mapping[str, Any], fields: Fields, where: str, report: Report) -> Conversation:
+def conversation(row: Mapping[str, Any], options: ChatData, where: str, report: Report) -> Conversation:
     """Return the conversation of a row. Raises _Broken for one that cannot be used."""
-    there = fields.messages or next((name for name in LISTS if row.get(name) is not None), None)
-    if there is None or (fields.messages is None and (fields.prompt or fields.response) is not None):
-        messages = _pair(row, fields)
+    there = options.messages_key or next((name for name in LISTS if row.get(name) is not None), None)
+    if there is None or (options.messages_key is None and (options.prompt_key or options.response_key) is not None):
+        messages = _pair(row, options)
     else:
         entries = _list(row, there)
         first = entries[0] if isinstance(entries[0], dict) else {}
@@ -135,8 +121,8 @@ def _message(entry: Any, speaker: str, content: str, roles: Mapping[str, str]) -
     return {"role": roles[entry[speaker]], "content": entry[content]}
 
 
-def _pair(row: Mapping[str, Any], fields: Fields) -> list[Message]:
-    prompt, response = fields.prompt, fields.response
+def _pair(row: Mapping[str, Any], options: ChatData) -> list[Message]:
+    prompt, response = options.prompt_key, options.response_key
     if prompt is None or response is None:
         names = (pair for pair in PAIRS if prompt in (None, pair[0]) and response in (None, pair[1]))
         known = next((pair for pair in names if row.keys() >= set(pair)), None)

@@ -18,6 +18,11 @@ class ChatData(FinetuneData):
     response_key: str | None = None
     """And its response; left out: response, completion, answer or output."""
 
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """Columns by what they hold."""
+        return {"prompt": self.prompt_key, "response": self.response_key, "messages": self.messages_key}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatOptions:

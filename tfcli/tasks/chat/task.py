@@ -25,7 +25,7 @@ from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime
 from tfcli.tasks.chat import data as rows
 from tfcli.tasks.chat import encode
-from tfcli.tasks.chat.data import Conversation, Fields
+from tfcli.tasks.chat.data import Conversation
 from tfcli.tasks.chat.encode import Encoded
 from tfcli.tasks.chat.options import ChatConfig, ChatOptions
 from tfcli.tasks.common import batch, resample
@@ -298,12 +298,7 @@ def _halves(start: Start, report: Report) -> Halves[Conversation, None]:
 
 
 def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conversation]:
-    data = config.data
-    fields = Fields(prompt=data.prompt_key, response=data.response_key, messages=data.messages_key)
-    found: list[Conversation] = []
-    for path in tables.expand(specs):
-        found += rows.read(path, report, fields=fields)
-    return found
+    return [one for path in tables.expand(specs) for one in rows.read(path, report, config.data)]
 
 
 def _encoded(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tfcli import disk
 from tfcli.errors import UserError
+from tfcli.tasks.classify.scores import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,32 +22,32 @@ if TYPE_CHECKING:
 FILE = "confusion.png"
 INSTALL = 'pip install "tfcli[plot]"'
 LONGEST = 24
-"""Characters of a label that are shown."""
+"""Maximum characters of a label."""
 COUNTED = 60
-"""Labels of which the counts are still legible in their cells; of more only the colours are drawn."""
+"""Maximum labels with counts in the cells; with more, only colors are drawn."""
 FEW = 12
-"""Labels that have large cells."""
+"""Maximum labels with large cells."""
 NAMED = 150
-"""Labels whose names are along the sides; of more these hold numbers, and the cells shrink, so that it stays a page."""
+"""Maximum labels with names along the sides; with more, these hold numbers, and the cells shrink to fit a page."""
 SMALL = 0.2
 """Inches of a cell without a count."""
 USUAL = "DejaVu Sans"
-"""matplotlib's own."""
+"""Font of matplotlib."""
 OTHERS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei",
     "Arial Unicode MS",
 )  # fmt: skip
-"""Fonts with the characters that the usual one has not, those that are there in this order."""
+"""Fonts with characters that it lacks, in order of preference."""
 
 
 def available() -> bool:
-    """Whether the library that draws is there."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def check(path: Path) -> None:
-    """Raise UserError for a file that cannot become a PNG, and where the library is not there."""
+    """Raise UserError for a file that is not a PNG, and if matplotlib is missing."""
     if path.suffix.lower() != ".png":
         raise UserError(f"{path} is no .png", hint="the confusion matrix is written as a PNG")
     if not available():
@@ -54,9 +55,9 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> None:
-    """Draw a matrix (true labels down, predicted across) as a PNG; each row's colours are parts of that row.
+    """Draw a matrix (true labels down, predicted across) as a PNG; colors are shares of the row, cells hold counts.
 
-    Cells hold counts. No state of matplotlib is touched, and no window opened.
+    Changes no state of matplotlib, and opens no window.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,7 +92,7 @@ def write(path: Path, matrix: npt.NDArray[np.int64], labels: Sequence[str]) -> N
 
 
 def _fonts() -> list[str]:
-    """The usual font, and those of this machine that may have what it has not."""
+    """Return the usual font, and those installed that may have what it lacks."""
     from matplotlib.font_manager import fontManager
 
     there = {font.name for font in fontManager.ttflist}
@@ -99,13 +100,13 @@ def _fonts() -> list[str]:
 
 
 def _legible(labels: Sequence[str], fonts: Sequence[str]) -> list[str]:
-    """Labels as they are shown; "#3" for the one numbered 3 where no font here has its characters."""
+    """Return labels as they are drawn; "#3" for label 3 where no installed font has its characters."""
     from matplotlib.font_manager import findfont, get_font
 
     known: set[int] = set()
     for font in fonts:
         known |= get_font(findfont(font)).get_charmap().keys()
-    short = [_short(label) for label in labels]
+    short = [shortened(label, LONGEST) for label in labels]
     return [
         label.replace("$", r"\$") if all(ord(character) in known for character in label) else f"#{number}"
         for number, label in enumerate(short)  # a dollar sign begins no formula
@@ -113,18 +114,18 @@ def _legible(labels: Sequence[str], fonts: Sequence[str]) -> list[str]:
 
 
 def _counts(axes: Axes, matrix: npt.NDArray[np.int64], shares: npt.NDArray[np.float64], size: float) -> None:
-    """The counts, 0 left out where there are many; light on dark cells."""
+    """Draw the counts, light on dark cells, without zeros where there are many."""
     written = _written(matrix)
     for row, column in np.ndindex(matrix.shape):
         if not matrix[row, column] and len(matrix) > 6:
             continue
-        colour = "white" if shares[row, column] > 0.55 else "#202020"
-        text = axes.text(column, row, str(written[row, column]), ha="center", va="center", fontsize=size, color=colour)
+        color = "white" if shares[row, column] > 0.55 else "#202020"
+        text = axes.text(column, row, str(written[row, column]), ha="center", va="center", fontsize=size, color=color)
         text.set_in_layout(False)  # it lies within its cell
 
 
 def _written(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
-    """Counts as they are shown: of many labels, 12,345 as 12k."""
+    """Return counts as they are drawn: with many labels, 12,345 as 12k."""
     short = len(matrix) > FEW
     listed = [f"{n / 1000:.0f}k" if short and n >= 10_000 else str(n) for n in matrix.flat]
     return np.array(listed, dtype=np.str_).reshape(matrix.shape)
@@ -132,15 +133,10 @@ def _written(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
 
 def _bar(figure: Figure, axes: Axes, image: Any, count: int) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.046 if count <= FEW else 0.03, pad=0.03)
-    bar.set_label("part of the true label", fontsize=9)
+    bar.set_label("share of the true label", fontsize=9)
     bar.ax.tick_params(labelsize=8)
 
 
-def _short(label: str) -> str:
-    flat = " ".join(label.split())
-    return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
-
-
 def _width(label: str) -> int:
-    """Columns: characters of East Asia take two."""
+    """Return the width in columns: East Asian characters take two."""
     return sum(1 + (ord(character) >= 0x1100) for character in label)

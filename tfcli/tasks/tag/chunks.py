@@ -1,4 +1,4 @@
-"""Words as pieces of a tokenizer, and long sentences as overlapping rows: each word is tagged in one of them."""
+"""Words as tokens, and long sentences as overlapping rows: each word is tagged in one of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tfcli.tasks.tag.words import Span
 from tfcli.text.tokenizers.codec import Codec
 
 LEAST = 4
-"""Pieces that a row must have room for."""
+"""Minimum room for tokens in a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """A row of ids from some words of sentence ``index``.
 
-    ``words`` are those that are tagged here, ``at`` the position of each one's first piece: what the model says there
-    is its tag (Devlin et al. 2019, 5.3). Others in the row are context. Words without pieces are in no row.
+    ``words`` are those that are tagged here, ``at`` the position of each one's first token, where the model predicts
+    its tag (Devlin et al. 2019, 5.3). Others in the row are context. Words without tokens are in no row.
     """
 
     index: int
@@ -29,7 +29,7 @@ class Chunk:
 
 
 class Cutter:
-    """Sentences to rows of at most ``length`` ids, neighbours sharing about a quarter of them."""
+    """Cuts sentences into rows of at most ``length`` ids; neighbors share about a quarter of them."""
 
     def __init__(self, codec: Codec, *, length: int) -> None:
         self.codec = codec
@@ -39,7 +39,7 @@ class Cutter:
         self.without_pieces = 0
         """Words that the tokenizer leaves nothing of."""
         self.cut_words = 0
-        """Words with more pieces than a row has room for; the others of their pieces are not read."""
+        """Words with more tokens than fit a row, which are truncated."""
         self.cut: list[int] = []
         """Indices of the sentences that have such words."""
         self.long = 0
@@ -48,8 +48,8 @@ class Cutter:
             raise UserError(f"rows of {length} tokens have no room for words", hint="give a longer data.context")
 
     def chunks(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[Chunk]:
-        """The rows of sentences, given as texts and where their words are."""
-        made: list[Chunk] = []
+        """Return the rows of sentences, given as texts and the spans of their words."""
+        chunks: list[Chunk] = []
         for index, pieces in enumerate(self._pieces(texts)):
             self.without_pieces += sum(not ids for ids in pieces)
             if words := sum(len(ids) > self.room for ids in pieces):
@@ -57,8 +57,8 @@ class Cutter:
                 self.cut.append(index)
             rows = spans([min(len(ids), self.room) for ids in pieces], room=self.room, overlap=self.room // 4)
             self.long += len(rows) > 1
-            made += [self._row(index, pieces, *row) for row in rows]
-        return made
+            chunks += [self._row(index, pieces, *row) for row in rows]
+        return chunks
 
     def _row(self, index: int, pieces: Sequence[Sequence[int]], first: int, last: int, own: int, end: int) -> Chunk:
         ids = list(self.before)
@@ -71,7 +71,7 @@ class Cutter:
         return Chunk(index=index, ids=(*ids, *self.after), words=tuple(words), at=tuple(at))
 
     def _pieces(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[Sequence[int]]]:
-        """The pieces of every word, as it stands behind a space or not; each different word is encoded once."""
+        """Return the tokens of every word, with or without a space before it; each different word is encoded once."""
         keys = [
             [(text[start:end] if not start else (" " * text[start - 1].isspace()) + text[start:end], start > 0)
              for start, end in words]
@@ -84,9 +84,9 @@ class Cutter:
 
 
 def spans(lengths: Sequence[int], *, room: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Rows over words of ``lengths`` pieces (each at most ``room``): (first, last, first own, last own), ends excluded.
+    """Return (first, last, first own, last own) of rows over words of ``lengths`` tokens, at most ``room`` each.
 
-    Every word is some row's own, with context on both sides where neighbouring rows share words.
+    Ends are exclusive. Each word is one row's own, with context on both sides where neighboring rows share words.
     """
     rows: list[tuple[int, int]] = []
     first = 0

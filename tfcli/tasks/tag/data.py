@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tfcli.errors import UserError
 from tfcli.tasks.common import columns
 from tfcli.tasks.common.report import Report
+from tfcli.tasks.tag.options import TagData
 from tfcli.tasks.tag.schemes import TAG, Entity, Scheme, broken, entities, scheme_of, unified, write
 from tfcli.tasks.tag.words import Span, joined, snapped, split
 from tfcli.text.read import files, tables
@@ -25,16 +26,6 @@ EXPECTED = (
 )
 UNTAGGED = "sentences with neither tags nor spans, taken as without entities"
 SPACES = re.compile(r"[ \t]+")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Keys:
-    """Names of the columns or fields of a sentence; by default those that are recognized."""
-
-    tokens: str | None = None
-    tags: str | None = None
-    text: str | None = None
-    spans: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +74,7 @@ class _Row:
     """True if it has neither tags nor spans."""
 
 
-def read(
-    path: Path,
-    report: Report,
-    *,
-    repair: bool = True,
-    keys: Keys | None = None,
-) -> Tagged:
+def read(path: Path, report: Report, options: TagData | None = None, *, repair: bool = True) -> Tagged:
     """Read the sentences of a file: a table (.csv, .tsv, .parquet, hf:NAME), JSON (.jsonl, .ndjson, .json), else CoNLL.
 
     A sentence whose tags do not follow the data's scheme keeps the entities that conlleval reads in it, and is counted;
@@ -97,7 +82,7 @@ def read(
     for a file that is not text, has neither form, or has no sentences.
     """
     before = dict(report.faults)
-    keys = keys or Keys()
+    keys = (options or TagData()).keys
     conll = tables.kind_of(path) == "text"
     if conll:
         rows = list(_conll(files.lines(iter([report.text(path)])), str(path), report))
@@ -206,9 +191,9 @@ def _conll_sentence(group: Sequence[tuple[int, list[str]]], width: int, name: st
 # Tables and JSON.
 
 
-def _table(path: Path, keys: Keys, report: Report) -> Iterator[Row]:
+def _table(path: Path, keys: Mapping[str, str | None], report: Report) -> Iterator[Row]:
     """Read rows of a table or of JSON; words and tags in the cells of a csv are lists, or separated by spaces."""
-    named = {name: key for name, key in asdict(keys).items() if key is not None}
+    named = {name: key for name, key in keys.items() if key is not None}
     lists = [*(named[name] for name in ("tokens", "tags") if name in named), *TOKENS, *TAGS]
     tokens = (named.get("tokens"), *TOKENS)
     known = [*TOKENS, *TAGS, *SPANS, "text", *named.values()]
@@ -223,7 +208,7 @@ def _table(path: Path, keys: Keys, report: Report) -> Iterator[Row]:
         yield Row(where=row.where, values=cells)
 
 
-def _rows(listed: Iterable[Row], keys: Keys, report: Report) -> Iterator[_Row]:
+def _rows(listed: Iterable[Row], keys: Mapping[str, str | None], report: Report) -> Iterator[_Row]:
     seen: set[str] = set()
     for each in listed:
         where, row = each.where, each.values
@@ -232,7 +217,7 @@ def _rows(listed: Iterable[Row], keys: Keys, report: Report) -> Iterator[_Row]:
                 report.fault("rows with the id of another, left out", where)
                 continue
             seen.add(str(row["id"]))
-        parsed = parse(columns.named(row, asdict(keys), where), where, report)
+        parsed = parse(columns.named(row, keys, where), where, report)
         if parsed is not None:
             yield parsed
 

@@ -21,6 +21,11 @@ class TagData(FinetuneData):
     spans_key: str | None = None
     """Its entities as character spans; left out: spans, entities, label or labels."""
 
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """Columns by what they hold."""
+        return {"tokens": self.tokens_key, "tags": self.tags_key, "text": self.text_key, "spans": self.spans_key}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TagOptions:

@@ -35,9 +35,7 @@ def read(data: Sequence[str], config: TagConfig, report: Report) -> tuple[list[S
 
     Raises UserError where no file has tags or spans.
     """
-    options = config.data
-    keys = rows.Keys(tokens=options.tokens_key, tags=options.tags_key, text=options.text_key, spans=options.spans_key)
-    parts = [rows.read(path, report, repair=config.tag.repair, keys=keys) for path in tables.expand(data)]
+    parts = [rows.read(path, report, config.data, repair=config.tag.repair) for path in tables.expand(data)]
     if all(part.bare for part in parts):
         raise UserError(f"{', '.join(data)}: no sentence has words and tags, or a text and spans", hint=rows.EXPECTED)
     scheme: Scheme = "bioes" if any(part.scheme == "bioes" for part in parts) else "bio"

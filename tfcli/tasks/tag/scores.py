@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +13,9 @@ from tfcli.tasks.common.resample import interval
 from tfcli.tasks.tag.schemes import Entity
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Score:
-    """Counts of entities: ``correct`` have words and label right, of those ``predicted`` and those that are ``true``.
-
-    What would be divided by zero is 0, as in seqeval.
-    """
+    """Counts of entities: ``correct`` ones have the right words and label. Division by zero gives 0, as in seqeval."""
 
     correct: int
     predicted: int
@@ -42,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Over all entities, and of each label; ``sentences`` are the counts of each sentence, to resample them."""
+    """Scores of all entities, and by label; ``sentences`` are the counts of each sentence, for resampling."""
 
     all: Score
     by_label: dict[str, Score] = field(default_factory=dict)
@@ -50,30 +46,24 @@ class Scores:
 
 
 def score(true: Sequence[Sequence[Entity]], predicted: Sequence[Sequence[Entity]]) -> Scores:
-    """Of a sentence at a time: its true entities and those that were predicted."""
-    right: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    there: Counter[str] = Counter()
+    """Score the predicted entities of each sentence."""
+    counts: dict[str, list[int]] = {}
     sentences = []
     for gold, guess in zip(true, predicted, strict=True):
-        gold_set, guess_set = set(gold), set(guess)
-        both = gold_set & guess_set
-        right.update(entity.label for entity in both)
-        found.update(entity.label for entity in guess_set)
-        there.update(entity.label for entity in gold_set)
-        sentences.append(Score(correct=len(both), predicted=len(guess_set), true=len(gold_set)))
-    by_label = {
-        label: Score(correct=right[label], predicted=found[label], true=there[label])
-        for label in sorted(found.keys() | there.keys())
-    }
-    whole = Score(correct=right.total(), predicted=found.total(), true=there.total())
+        sets = set(gold) & set(guess), set(guess), set(gold)
+        for column, entities in enumerate(sets):
+            for entity in entities:
+                counts.setdefault(entity.label, [0, 0, 0])[column] += 1
+        sentences.append(Score(*map(len, sets)))
+    whole = Score(*(sum(column) for column in zip(*counts.values(), strict=True))) if counts else Score(0, 0, 0)
+    by_label = {label: Score(*counts[label]) for label in sorted(counts)}
     return Scores(all=whole, by_label=by_label, sentences=tuple(sentences))
 
 
 def as_numbers(scores: Scores) -> dict[str, Any]:
-    """Precision, recall and F1, over all ("interval": 95 % by the bootstrap) and in "by_label"."""
+    """Return precision, recall and F1, over all (with 95 % bootstrap intervals) and by label."""
     counts = np.array([(s.correct, s.predicted, s.true) for s in scores.sentences], np.float64).reshape(-1, 3)
-    # Of sums over sentences: correct / predicted, correct / true, 2 correct / (predicted + true).
+    # Over sums of sentences: correct / predicted, correct / true, 2 correct / (predicted + true).
     below = {"precision": (0.0, 1.0, 0.0), "recall": (0.0, 0.0, 1.0), "f1": (0.0, 0.5, 0.5)}
     return {
         **_three(scores.all),
@@ -91,7 +81,7 @@ def _ratio(weights: Sequence[float]) -> Callable[[npt.NDArray[np.float64]], npt.
 
 
 def table(scores: Scores) -> list[str]:
-    """Precision, recall, F1 and how many there are, of each label and of all, in percent."""
+    """Return a table of precision, recall and F1 in percent, and counts, by label and over all."""
     listed = [*scores.by_label.items(), ("all", scores.all)]
     width = max(len(label) for label, _ in listed)
     lines = [f"{'':{width}}  precision  recall      f1  entities"]
