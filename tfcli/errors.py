@@ -42,6 +42,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def absent(message: str, word: str, there: Iterable[str]) -> UserError:
+    """A UserError for a ``word`` that is not ``there``, with the nearest spelling and all that are."""
+    there = [str(each) for each in there]
+    guess = nearest(word, there)
+    return UserError(message, hint=(f"did you mean {guess!r}? " if guess else "") + f"it has: {', '.join(there)}")
+
+
 def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
     """A UserError for an unknown ``kind`` of thing, with the nearest known spelling or the whole list."""
     known = sorted(known)

@@ -130,7 +130,7 @@ def test_strict_makes_each_fatal(tmp_path: Path, bad: dict[str, Any]) -> None:
         ('{"data": [{"paragraphs": [{"context": "a"}]}]}', 'no list "qas"'),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', 'no "context"'),
         ('{"question": "a"}', 'no "question" and "context"'),
-        ("[[]]", "not an object"),
+        ("[[]]", "JSON list, expected an object"),
         ('{"data": [{"paragraphs": [{"context": "a", "qas": [1]}]}]}', "not an object"),
     ],
 )

@@ -29,7 +29,7 @@ def written(path: Path, *entries: Any) -> Path:
 
 
 def read(path: Path, report: Report, **options: Any) -> list[Conversation]:
-    return rows.read(report.text(path), str(path), report, **options)
+    return rows.read(path, report, **options)
 
 
 def roles(conversation: Conversation) -> str:

@@ -93,5 +93,5 @@ def test_a_data_set_by_name_is_loaded_once(
     task_data = prepared(task, bert, [spec], val_fraction=0.25)
     assert loaded == [spec]
     if task in ("tag", "answer", "chat"):
-        rows = hf_data.digest(hf_data.rows(spec)[1])[0].encode()
+        rows = hf_data.digest(hf_data.rows(spec)[1]).sha256.encode()
         assert task_data.data_report["content_hash"] == hashlib.sha256(rows).hexdigest()

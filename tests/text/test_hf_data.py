@@ -70,9 +70,9 @@ def test_classes_that_cannot_be_read(tmp_path: Path, kind: dict[str, Any]) -> No
 
 def test_a_table_of_a_name_is_like_that_of_a_file(saved: Path) -> None:
     table = tables.read(f"hf:{saved}:train", known=())
-    assert table.columns == tuple(FEATURES) and table.rows[2].where == f"hf:{saved}:train: row 3"
-    assert table.sha256 == tables.read(f"hf:{saved}", known=()).sha256
-    assert table.sha256 != tables.read(f"hf:{saved}:test", known=()).sha256
+    assert table.form.columns == tuple(FEATURES) and table.rows[2].where == f"hf:{saved}:train: row 3"
+    assert table.digest.sha256 == tables.read(f"hf:{saved}", known=()).digest.sha256
+    assert table.digest.sha256 != tables.read(f"hf:{saved}:test", known=()).digest.sha256
     assert [str(path) for path in tables.expand([f"hf:{saved}:train"])] == [f"hf:{saved}:train"]
 
 

@@ -136,7 +136,9 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": ["a\nb", None, "é"]}), path)
-    assert documents(path) == ["a\nb", "é"]
+    counts = Counts()
+    assert documents(path, counts=counts) == ["a\nb", "é"]
+    assert counts.sources[0].empty_at == [f"{path}: row 2"], "the first row is 1"
     with pytest.raises(UserError, match="no field 'x'"):
         documents(path, text_key="x")
     with pytest.raises(UserError, match="not a readable Parquet"):

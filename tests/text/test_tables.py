@@ -70,14 +70,14 @@ def test_tables_without_a_header_and_with_stray_quotes(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('ham\t"Hi" he said\nspam\tWIN "now\n')
     table = read(path, known=KNOWN)
-    assert (table.header, table.columns) == (False, ("1", "2"))
+    assert (table.form.header, table.form.columns) == (False, ("1", "2"))
     assert [row.values["2"] for row in table.rows] == ['"Hi" he said', 'WIN "now']
 
 
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.csv", b"text,label\na,b,c\n", "a.csv:2 has 3 fields, the first line has 2"),
+        ("a.csv", b"text,label\na,b,c\n", "a.csv:2 has 3 fields, the header has 2"),
         ("a.csv", b'text,label\n"a,b\n', "is not valid csv"),
         ("a.jsonl", b'{"text": 1}\nno\n', "a.jsonl:2 is not JSON"),
         ("a.jsonl", b"[1]\n", "a.jsonl:1 is a JSON list, expected an object"),

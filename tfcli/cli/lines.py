@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from tfcli.text.read.tables import Row
+    from tfcli.text.read.rows import Row
 
 CONVERT = "convert it first, as with iconv"
 
@@ -50,7 +50,7 @@ def read_objects(
 
     hint = CONVERT if encoding is None else "name its encoding, as --encoding latin-1"
     encoding = encoding or "utf-8"
-    tables.check_encoding(encoding)
+    files.check_encoding(encoding)
     if codecs.lookup(encoding).name == "utf-8-sig":
         encoding = "utf-8"  # whose byte order mark is let go anyway
     if file != "-" and not Path(file).is_file():
@@ -58,7 +58,7 @@ def read_objects(
     suffix = files.stem_suffix(Path(file))[0]
     if suffix in (".csv", ".tsv", ".parquet"):
         table = tables.read(file, known=(key,), encoding=encoding)
-        if table.header:
+        if table.form.header:
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":
         raise UserError(f"lines in {encoding} are not read", hint=f"{CONVERT} -f {encoding} -t utf-8")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from tfcli.errors import UserError
 from tfcli.tasks.common import columns
-from tfcli.tasks.common.options import FinetuneData
 from tfcli.tasks.common.report import Report
+from tfcli.text.read import tables
+from tfcli.text.read.files import Errors
+from tfcli.text.read.rows import Row
 
 EXPECTED = (
     'expected {"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}, or rows with "question", "context" and '
@@ -74,8 +75,7 @@ def read(
     report: Report,
     *,
     encoding: str = "utf-8",
-    errors: Literal["strict", "replace"] = "strict",
-    name: str | None = None,
+    errors: Errors = "strict",
     keys: Keys | None = None,
 ) -> Questions:
     """The questions of a file: SQuAD's JSON, a JSON list of rows, JSON lines, or a table (.csv, .tsv, .parquet,
@@ -84,13 +84,17 @@ def read(
     What cannot be used is left out, and offsets that miss their answer (not a plausible one) are moved to where it is
     next; ``report`` counts both. Raises UserError for a file that is not such JSON, or holds no question.
     """
-    name = name or str(path)
     before = dict(report.faults)
     keys = keys or Keys()
-    if columns.is_table(path):
-        rows = _table(path, FinetuneData(encoding=encoding, errors=errors), keys, report)
-    else:
-        rows = _rows(report.text(path, encoding=encoding, errors=errors), name)
+    named = [key for key in asdict(keys).values() if key is not None]
+    known = ["question", "context", "answers", "answer_start", "paragraphs", *FLAT, *named]
+    kind = tables.kind_of(path)
+    table = tables.rows(
+        path, known=known, header=True, kind=kind if kind in tables.COLUMNS else "json", encoding=encoding,
+        errors=errors, expected=EXPECTED, whole=True,
+    )  # fmt: skip
+    read_ = report.table(table).rows
+    rows = _of_json(read_) if table.form.kind == "json" else _of_table(read_, keys=keys)
     found: list[Question] = []
     seen: set[str] = set()
     may_be_silent = False
@@ -107,17 +111,15 @@ def read(
         seen.add(made.id)
         found.append(made)
     if not found:
-        raise report.none("questions", name, before=before, hint=EXPECTED)
+        raise report.none("questions", str(path), before=before, hint=EXPECTED)
     return Questions(questions=tuple(found), version=2 if may_be_silent else 1)
 
 
-def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """As ``_rows``, of a table. The cells of a csv hold answers as JSON, or one text with its offset beside it."""
-    named = [key for key in asdict(keys).values() if key is not None]
-    known = ["question", "context", "answers", "answer_start", *FLAT, *named]
+def _of_table(rows: Iterable[Row], *, keys: Keys) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(row, its article, where). The cells of a csv hold answers as JSON, or one text with its offset beside it."""
     key = keys.answers or "answers"
-    for where, row in columns.read(path, known, options, report):
-        row = columns.unfolded(row, [key, PLAUSIBLE])
+    for each in rows:
+        row = columns.unfolded(each.values, [key, PLAUSIBLE])
         there = [name for name in (key, *(() if keys.answers else FLAT)) if name in row]
         if not there and keys.answers is None:
             row = {**row, key: []}
@@ -126,48 +128,20 @@ def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Ite
             row = {**row, key: [{"text": text, "answer_start": start}] if text else []}
         said = str(row.get("is_impossible")).lower()  # a csv has words
         row = row | ({"is_impossible": said in ("true", "1")} if "is_impossible" in row else {})
-        yield row, _group(row), where
+        yield row, _group(row), each.where
 
 
 def _whole(cell: Any) -> Any:
     return int(cell) if isinstance(cell, str) and cell.strip().isdecimal() else cell
 
 
-def _rows(text: str, name: str) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """(row, its article, where) of every question, whichever form the file has."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        yield from _json_lines(text, name, error)
-        return
-    if isinstance(data, dict) and isinstance(data.get("data"), list):
-        data = data["data"]
-    elif isinstance(data, dict):
-        data = [data]
-    if not isinstance(data, list):
-        raise UserError(f"{name} is a JSON {type(data).__name__}", hint=EXPECTED)
-    for index, item in enumerate(data):
-        where = f"{name}: data[{index}]"
-        if not isinstance(item, dict):
-            raise UserError(f"{where} is not an object", hint=EXPECTED)
-        if "paragraphs" in item:
-            yield from _article(item, where)
+def _of_json(rows: Iterable[Row]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """As ``_of_table``, of SQuAD's articles and of rows that are questions."""
+    for row in rows:
+        if "paragraphs" in row.values:
+            yield from _article(row.values, row.where)
         else:
-            yield item, _group(item), where
-
-
-def _json_lines(text: str, name: str, error: Exception) -> Iterator[tuple[dict[str, Any], str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as inner:
-            said = error if number == 1 else inner  # the first line is none: the file is not JSON lines
-            raise UserError(f"{name}:{number} is not JSON: {said}", hint=EXPECTED) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{name}:{number} is not an object", hint=EXPECTED)
-        yield row, _group(row), f"{name}:{number}"
+            yield row.values, _group(row.values), row.where
 
 
 def _group(row: dict[str, Any]) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from tfcli.errors import UserError
 from tfcli.tasks.common import columns
 from tfcli.tasks.common.report import Report
 from tfcli.text.chat.messages import ROLES, Message
-from tfcli.text.read import files
+from tfcli.text.read import tables
+from tfcli.text.read.files import Errors
+from tfcli.text.read.rows import Fault
 
 PAIRS = (
     ("prompt", "response"),
@@ -69,73 +70,53 @@ class _Broken(Exception):
     """A row that cannot be used: what kind of fault it is, in the plural."""
 
 
-def read(text: str, name: str, report: Report, *, fields: Fields | None = None) -> list[Conversation]:
-    """The conversations of a file's text: JSON lines or one JSON list.
+def read(
+    path: str | Path,
+    report: Report,
+    *,
+    encoding: str = "utf-8",
+    errors: Errors = "strict",
+    fields: Fields | None = None,
+) -> list[Conversation]:
+    """The conversations of a file: JSON lines, one JSON list, or a table (.csv, .tsv, .parquet, hf:NAME), whose
+    messages in the cells of a csv are lists, as JSON writes them.
 
     What cannot be used is left out and counted in ``report``. Raises UserError for a file that holds no conversation.
     """
-    return _read(_rows(text, name, report), name, report, fields or Fields())
-
-
-def known(fields: Fields) -> list[str]:
-    """Names of columns that make a first line of csv a header."""
-    named = [name for name in (fields.prompt, fields.response, fields.messages) if name]
-    return [*LISTS, *(name for pair in PAIRS for name in pair), *named]
-
-
-def of_table(
-    found: Iterable[tuple[str, dict[str, Any]]], name: str, report: Report, *, fields: Fields
-) -> list[Conversation]:
-    """As ``read``, of the rows of a table. Messages in the cells of a csv are lists, as JSON writes them."""
-    lists = [*LISTS, *([fields.messages] if fields.messages else [])]
-    named = {"prompt": fields.prompt, "response": fields.response, "messages": fields.messages}
-
-    def rows() -> Iterator[tuple[str, Any]]:
-        for number, (where, row) in enumerate(found):
-            if not number:
-                columns.named(row, named, where)  # a column that is not there is a mistake of the settings
-            yield where, columns.unfolded(row, lists)
-
-    return _read(rows(), name, report, fields)
-
-
-def _read(found_: Iterable[tuple[str, Any]], name: str, report: Report, fields: Fields) -> list[Conversation]:
+    fields = fields or Fields()
     found: list[Conversation] = []
     before = dict(report.faults)
-    for where, row in found_:
+    named = {"prompt": fields.prompt, "response": fields.response, "messages": fields.messages}
+    lists = [*LISTS, *([fields.messages] if fields.messages else [])]
+    known = [*lists, *(name for pair in PAIRS for name in pair), *(name for name in named.values() if name)]
+    kind = tables.kind_of(path)
+    has_columns = kind in tables.COLUMNS
+
+    def on_fault(fault: Fault) -> None:
+        if fault.kind == "rows with another number of fields":
+            raise fault.error
+        report.fault(f"{fault.kind}, left out", fault.where)
+
+    listed = tables.rows(
+        path, known=known, header=True, kind=kind if has_columns else "json", encoding=encoding, errors=errors,
+        expected=EXPECTED, on_fault=on_fault, whole=True,
+    )  # fmt: skip
+    table = report.table(listed)
+    for row in table.rows:
+        if has_columns and row is table.rows[0]:
+            columns.named(row.values, named, row.where)  # a column that is not there is a mistake of the settings
+        values = columns.unfolded(row.values, lists) if has_columns else row.values
         try:
-            found.append(conversation(row, fields, where, report))
+            found.append(conversation(values, fields, row.where, report))
         except _Broken as broken:
-            report.fault(f"{broken}, left out", where)
+            report.fault(f"{broken}, left out", row.where)
     if not found:
-        raise report.none("conversations", name, before=before, hint=EXPECTED)
+        raise report.none("conversations", str(path), before=before, hint=EXPECTED)
     return found
 
 
-def _rows(text: str, name: str, report: Report) -> Iterator[tuple[str, Any]]:
-    """("file:line", parsed) of JSON lines, or ("file, entry n", parsed) of a list."""
-    lines = enumerate(files.lines(iter([text])), 1)
-    start, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
-    if first.lstrip().startswith("["):
-        try:
-            entries = json.loads("\n".join(chain([first], (line for _, line in lines))))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} is not JSON: {error}", hint=EXPECTED) from None
-        yield from ((f"{name}, entry {number}", entry) for number, entry in enumerate(entries, 1))
-        return
-    for number, line in chain([(start, first)], lines):
-        if not line.strip():
-            continue
-        try:
-            yield f"{name}:{number}", json.loads(line)
-        except (ValueError, RecursionError):
-            report.fault("lines that are not JSON, left out", f"{name}:{number}")
-
-
-def conversation(row: Any, fields: Fields, where: str, report: Report) -> Conversation:
-    """The conversation of a parsed row; ``read`` says what is left out."""
-    if not isinstance(row, dict):
-        raise _Broken("rows that are no objects")
+def conversation(row: Mapping[str, Any], fields: Fields, where: str, report: Report) -> Conversation:
+    """The conversation of a row; ``read`` says what is left out."""
     there = fields.messages or next((name for name in LISTS if row.get(name) is not None), None)
     if there is None or (fields.messages is None and (fields.prompt or fields.response) is not None):
         messages = _pair(row, fields)

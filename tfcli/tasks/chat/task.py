@@ -28,7 +28,7 @@ from tfcli.tasks.chat import encode
 from tfcli.tasks.chat.data import Conversation, Fields
 from tfcli.tasks.chat.encode import Encoded
 from tfcli.tasks.chat.options import ChatConfig, ChatOptions
-from tfcli.tasks.common import batch, columns, resample
+from tfcli.tasks.common import batch, resample
 from tfcli.tasks.common.batch import Batch, Rows
 from tfcli.tasks.common.report import Report, duplicates
 from tfcli.tasks.common.split import GIVEN, split
@@ -331,12 +331,7 @@ def _read(specs: Sequence[str], config: ChatConfig, report: Report) -> list[Conv
     fields = Fields(prompt=data.prompt_key, response=data.response_key, messages=data.messages_key)
     found: list[Conversation] = []
     for path in tables.expand(specs):
-        if columns.is_table(path):
-            table = columns.read(path, rows.known(fields), data, report)
-            found += rows.of_table(table, str(path), report, fields=fields)
-            continue
-        text = report.text(path, encoding=data.encoding, errors=data.errors)
-        found += rows.read(text, str(path), report, fields=fields)
+        found += rows.read(path, report, encoding=data.encoding, errors=data.errors, fields=fields)
     return found
 
 

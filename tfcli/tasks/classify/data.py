@@ -6,14 +6,15 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from tfcli.errors import UserError, nearest
+from tfcli.errors import UserError, absent, nearest
 from tfcli.tasks.classify.options import ClassifyData
 from tfcli.tasks.common import report
 from tfcli.tasks.common.report import Report
 from tfcli.text.read import tables
-from tfcli.text.read.tables import Row, Table
+from tfcli.text.read.rows import Row
+from tfcli.text.read.tables import Table
 
 TEXTS = (
     "text", "sentence", "question", "content", "sentence1", "question1", "premise", "text_a", "review", "message",
@@ -80,13 +81,13 @@ def read(
     first = len(report.sources)
     replaced = 0
     for path in tables.expand(specs):
-        table = tables.read(path, known=known(options), encoding=options.encoding, errors=options.errors)
+        rows = tables.rows(path, known=known(options), encoding=options.encoding, errors=options.errors, whole=True)
+        table = report.table(rows)
         if not table.rows:
             raise UserError(f"{table.name} has no rows", hint="expected one example a row, with a text and a label")
         columns = find_columns(table, options)
-        if not table.header:
+        if not table.form.header:
             note(f"{table.name} has no header: column {columns.label} is the label, column {columns.text} the text")
-        report.source(table.name, bytes=table.bytes, sha256=table.sha256, replaced=table.replaced)
         _add(part, table, columns, options, report)
         part.columns.append({"name": table.name, **asdict(columns)})
         replaced += table.replaced
@@ -104,23 +105,22 @@ def find_columns(table: Table, options: ClassifyData) -> Columns:
 
     Raises UserError, with the columns that there are, where it is not clear which they are.
     """
-    listed = f"{table.name} has: {', '.join(table.columns)}"
-    lower = {column.lower(): column for column in reversed(table.columns)}
+    there = table.form.columns
+    listed = f"{table.name} has: {', '.join(there)}"
+    lower = {column.lower(): column for column in reversed(there)}
 
     def pick(wanted: str | None, usual: Sequence[str], what: str) -> str | None:
         if wanted is not None:
-            if wanted not in table.columns:
-                guess = nearest(wanted, table.columns)
-                hint = f"did you mean {guess!r}? {listed}" if guess else listed
-                raise UserError(f"{table.name} has no column {wanted!r} for the {what}", hint=hint)
+            if wanted not in there:
+                raise absent(f"{table.name} has no column {wanted!r} for the {what}", wanted, there)
             return wanted
         return next((lower[name] for name in usual if name in lower), None)
 
     label = pick(options.label_key, LABELS, "label")
     text = pick(options.text_key, [name for name in TEXTS if lower.get(name) != label], "text")
     pair = pick(options.pair_key, PAIRS, "second text")
-    if (label is None or text is None) and not table.header and len(table.columns) == 2:
-        few, many = sorted(table.columns, key=lambda column: len({row.values[column] for row in table.rows}))
+    if (label is None or text is None) and not table.form.header and len(there) == 2:
+        few, many = sorted(there, key=lambda column: len({row.values[column] for row in table.rows}))
         label = label or (few if text != few else many)
         text = text or (many if label != many else few)
     if text is None:
@@ -216,10 +216,7 @@ def _whole_numbers(part: Part, note: Callable[[str], None]) -> list[Example]:
         )
     note(f"{part.name}: labels such as {floats[0]} are read as whole numbers")
     new = {label: str(int(number)) for label, number in numbers.items()}
-    return [
-        Example(text=e.text, pair=e.pair, labels=tuple(new[label] for label in e.labels), where=e.where)
-        for e in part.examples
-    ]
+    return [replace(example, labels=tuple(new[label] for label in example.labels)) for example in part.examples]
 
 
 def names_of(part: Part) -> list[str]:
@@ -259,8 +256,4 @@ def check_known(part: Part, names: Sequence[str], *, of: str) -> None:
 
 def duplicates(train: Sequence[Example], val: Sequence[Example]) -> dict[str, int]:
     """How many texts of each part come again: within training, and of the held-out part in training."""
-
-    def texts(examples: Sequence[Example]) -> list[tuple[str, str]]:
-        return [(example.text.strip(), (example.pair or "").strip()) for example in examples]
-
-    return report.duplicates(texts(train), texts(val))
+    return report.duplicates(*([(e.text.strip(), (e.pair or "").strip()) for e in part] for part in (train, val)))

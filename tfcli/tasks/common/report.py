@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tfcli.errors import UserError
 from tfcli.text.data_report import PLACES, Action, Change, DataReport, Part, Source
 from tfcli.text.read import files, hf_data, tables
+from tfcli.text.read.files import Count, Digest, Errors
 
 
 @dataclass(kw_only=True)
@@ -51,22 +52,26 @@ class Report:
         if where is not None and len(places := self.places.setdefault(kind, [])) < PLACES:
             places.append(where)
 
-    def source(self, name: str, *, bytes: int, sha256: str, replaced: int) -> None:
+    def source(self, name: str, read: Digest, replaced: int) -> None:
         """A file that was read whole, and how much of it was not valid in its encoding."""
-        self.sources.append(Source(name=name, part=self.part, bytes=bytes, sha256=sha256))
+        self.sources.append(Source(name=name, part=self.part, bytes=read.bytes, sha256=read.sha256))
         self.note("invalid bytes that became U+FFFD", replaced, action="repaired", where=name)
 
-    def text(
-        self, path: str | Path, *, encoding: str = "utf-8", errors: Literal["strict", "replace"] = "strict"
-    ) -> str:
+    def text(self, path: str | Path, *, encoding: str = "utf-8", errors: Errors = "strict") -> str:
         """The text of a file, without a byte order mark; what was replaced in it is noted.
 
         Raises UserError for an encoding that is not known, and for bytes that are not in it.
         """
-        data = b"".join(files.blocks(Path(path), str(path)))
-        text, replaced = tables.decode(data, str(path), encoding, errors)
-        self.source(str(path), bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), replaced=replaced)
+        count, read = Count(name=str(path)), Digest()
+        text = "".join(files.texts(Path(path), count.name, errors, count, encoding=encoding, seen=read.update))
+        self.source(count.name, read, count.replaced)
         return text
+
+    def table(self, rows: tables.Rows) -> tables.Table:
+        """All rows of a file; what was replaced in it is noted."""
+        table = rows.table()
+        self.source(table.name, table.digest, table.replaced)
+        return table
 
     def lines(self) -> list[str]:
         """One line a kind, for people."""
@@ -154,8 +159,8 @@ class Report:
 
 
 def _is_of(where: str, name: str) -> bool:
-    """Whether a place, as "file:3" or "file, entry 3", is in a file."""
-    return where.startswith(name) and where[len(name) : len(name) + 1] in (":", ",")
+    """Whether a place, as "file:3" or "file: row 3", is in a file."""
+    return where.startswith(f"{name}:")
 
 
 def duplicates(train: Sequence[Hashable], held_out: Sequence[Hashable]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Sentences with named entities, read from CoNLL columns, JSON lines or tables."""
+"""Sentences with named entities, read from CoNLL columns, JSON or tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tfcli.errors import UserError
 from tfcli.tasks.common import columns
-from tfcli.tasks.common.options import FinetuneData
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.tag.schemes import TAG, Entity, Scheme, broken, entities, scheme_of, unified, write
 from tfcli.tasks.tag.words import Span, joined, snapped, split
-from tfcli.text.read import files
+from tfcli.text.read import files, tables
+from tfcli.text.read.files import Errors
+from tfcli.text.read.rows import Row
 
 TOKENS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels")
@@ -89,36 +90,29 @@ def read(
     *,
     repair: bool = True,
     encoding: str = "utf-8",
-    errors: Literal["strict", "replace"] = "strict",
-    name: str | None = None,
+    errors: Errors = "strict",
     keys: Keys | None = None,
 ) -> Tagged:
-    """The sentences of a file: a table or JSON lines where its name says so (.csv, .tsv, .parquet, hf:NAME; .jsonl,
-    .ndjson, .json), else CoNLL columns.
+    """The sentences of a file: a table or JSON where its name says so (.csv, .tsv, .parquet, hf:NAME; .jsonl, .ndjson,
+    .json), else CoNLL columns.
 
     A sentence whose tags do not follow the data's scheme keeps the entities that conlleval reads in it, and is counted;
     with ``repair`` off it is a UserError. What cannot be used is left out and counted in ``report``. Raises UserError
     for a file that is no text, is not in either form, or has no sentences.
     """
-    name = name or str(path)
     before = dict(report.faults)
     keys = keys or Keys()
-    table = columns.is_table(path)
-    json_lines = table or files.stem_suffix(path)[0] in (".jsonl", ".ndjson", ".json")
-    if table:
-        rows = list(_rows(_table(path, FinetuneData(encoding=encoding, errors=errors), keys, report), keys, report))
-    else:
+    conll = tables.kind_of(path) == "text"
+    if conll:
         lines = files.lines(iter([report.text(path, encoding=encoding, errors=errors)]))
-        rows = list(
-            _rows(files.json_lines(lines, name, hint=EXPECTED, of_object=EXPECTED), keys, report)
-            if json_lines
-            else _conll(lines, name, report)
-        )
+        rows = list(_conll(lines, str(path), report))
+    else:
+        rows = list(_rows(_table(path, keys, report, encoding, errors), keys, report))
     rows = _unprefixed(rows, report)
     usable = [row for row in rows if row.tags is None or _usable(row, report)]
     if not usable:
-        hint = EXPECTED if json_lines else "expected a word and its tag a line"
-        raise report.none("sentences", name, before=before, hint=hint)
+        hint = "expected a word and its tag a line" if conll else EXPECTED
+        raise report.none("sentences", str(path), before=before, hint=hint)
     bare = sum(row.bare for row in usable)
     report.note(UNTAGGED, bare)
     tagged = any(row.tags is not None for row in usable)
@@ -217,24 +211,30 @@ def _conll_sentence(group: Sequence[tuple[int, list[str]]], width: int, name: st
     yield _Row(where=f"{name}:{group[0][0]}", text=text, words=words, tags=[fields[-1].strip() for _, fields in group])
 
 
-# Tables and JSON lines.
+# Tables and JSON.
 
 
-def _table(path: Path, options: FinetuneData, keys: Keys, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a table; words and tags in the cells of a csv are lists, or have spaces between."""
+def _table(path: Path, keys: Keys, report: Report, encoding: str, errors: Errors) -> Iterator[Row]:
+    """Rows of a table or of JSON; words and tags in the cells of a csv are lists, or have spaces between."""
     named = {name: key for name, key in asdict(keys).items() if key is not None}
     lists = [*(named[name] for name in ("tokens", "tags") if name in named), *TOKENS, *TAGS]
     tokens = (named.get("tokens"), *TOKENS)
-    for where, row in columns.read(path, [*TOKENS, *TAGS, *SPANS, "text", *named.values()], options, report):
-        row = columns.unfolded(row, {*lists, *SPANS, *named.values()} - {named.get("text", "text")})
-        if any(row.get(name) is not None for name in tokens if name):
-            row |= {name: row[name].split() for name in lists if isinstance(row.get(name), str)}
-        yield where, row
+    known = [*TOKENS, *TAGS, *SPANS, "text", *named.values()]
+    found = tables.rows(path, known=known, header=True, encoding=encoding, errors=errors, expected=EXPECTED, whole=True)
+    for row in report.table(found).rows:
+        if found.form.kind not in tables.COLUMNS:
+            yield row
+            continue
+        cells = columns.unfolded(row.values, {*lists, *SPANS, *named.values()} - {named.get("text", "text")})
+        if any(cells.get(name) is not None for name in tokens if name):
+            cells |= {name: cells[name].split() for name in lists if isinstance(cells.get(name), str)}
+        yield Row(where=row.where, values=cells)
 
 
-def _rows(found: Iterable[tuple[str, dict[str, Any]]], keys: Keys, report: Report) -> Iterator[_Row]:
+def _rows(found: Iterable[Row], keys: Keys, report: Report) -> Iterator[_Row]:
     seen: set[str] = set()
-    for where, row in found:
+    for each in found:
+        where, row = each.where, each.values
         if "id" in row:
             if str(row["id"]) in seen:
                 report.fault("rows with the id of another, left out", where)

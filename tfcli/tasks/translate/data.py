@@ -6,16 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tfcli.errors import UserError
 from tfcli.tasks.common.report import Report
 from tfcli.tasks.translate.options import PairData
-from tfcli.text.read import files, hf_data, tables
+from tfcli.text.read import delimited, files, tables
 
 SOURCES, TARGETS = ("source", "src", "input", "question"), ("target", "tgt", "output", "answer")
 """Names of columns that are known."""
-ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ROWS = ("jsonl", "json", "csv", "parquet", "hf")
+"""Kinds of tables with a column for each side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,13 @@ def read(specs: Sequence[str], options: PairData, report: Report | None = None) 
     """
     paths = tables.expand([part for spec in specs for part in _halves(spec)])
     report = report or Report(strict=options.strict)
-    digest = hashlib.sha256()
+    first = len(report.sources)
     found: list[Pair] = []
-    if len(paths) == 2 and not any(_kind(path) in (*ROWS, ".tsv") for path in paths):
-        read_ = [_text(path, options, digest, report) for path in paths]
-        whole = enumerate(_aligned(paths, read_), 1)
+    if len(paths) == 2 and not any(tables.kind_of(path) in (*ROWS, "tsv") for path in paths):
+        whole = enumerate(_aligned(paths, [_lines(path, options, report) for path in paths]), 1)
         listed = [Pair(a, b, (f"{paths[0]}:{n}", f"{paths[1]}:{n}")) for n, (a, b) in whole]
     else:
-        listed = [entry for path in paths for entry in _table(path, options, digest, report)]
+        listed = [entry for path in paths for entry in _table(path, options, report)]
     for pair in listed:
         if pair.source.strip() and pair.target.strip():
             found.append(pair)
@@ -60,6 +59,10 @@ def read(specs: Sequence[str], options: PairData, report: Report | None = None) 
             report.fault("pairs with an empty side, left out", pair.where[0])
     if not found:
         raise UserError(f"{' and '.join(map(str, paths))} hold no pairs of texts")
+    digest = hashlib.sha256()
+    for source in report.sources[first:]:
+        rows = tables.kind_of(source.name) in ROWS
+        digest.update(source.sha256.encode() if rows else bytes.fromhex(source.sha256))
     return Pairs(pairs=found, hash=digest.hexdigest(), report=report)
 
 
@@ -69,16 +72,10 @@ def _halves(spec: str) -> list[str]:
     return parts if len(parts) == 2 and not Path(spec).exists() and Path(parts[0]).exists() else [spec]
 
 
-def _kind(path: Path) -> str:
-    return ".parquet" if hf_data.is_named(path) else files.stem_suffix(path)[0]
-
-
-def _text(path: Path, options: PairData, digest: Any, report: Report) -> list[str]:
+def _lines(path: Path, options: PairData, report: Report) -> list[str]:
     """The lines of a text file; line breaks are \\n or \\r\\n, and no other character ends a line."""
     text = report.text(path, encoding=options.encoding, errors=options.errors)
-    digest.update(bytes.fromhex(report.sources[-1].sha256))
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    return [line.removesuffix("\n").removesuffix("\r") for line in files.lines(iter([text]))]
 
 
 def _aligned(paths: Sequence[Path], read_: Sequence[list[str]]) -> list[tuple[str, str]]:
@@ -91,15 +88,13 @@ def _aligned(paths: Sequence[Path], read_: Sequence[list[str]]) -> list[tuple[st
     return list(zip(source, target, strict=True))
 
 
-def _table(path: Path, options: PairData, digest: Any, report: Report) -> list[Pair]:
-    if _kind(path) not in ROWS:
-        return _tabbed(path, options, digest, report)
+def _table(path: Path, options: PairData, report: Report) -> list[Pair]:
+    if tables.kind_of(path) not in ROWS:
+        return _tabbed(path, options, report)
     known = [*SOURCES, *TARGETS, *(name for name in (options.source, options.target) if name)]
-    table = tables.read(path, known=known, encoding=options.encoding, errors=options.errors)
-    report.source(table.name, bytes=table.bytes, sha256=table.sha256, replaced=table.replaced)
-    digest.update(table.sha256.encode())
+    listed = tables.rows(path, known=known, encoding=options.encoding, errors=options.errors, whole=True)
     found = []
-    for row in table.rows:
+    for row in report.table(listed).rows:
         values = row.values.get("translation", row.values)  # as the data sets of Hugging Face have it
         values = values if isinstance(values, dict) else row.values
         keys = [key for key, value in values.items() if isinstance(value, str)]
@@ -125,29 +120,28 @@ def _column(asked: str | None, known: Sequence[str], keys: Sequence[str], place:
     )
 
 
-def _tabbed(path: Path, options: PairData, digest: Any, report: Report) -> list[Pair]:
+def _tabbed(path: Path, options: PairData, report: Report) -> list[Pair]:
     """Lines with a tab between the two texts; quotes are part of a text, a first line of two known names is none."""
-    lines = _text(path, options, digest, report)
-    columns = (0, 1)
-    if lines and (options.source or options.target or _is_header(lines[0])):
-        names = [name.strip() for name in lines[0].split("\t")]
-        columns = (
-            names.index(_column(options.source, SOURCES, names, 0, f"{path}:1", "source")),
-            names.index(_column(options.target, TARGETS, names, 1, f"{path}:1", "target")),
+    text = report.text(path, encoding=options.encoding, errors=options.errors)
+    records = [each for each in delimited.plain(iter([text])) if any(cell.strip() for cell in each[1])]
+    places = (0, 1)
+    if records and (options.source or options.target or _is_header(records[0][1])):
+        first, fields = records.pop(0)
+        names = [name.strip() for name in fields]
+        places = (
+            names.index(_column(options.source, SOURCES, names, 0, f"{path}:{first}", "source")),
+            names.index(_column(options.target, TARGETS, names, 1, f"{path}:{first}", "target")),
         )
-        lines[0] = ""
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if len(cells) <= max(columns):
+    for number, cells in records:
+        if len(cells) <= max(places):
+            line = "\t".join(cells)
             hint = "a source, a tab and a target" if len(cells) == 1 else None
             raise UserError(f"{path}:{number} has {len(cells)} fields: {line[:60]!r}", hint=hint)
-        found.append(Pair(cells[columns[0]], cells[columns[1]], (f"{path}:{number}",)))
+        found.append(Pair(cells[places[0]], cells[places[1]], (f"{path}:{number}",)))
     return found
 
 
-def _is_header(line: str) -> bool:
-    names = [name.strip().lower() for name in line.split("\t")]
+def _is_header(cells: Sequence[str]) -> bool:
+    names = [name.strip().lower() for name in cells]
     return len(names) > 1 and any(n in SOURCES for n in names) and any(n in TARGETS for n in names)

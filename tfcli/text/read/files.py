@@ -1,22 +1,26 @@
-"""Bytes of a file as text: decompressed by suffix, what is not text named by its content, UTF-8 checked."""
+"""Bytes of a file as text: decompressed by suffix, what is not text named by its content, the encoding checked."""
 
 from __future__ import annotations
 
 import codecs
-import json
+import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, AnyStr, Literal, cast
+from typing import IO, AnyStr, Literal, cast
 
 from tfcli.errors import UserError, nearest
 from tfcli.text.data_report import PLACES, Action, Change
 
+Errors = Literal["strict", "replace"]
+"""What becomes of bytes that are not in the encoding."""
 BLOCK = 1 << 20
 """Bytes read at once."""
 SNIFF = 8192
 """Bytes at the start of a file that decide whether it is text."""
+ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+"""At the start of UTF-16 and UTF-32; that of UTF-32-LE begins as the first."""
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 MAGICS = (
     (b"\x89PNG", "a PNG image"),
@@ -32,6 +36,23 @@ MAGICS = (
     (b"GGUF", "a GGUF model"),
     (b"\x7fELF", "a program"),
 )
+
+
+class Digest:
+    """SHA-256 and the number of the bytes that it was given."""
+
+    def __init__(self) -> None:
+        self._hash, self.bytes = hashlib.sha256(), 0
+
+    def update(self, data: bytes) -> None:
+        """Take more bytes."""
+        self._hash.update(data)
+        self.bytes += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """As hexadecimal digits."""
+        return self._hash.hexdigest()
 
 
 @dataclass(kw_only=True)
@@ -183,40 +204,66 @@ def what_it_is(head: bytes) -> str | None:
     return "binary data (it has NUL bytes)" if zeros else None
 
 
-def head_of(path: Path, name: str) -> bytes:
-    """The first decompressed bytes of a file."""
-    return next(blocks(path, name), b"")[:SNIFF]
+def check_encoding(encoding: str) -> None:
+    """UserError for one that Python does not know."""
+    try:
+        "".encode(encoding)
+    except (LookupError, UnicodeError):
+        raise UserError(f"unknown encoding {encoding!r}", hint="for example: utf-8, latin-1, cp1252, utf-16") from None
 
 
-def texts(path: Path, name: str, errors: Literal["strict", "replace"], count: Count) -> Iterator[str]:
+def texts(
+    path: Path,
+    name: str,
+    errors: Errors,
+    count: Count,
+    *,
+    encoding: str | None = None,
+    seen: Callable[[bytes], object] = lambda block: None,
+) -> Iterator[str]:
     """The text of ``path`` in pieces of about a block, without a byte order mark; ``count`` is told what was replaced.
 
-    Raises UserError for a file that is not text, and under ``errors="strict"`` for invalid UTF-8, with byte and line.
+    Without an ``encoding`` it is UTF-8, and the command has no option for another. ``seen`` is given every block of
+    decompressed bytes, as to hash them.
+    Raises UserError for a file that is not text, and under ``errors="strict"`` for invalid bytes, with byte and line.
     """
+    asked = encoding or "utf-8"
+    check_encoding(asked)
+    utf8 = asked.lower().replace("_", "-") in ("utf-8", "utf8")
     rest = b""
     offset = lines = 0
     stream = blocks(path, name)
     block = next(stream, b"")
-    _check_text(block[:SNIFF], name)
-    if block.startswith(codecs.BOM_UTF8):
+    seen(block)
+    _check_text(block[:SNIFF], name, encoding)
+    codec = codecs.lookup(asked).name
+    if codec in ("utf-16", "utf-32") and not block.startswith(ORDER_MARKS):
+        codec += "-le"
+    decoder = codecs.getincrementaldecoder(codec)(errors)
+    if utf8 and block.startswith(codecs.BOM_UTF8):
         block, offset, count.boms = block[3:], 3, count.boms + 1
     while True:
         following = next(stream, b"")
+        seen(following)
         data = rest + block if rest else block
         try:
-            text, used = codecs.utf_8_decode(data, errors, not following)
+            text = decoder.decode(block, not following)
         except UnicodeDecodeError as error:
             line = lines + data.count(b"\n", 0, error.start) + 1
             where = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}, line {line}"
+            other = "name its encoding, as --encoding latin-1" if encoding else "convert it (iconv -f latin1 -t utf-8)"
             raise UserError(
-                f"{name} is not valid UTF-8: {where}",
-                hint="convert it (iconv -f latin1 -t utf-8), or replace and count what is invalid: --errors replace",
+                f"{name} is not {asked.upper()}: {where}",
+                hint=f"{other}, or replace and count what is invalid: --errors replace",
             ) from None
+        rest = decoder.getstate()[0]
+        used = len(data) - len(rest)
         if errors == "replace" and "\ufffd" in text:
             line = lines + text.count("\n", 0, text.index("\ufffd")) + 1
-            count.replace(text.count("\ufffd") - data[:used].count(b"\xef\xbf\xbd"), f"{name}:{line}")
-        lines += data.count(b"\n", 0, used)
-        offset, rest = offset + used, data[used:]
+            written = data[:used].count(b"\xef\xbf\xbd") if utf8 else 0
+            count.replace(text.count("\ufffd") - written, f"{name}:{line}")
+        lines += text.count("\n")
+        offset += used
         if text:
             yield text
         if not following:
@@ -224,16 +271,16 @@ def texts(path: Path, name: str, errors: Literal["strict", "replace"], count: Co
         block = following
 
 
-def _check_text(head: bytes, name: str) -> None:
+def _check_text(head: bytes, name: str, encoding: str | None) -> None:
     words = what_it_is(head)
-    if words == "UTF-16 text":
-        raise UserError(
-            f"{name} is UTF-16 text, expected UTF-8", hint=f"convert it: iconv -f utf-16 -t utf-8 {name} > new.txt"
-        )
-    if words:
-        raise UserError(
-            f"{name} is {words}, expected UTF-8 text", hint="text, .jsonl, .csv, .tsv and .parquet files are read"
-        )
+    utf16 = words == "UTF-16 text"
+    if words is None or (utf16 and (encoding or "").lower().replace("_", "-").startswith("utf-16")):
+        return
+    expected = "UTF-8 text" if encoding is None else f"text in {encoding}"
+    hint = "text, .jsonl, .csv, .tsv and .parquet files are read"
+    if utf16:
+        hint = "read it with: --encoding utf-16" if encoding else f"convert: iconv -f utf-16 -t utf-8 {name} > new.txt"
+    raise UserError(f"{name} is {words}, expected {expected}", hint=hint)
 
 
 def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
@@ -256,26 +303,6 @@ def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
         yield rest[0][:0].join(rest)
 
 
-def json_lines(
-    lines: Iterable[str], name: str, *, hint: str, of_object: str | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("name:line", object) of lines of JSON, blank ones left out.
-
-    Raises UserError for a line that is not JSON, with ``hint``, and for one that is no object, with ``of_object``.
-    """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}", hint=hint) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object", hint=of_object)
-        yield where, row
-
-
 def missing(path: Path) -> UserError:
     """What is said of a file that is not there: the name beside it that is closest."""
     try:
@@ -284,3 +311,13 @@ def missing(path: Path) -> UserError:
         beside = []
     guess = nearest(path.name, beside)
     return UserError(f"no such file: {path}", hint=f"did you mean {path.parent / guess}?" if guess else None)
+
+
+def matches(spec: str) -> list[Path]:
+    """The files that a name or a glob stands for; UserError where there are none."""
+    import glob
+
+    found = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
+    if not found:
+        raise UserError(f"no file matches {spec!r}") if glob.has_magic(spec) else missing(Path(spec))
+    return found

@@ -6,7 +6,6 @@ is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcli.errors import RunError, UserError, nearest
+from tfcli.errors import RunError, UserError, absent
+from tfcli.text.read.files import Digest
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -142,9 +142,7 @@ def _unknown(spec: str, error: ValueError) -> UserError:
         return UserError(f"{spec} has several configurations", hint=f"name one: {', '.join(names)} ({EXPECTED})")
     word = asked[1] or asked[2]
     kind = "configuration" if asked[1] else "split"
-    guess = nearest(word, names)
-    there = f"it has: {', '.join(names)}"
-    return UserError(f"{spec} has no {kind} {word!r}", hint=f"did you mean {guess!r}? {there}" if guess else there)
+    return absent(f"{spec} has no {kind} {word!r}", word, names)
 
 
 def _chosen(found: Dataset | DatasetDict, spec: str, split: str | None) -> Dataset:
@@ -155,8 +153,7 @@ def _chosen(found: Dataset | DatasetDict, spec: str, split: str | None) -> Datas
         return found
     wanted = split or ("train" if "train" in found or len(found) != 1 else next(iter(found)))
     if wanted not in found:
-        guess, there = nearest(wanted, found), f"it has: {', '.join(found)}"
-        raise UserError(f"{spec} has no split {wanted!r}", hint=f"did you mean {guess!r}? {there}" if guess else there)
+        raise absent(f"{spec} has no split {wanted!r}", wanted, found)
     one: Dataset = found[wanted]
     return one
 
@@ -167,14 +164,12 @@ def rows(spec: str) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     return tuple(dataset.column_names), with_names(dataset.to_list(), dataset.features)
 
 
-def digest(listed: list[dict[str, Any]]) -> tuple[str, int]:
-    """SHA-256 of rows, and their bytes as JSON."""
-    whole, size = hashlib.sha256(), 0
+def digest(listed: list[dict[str, Any]]) -> Digest:
+    """Of rows, as JSON."""
+    whole = Digest()
     for row in listed:
-        data = json.dumps(row, default=str, sort_keys=True).encode()
-        whole.update(data)
-        size += len(data)
-    return whole.hexdigest(), size
+        whole.update(json.dumps(row, default=str, sort_keys=True).encode())
+    return whole
 
 
 def with_names(listed: list[dict[str, Any]], features: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,33 +5,23 @@ A plain text file is one document, line breaks included; a line of JSON lines an
 
 from __future__ import annotations
 
-import glob
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from tfcli import disk
 from tfcli.config.options import DataOptions
-from tfcli.errors import RunError, UserError
-from tfcli.text.read import files, hf_data
+from tfcli.errors import RunError, UserError, absent
+from tfcli.text.read import files, hf_data, tables
 from tfcli.text.read.files import Count, Counts
-
-Kind = Literal["text", "jsonl", "csv", "tsv", "parquet"]
+from tfcli.text.read.rows import Kind
 
 CHUNK = 1 << 20
 """Characters of text in a chunk, about."""
 EXPECTED_JSON = 'expected one JSON object a line, such as {"text": "..."}'
-KINDS: tuple[tuple[str, Kind], ...] = (
-    (".jsonl", "jsonl"),
-    (".ndjson", "jsonl"),
-    (".json", "jsonl"),
-    (".csv", "csv"),
-    (".tsv", "tsv"),
-    (".parquet", "parquet"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +86,9 @@ def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | 
         elif path.exists():  # a pipe, as in <(zcat corpus.gz)
             with path.open("rb") as file:
                 found.append(_spooled(file, spec, spool))
-        elif glob.has_magic(spec):
-            matches = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
-            if not matches:
-                raise UserError(f"no file matches {spec!r}")
-            for match in matches:
-                found += _directory(match, on_note) if match.is_dir() else [_source(match)]
         else:
-            raise files.missing(path)
+            for match in files.matches(spec):
+                found += _directory(match, on_note) if match.is_dir() else [_source(match)]
     return found
 
 
@@ -118,8 +103,8 @@ def _named(spec: str, path: Path) -> Source:
 
 
 def _source(path: Path) -> Source:
-    suffix = files.stem_suffix(path)[0]
-    return Source(path=path, kind=dict(KINDS).get(suffix, "text"), name=str(path))
+    kind = tables.KINDS.get(files.stem_suffix(path)[0], "text")
+    return Source(path=path, kind="jsonl" if kind == "json" else kind, name=str(path))
 
 
 def _directory(path: Path, on_note: Callable[[str], None] | None) -> list[Source]:
@@ -141,7 +126,7 @@ def _directory(path: Path, on_note: Callable[[str], None] | None) -> list[Source
 
 def _head(source: Source) -> bytes:
     try:
-        return files.head_of(source.path, source.name)
+        return next(files.blocks(source.path, source.name), b"")[: files.SNIFF]
     except UserError:
         return b""  # not readable: the reader says why
 
@@ -186,8 +171,7 @@ def read(sources: Sequence[Source], options: DataOptions, counts: Counts | None 
         if source.kind == "text":
             yield from _text(source, options, count, index)
             continue
-        reader = {"jsonl": _jsonl, "csv": _table, "tsv": _table, "parquet": _parquet}[source.kind]
-        for where, document in reader(source, options, count):
+        for where, document in _column(source, options, count):
             yield from _document(document, where, count, index)
 
 
@@ -255,7 +239,7 @@ def pick_key(row: Mapping[str, object], wanted: str | None, where: str) -> str:
     if wanted is not None:
         if wanted in row:
             return wanted
-        raise UserError(f"{where} has no field {wanted!r}", hint=f"it has: {listed}")
+        raise absent(f"{where} has no field {wanted!r}", wanted, row)
     for usual in ("text", "content"):
         if isinstance(row.get(usual), str):
             return usual
@@ -293,65 +277,20 @@ def _value(value: object, where: str, key: str, options: DataOptions, count: Cou
     return value
 
 
-def _jsonl(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
-    """(where, text) of each document, as the two below."""
+def _column(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
+    """(where, text) of each row of a table."""
+    table = tables.rows(
+        source.path, name=source.name, kind=source.kind, header=True, errors=options.errors, expected=EXPECTED_JSON,
+        count=count,
+    )  # fmt: skip
     key: str | None = None
-    stream = files.lines(files.texts(source.path, source.name, options.errors, count))
-    of_object = 'such as {"text": "..."}'
-    for where, row in files.json_lines(stream, source.name, hint=EXPECTED_JSON, of_object=of_object):
-        if key is None or key not in row:
-            key = pick_key(row, key or options.text_key, where)
-        yield where, _value(row[key], where, key, options, count)
-
-
-def _table(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
-    import csv
-
-    stream = files.lines(files.texts(source.path, source.name, options.errors, count))
-    before = csv.field_size_limit(2**31 - 1)  # a process-wide setting of the csv module
-    try:
-        rows = csv.reader(stream, delimiter="\t" if source.kind == "tsv" else ",", strict=True)
-        header = next(rows, None)
-        if header is None:
-            return
-        column: int | None = None
-        for row in rows:
-            if not row:
-                continue
-            where = f"{source.name}:{rows.line_num}"
-            if len(row) != len(header):
-                raise UserError(f"{where} has {len(row)} fields, the header has {len(header)}", hint=_quoting(header))
-            if column is None:
-                column = header.index(pick_key(dict(zip(header, row, strict=True)), options.text_key, source.name))
-            yield where, row[column]
-    except csv.Error as error:
-        raise UserError(f"{source.name}:{rows.line_num} is not valid {source.kind}: {error}") from None
-    finally:
-        csv.field_size_limit(before)
-
-
-def _quoting(header: Sequence[str]) -> str:
-    return f'columns: {", ".join(header)}; text with a separator or line break in it goes in "quotes"'
-
-
-def _parquet(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(source.path) as table:
-            strings = [
-                column.name
-                for column in table.schema_arrow
-                if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-            ]
-            row: dict[str, object] = {name: ("x" if name in strings else 0) for name in table.schema_arrow.names}
-            key = pick_key(row, options.text_key, source.name)
-            number = 0
-            for batch in table.iter_batches(columns=[key], batch_size=1024):
-                for value in batch.column(0).to_pylist():
-                    where = f"{source.name}: row {number}"
-                    yield where, _value(value, where, key, options, count)
-                    number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{source.name} is not a readable Parquet file: {error}") from None
+    columns: list[str] | None = None
+    if source.kind == "parquet":  # has types, so that no other column is read to know which is the text
+        kinds: dict[str, object] = {name: "x" if name in table.form.strings else 0 for name in table.form.columns}
+        key = pick_key(kinds, options.text_key, source.name)
+        columns = [key]
+    for row in table.select(columns):
+        if key is None or key not in row.values:
+            where = source.name if table.form.columns else row.where
+            key = pick_key(row.values, key or options.text_key, where)
+        yield row.where, _value(row.values[key], row.where, key, options, count)

@@ -1,262 +1,211 @@
-"""Labelled rows as tables: JSON, JSON lines, csv, tsv, Parquet, lines that begin with their label, ``hf:NAME``.
+"""The reader of tables: JSON, csv, tsv, Parquet, lines that begin with their label, ``hf:NAME``.
 
-A data set for finetuning is read whole. Text files are in the encoding that is asked for; a byte order mark is dropped.
+Rows come one after another in bounded memory (``rows``; JSON that is not a line a row needs all of its text), or all at
+once with what is known only then (``read``). ``delimited``, ``json_rows`` and ``parquet`` read the forms.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
 
 from tfcli.errors import UserError
-from tfcli.text.read import files, hf_data
+from tfcli.text.read import delimited, files, hf_data, json_rows, parquet
+from tfcli.text.read.files import Count, Digest, Errors
+from tfcli.text.read.rows import Ask, Fault, Form, Kind, OnFault, Row, refuse
 
-LISTS = ("data", "rows", "examples", "train", "test", "validation")
-"""Keys under which a JSON object may hold its rows."""
 EXPECTED = 'expected rows such as {"text": "...", "label": "..."}'
 PREFIX = "__label__"
 """Before each label, in fastText's files."""
+KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+COLUMNS: tuple[Kind, ...] = ("csv", "tsv", "parquet", "hf")
+"""Kinds whose rows have the same columns."""
+Texts = Callable[[], Iterator[str]]
+"""The text of a file in pieces, from its beginning at every call."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One example; ``where`` is its place for messages."""
-
-    where: str
-    values: dict[str, Any]
+def kind_of(path: str | Path) -> Kind:
+    """What a file is by its name: "text" where that says nothing."""
+    return "hf" if hf_data.is_named(path) else KINDS.get(files.stem_suffix(Path(path))[0], "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A file of rows. Of one without a header the columns are "1", "2" and so on."""
+    """All rows of a file."""
 
     name: str
-    columns: tuple[str, ...]
+    form: Form
     rows: list[Row]
-    header: bool
     replaced: int
     """Bytes (or sequences of them) that became U+FFFD."""
-    bytes: int
-    """Of the file, decompressed; of ``hf:NAME`` those of its rows as JSON."""
-    sha256: str
-    """Of the decompressed bytes of a file, or of the rows of a data set ``hf:NAME``."""
+    digest: Digest
+    """Of the file, decompressed; of ``hf:NAME`` of its rows as JSON."""
 
 
-def read(
-    path: str | Path, *, known: Sequence[str], encoding: str = "utf-8", errors: Literal["strict", "replace"] = "strict"
-) -> Table:
-    """The table in a file, by its suffix, or the data set that ``hf:NAME`` names.
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a file, to go through once: first what was recognised of it, then each as it is read."""
 
-    A first line of csv or tsv is a header where it has one of ``known``. Classes that Hugging Face's library numbers
-    are read by their names, in Parquet too.
+    name: str
+    form: Form
+    count: Count
+    """What was replaced so far."""
+    digest: Digest
+    """Of what was read so far; of Parquet that is not read whole of nothing."""
+    select: Callable[[Sequence[str] | None], Iterator[Row]]
+    """The rows, of the given columns alone where the file has them apart (Parquet), else whole."""
 
-    Raises UserError for whatever is not what it should be, with the file and the line.
+    def __iter__(self) -> Iterator[Row]:
+        return self.select(None)
+
+    def table(self) -> Table:
+        """All of them, with the columns that any has."""
+        listed = list(self)
+        columns = self.form.columns or tuple(dict.fromkeys(key for row in listed for key in row.values))
+        form = replace(self.form, columns=columns)
+        return Table(name=self.name, form=form, rows=listed, replaced=self.count.replaced, digest=self.digest)
+
+
+def read(path: str | Path, *, known: Sequence[str], encoding: str = "utf-8", errors: Errors = "strict") -> Table:
+    """All rows of a file or of ``hf:NAME``, as ``rows`` gives them; the file is opened and read once."""
+    return rows(path, known=known, encoding=encoding, errors=errors, whole=True).table()
+
+
+def rows(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    known: Sequence[str] = (),
+    header: bool | None = None,
+    kind: Kind | None = None,
+    encoding: str | None = None,
+    errors: Errors = "strict",
+    expected: str = EXPECTED,
+    on_fault: OnFault = refuse,
+    count: Count | None = None,
+    whole: bool = False,
+) -> Rows:
+    """The rows of a file, or of the data set that ``hf:NAME`` names, in memory that does not grow with the file.
+
+    ``name`` is how messages call it, ``kind`` what it is where its name does not say. Its first line is a header where
+    ``header`` says so, or if it is None, where the line has one of ``known``. Without an ``encoding`` it is UTF-8, and
+    the command has no option for another. Tables with tabs, and text, are gone through twice, as quotes in them count
+    only where they make sense in all of the file; with ``whole`` the file is read once, and held. So is ``hf:NAME``.
+    Classes that Hugging Face's library numbers are read by their names.
+
+    Raises UserError, here or at a row, for whatever is not what it should be, with the file and the line; what a single
+    row has wrong goes to ``on_fault``, ``expected`` being the hint.
     """
-    if hf_data.is_named(path):
-        return _named(str(path))
+    name, kind, digest = name or str(path), kind or kind_of(path), Digest()
+    told = count or Count(name=name)
+    if kind == "hf":
+        columns, listed = hf_data.rows(str(path))
+        numbered = (Row(where=f"{name}: row {number}", values=row) for number, row in enumerate(listed, 1))
+        form, digest = Form(kind=kind, columns=columns), hf_data.digest(listed)
+        return Rows(name=name, form=form, count=told, digest=digest, select=lambda _: numbered)
     path = Path(path)
-    name, suffix = str(path), files.stem_suffix(path)[0]
-    if suffix == ".parquet":
-        return _parquet(path)
-    data = b"".join(files.blocks(path, name))
-    text, replaced = decode(data, name, encoding, errors)
-    columns: tuple[str, ...] = ()
-    header = True
-    if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and not text.lstrip().startswith("[")):
-        rows = _json_lines(text, name) if suffix != ".json" else _json_any(text, name)
-    elif suffix == ".json":
-        rows = _json_list(_parse(text, name), name)
-    elif suffix in (".csv", ".tsv"):
-        rows, columns, header = _table(text, name, "\t" if suffix == ".tsv" else ",", known)
-    else:
-        rows, columns, header = _lines(text, name, known)
-    if not columns:
-        columns = tuple(dict.fromkeys(key for row in rows for key in row.values))
-    digest = hashlib.sha256(data).hexdigest()
-    return Table(
-        name=name, columns=columns, rows=rows, header=header, replaced=replaced, bytes=len(data), sha256=digest
-    )
+    if kind == "parquet":
+        form, table = parquet.opened(path, name, digest.update if whole else None)
+        return Rows(name=name, form=form, count=told, digest=digest, select=partial(parquet.rows, table, name))
+
+    def text() -> Iterator[str]:
+        return files.texts(path, name, errors, told, encoding=encoding, seen=digest.update)
+
+    def look() -> Iterator[str]:
+        return files.texts(path, name, errors, Count(name=name), encoding=encoding)
+
+    if whole:
+        pieces = list(text())
+        look = text = partial(iter, pieces)
+    ask = Ask(name=name, known=known, header=header, expected=expected, on_fault=on_fault)
+    form, made = _of_text(kind, look, text, ask)
+    return Rows(name=name, form=form, count=told, digest=digest, select=lambda _: made)
 
 
-def check_encoding(encoding: str) -> None:
-    """UserError for one that Python does not know."""
-    try:
-        "".encode(encoding)
-    except (LookupError, UnicodeError):
-        raise UserError(f"unknown encoding {encoding!r}", hint="for example: utf-8, latin-1, cp1252, utf-16") from None
+def _of_text(kind: Kind, look: Texts, text: Texts, ask: Ask) -> tuple[Form, Iterator[Row]]:
+    """What a text is, after a ``look`` at it where that takes all of it, and its rows."""
+    if kind == "jsonl":
+        return Form(kind=kind), json_rows.lines(files.lines(text()), ask)
+    if kind == "json":
+        return Form(kind=kind), json_rows.any_layout("".join(text()), ask)
+    if kind == "text" and not _has_tabs(look()):
+        return _labelled(files.lines(text()), ask.name)
+    quoted = kind == "csv" or delimited.consistent(look())
+    records = delimited.records(text(), ask.name, kind) if quoted else delimited.plain(text())
+    return _table(records, Form(kind=kind), ask)
 
 
-def decode(data: bytes, name: str, encoding: str, errors: Literal["strict", "replace"]) -> tuple[str, int]:
-    """Bytes as text, and how many sequences were replaced. UserError with byte and line for what is not text."""
-    head = data[: files.SNIFF]
-    what = files.what_it_is(head)
-    check_encoding(encoding)
-    if what is not None and not (what == "UTF-16 text" and encoding.lower().replace("_", "-").startswith("utf-16")):
-        hint = "read it with: --encoding utf-16" if what == "UTF-16 text" else "expected .jsonl, .csv, .tsv or text"
-        raise UserError(f"{name} is {what}, expected text in {encoding}", hint=hint)
-    utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    codec = "utf-8-sig" if utf8 else encoding
-    try:
-        return data.decode(codec), 0
-    except UnicodeDecodeError as error:
-        if errors == "replace":
-            text = data.decode(codec, "replace")
-            return text, text.count("\ufffd") - (data.count(b"\xef\xbf\xbd") if utf8 else 0)
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name} is not {encoding.upper()}: byte 0x{data[error.start]:02x} at offset {error.start}, line {line}",
-            hint="name its encoding, as --encoding latin-1, or replace and count what is invalid: --errors replace",
-        ) from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}", hint=EXPECTED) from None
-
-
-def _json_any(text: str, name: str) -> list[Row]:
-    """A .json file that is one object with the rows in it, or in truth JSON lines."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return _json_lines(text, name)
-    for key in LISTS:
-        if isinstance(data, dict) and isinstance(data.get(key), list):
-            return _json_list(data[key], name)
-    if isinstance(data, dict) and "\n" not in text.strip():
-        return _json_list([data], name)
-    raise UserError(
-        f"{name} holds one JSON object without rows", hint=f"expected a list, under one of: {', '.join(LISTS)}"
-    )
-
-
-def _json_list(data: Any, name: str) -> list[Row]:
-    rows = []
-    for number, row in enumerate(data, 1):
-        where = f"{name}: row {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is a JSON {type(row).__name__}, expected an object")
-        rows.append(Row(where=where, values=row))
-    return rows
-
-
-def _json_lines(text: str, name: str) -> list[Row]:
-    found = files.json_lines(text.split("\n"), name, hint=EXPECTED, of_object=None)
-    return [Row(where=where, values=row) for where, row in found]
-
-
-def _cells(text: str, name: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """(line, fields) of each row. Quotes in tsv count only where they make sense throughout the file."""
-    before = csv.field_size_limit(2**31 - 1)  # a process-wide setting of the csv module
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        try:
-            found = [(rows.line_num, row) for row in rows if row]
-            if delimiter != "\t" or len({len(row) for _, row in found}) < 2:
-                return found
-        except csv.Error as error:
-            if delimiter != "\t":
-                raise UserError(
-                    f"{name}:{rows.line_num} is not valid csv: {error}",
-                    hint='a field with a comma, quote or line break goes in "quotes", a quote in it is doubled',
-                ) from None
-        lines = enumerate(text.split("\n"), 1)
-        return [(number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip("\r")]
-    finally:
-        csv.field_size_limit(before)
-
-
-def _table(text: str, name: str, delimiter: str, known: Sequence[str]) -> tuple[list[Row], tuple[str, ...], bool]:
-    cells = _cells(text, name, delimiter)
-    if not cells:
-        return [], (), True
-    first = [cell.strip() for cell in cells[0][1]]
-    wanted = {key.lower() for key in known}
-    header = any(cell.lower() in wanted for cell in first)
-    if header and (twice := [cell for cell in known if [each.lower() for each in first].count(cell.lower()) > 1]):
-        raise UserError(f"{name} has several columns {twice[0]!r}", hint="give each column a name of its own")
+def _table(records: Iterator[delimited.Record], form: Form, ask: Ask) -> tuple[Form, Iterator[Row]]:
+    """The columns that the first record names, or has the number of, and rows of it and the others."""
+    line, fields = next(records, (0, []))
+    if not line:
+        return form, iter(())
+    first = [cell.strip() for cell in fields]
+    lower = [cell.lower() for cell in first]
+    header = any(cell.lower() in lower for cell in ask.known) if ask.header is None else ask.header
+    if header and (twice := [cell for cell in ask.known if lower.count(cell.lower()) > 1]):
+        raise UserError(f"{ask.name} has several columns {twice[0]!r}", hint="give each column a name of its own")
     columns = tuple(first) if header else tuple(str(number) for number in range(1, len(first) + 1))
-    rows = []
-    for line, fields in cells[1 if header else 0 :]:
-        if len(fields) != len(columns):
-            raise UserError(
-                f"{name}:{line} has {len(fields)} fields, the first line has {len(columns)}",
-                hint='text with a separator or line break in it goes in "quotes"',
-            )
-        rows.append(Row(where=f"{name}:{line}", values=dict(zip(columns, fields, strict=True))))
-    return rows, columns, header
+    form = replace(form, columns=columns, header=header)
+    return form, _filled(records if header else chain([(line, fields)], records), form, ask)
 
 
-def _lines(text: str, name: str, known: Sequence[str]) -> tuple[list[Row], tuple[str, ...], bool]:
-    """Lines of a text file: with tabs a table, else each begins with its label, as ``NUM:date When ...``."""
-    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if lines and all("\t" in line for _, line in lines):
-        return _table(text, name, "\t", known)
-    rows = []
-    for number, line in lines:
-        where = f"{name}:{number}"
-        label, _, rest = line.strip().partition(" ")
-        if label.startswith(PREFIX):
-            labels = re.match(rf"(?:{PREFIX}\S+\s*)+", line.strip())
-            assert labels is not None
-            found = [word.removeprefix(PREFIX) for word in labels[0].split()]
-            values = {"label": found[0] if len(found) == 1 else found, "text": line.strip()[labels.end() :]}
-        elif ":" in label.strip(":"):
-            values = {"label": label.partition(":")[0], "fine": label, "text": rest}
-        else:
-            raise UserError(
-                f"{where} begins with {label[:40]!r}, which is no label",
-                hint="lines of text begin with LABEL:fine or __label__LABEL; .jsonl, .csv and .tsv files have columns",
-            )
-        rows.append(Row(where=where, values=values))
-    return rows, ("label", "fine", "text") if rows and "fine" in rows[0].values else ("label", "text"), True
+def _filled(records: Iterable[delimited.Record], form: Form, ask: Ask) -> Iterator[Row]:
+    columns = form.columns
+    for line, fields in records:
+        where = f"{ask.name}:{line}"
+        if len(fields) == len(columns):
+            values = dict(zip(columns, fields, strict=True))
+            if len(values) < len(columns):  # the first of a name counts
+                values |= dict(zip(reversed(columns), reversed(fields), strict=True))
+            yield Row(where=where, values=values)
+            continue
+        of = "header" if form.header else "first line"
+        listed = f"columns: {', '.join(columns)}; " if form.header else ""
+        error = UserError(
+            f"{where} has {len(fields)} fields, the {of} has {len(columns)}",
+            hint=f'{listed}text with a separator or line break in it goes in "quotes"',
+        )
+        ask.on_fault(Fault(where=where, kind="rows with another number of fields", error=error))
 
 
-def _parquet(path: Path) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        data = path.read_bytes()
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        listed = table.to_pylist()
-        if b"huggingface" in (table.schema.metadata or {}):
-            from datasets import Features
-
-            listed = hf_data.with_names(listed, Features.from_arrow_schema(table.schema))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of classes that datasets cannot read
-        raise UserError(f"{path} is not a readable Parquet file: {error}") from None
-    return Table(
-        name=str(path),
-        columns=tuple(table.column_names),
-        rows=[Row(where=f"{path}: row {number}", values=row) for number, row in enumerate(listed, 1)],
-        header=True,
-        replaced=0,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+def _has_tabs(pieces: Iterator[str]) -> bool:
+    """Whether every line that is not blank has one, and there are such lines."""
+    return {"\t" in line for line in files.lines(pieces) if line.strip()} == {True}
 
 
-def _named(spec: str) -> Table:
-    columns, listed = hf_data.rows(spec)
-    digest, size = hf_data.digest(listed)
-    return Table(
-        name=spec,
-        columns=columns,
-        rows=[Row(where=f"{spec}: row {number}", values=row) for number, row in enumerate(listed, 1)],
-        header=True,
-        replaced=0,
-        bytes=size,
-        sha256=digest,
+def _labelled(lines: Iterator[str], name: str) -> tuple[Form, Iterator[Row]]:
+    """Lines that each begin with a label, as ``NUM:date When ...``."""
+    found = (_label_first(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    first = next(found, None)
+    columns = ("label", "fine", "text") if first is not None and "fine" in first.values else ("label", "text")
+    return Form(kind="text", columns=columns), chain([] if first is None else [first], found)
+
+
+def _label_first(line: str, where: str) -> Row:
+    label, _, rest = line.strip().partition(" ")
+    if label.startswith(PREFIX):
+        labels = re.match(rf"(?:{PREFIX}\S+\s*)+", line.strip())
+        assert labels is not None
+        found = [word.removeprefix(PREFIX) for word in labels[0].split()]
+        one = found[0] if len(found) == 1 else found
+        return Row(where=where, values={"label": one, "text": line.strip()[labels.end() :]})
+    if ":" in label.strip(":"):
+        return Row(where=where, values={"label": label.partition(":")[0], "fine": label, "text": rest})
+    raise UserError(
+        f"{where} begins with {label[:40]!r}, which is no label",
+        hint="lines of text begin with LABEL:fine or __label__LABEL; .jsonl, .csv and .tsv files have columns",
     )
 
 
@@ -265,18 +214,10 @@ def expand(specs: Sequence[str]) -> list[Path]:
 
     Raises UserError for one that stands for none, and for a directory.
     """
-    import glob
-
     found: list[Path] = []
     for spec in specs:
         path = Path(spec)
         if path.is_dir():
             raise UserError(f"{path} is a directory", hint="name the files in it that are to be read")
-        if path.exists() or hf_data.is_named(spec):
-            found.append(path)
-            continue
-        matches = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
-        if not matches:
-            raise files.missing(path)
-        found += matches
+        found += [path] if path.exists() or hf_data.is_named(spec) else files.matches(spec)
     return found
