@@ -88,8 +88,8 @@ def bench(
         if earlier is None:
             raise UserError(f"{results} needs something to compare with", hint="tfcli bench --compare OLDER NEWER")
         if model or names:
-            option = "--model" if model else "--against"
-            raise UserError(f"two files are compared without {option}", hint=f"leave {option} or {results} out")
+            given = "--model" if model else "--against"
+            raise UserError(f"two files are compared without {given}", hint=f"leave out {given} or {results}")
         lines = read(results)
         rules.check(gate, [str(line["suite"]) for line in lines], before)
         show.alone = True

@@ -263,7 +263,8 @@ def _from_stdin() -> str:
 
     if sys.stdin is not None and sys.stdin.isatty():
         return ""
+    data = stdin().read()
     try:
-        return decoded(stdin().read()).removesuffix("\n").removesuffix("\r")
+        return decoded(data).removesuffix("\n").removesuffix("\r")
     except UserError as error:
         raise UserError(f"stdin {error.message}", hint=error.hint) from None
