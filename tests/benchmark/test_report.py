@@ -72,7 +72,6 @@ def test_another_side_has_its_interval_and_the_ratio_of_the_medians() -> None:
 def test_tables() -> None:
     head, rows = ("a", "bb"), [("1", "x|y"), ("222", "")]
     assert report.markdown(head, rows).splitlines() == ["| a | bb |", "| --- | --- |", "| 1 | x\\|y |", "| 222 |  |"]
-    assert report.plain(head, rows).splitlines() == ["a    bb", "1    x|y", "222"]
 
 
 def test_remarks_say_the_forecast_and_the_kernels() -> None:

@@ -215,15 +215,6 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
-def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of aligned columns."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        for cells in (head, *rows)
-    )
-
-
 def _named(other: Json) -> str:
     """Another side with its versions, weights and threads, where it has them."""
     versions = [f"{name} {version}" for name, version in other.get("versions", {}).items()]
