@@ -142,12 +142,7 @@ def _open(
 
 
 def _measure(
-    names: list[str],
-    made: Subject,
-    runtime: Runtime,
-    repeats: int,
-    opened: Sequence[Peer],
-    note: Callable[[str], None],
+    names: list[str], made: Subject, runtime: Runtime, repeats: int, opened: Sequence[Peer], note: Callable[[str], None]
 ) -> list[Json]:
     """A line for each suite; says which is running, and what is not to be trusted."""
     results = []

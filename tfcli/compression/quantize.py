@@ -146,12 +146,7 @@ def _check_place(model: Opened, source: Path, out: Path, force: bool) -> None:
 
 
 def _write(
-    opened: Opened,
-    source: Path,
-    aside: Path,
-    quantize: str,
-    runtime: Runtime,
-    on_note: Callable[[str], None],
+    opened: Opened, source: Path, aside: Path, quantize: str, runtime: Runtime, on_note: Callable[[str], None]
 ) -> float:
     """Fill the directory; the largest difference between its logits and those of what was to be written."""
     model, codec = opened.load(runtime=runtime, dtype=torch.float32, quantize=quantize, whole_groups=True)

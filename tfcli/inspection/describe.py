@@ -72,12 +72,7 @@ def inspect(target: str | Path, *, on_note: Callable[[str], None] | None = None)
 
 def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description:
     if (path / RUN_FILE).is_file():
-        return {
-            "target": str(path),
-            "kind": "run",
-            **run(path),
-            **(model(path) if (path / CONFIG).is_file() else {}),
-        }
+        return {"target": str(path), "kind": "run", **run(path), **(model(path) if (path / CONFIG).is_file() else {})}
     if (path / CONFIG).is_file():
         return {"target": str(path), "kind": "model", **model(path)}
     if (path / FILE_NAME).is_file():

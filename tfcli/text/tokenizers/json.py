@@ -265,11 +265,7 @@ class _Window:
     """Streams what the library decodes, by the difference that each id makes to the text of the few before it."""
 
     def __init__(
-        self,
-        decode: Callable[[list[int]], str],
-        check: Callable[[int], None],
-        silent: frozenset[int],
-        first: list[int],
+        self, decode: Callable[[list[int]], str], check: Callable[[int], None], silent: frozenset[int], first: list[int]
     ) -> None:
         self._decode, self._check, self._silent = decode, check, silent
         self._ids = first

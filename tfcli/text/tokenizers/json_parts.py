@@ -47,9 +47,7 @@ def byte_letters() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-def pieces_to_bytes(
-    decoder: dict[str, Any],
-) -> tuple[Callable[[str], bytes] | None, Callable[[bytes], bytes] | None]:
+def pieces_to_bytes(decoder: dict[str, Any]) -> tuple[Callable[[str], bytes] | None, Callable[[bytes], bytes] | None]:
     """(the bytes of a piece, what happens to those of the first); (None, None) where pieces have no bytes of their own.
 
     The library turns a run of byte pieces that is not UTF-8 into U+FFFD as a whole, here each sequence is on its own.
