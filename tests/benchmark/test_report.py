@@ -66,7 +66,7 @@ def test_another_side_has_its_interval_and_the_ratio_of_the_medians() -> None:
     )  # fmt: skip
     assert len(row) == len(report.AGAINST)
     assert report.in_short(replace(RESULT, against=(PEER,))) == "200 tokens/s; llama.cpp 100"
-    assert report.remarks([said])[0].startswith("greedy texts part where")
+    assert report.remarks([said])[0].startswith("greedy texts differ where")
 
 
 def test_tables() -> None:
