@@ -14,7 +14,7 @@ from foreign import write
 from tfcli.errors import UserError
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.text.chat import messages as chat
-from tfcli.text.chat.messages import CHATML, ChatTemplate, prompt_ids, read_messages, render, template_of
+from tfcli.text.chat.messages import CHATML, ChatTemplate, prompt_ids, read_messages, template_of
 from tfcli.text.chat.template import Budget, Sandbox
 
 TEMPLATES = {
@@ -41,6 +41,10 @@ CHATS: list[list[dict[str, Any]]] = [
 ]
 TOOLS = [{"type": "function", "function": {"name": "f", "description": 'does <x> & "y" – 中', "parameters": {}}}]
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "tools": {"tools": TOOLS}, "flag": {"enable_thinking": False}}
+
+
+def render(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    return ChatTemplate(template).render(messages, **options)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -167,7 +167,7 @@ def test_save_load_and_pickle(bpe: Tokenizer, tmp_path: Path) -> None:
     for again in (
         Tokenizer.load(tmp_path),
         Tokenizer.load(tmp_path / "tokenizer.model"),
-        Tokenizer.from_bytes(bpe.model_bytes),
+        Tokenizer(bpe.model_bytes),
         pickle.loads(pickle.dumps(bpe)),
     ):
         assert again.hash == bpe.hash
@@ -185,7 +185,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_truncated_model_is_refused(bpe: Tokenizer) -> None:
     with pytest.raises(UserError):
-        Tokenizer.from_bytes(bpe.model_bytes[: len(bpe.model_bytes) // 2])
+        Tokenizer(bpe.model_bytes[: len(bpe.model_bytes) // 2])
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
