@@ -1,4 +1,4 @@
-"""Results of two times, compared."""
+"""Comparison of results with earlier ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_only_intervals_that_do_not_touch_make_a_difference() -> None:
     old = [line(low=90.0, high=110.0)]
     cases = [((111.0, 120.0), "faster"), ((100.0, 130.0), "same"), ((110.0, 120.0), "same"), ((70.0, 89.0), "slower")]
     for (low, high), verdict in cases:
-        (said,) = compare(old, [line(low=low, high=high)])
-        assert said.verdict == verdict and said.ratio == pytest.approx((low + high) / 200)
-        assert said.failed == (verdict == "slower")
+        (result,) = compare(old, [line(low=low, high=high)])
+        assert result.verdict == verdict and result.ratio == pytest.approx((low + high) / 200)
+        assert result.failed == (verdict == "slower")
     assert compare(old, [line("train", low=1.0, high=2.0)]) == []
 
 

@@ -1,4 +1,4 @@
-"""What each suite does in a call, counted; and the subjects that it does it with."""
+"""The work of each suite, counted, and the models it runs on."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _fill(model: torch.nn.Module) -> None:
 
 
 def test_attention_kernels_are_named() -> None:
-    """By the question that the operator asks itself, and where autograd takes it apart by its parts."""
+    """By the operator's own choice of backend, and by its parts where autograd decomposes it."""
     q = torch.ones(1, 2, 4, 8)
 
     def whole() -> torch.Tensor:

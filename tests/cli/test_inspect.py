@@ -262,7 +262,7 @@ def test_stdin_leaves_no_copy(
 
 
 def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> None:
-    """Would catch a model that is taken for text: its shape is that of the directory it was made from."""
+    """Catches a model that is taken for text: its shape is that of the directory it was made from."""
     from tfcli.formats.gguf import save as gguf_save
     from tfcli.formats.open import open_path
     from tfcli.runtime import Runtime

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfcli.errors import UserError, unknown
 from tfcli.text.tokenizers.codec import Codec
-
-if TYPE_CHECKING:
-    import jinja2
 
 Message = dict[str, Any]
 """{"role", "content"}, both strings; further keys are for templates that use them."""
@@ -29,23 +26,19 @@ class ChatTemplate:
     """A compiled chat template, for any number of chats. Raises UserError for one that is not Jinja."""
 
     def __init__(self, source: str) -> None:
+        import jinja2
+
         from tfcli.text.chat.template import Sandbox
 
         if len(source) > LONGEST_TEMPLATE:
             raise UserError(f"the chat template has {len(source)} characters, at most {LONGEST_TEMPLATE} are read")
         self.source = source
         self._sandbox = Sandbox()
-        self._template = self._compile()
-
-    def _compile(self) -> jinja2.Template:
-        import jinja2
-
         try:
-            return self._sandbox.template(self.source)
+            self._template = self._sandbox.template(source)
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(
-                f"the chat template is not Jinja: line {error.lineno}: {error.message}", hint="give another template"
-            ) from None
+            message = f"the chat template is not Jinja: line {error.lineno}: {error.message}"
+            raise UserError(message, hint="give another template") from None
         except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
             raise UserError(f"the chat template cannot be compiled: {_message(error)}") from None
 
@@ -97,9 +90,8 @@ class ChatTemplate:
         except SecurityError as error:
             raise UserError(f"the chat template tries to leave its sandbox: {_message(error)}") from None
         except (TooMuchError, OverflowError, MemoryError):
-            raise UserError(
-                "the chat template builds too much, or loops too often", hint="it may be hostile: look at it"
-            ) from None
+            hint = "it may be hostile: look at it"
+            raise UserError("the chat template builds too much, or loops too often", hint=hint) from None
         except jinja2.UndefinedError as error:
             raise UserError(f"the chat template asks for what the messages do not have: {_message(error)}") from None
         except Exception as error:  # whatever a template makes Python raise

@@ -140,13 +140,9 @@ class JsonTokenizer:
             after = (self.eos_id,) if roles.add_eos and roles.eos else ()
         self.prefix_ids: tuple[int, ...] = before
         self.suffix_ids: tuple[int, ...] = after
+        self.first_id: int = (*before, self.eos_id)[0]
         for id in (*self.eos_ids, *before, *after):
             self._check(id)
-
-    @property
-    def first_id(self) -> int:
-        """The id before a text: its beginning of text if it has one, else its end of text."""
-        return (self.prefix_ids or (self.eos_id,))[0]
 
     def _id(self, piece: str | None) -> int | None:
         return None if piece is None else self.backend.token_to_id(piece)

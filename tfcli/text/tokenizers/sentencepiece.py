@@ -107,6 +107,7 @@ class Tokenizer:
         if self.mask_id is not None and self.bos_id is not None and not (prefix_ids or suffix_ids):
             self.prefix_ids, self.suffix_ids = (self.bos_id,), (self.eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *eos_ids)))
+        self.first_id: int = (*self.prefix_ids, self.eos_id)[0]
         for id in (*self.eos_ids, *prefix_ids, *suffix_ids):
             self.id_bytes(id)
 
@@ -129,11 +130,6 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         options = {key: getattr(self, key) for key in ("name", "prefix_ids", "suffix_ids", "eos_ids", "chat_template")}
         return functools.partial(type(self), self.model_bytes, **options), ()
-
-    @property
-    def first_id(self) -> int:
-        """The id before a text: its beginning of text if it has one, else its end of text."""
-        return (self.prefix_ids or (self.eos_id,))[0]
 
     def save(self, path: str | Path) -> None:
         """Write the model file, byte for byte as loaded or trained; if that fails, nothing changes."""

@@ -26,10 +26,7 @@ def byte_level(
 ) -> dict[str, Any]:
     """Return a byte-level BPE like GPT-2's (Radford et al. 2019)."""
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": list(added),
+        **_head(added),
         "normalizer": rules.normalizer(),
         "pre_tokenizer": rules.pre_tokenizer(),
         "post_processor": None,
@@ -71,10 +68,7 @@ def word_piece(
             "special_tokens": {piece: {"id": piece, "ids": [vocab[piece]], "tokens": [piece]} for piece in (cls, sep)},
         }
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": list(added),
+        **_head(added),
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -93,6 +87,10 @@ def word_piece(
             "vocab": dict(vocab),
         },
     }
+
+
+def _head(added: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
 
 
 def _step(kind: str, id: str, type_id: int = 0) -> dict[str, Any]:
