@@ -48,7 +48,7 @@ def test_differences_are_named_once() -> None:
 
 
 def test_results_of_before_this_version_are_read(tmp_path: Path) -> None:
-    """What was written when there was no "against", "details" or "date"."""
+    """Files of versions without "against", "details" or "date"."""
     path = tmp_path / "old.json"
     old = line(low=1, high=2, median_s=0.5, repeats=3, model={"depth": 1}, machine={"threads": 2})
     path.write_text("\n" + json.dumps(old) + "\n")

@@ -279,7 +279,7 @@ def pipe(text: str) -> str:
 
 
 def left(tmp_path: Path) -> list[str]:
-    """What is in the cache beside folders of shards."""
+    """Return the names in the cache that are not folders of shards."""
     return [path.name for path in (tmp_path / "c").iterdir() if not (path / "data.json").exists()]
 
 

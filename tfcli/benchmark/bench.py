@@ -1,4 +1,4 @@
-"""One benchmark run: what is measured, on which machine, beside which other engines."""
+"""A benchmark run: suites of a model on this machine, optionally against other engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRESET = "small"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
-    """What is measured, and how often."""
+    """The suites to run, on what, and how often."""
 
     suites: Sequence[str] = ()
     """tokenize, load, memory, decode, prefill, batch, train; (): all, with ``against`` those of the peers."""

@@ -77,7 +77,7 @@ class Result:
     unit: str
     amount: float | None
     timing: Timing
-    """In seconds; for a ``Reading``, in its own unit."""
+    """The repeats in seconds; for a ``Reading``, in its own unit."""
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
     peak_memory: int = 0

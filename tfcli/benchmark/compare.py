@@ -100,7 +100,7 @@ class Judgement:
     """The outcome of a comparison with earlier results and of the rules of a gate."""
 
     differences: list[str]
-    """What else differed, in words."""
+    """Other differences, in words."""
     verdicts: list[Verdict]
     failed: list[str]
     """Broken rules or, if there are no rules, suites that are significantly worse, in words."""

@@ -84,11 +84,11 @@ class Peer:
 
 def chosen(names: Iterable[str]) -> list[str]:
     """Return the peers in ``names``, which may be comma-separated. Raises UserError for an unknown one."""
-    asked = [name.strip() for item in names for name in item.split(",") if name.strip()]
-    for name in asked:
+    listed = [name.strip() for item in names for name in item.split(",") if name.strip()]
+    for name in listed:
         if name not in NAMES:
             raise unknown("peer", name, NAMES)
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(listed))
 
 
 def check(names: Iterable[str], model: Opened | None) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 KINDS: Mapping[str, str] = MappingProxyType({"tokens": "first tokens", "texts": "texts"})
-"""What may be the same on both sides: keys in JSON and words."""
+"""Results that may be the same on both sides: {key in JSON: words}."""
 FORECAST: Mapping[str, str] = MappingProxyType(
     {
         "forecast_weights_bytes": "weights",
@@ -33,7 +33,7 @@ FORECAST: Mapping[str, str] = MappingProxyType(
 )
 """The parts of the forecast of a process's memory."""
 HEAD = ("suite", "median", "95 % interval", "FLOP/s", "of peak", "bytes/s", "of peak", "peak memory", "what")
-AGAINST = ("suite", "tfcli", "beside it", "its figure", "ratio", "the same", "what")
+AGAINST = ("suite", "tfcli", "compared with", "its figure", "ratio", "same", "what")
 
 
 def fingerprint(runtime: Runtime) -> Json:

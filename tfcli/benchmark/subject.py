@@ -1,4 +1,4 @@
-"""What is measured: a given model, or random weights of a known shape with a tokenizer for synthetic words."""
+"""The model to measure: a given one, or random weights of a known shape with a tokenizer for synthetic words."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Subject:
     path: Path
     engine: Engine
     plan: Plan
-    """How ``pretrain`` would train this shape, given plenty of text: batch, micro-batch, learning rates."""
+    """The plan of ``pretrain`` for this shape and plenty of text: batch, micro-batch, learning rates."""
     text: str
     quantize: str | None = None
     """int8 or int4 if the weights are quantized when loaded."""

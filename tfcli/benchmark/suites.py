@@ -52,11 +52,11 @@ def chosen(names: Sequence[str], default: Sequence[str] = ("all",)) -> list[str]
 
     Raises UserError for an unknown one.
     """
-    asked = [name.strip() for item in names for name in item.split(",") if name.strip()] or list(default)
-    for name in asked:
+    listed = [name.strip() for item in names for name in item.split(",") if name.strip()] or list(default)
+    for name in listed:
         if name not in SUITES and name != "all":
             raise unknown("suite", name, [*SUITES, "all"])
-    return [name for name in SUITES if name in asked or "all" in asked]
+    return [name for name in SUITES if name in listed or "all" in listed]
 
 
 def run(
@@ -123,8 +123,8 @@ def decode(subject: Subject, runtime: Runtime) -> Case:
     config, engine = subject.config, subject.engine
     prompt, new = lengths(config)
     text, sampling = subject.prompt(prompt), _greedy(new)
-    made = engine.generate(text, sampling)
-    seen = range(made.prompt_tokens + 1, made.prompt_tokens + len(made.ids))
+    generated = engine.generate(text, sampling)
+    positions = range(generated.prompt_tokens + 1, generated.prompt_tokens + len(generated.ids))
 
     def start() -> Callable[[], object]:
         events = engine.stream(text, sampling)
@@ -133,12 +133,12 @@ def decode(subject: Subject, runtime: Runtime) -> Case:
 
     return Case(
         start=start,
-        amount=len(seen),
+        amount=len(positions),
         unit="tokens/s",
-        what=f"{len(made.ids)} tokens after {made.prompt_tokens}, batch 1, greedy",
-        flops=sum(cost.decode_flops(config, length) for length in seen),
-        bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in seen),
-        ids=made.ids,
+        what=f"{len(generated.ids)} tokens after {generated.prompt_tokens}, batch 1, greedy",
+        flops=sum(cost.decode_flops(config, length) for length in positions),
+        bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in positions),
+        ids=generated.ids,
         details={"step": _step(engine)},
     )
 
@@ -149,14 +149,14 @@ def prefill(subject: Subject, runtime: Runtime) -> Case:
 
     engine = subject.engine
     text, sampling = subject.prompt(lengths(subject.config)[0]), _greedy(1)
-    made, attention = watched(lambda: engine.generate(text, sampling))
+    generated, attention = watched(lambda: engine.generate(text, sampling))
     return Case(
         start=lambda: lambda: list(engine.stream(text, sampling)),
-        amount=made.prompt_tokens,
+        amount=generated.prompt_tokens,
         unit="tokens/s",
-        what=f"a prompt of {made.prompt_tokens} tokens",
-        flops=cost.prefill_flops(subject.config, made.prompt_tokens),
-        ids=made.ids,
+        what=f"a prompt of {generated.prompt_tokens} tokens",
+        flops=cost.prefill_flops(subject.config, generated.prompt_tokens),
+        ids=generated.ids,
         details={"attention": attention},
     )
 
@@ -182,16 +182,18 @@ def batch(subject: Subject, runtime: Runtime) -> Case:
         alone[:] = [engine.generate(prompt, sampling).text for prompt in prompts]
 
     def about() -> Mapping[str, Any]:
-        same = sum(result.text == text for result, text in zip(made, alone, strict=True))
+        same = sum(result.text == text for result, text in zip(results, alone, strict=True))
         return {"same_texts": same, "of_texts": ROWS}
 
-    made = together()
-    flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in made) + sum(
-        cost.decode_flops(config, result.prompt_tokens + more) for result in made for more in range(1, len(result.ids))
+    results = together()
+    flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in results) + sum(
+        cost.decode_flops(config, result.prompt_tokens + more)
+        for result in results
+        for more in range(1, len(result.ids))
     )
     return Case(
         start=lambda: together,
-        amount=sum(len(result.ids) for result in made),
+        amount=sum(len(result.ids) for result in results),
         unit="tokens/s",
         what=f"{ROWS} prompts of {min(sizes)} to {max(sizes)} tokens, {new} new ones each",
         flops=flops,

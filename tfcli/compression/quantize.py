@@ -83,10 +83,10 @@ def compress(
 
     Example:
         >>> import tfcli
-        >>> made = tfcli.compress("runs/first", "runs/first-int8", quantize="int8", text="corpus.txt")
-        >>> made.disk_after < made.disk_before
+        >>> result = tfcli.compress("runs/first", "runs/first-int8", quantize="int8", text="corpus.txt")
+        >>> result.disk_after < result.disk_before
         True
-        >>> abs(made.after.perplexity / made.before.perplexity - 1) < 0.1
+        >>> abs(result.after.perplexity / result.before.perplexity - 1) < 0.1
         True
     """
     source, out, on_note = Path(source), Path(out), on_note or notebook.notes()
@@ -103,12 +103,12 @@ def compress(
     specs = [str(spec) for spec in ([text] if isinstance(text, str | Path) else text)]
     before = after = None
     with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
-        found = sources.find(specs, spool=Path(spool), on_note=on_note) if specs else []
+        inputs = sources.find(specs, spool=Path(spool), on_note=on_note) if specs else []
         model, codec = None, None
-        if found:
+        if inputs:
             model, codec = opened.load(runtime=runtime)
             refuse_twice(model, str(source))
-            encoded = encode(sources.read(found, options or DataOptions()), codec, begin=True)
+            encoded = encode(sources.read(inputs, options or DataOptions()), codec, begin=True)
             if not encoded.bytes:
                 raise UserError("there is no text to score", hint="name a file with text by --text")
             on_note(f"scoring {len(encoded.ids)} tokens with {source}")
@@ -119,7 +119,7 @@ def compress(
             delta = _write(opened, source, aside, quantize, runtime, on_note)
             compressed = open_path(aside)
             model, codec = compressed.load(runtime=runtime)
-            if found:
+            if inputs:
                 on_note(f"scoring {len(encoded.ids)} tokens with the written model")
                 after = _scores(model, codec, runtime, encoded)
             disk = compressed.stored_bytes

@@ -249,12 +249,12 @@ def shard(path: Path) -> Description:
 def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) -> Description:
     """Describe files, text, scripts and the beginning of a corpus; at most 64 MB or five seconds of it are read."""
     with sources.spooling() as spool:
-        found = sources.find(specs, spool=spool, on_note=on_note)
+        inputs = sources.find(specs, spool=spool, on_note=on_note)
         script_of, names = stats.script_table()
         in_script = np.zeros(len(names), np.int64)
         read = documents = lines = characters = 0
         preview, deadline, complete = "", time.monotonic() + SCAN_SECONDS, True
-        for chunk in sources.read(found, DataOptions(errors="replace")):
+        for chunk in sources.read(inputs, DataOptions(errors="replace")):
             codes = np.frombuffer(chunk.text.encode("utf-32-le"), np.uint32)
             in_script += np.bincount(script_of[codes], minlength=len(names))
             preview = preview or chunk.text[:PREVIEW]
@@ -267,9 +267,9 @@ def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) ->
                 break
         ranked = sorted(zip(in_script.tolist(), names, strict=True), reverse=True)
         return {
-            "files": len(found),
-            "formats": dict(Counter(source.kind for source in found)),
-            "file_bytes": sum(source.path.stat().st_size for source in found),
+            "files": len(inputs),
+            "formats": dict(Counter(source.kind for source in inputs)),
+            "file_bytes": sum(source.path.stat().st_size for source in inputs),
             "whole_text_read": complete,
             "text_bytes": read,
             "documents": documents,

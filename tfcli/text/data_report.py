@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """How often the data was changed for one reason, and the first places ("file:line" where known)."""
+    """The number of changes for one reason, and the first places ("file:line" where known)."""
 
     reason: str
     count: int
@@ -53,10 +53,10 @@ class DataReport:
     task: str
     """pretrain, or the name of the task."""
     unit: str
-    """What "documents" counts, in the plural."""
+    """The plural noun for what "documents" counts."""
     sources: Sequence[Source]
     split: Mapping[str, Any]
-    """How the held-out split was chosen: {"rule", and its parameters: "fraction", "seed"}."""
+    """The rule of the held-out split and its parameters: {"rule", "fraction", "seed"}."""
     train: Part
     val: Part
     changes: Mapping[Action, Sequence[Change]] = field(default_factory=dict)
@@ -115,5 +115,5 @@ def changes_json(changes: Mapping[Action, Sequence[Change]]) -> dict[str, Any]:
 
 
 def _changes(changes: Sequence[Change]) -> dict[str, Any]:
-    made = [asdict(change) | {"places": list(change.places)[:PLACES]} for change in changes if change.count]
-    return {"count": sum(change.count for change in changes), "reasons": made}
+    reasons = [asdict(change) | {"places": list(change.places)[:PLACES]} for change in changes if change.count]
+    return {"count": sum(change.count for change in changes), "reasons": reasons}

@@ -91,12 +91,12 @@ def joined(
 
     def encoded(batch: list[Part]) -> list[tuple[Part, list[IntArray]]]:
         texts, continuing = [part.text for part in batch], [not part.begins for part in batch]
-        made: list[tuple[Part, list[IntArray]]] = []
+        results: list[tuple[Part, list[IntArray]]] = []
         for part, ids in zip(batch, codec.encode_arrays(texts, continuing=continuing, threads=threads), strict=True):
             arrays = [before, ids] if begin and len(before) and part.begins and part.held_out in begun else [ids]
-            made.append((part, [*arrays, after] if part.ends else arrays))
+            results.append((part, [*arrays, after] if part.ends else arrays))
             begun.add(part.held_out)
-        return made
+        return results
 
     waiting = None
     with ThreadPoolExecutor(1) as pool:  # SentencePiece releases the GIL: reading goes on meanwhile

@@ -230,7 +230,7 @@ class _Split:
         return f"held out for validation: the last {size:,} bytes of the text, {size / self.text.bytes:.1%}{of}"
 
     def rule(self) -> dict[str, Any]:
-        """Return how the split was made, as data.json has it."""
+        """Return the rule of the split for data.json."""
         if self.held:
             return {"rule": "given"}
         return {"rule": "end of text", "fraction": (self.text.bytes - self.cut) / self.text.bytes}

@@ -70,7 +70,7 @@ class Shard:
         if tokenizer_hash is not None and digest.hex() != tokenizer_hash:
             raise UserError(
                 f"{path} was made with another tokenizer",
-                hint=f"{digest.hex()[:12]} made it, {tokenizer_hash[:12]} was given: make the shard again",
+                hint=f"expected {tokenizer_hash[:12]}, found {digest.hex()[:12]}: make the shard again",
             )
         dtype = np.dtype("<u2" if width == 2 else "<u4")
         ids: npt.NDArray[Any] = (

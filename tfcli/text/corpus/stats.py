@@ -1,4 +1,4 @@
-"""How well a tokenizer fits a text: bytes per token, byte fallback and unknown pieces, in all and by script."""
+"""Statistics of a tokenizer on a text: bytes per token, byte fallback and unknown pieces, in all and by script."""
 
 from __future__ import annotations
 

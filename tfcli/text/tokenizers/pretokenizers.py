@@ -1,4 +1,4 @@
-"""How byte-level BPE tokenizers split text into words before merging, by the names that GGUF files use.
+"""Pre-tokenizers, which split text into words before byte-level BPE merges, by their names in GGUF files.
 
 The expressions are those of the models' own tokenizer.json files; llama.cpp knows them by these names
 (``tokenizer.ggml.pre``, its src/llama-vocab.cpp).
