@@ -82,7 +82,7 @@ def test_labelled_samples_are_read_without_a_fault() -> None:
     assert [len(asked.questions), sum(not question.answers for question in asked.questions)] == [207, 40]
     verses = pairs.read([str(SAMPLE_DATA / "english-spanish.tsv")], PairData(strict=True))
     assert len(verses.pairs) == len({pair.source for pair in verses.pairs}) == 3492
-    talk = dialogue.read((SAMPLE_DATA / "dialogue.jsonl").read_text("utf-8"), "dialogue.jsonl", Report(strict=True))
+    talk = dialogue.read(SAMPLE_DATA / "dialogue.jsonl", Report(strict=True))
     assert len(talk) == 541
 
 
