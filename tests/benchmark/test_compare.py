@@ -1,4 +1,4 @@
-"""Results of two times, compared."""
+"""Comparison of results with earlier ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_only_intervals_that_do_not_touch_make_a_difference() -> None:
     old = [line(low=90.0, high=110.0)]
     cases = [((111.0, 120.0), "faster"), ((100.0, 130.0), "same"), ((110.0, 120.0), "same"), ((70.0, 89.0), "slower")]
     for (low, high), verdict in cases:
-        (said,) = compare(old, [line(low=low, high=high)])
-        assert said.verdict == verdict and said.ratio == pytest.approx((low + high) / 200)
-        assert said.failed == (verdict == "slower")
+        (result,) = compare(old, [line(low=low, high=high)])
+        assert result.verdict == verdict and result.ratio == pytest.approx((low + high) / 200)
+        assert result.failed == (verdict == "slower")
     assert compare(old, [line("train", low=1.0, high=2.0)]) == []
 
 
@@ -48,7 +48,7 @@ def test_differences_are_named_once() -> None:
 
 
 def test_results_of_before_this_version_are_read(tmp_path: Path) -> None:
-    """What was written when there was no "against", "details" or "date"."""
+    """Files of versions without "against", "details" or "date"."""
     path = tmp_path / "old.json"
     old = line(low=1, high=2, median_s=0.5, repeats=3, model={"depth": 1}, machine={"threads": 2})
     path.write_text("\n" + json.dumps(old) + "\n")

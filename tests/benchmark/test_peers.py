@@ -1,4 +1,4 @@
-"""Peers: a process that speaks the protocol, and what becomes of one that does not."""
+"""Peers: processes that follow the protocol, and those that do not."""
 
 from __future__ import annotations
 
@@ -165,19 +165,19 @@ def test_transformers_continues_as_we_do(tmp_path: Path) -> None:
 
 
 def test_llama_cpp_reads_the_prompt_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a prompt that is still in the cache and costs nothing the second time."""
-    said: list[Any] = []
+    """Catches a prompt that is still in the cache and costs nothing the second time."""
+    calls: list[Any] = []
 
     class Llama:
         def __init__(self, **options: Any) -> None:
-            said.append(options)
+            calls.append(options)
             self.metadata = {"general.file_type": "3"}
 
         def reset(self) -> None:
-            said.append("reset")
+            calls.append("reset")
 
         def generate(self, prompt: list[int], **options: Any) -> Any:
-            said.append((prompt, options))
+            calls.append((prompt, options))
             yield from range(100, 110)
 
     library = types.SimpleNamespace(
@@ -189,7 +189,7 @@ def test_llama_cpp_reads_the_prompt_anew_each_time(monkeypatch: pytest.MonkeyPat
     )
     assert about == {"versions": {"llama-cpp-python": "0"}, "weights": "Q4_1", "threads": 2}
     assert reply["ids"] == [100, 101, 102, 103]
-    options, *rest = said
+    options, *rest = calls
     assert (options["model_path"], options["n_ctx"], options["n_gpu_layers"]) == ("m.gguf", 6, 0)
     assert options["n_threads"] == options["n_threads_batch"] == 2
     assert rest == ["reset", ([5, 6], {"temp": 0.0})] * 2

@@ -1,4 +1,4 @@
-"""Results as JSON, as rows and as tables."""
+"""Results as JSON, table rows and tables."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ PEER = Comparison(
 
 
 def test_json_has_rates_and_their_interval() -> None:
-    said = report.to_json(RESULT, Ceilings(flops=8e9, bytes=1e9), {"threads": 2}, {"name": "m"})
-    assert json.loads(json.dumps(said)) == said
-    assert (said["value"], said["low"], said["high"]) == (200.0, 100.0, 400.0)
-    assert said["median_s"] == 0.02 and said["repeats"] == 3 and said["spread"] == pytest.approx(1.5)
-    assert said["flops_utilisation"] == 0.25 and said["bandwidth_utilisation"] is None
-    assert said["against"] == []
+    line = report.to_json(RESULT, Ceilings(flops=8e9, bytes=1e9), {"threads": 2}, {"name": "m"})
+    assert json.loads(json.dumps(line)) == line
+    assert (line["value"], line["low"], line["high"]) == (200.0, 100.0, 400.0)
+    assert line["median_s"] == 0.02 and line["repeats"] == 3 and line["spread"] == pytest.approx(1.5)
+    assert line["flops_utilisation"] == 0.25 and line["bandwidth_utilisation"] is None
+    assert line["against"] == []
 
 
 def test_what_is_not_known_is_empty_not_zero() -> None:
-    said = report.to_json(RESULT, None, {}, {})
-    assert said["flops_utilisation"] is None and said["ceilings"] is None
-    assert report.row(said)[3:8] == ("2 G", "", "", "", "123 MB")
-    assert len(report.row(said)) == len(report.HEAD)
+    line = report.to_json(RESULT, None, {}, {})
+    assert line["flops_utilisation"] is None and line["ceilings"] is None
+    assert report.row(line)[3:8] == ("2 G", "", "", "", "123 MB")
+    assert len(report.row(line)) == len(report.HEAD)
 
 
 def test_times_and_sizes_are_their_own_figures() -> None:
@@ -55,24 +55,23 @@ def test_times_and_sizes_are_their_own_figures() -> None:
 
 
 def test_another_side_has_its_interval_and_the_ratio_of_the_medians() -> None:
-    said = report.to_json(replace(RESULT, against=(PEER,)), None, {}, {})
-    (other,) = said["against"]
+    line = report.to_json(replace(RESULT, against=(PEER,)), None, {}, {})
+    (other,) = line["against"]
     assert (other["value"], other["low"], other["high"], other["ratio"]) == (100.0, 50.0, 100.0, 2.0)
     assert other["name"] == "llama.cpp" and other["weights"] == "Q4_1" and other["repeats"] == 3
-    (row,) = report.against_rows(said)
+    (row,) = report.against_rows(line)
     assert row == (
         "decode", "200 tokens/s (100 to 400)", "llama.x 1.2, Q4_1, 2 threads", "100 tokens/s (50 to 100)", "2.00x",
         "3 of 4 first tokens", "4 tokens",
     )  # fmt: skip
     assert len(row) == len(report.AGAINST)
     assert report.in_short(replace(RESULT, against=(PEER,))) == "200 tokens/s; llama.cpp 100"
-    assert report.remarks([said])[0].startswith("greedy texts part where")
+    assert report.remarks([line])[0].startswith("greedy texts differ where")
 
 
 def test_tables() -> None:
     head, rows = ("a", "bb"), [("1", "x|y"), ("222", "")]
     assert report.markdown(head, rows).splitlines() == ["| a | bb |", "| --- | --- |", "| 1 | x\\|y |", "| 222 |  |"]
-    assert report.plain(head, rows).splitlines() == ["a    bb", "1    x|y", "222"]
 
 
 def test_remarks_say_the_forecast_and_the_kernels() -> None:
@@ -108,5 +107,5 @@ def test_figures(value: float, text: str) -> None:
 
 
 def test_fingerprint_names_the_machine() -> None:
-    said = report.fingerprint(Runtime.detect(device="cpu", precision="fp32"))
-    assert said["processor"] and said["torch"] and said["precision"] == "fp32" and said["threads"] >= 1
+    line = report.fingerprint(Runtime.detect(device="cpu", precision="fp32"))
+    assert line["processor"] and line["torch"] and line["precision"] == "fp32" and line["threads"] >= 1

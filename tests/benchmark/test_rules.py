@@ -1,4 +1,4 @@
-"""The rules that fail a bench: what they say, and when."""
+"""The rules that fail a benchmark run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_unknown_suite_comes_with_the_nearest() -> None:
 
 
 def test_a_rule_that_nothing_can_break_is_refused() -> None:
-    """Would catch a gate in CI that never closes."""
+    """Catches a gate in CI that never closes."""
     ratio, absolute = parse(["decode<1x", "memory>450"], SUITES)
     check([ratio, absolute], ["decode", "memory"], ["decode"])
     check([ratio], ["decode"], None, beside=["decode"])

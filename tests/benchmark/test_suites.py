@@ -1,4 +1,4 @@
-"""What each suite does in a call, counted; and the subjects that it does it with."""
+"""The work of each suite, counted, and the models it runs on."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_context_without_room_says_so() -> None:
 def test_decode_times_the_tokens_after_the_first(
     subject: Subject, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ``generate`` streams, less the prompt: its ids, as many steps as are counted, no prompt read in the time."""
+    """The same ids as ``generate``, one step per counted token, and no prefill in the timed part."""
     case = timed_case(suites.decode, subject, runtime)
     prompt, new = subject.prompt(8), 8
     assert subject.engine.generate(prompt, Sampling(max_tokens=new, temperature=0, ignore_eos=True)).ids == case.ids
@@ -202,7 +202,7 @@ def _fill(model: torch.nn.Module) -> None:
 
 
 def test_attention_kernels_are_named() -> None:
-    """By the question that the operator asks itself, and where autograd takes it apart by its parts."""
+    """By the operator's own choice of backend, and by its parts where autograd decomposes it."""
     q = torch.ones(1, 2, 4, 8)
 
     def whole() -> torch.Tensor:
@@ -264,7 +264,7 @@ def test_text_of_a_pipe_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_other_families_and_fewer_bits_are_measured_too(family: str, runtime: Runtime, tmp_path: Path) -> None:
-    """What ``generate`` loads, bench does; weights in 4 bits count as such."""
+    """Everything that ``generate`` loads can be measured; 4-bit weights count as such."""
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     tiny_models.foreign(family, vocab_size=400, **ends).save_pretrained(tmp_path)
     tiny_models.tokenizer().save(tmp_path / "tokenizer.model")

@@ -1,4 +1,4 @@
-"""bench/timing.py with a clock that the work itself moves."""
+"""Timing with a clock that only the work advances."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfcli.benchmark.timing import Once, Timing, contention, in_turn, measure, m
 
 
 class Clock:
-    """A clock that stands still but for the work, which takes the durations it was given, then the last again."""
+    """A clock advanced only by the work, which takes the given durations and then repeats the last one."""
 
     def __init__(self, *durations: float) -> None:
         self.now = 0.0
@@ -73,8 +73,8 @@ def test_a_first_call_that_compiles_does_not_use_up_the_warm_up() -> None:
     assert timing.steady and timing.seconds == (1.0, 1.0)
 
 
-def test_a_long_call_needs_no_second_look() -> None:
-    """Would catch twenty warm-up calls of half a minute, and a warning for nothing."""
+def test_a_long_call_is_warm_after_two() -> None:
+    """Catches twenty warm-up calls of half a minute, and a warning for nothing."""
     clock = Clock(30.0)
     timing = measure(clock.once, repeats=2)
     assert timing.warmups == 2 and timing.steady
@@ -84,7 +84,7 @@ def test_a_long_call_needs_no_second_look() -> None:
     ("seconds", "repeats", "turns"), [(1.0, 15, 15), (13.0, 15, 5), (13.0, 4, 4), (61.0, 15, 3), (61.0, 2, 2)]
 )
 def test_long_turns_are_fewer(seconds: float, repeats: int, turns: int) -> None:
-    """Five of what takes a minute together, three of what takes one each."""
+    """Five turns if they take a minute together, three if each does."""
     assert len(measure(Clock(seconds).once, repeats=repeats).seconds) == turns
 
 

@@ -128,7 +128,7 @@ def test_two_files_are_compared_without_a_run(tmp_path: Path, app: typer.Typer) 
     assert done.stdout.split() == [
         "suite", "then", "now", "ratio", "verdict", "decode", "100", "tokens/s", "90", "tokens/s", "0.900x", "slower",
     ]  # fmt: skip
-    assert "warning: not the same: machine threads: 2 then, 1 now" in done.stderr
+    assert "warning: the runs differ: machine threads: 2 then, 1 now" in done.stderr
     assert run("--fail-if", "decode<0.85x").exit_code == 0
     assert run("--fail-if", "decode<91").exit_code == 1
     assert "| decode | 100 tokens/s | 90 tokens/s | 0.900x | slower |" in run("--markdown").stdout
@@ -190,7 +190,7 @@ def test_against_times_a_peer_in_turn(app: typer.Typer, monkeypatch: pytest.Monk
         (["--against", "transfomers"], "unknown peer 'transfomers'"),
         (["--against", "llama.cpp"], "llama.cpp reads GGUF files"),
         (["--json", "--markdown"], "exclude each other"),
-        (["new.json"], "nothing to be compared with"),
+        (["new.json"], "needs something to compare with"),
     ],
 )
 def test_bad_input_is_the_persons_to_mend(app: typer.Typer, arguments: list[str], says: str) -> None:

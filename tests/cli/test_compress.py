@@ -25,7 +25,7 @@ def test_a_table_and_where_it_is(run: Path, capsys: pytest.CaptureFixture[str]) 
     lines = out.splitlines()
     assert [line[:14].strip() for line in lines[:5]] == ["", "disk", "memory", "perplexity", "bits per byte"]
     assert lines[5] == "out"
-    assert "device: cpu" in err and "quantizing run to 4 bits" in err and "reading it again" in err
+    assert "device: cpu" in err and "quantizing run to 4 bits" in err and "verifying the file" in err
     assert main(["evaluate", "out", "text.txt", "--json", *CPU]) == 0
     score = json.loads(capsys.readouterr().out)["perplexity"]
     assert f"{score:.4f}" in lines[3]

@@ -24,7 +24,7 @@ def test_there_and_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "run", "m.gguf"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[0].startswith("m.gguf: f16, 0.")
-    assert out.splitlines()[1].startswith("max |delta| of logits: 0 when read again, ")
+    assert out.splitlines()[1].startswith("max |delta| of logits: 0 when reloaded, ")
     assert err == ""
     assert main(["convert", "m.gguf", "hf", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from tfcli.cli.help import by_task, rate
-from tfcli.cli.main import build
+from tfcli.cli.main import build, main
 from tfcli.cli.tokenize import TokenizeConfig
 from tfcli.config.options import DEFAULT_BUDGET, DEFAULT_VOCAB_SIZE, MAX_TOKENS, PretrainConfig, Sampling
 from tfcli.config.resolve import default_of, known_keys
@@ -114,6 +114,11 @@ def test_help_knows_the_settings_of_every_task() -> None:
     assert configs().keys() == APPLICATIONS.keys()
     for name, config in configs().items():
         assert application(name).config is config
+
+
+def test_a_default_beside_a_variable_is_shown_without_parentheses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenize", "encode", "--help"]) == 0
+    assert "TFCLI_MODEL; default: ./tokenizer.model]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_shared_flags_show_the_same_everywhere() -> None:

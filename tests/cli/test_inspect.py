@@ -75,11 +75,11 @@ def described(capsys: pytest.CaptureFixture[str], *targets: object) -> list[dict
 
 
 def test_model_says_shape_and_costs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (said,) = described(capsys, model)
-    assert said["kind"] == "model" and said["architecture"] == "decoder"
-    assert ModelConfig(**said["shape"]) == CONFIG  # type: ignore[arg-type]
+    (result,) = described(capsys, model)
+    assert result["kind"] == "model" and result["architecture"] == "decoder"
+    assert ModelConfig(**result["shape"]) == CONFIG  # type: ignore[arg-type]
     parts = cost.parameters(CONFIG)
-    assert said["parameters"] == {
+    assert result["parameters"] == {
         "total": parts.total,
         "embedding": parts.embedding,
         "attention": parts.attention,
@@ -87,22 +87,22 @@ def test_model_says_shape_and_costs(model: Path, capsys: pytest.CaptureFixture[s
         "norms": parts.norms,
         "head": 0,
     }
-    memory = said["memory"]
+    memory = result["memory"]
     assert memory["weights_bf16_bytes"] * 2 == memory["weights_fp32_bytes"] == 4 * parts.total  # type: ignore[index,operator]
     assert memory["kv_cache_per_1000_tokens_bf16_bytes"] == 1000 * 2 * 2 * 16 * 2  # type: ignore[index]
-    assert said["stored"]["numbers"] == parts.total and said["stored"]["dtype"] == "F32"  # type: ignore[index]
-    assert said["tokenizer"]["vocab_size"] == 280  # type: ignore[index]
+    assert result["stored"]["numbers"] == parts.total and result["stored"]["dtype"] == "F32"  # type: ignore[index]
+    assert result["tokenizer"]["vocab_size"] == 280  # type: ignore[index]
 
 
 def test_run_says_how_far_it_came(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (said,) = described(capsys, run)
-    assert said["kind"] == "run" and said["status"] == "stopped"
-    assert said["command"] == "tfcli pretrain a.txt" and said["seed"] == 2024
-    assert said["steps"] == 20 and said["best_val_bits_per_byte"] == 2.0
-    assert said["last_training"]["train_loss"] == 4.0  # type: ignore[index]
-    assert said["checkpoints"] == ["00000010", "00000020"]
-    assert said["data"] == {"bytes": 1920, "tokens": 640, "sources": ["a.txt"]}
-    assert "parameters" in said
+    (result,) = described(capsys, run)
+    assert result["kind"] == "run" and result["status"] == "stopped"
+    assert result["command"] == "tfcli pretrain a.txt" and result["seed"] == 2024
+    assert result["steps"] == 20 and result["best_val_bits_per_byte"] == 2.0
+    assert result["last_training"]["train_loss"] == 4.0  # type: ignore[index]
+    assert result["checkpoints"] == ["00000010", "00000020"]
+    assert result["data"] == {"bytes": 1920, "tokens": 640, "sources": ["a.txt"]}
+    assert "parameters" in result
 
 
 @pytest.mark.parametrize("sources", [{"sources": ["a.txt"]}, {"files": ["a.txt"]}, {"sources": [{"file": "a.txt"}]}])
@@ -134,10 +134,6 @@ def test_without_locks_a_run_that_wrote_lately_is_running(
     assert described(capsys, run)[0]["status"] == "stopped"
 
 
-def test_marker_is_the_checkpoints() -> None:
-    assert checkpoint.MARKER == describe.MARKER
-
-
 def test_run_without_a_model_yet_is_still_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "config.json").unlink()
     assert "shape" not in described(capsys, run)[0]
@@ -150,12 +146,12 @@ def test_damaged_run_says_which_file(run: Path) -> None:
 
 
 def test_tokenizer_says_its_pieces(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (said,) = described(capsys, model / "tokenizer.model")
-    assert said["kind"] == "tokenizer" and said["type"] == "bpe" and said["vocab_size"] == 280
-    assert said["byte_fallback"] and said["lossless"]
-    assert said["special"] == {"<unk>": 0, "<|endoftext|>": 1, "<pad>": 2} and said["end_of_text_id"] == 1
-    lengths = [len(piece) for piece in said["longest_pieces"]]  # type: ignore[attr-defined]
-    assert lengths == sorted(lengths, reverse=True) and len(str(said["hash"])) == 64
+    (result,) = described(capsys, model / "tokenizer.model")
+    assert result["kind"] == "tokenizer" and result["type"] == "bpe" and result["vocab_size"] == 280
+    assert result["byte_fallback"] and result["lossless"]
+    assert result["special"] == {"<unk>": 0, "<|endoftext|>": 1, "<pad>": 2} and result["end_of_text_id"] == 1
+    lengths = [len(piece) for piece in result["longest_pieces"]]  # type: ignore[attr-defined]
+    assert lengths == sorted(lengths, reverse=True) and len(str(result["hash"])) == 64
 
 
 def test_shard_says_its_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,24 +159,28 @@ def test_shard_says_its_header(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with ShardWriter(path, tokenizer_hash="ab" * 32, vocab_size=300) as writer:
         writer.write(np.arange(10))
         writer.count(documents=2, bytes=35)
-    (said,) = described(capsys, path)
-    assert said["kind"] == "shard" and said["tokens"] == 10 and said["documents"] == 2 and said["text_bytes"] == 35
-    assert said["bytes_per_token"] == 3.5 and said["dtype"] == "uint16" and said["tokenizer_hash"] == "ab" * 32
+    (result,) = described(capsys, path)
+    assert (
+        result["kind"] == "shard" and result["tokens"] == 10 and result["documents"] == 2 and result["text_bytes"] == 35
+    )
+    assert result["bytes_per_token"] == 3.5 and result["dtype"] == "uint16" and result["tokenizer_hash"] == "ab" * 32
 
 
 def test_weights_file_says_its_header(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (said,) = described(capsys, model / "model.safetensors")
-    assert said["kind"] == "weights" and said["numbers"] == cost.parameters(CONFIG).total
+    (result,) = described(capsys, model / "model.safetensors")
+    assert result["kind"] == "weights" and result["numbers"] == cost.parameters(CONFIG).total
 
 
 def test_corpus_says_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("héllo\nworld", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "春眠不覚暁"}\n{"text": "x"}\n', encoding="utf-8")
-    (said,) = described(capsys, tmp_path)
-    assert said["kind"] == "corpus" and said["files"] == 2 and said["formats"] == {"text": 1, "jsonl": 1}
-    assert said["documents"] == 3 and said["lines"] == 4 and said["characters"] == 17 and said["text_bytes"] == 28
-    assert said["whole_text_read"] and said["preview"] == "héllo\nworld"
-    assert said["scripts"] == pytest.approx({"Latin": 11 / 17, "Han": 5 / 17, "Common": 1 / 17})
+    (result,) = described(capsys, tmp_path)
+    assert result["kind"] == "corpus" and result["files"] == 2 and result["formats"] == {"text": 1, "jsonl": 1}
+    assert (
+        result["documents"] == 3 and result["lines"] == 4 and result["characters"] == 17 and result["text_bytes"] == 28
+    )
+    assert result["whole_text_read"] and result["preview"] == "héllo\nworld"
+    assert result["scripts"] == pytest.approx({"Latin": 11 / 17, "Han": 5 / 17, "Common": 1 / 17})
 
 
 def test_large_corpus_is_read_in_part_and_says_so(
@@ -188,15 +188,15 @@ def test_large_corpus_is_read_in_part_and_says_so(
 ) -> None:
     monkeypatch.setattr(describe, "SCAN_BYTES", 1_000_000)
     (tmp_path / "a.txt").write_text("all work and no play\n" * 200_000)
-    (said,) = described(capsys, tmp_path)
-    assert said["whole_text_read"] is False
-    assert 1_000_000 <= said["text_bytes"] < said["file_bytes"] == 4_200_000  # type: ignore[operator]
+    (result,) = described(capsys, tmp_path)
+    assert result["whole_text_read"] is False
+    assert 1_000_000 <= result["text_bytes"] < result["file_bytes"] == 4_200_000  # type: ignore[operator]
 
 
 def test_empty_file_is_a_corpus_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.txt").touch()
-    (said,) = described(capsys, tmp_path / "empty.txt")
-    assert said["text_bytes"] == 0 and said["scripts"] == {}
+    (result,) = described(capsys, tmp_path / "empty.txt")
+    assert result["text_bytes"] == 0 and result["scripts"] == {}
     inspect([str(tmp_path / "empty.txt")])
 
 
@@ -262,7 +262,7 @@ def test_stdin_leaves_no_copy(
 
 
 def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> None:
-    """Would catch a model that is taken for text: its shape is that of the directory it was made from."""
+    """Catches a model that is taken for text: its shape is that of the directory it was made from."""
     from tfcli.formats.gguf import save as gguf_save
     from tfcli.formats.open import open_path
     from tfcli.runtime import Runtime
@@ -272,10 +272,10 @@ def test_a_gguf_file_and_a_compressed_directory(model: Path, tmp_path: Path) -> 
     folder.mkdir()
     gguf_save.save(folder / "model.gguf", loaded, codec, type="F16")
     for target in (folder / "model.gguf", folder):
-        said = describe.inspect(target)
-        assert said["kind"] == "model"
-        assert said["family"] == "qwen3"
-        assert said["shape"] == describe.inspect(model)["shape"]
-        assert said["parameters"] == describe.inspect(model)["parameters"]
-        assert "F16" in said["stored"]["dtype"]
-        assert said["tokenizer"]["vocab_size"] == CONFIG.vocab_size  # padded to the rows of the embedding
+        result = describe.inspect(target)
+        assert result["kind"] == "model"
+        assert result["family"] == "qwen3"
+        assert result["shape"] == describe.inspect(model)["shape"]
+        assert result["parameters"] == describe.inspect(model)["parameters"]
+        assert "F16" in result["stored"]["dtype"]
+        assert result["tokenizer"]["vocab_size"] == CONFIG.vocab_size  # padded to the rows of the embedding

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from tfcli.cli import live
+from tfcli.cli import output
 from tfcli.cli.live import LiveView, PlainView, clock, harmless, spark, view
 from tfcli.train.events import Evaluated, Event, Note, Preparing, Progress, Sampled, Saved
 
@@ -111,7 +111,7 @@ def test_a_sample_cannot_steer_the_terminal() -> None:
 def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a log flooded with progress, anything on stdout, and an evaluation that is held back."""
     now = [0.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
     with PlainView() as listen:
         for event in RUN:
             now[0] += 1.0
@@ -123,10 +123,18 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert lines[0].startswith("device:")
     assert not any(line.startswith("encode") for line in lines), "it took less than ten seconds"
     assert sum(line.startswith("step") and "of 400: loss" in line for line in lines) == 4
-    assert "step 100: 2.2863 bits per byte held out (best)" in lines
-    assert "step 400: 2.7987 bits per byte held out" in lines
+    assert "step 100: validation 2.2863 bits per byte (best)" in lines
+    assert "step 400: validation 2.7987 bits per byte" in lines
     assert "\x1b" not in err
     assert "莫身" in lines[-1]
+
+
+def test_tables_are_aligned_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    head, rows = ("a", "bb"), [("1", "x|y"), ("222", "")]
+    output.show_table(head, rows)
+    assert capsys.readouterr().out.splitlines() == ["a    bb", "1    x|y", "222"]
+    output.show_table(head, rows, numbers=True)
+    assert capsys.readouterr().out.splitlines() == ["a     bb", "1    x|y", "222"]
 
 
 def test_which_view(monkeypatch: pytest.MonkeyPatch) -> None:

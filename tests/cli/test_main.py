@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -245,13 +244,13 @@ def test_a_full_disk_behind_stdout_is_said(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_control_c_is_130(tmp_path: Path) -> None:
     fifo = tmp_path / "slow.txt"
-    os.mkfifo(fifo)  # nothing ever writes to it
-    code = "import sys; from tfcli.cli.main import run; print('ready', file=sys.stderr, flush=True); run()"
+    os.mkfifo(fifo)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "tokenize", "encode", "--tokenizer", str(fifo)], stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
-    assert process.stderr is not None and process.stderr.readline() == "ready\n"
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+        [sys.executable, "-m", "tfcli", "tokenize", "encode", "--tokenizer", str(fifo)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with fifo.open("wb"):  # opens when the process has opened it, and waits for what is never written
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
     assert process.returncode == 130 and err == "interrupted\n"

@@ -108,7 +108,7 @@ def test_streams(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "good.txt", "--steps", "12", "--out", "runs/a", *SMALL]) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(
-        r'runs/a \(\d\.\d{4} bits per byte held out\): tfcli generate --model runs/a --prompt "..."\n', out
+        r'runs/a \(validation: \d\.\d{4} bits per byte\): tfcli generate --model runs/a --prompt "..."\n', out
     )
     assert "\x1b" not in out + err
     assert "device: cpu, 1 thread, fp32" in err

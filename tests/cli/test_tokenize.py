@@ -57,7 +57,7 @@ def test_train_writes_a_file_and_one_line(tmp_path: Path) -> None:
     result = invoke("train", tmp_path / "corpus.txt", "--out", out, "--vocab-size", 300, "--type", "unigram")
     assert result.stdout.startswith(f"{out}: 300 pieces, ")
     assert result.stdout.count("\n") == 1
-    assert invoke("train", tmp_path / "corpus.txt", "--out", out, fails=True).exception.hint.startswith("write over it")
+    assert invoke("train", tmp_path / "corpus.txt", "--out", out, fails=True).exception.hint.startswith("overwrite it")
     result = invoke("train", tmp_path / "corpus.txt", "--out", out, "--force", "--json", "--vocab-size", 280)
     row = json.loads(result.stdout)
     assert (row["path"], row["vocab_size"], row["bytes"]) == (str(out), 280, len(PROSE.encode()))

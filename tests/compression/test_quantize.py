@@ -1,4 +1,4 @@
-"""Compressed directories: small, read by tfcli and transformers as the same model, measured by what is written."""
+"""Compressed directories: small, the same model for tfcli and transformers, and scored from the written file."""
 
 import warnings
 from pathlib import Path
@@ -33,7 +33,7 @@ def smaller(source: Path, out: Path, kind: str, **options: Any) -> Compressed:
 @pytest.mark.parametrize(("kind", "share"), [("int8", 0.29), ("int4", 0.22)])
 @torch.no_grad()
 def test_what_is_written_is_the_quantized_model(run: Path, tmp_path: Path, kind: str, share: float) -> None:
-    """Bit by bit that of ``--quantize`` at load, in a directory that transformers reads with the same numbers."""
+    """Bit by bit the model of ``--quantize``, in a directory that gives the same logits in transformers."""
     made = smaller(run, tmp_path / "out", kind)
     assert made.logit_delta <= 1e-5
     assert made.disk_before == (run / "model.safetensors").stat().st_size
@@ -53,7 +53,7 @@ def test_what_is_written_is_the_quantized_model(run: Path, tmp_path: Path, kind:
 
 
 def transformers(directory: Path) -> Any:
-    """As the README of the directory says."""
+    """Load a directory as its README says."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -67,7 +67,7 @@ def transformers(directory: Path) -> Any:
 
 
 def test_scores_are_of_the_model_and_of_the_file(run: Path, tmp_path: Path) -> None:
-    """Would catch a score of the model in memory, or of another text."""
+    """Catches a score of the model in memory, or of another text."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8", newline="")
     made = smaller(run, tmp_path / "out", "int4", text=[str(tmp_path / "text.txt")])
     assert made.before is not None and made.after is not None
@@ -87,7 +87,7 @@ def test_documents_are_joined_as_evaluate_does(run: Path, tmp_path: Path) -> Non
 
 
 def test_matrices_of_broken_groups_stay_in_16_bits(tmp_path: Path) -> None:
-    """GGUF's blocks have no padding; the model is written all the same, and is what it says."""
+    """GGUF's blocks have no padding; the model is still written correctly."""
     save(tmp_path / "run", width=64, ffn_width=72)
     made = smaller(tmp_path / "run", tmp_path / "out", "int4", precision="bf16")
     assert made.plain == 2
@@ -113,7 +113,7 @@ def test_a_plain_gguf_file_too(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compressed_is_refused(run: Path, tmp_path: Path) -> None:
-    """With the reason, before or while it is read, and nothing is left."""
+    """With the reason, and nothing is left behind."""
     foreign("bert", vocab_size=400).save_pretrained(tmp_path / "bert")
     q4 = tiny_gguf.save(tmp_path / "q4.gguf", tiny_gguf.config("llama"), type="Q4_0", tokenizer=tokenizer())
     (tmp_path / "empty.txt").write_text("")
@@ -128,8 +128,8 @@ def test_what_cannot_be_compressed_is_refused(run: Path, tmp_path: Path) -> None
         (run, "int4", {"text": [str(tmp_path / "none.txt")]}, "no such file"),
         (run, "int4", {"text": [str(tmp_path / "empty.txt")]}, "there is no text to score"),
     ]
-    for source, kind, options, said in cases:
-        with pytest.raises(UserError, match=said):
+    for source, kind, options, message in cases:
+        with pytest.raises(UserError, match=message):
             smaller(source, tmp_path / "out", kind, **options)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
@@ -137,12 +137,12 @@ def test_what_cannot_be_compressed_is_refused(run: Path, tmp_path: Path) -> None
 
 def test_places_that_are_taken_are_refused(run: Path, tmp_path: Path) -> None:
     other = save(tmp_path / "other")
-    for out, options, said in (
+    for out, options, message in (
         (run, {"force": True}, "is what is read"),
         (other, {}, "is there already"),
         (other, {"force": True}, r"holds another model \(model.safetensors\)"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             smaller(run, out, "int8", **options)
     smaller(run, tmp_path / "out", "int8")
     smaller(run, tmp_path / "out", "int4", force=True)

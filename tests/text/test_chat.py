@@ -14,7 +14,7 @@ from foreign import write
 from tfcli.errors import UserError
 from tfcli.formats.hf.tokenizers import load_tokenizer
 from tfcli.text.chat import messages as chat
-from tfcli.text.chat.messages import CHATML, ChatTemplate, prompt_ids, read_messages, render, template_of
+from tfcli.text.chat.messages import CHATML, ChatTemplate, prompt_ids, read_messages, template_of
 from tfcli.text.chat.template import Budget, Sandbox
 
 TEMPLATES = {
@@ -43,6 +43,10 @@ TOOLS = [{"type": "function", "function": {"name": "f", "description": 'does <x>
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "tools": {"tools": TOOLS}, "flag": {"enable_thinking": False}}
 
 
+def render(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    return ChatTemplate(template).render(messages, **options)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_texts_are_transformers(name: str, setting: str) -> None:
@@ -69,7 +73,7 @@ def test_texts_are_transformers(name: str, setting: str) -> None:
 
 @pytest.mark.parametrize("name", ["smollm", "qwen"])
 def test_ids_are_transformers(name: str, tmp_path: Path) -> None:
-    """From messages to ids: special pieces of the template found, nothing added."""
+    """From messages to ids: special pieces of the template are found, nothing is added."""
     from transformers import PreTrainedTokenizerFast
 
     directory = write(tmp_path, name, chat_template=chat_templates.SMOLLM2)
@@ -154,7 +158,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("template", BOMBS.values(), ids=BOMBS)
 def test_building_too_much(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a hundredth of the usual budget, to be quick; each would take hours or all memory."""
+    """With a hundredth of the usual budget, for speed; each would take hours or all memory."""
     import tfcli.text.chat.template
 
     monkeypatch.setattr(tfcli.text.chat.template, "WORK", tfcli.text.chat.template.WORK // 100)
@@ -163,7 +167,7 @@ def test_building_too_much(template: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_thread_has_a_budget_of_its_own() -> None:
-    """Would catch a chat that uses up, or renews, what another one may do."""
+    """Catches a chat that spends, or renews, the budget of another one."""
     sandbox = Sandbox()
     sandbox.budget = Budget(5)
     other = threading.Thread(target=setattr, args=(sandbox, "budget", Budget(7)))
@@ -173,14 +177,14 @@ def test_every_thread_has_a_budget_of_its_own() -> None:
 
 
 def test_what_a_long_chat_may_take() -> None:
-    """The budget grows with the messages: a book of them passes every template."""
+    """The budget grows with the messages: a book of them passes in every template."""
     messages = [{"role": ("user", "assistant")[index % 2], "content": "word " * 400} for index in range(1001)]
     for name, template in TEMPLATES.items():
         assert len(render(template, messages, bos_token="", eos_token="")) > 2_000_000, name
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{% for %}", "is not Jinja: line 1: Expected an expression"),
         ("a\n{{ 1|magic }}", "is not Jinja: line 2: No filter named 'magic'"),
@@ -197,14 +201,14 @@ def test_what_a_long_chat_may_take() -> None:
         ("x" * (1 << 18) + "x", "at most 262144"),
     ],
 )
-def test_a_template_that_does_not_work(template: str, said: str) -> None:
+def test_a_template_that_does_not_work(template: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         render(template, CHATS[0])
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 def test_values_that_a_template_may_not_have() -> None:
-    """Objects with methods stay outside, and so does what is nested without end."""
+    """Objects with methods are refused, and so are endlessly nested values."""
     with pytest.raises(UserError, match="Path cannot be given"):
         render("{{ x }}", CHATS[0], extra={"x": Path("a")})
     nested: list[Any] = []
@@ -228,7 +232,7 @@ def test_messages_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ([], "a list that is not empty"),
         ("hi", "a list that is not empty"),
@@ -242,7 +246,7 @@ def test_messages_are_read() -> None:
         ([{"role": "asistant", "content": "x"}], "did you mean 'assistant'?"),
     ],
 )
-def test_messages_that_are_wrong(value: Any, said: str) -> None:
+def test_messages_that_are_wrong(value: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read_messages(json.loads(json.dumps(value)))
-    assert said in str(caught.value)
+    assert message in str(caught.value)

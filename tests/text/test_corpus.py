@@ -1,4 +1,4 @@
-"""From text to shards: the split, the data report, the cache, and what happens when files or disks fail."""
+"""From text to shards: the split, the data report, the cache, and failing files and disks."""
 
 from __future__ import annotations
 
@@ -91,10 +91,8 @@ def test_a_file_held_out(tmp_path: Path, bpe: Tokenizer) -> None:
     made = make(tmp_path, tmp_path / "a.txt", tokenizer=bpe, val=str(tmp_path / "b.txt"))
     assert text_of(made.train, bpe) == prose(100, seed=1)
     assert text_of(made.val, bpe) == prose(20, seed=2)
-    assert [source["name"] for source in made.data_report["sources"]] == [
-        str(tmp_path / "a.txt"),
-        str(tmp_path / "b.txt"),
-    ]
+    names = [source["name"] for source in made.data_report["sources"]]
+    assert names == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
 
 
 def test_the_data_report_counts_everything(tmp_path: Path, bpe: Tokenizer) -> None:
@@ -118,34 +116,22 @@ def test_the_data_report_counts_everything(tmp_path: Path, bpe: Tokenizer) -> No
         ],
     }
     assert [row["documents"] for row in data_report["sources"]] == [1, 3, 0]
-    assert (
-        data_report["tokens"]
-        == made.train.tokens + made.val.tokens
-        == sum(row["tokens"] for row in data_report["sources"])
-    )
-    assert (
-        data_report["bytes"] == sum(row["bytes"] for row in data_report["sources"]) == made.train.bytes + made.val.bytes
-    )
-    assert data_report["byte_fallback_rate"] * data_report["tokens"] == pytest.approx(
-        6
-    )  # U+4E00 and U+FFFD, not line breaks
+    for key in ("tokens", "bytes"):
+        total = getattr(made.train, key) + getattr(made.val, key)
+        assert data_report[key] == total == sum(row[key] for row in data_report["sources"])
+    bytes_of_two = 6  # U+4E00 and U+FFFD, not line breaks
+    assert data_report["byte_fallback_rate"] * data_report["tokens"] == pytest.approx(bytes_of_two)
     assert data_report["unknown_rate"] == 0
     assert data_report["tokenizer_hash"] == bpe.hash
 
 
-def test_the_tokenizer_does_not_see_what_is_held_out(tmp_path: Path) -> None:
-    """Catches the held-out part leaking into the vocabulary."""
+def test_the_tokenizer_does_not_see_held_out_text(tmp_path: Path) -> None:
+    """Catches the held-out split leaking into the vocabulary."""
     text = prose(900).replace("é", "e") + "ZQZQZQZQZQ " * 900
     (tmp_path / "a.txt").write_text(text)
     share = 1 - len(prose(900).replace("é", "e")) / len(text)
-    made = make(
-        tmp_path,
-        tmp_path / "a.txt",
-        tokenizer=TokenizerOptions(),
-        val_fraction=share,
-        explicit_val_fraction=True,
-        vocab_size_for=lambda size: 300 + size % 10,
-    )
+    sizes = {"explicit_val_fraction": True, "vocab_size_for": lambda size: 300 + size % 10}
+    made = make(tmp_path, tmp_path / "a.txt", tokenizer=TokenizerOptions(), val_fraction=share, **sizes)
     assert 300 <= made.tokenizer.vocab_size < 310
     assert set(made.tokenizer.pieces("ZQ")) == {"<0x5A>", "<0x51>"}
 
@@ -269,7 +255,7 @@ def test_progress_covers_all_stages_and_ends_whole(tmp_path: Path) -> None:
 def test_text_that_changes_meanwhile_is_noticed(
     tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches shards that are not of the text that was checked."""
+    """Catches shards of another text than the one that was checked."""
     path = tmp_path / "a.txt"
     path.write_text(prose(50))
     key = corpora._key
@@ -293,12 +279,12 @@ def pipe(text: str) -> str:
 
 
 def left(tmp_path: Path) -> list[str]:
-    """What is in the cache beside folders of shards."""
+    """Return the names in the cache that are not folders of shards."""
     return [path.name for path in (tmp_path / "c").iterdir() if not (path / "data.json").exists()]
 
 
 def test_copies_of_piped_text_are_removed(tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches somebody's text left on the disk for ever."""
+    """Catches a copy of the text left on the disk forever."""
     made = make(tmp_path, Path(pipe(prose(50))), tokenizer=bpe, val=pipe(prose(9, seed=1)))
     assert (text_of(made.train, bpe), text_of(made.val, bpe)) == (prose(50), prose(9, seed=1))
     assert left(tmp_path) == []
@@ -332,18 +318,14 @@ def test_the_same_text_under_another_name_is_found_again(
     two = make(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", tokenizer=bpe, val=str(tmp_path / "v.txt"))
     assert one.train.path == two.train.path
     assert [row["name"] for row in one.data_report["sources"]] == ["a.txt", "b.txt", "v.txt"]
-    assert [row.pop("name") for row in two.data_report["sources"]] == [
-        str(tmp_path / n) for n in ("a.txt", "b.txt", "v.txt")
-    ]
-    assert [{**row, "name": ""} for row in one.data_report["sources"]] == [
-        {**row, "name": ""} for row in two.data_report["sources"]
-    ]
+    for first, second in zip(one.data_report["sources"], two.data_report["sources"], strict=True):
+        assert second == {**first, "name": str(tmp_path / first["name"])}
     swapped = make(tmp_path, Path("b.txt"), Path("a.txt"), tokenizer=bpe, val="v.txt")
     assert swapped.train.path != one.train.path
 
 
 def test_only_what_dead_processes_left_is_swept(tmp_path: Path, bpe: Tokenizer) -> None:
-    """Catches leftovers of a killed run that stay for ever, and the files of a live run removed."""
+    """Catches leftovers of a killed run that stay forever, and the files of a live run removed."""
     (tmp_path / "a.txt").write_text(prose(50))
     folder = make(tmp_path, tmp_path / "a.txt", tokenizer=bpe).train.path.parent
     mine = disk.aside(folder / "train.bin")

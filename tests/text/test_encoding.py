@@ -27,14 +27,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 
 
 def test_the_first_id_is_said_once(llama: Codec) -> None:
-    """The beginning of text where there is one, else the end of the text before."""
+    """The beginning of text if there is one, else the end of the text before."""
     assert (llama.first_id,) == llama.prefix_ids != (llama.eos_id,)
     assert tokenizer().first_id == tokenizer().eos_id
 
 
 @pytest.mark.parametrize("batch", [1, 1 << 22])
 def test_ends_and_beginnings(llama: Codec, batch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Would catch the last end left out, a beginning before the first or within a document, and ends within one."""
+    """Catches the last end left out, a beginning before the first or within a document, and ends within one."""
     monkeypatch.setattr(encoding, "BATCH", batch)
     texts = ["a king\nhad three\n", "daughters", "well"]
     ids, eos, bos = [llama.encode(text) for text in texts], llama.eos_id, llama.first_id
@@ -50,7 +50,7 @@ def test_ends_and_beginnings(llama: Codec, batch: int, monkeypatch: pytest.Monke
 
 
 def test_without_a_beginning_of_text(tmp_path: Path) -> None:
-    """Documents stand between ends alone; no text gives no ids, in memory and in a file."""
+    """Documents are separated by ends only; no text gives no ids, in memory and in a file."""
     codec = tokenizer()
     texts = ["a king\nhad three\n", "daughters", "well"]
     expected = [id for text in texts for id in (*codec.encode(text), codec.eos_id)]

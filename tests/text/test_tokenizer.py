@@ -1,4 +1,4 @@
-"""Text is never changed: every string comes back from its ids, however it was cut, batched, threaded or streamed."""
+"""Tokenization is lossless: every string is restored from its ids, however it is split, batched or streamed."""
 
 from __future__ import annotations
 
@@ -20,42 +20,23 @@ from tfcli.text.read.sources import CHUNK, cut_point
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 HARD = [
-    "",
-    " ",
-    "  two  spaces  ",
-    "\n",
-    "\n\n\n",
-    "a\r\nb\r\n",
-    "\r",
-    "\t\tindent",
-    "a\0b",
-    "\0",
-    "".join(map(chr, range(32))),
-    "\u2581",
-    "x\u2581\u2581y \u2581 z",
-    "\u2585\u2047",
-    "\ufffd\ufeff",
-    "\u2028\u2029\x85\x0b\x0c",
-    "e\u0301 \u0301",
-    "👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈",
-    "漢字 и кириллица",
-    "<unk> <s> </s> <pad> <|endoftext|> <0x41>",
-    "\U0010ffff\ue000",
-    "the" * 3000,
-    " " * 5000,
-]
+    "", " ", "  two  spaces  ", "\n", "\n\n\n", "a\r\nb\r\n", "\r", "\t\tindent", "a\0b", "\0",
+    "".join(map(chr, range(32))), "\u2581", "x\u2581\u2581y \u2581 z", "\u2585\u2047", "\ufffd\ufeff",
+    "\u2028\u2029\x85\x0b\x0c", "e\u0301 \u0301", "👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈", "漢字 и кириллица",
+    "<unk> <s> </s> <pad> <|endoftext|> <0x41>", "\U0010ffff\ue000", "the" * 3000, " " * 5000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HARD, ids=range(len(HARD)))
 def test_hard_strings_come_back(tokenizer: Tokenizer, text: str) -> None:
-    """Catches normalisation, dummy prefixes, lost spaces, U+2581 read as a space, special pieces matched in text."""
+    """Catches normalization, dummy prefixes, lost spaces, U+2581 read as a space, special pieces matched in text."""
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(text=st.text())
 @settings(max_examples=300, deadline=None)
 def test_any_text_comes_back(bpe: Tokenizer, text: str) -> None:
-    """Catches whatever the list of hard strings does not think of."""
+    """Catches what the list of hard strings misses."""
     assert bpe.decode(bpe.encode(text)) == text
 
 
@@ -85,7 +66,7 @@ def test_bpe_in_groups_is_sentencepiece_on_the_whole(bpe: Tokenizer) -> None:
 
 
 def test_user_symbols_with_line_breaks_stay_whole() -> None:
-    """Catches cutting at every line break when a piece spans several."""
+    """Catches cutting at every line break if a piece spans several."""
     tokenizer = trained("bpe", user_symbols=("\n\n", "<turn>"))
     text = ("the of\n\nand" * 9 + "\n") * 100
     oracle = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
@@ -122,13 +103,13 @@ def test_a_cut_never_falls_within_line_breaks() -> None:
 @given(ids=st.lists(st.integers(0, 399), max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_streaming_is_decoding(bpe: Tokenizer, ids: list[int]) -> None:
-    """Catches half characters given out, or bytes lost at the end, for any ids a model may draw."""
+    """Catches half characters returned, or bytes lost at the end, for any ids that a model may sample."""
     stream = bpe.stream()
     assert "".join([*(stream.push(id) for id in ids), stream.flush()]) == bpe.decode(ids)
 
 
 def test_streaming_never_splits_a_character(bpe: Tokenizer) -> None:
-    """Catches U+FFFD given out before it is certain."""
+    """Catches U+FFFD returned too early."""
     text = "é漢👩 end"
     stream = bpe.stream()
     shown = [stream.push(id) for id in bpe.encode(text)]
@@ -167,7 +148,7 @@ def test_save_load_and_pickle(bpe: Tokenizer, tmp_path: Path) -> None:
     for again in (
         Tokenizer.load(tmp_path),
         Tokenizer.load(tmp_path / "tokenizer.model"),
-        Tokenizer.from_bytes(bpe.model_bytes),
+        Tokenizer(bpe.model_bytes),
         pickle.loads(pickle.dumps(bpe)),
     ):
         assert again.hash == bpe.hash
@@ -185,7 +166,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_truncated_model_is_refused(bpe: Tokenizer) -> None:
     with pytest.raises(UserError):
-        Tokenizer.from_bytes(bpe.model_bytes[: len(bpe.model_bytes) // 2])
+        Tokenizer(bpe.model_bytes[: len(bpe.model_bytes) // 2])
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
@@ -219,7 +200,7 @@ def test_a_model_with_a_dummy_prefix_gives_sentencepieces_ids() -> None:
 
 
 def test_a_lossy_model_is_used_as_it_is() -> None:
-    """Catches our cuts changing what a model with its own normalisation gives."""
+    """Catches our splitting changing the ids of a model with its own normalization."""
     tokenizer = foreign(remove_extra_whitespaces=True, byte_fallback=False, add_dummy_prefix=True)
     oracle = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     text = prose(300) + "漢字"

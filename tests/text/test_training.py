@@ -1,4 +1,4 @@
-"""Training a tokenizer: nothing is skipped, sizes are what was asked for, options are SentencePiece's own."""
+"""Training a tokenizer: nothing is skipped, sizes are as requested, options are SentencePiece's own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_size_asked_for_is_the_size_and_training_is_deterministic() -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_threads_do_not_change_the_tokenizer(kind: Literal["bpe", "unigram"]) -> None:
-    """Catches a model, and so a cache key, that depends on the machine."""
+    """Catches a model, and thus a cache key, that depends on the machine."""
     options = TokenizerOptions(type=kind, vocab_size=330)
     one, two = (train([Chunk(prose(800), True)], options, threads=threads) for threads in (1, 2))
     assert one.hash == two.hash

@@ -1,4 +1,4 @@
-"""Which of PyTorch's attention kernels some work runs."""
+"""The PyTorch attention kernels that a piece of work runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FUSED = {
     "_scaled_dot_product_efficient_attention": "efficient_attention",
     "_scaled_dot_product_cudnn_attention": "cudnn_attention",
 }
-"""Operators that only one backend has."""
+"""Operators that belong to one backend only."""
 
 
 def watched(work: Callable[[], T]) -> tuple[T, list[str]]:
-    """What ``work`` returns, and the backends of ``scaled_dot_product_attention`` that it used, as torch names them.
+    """Run ``work``; return its result and the ``scaled_dot_product_attention`` backends it used, by torch's names.
 
-    What a compiled graph runs is not seen, nor "math" outside of inference mode.
+    Calls inside compiled graphs are not seen, nor is "math" outside of inference mode.
     """
     mode = _Watch()
     with mode:
-        done = work()
-    return done, sorted(mode.seen)
+        result = work()
+    return result, sorted(mode.seen)
 
 
 class _Watch(TorchDispatchMode):
@@ -39,7 +39,7 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.name().removeprefix("aten::")
         if name == "scaled_dot_product_attention":
-            # Without autograd the operator arrives whole; this is the question that it asks itself.
+            # Without autograd the operator arrives whole; it chooses its backend by this call.
             choice = torch._fused_sdp_choice(*args, **kwargs)
             self.seen.add(SDPBackend(choice).name.lower())
         elif name in FUSED:

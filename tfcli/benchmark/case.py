@@ -1,10 +1,11 @@
-"""A piece of work, how it is timed beside other ways to do it, and the figure that comes of it."""
+"""A piece of work, timed beside other ways to do it, and the resulting figure."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from tfcli.benchmark.peers import SUITES, Peer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tfcli.runtime import Runtime
 
 REST = 0.2
-"""Seconds before each turn of two processes, in which the threads of the one that was timed last fall asleep."""
+"""Seconds before each turn of two processes, so that the threads of the last one fall asleep."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,32 +25,32 @@ class Side:
     name: str
     once: Once
     about: Callable[[], Mapping[str, Any]]
-    """What it is, and whether it came to the same; asked once all is timed."""
+    """Returns what it is and whether it gave the same result; called after all timing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """Work ready to be timed, and what one call of it amounts to."""
+    """Work ready to be timed, and how much one call of it does."""
 
     start: Callable[[], Callable[[], object]]
-    """What comes before each call and is not timed; returns what is."""
+    """Untimed preparation of a call; returns the work to time."""
     amount: float | None
-    """Units done by one call; None where the seconds themselves are the figure."""
+    """Units done by one call; None if the figure is the seconds themselves."""
     unit: str
     what: str
     """The setting in words."""
     flops: float | None = None
     bytes: float | None = None
-    """Bytes that must move through memory, where that is the limit."""
+    """Bytes that must move through memory, if that is the limit."""
     ids: Sequence[int] = ()
-    """The tokens that it makes, for peers to be compared with."""
+    """The tokens that it generates, to compare peers with."""
     beside: tuple[Side, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """A figure that is not a time: each call of ``read`` gives it anew, with what else was seen."""
+    """A figure that is not a time; each call of ``read`` measures it again and returns it with its details."""
 
     read: Callable[[], tuple[float, Mapping[str, Any]]]
     unit: str
@@ -60,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The times of another side, with what it says of itself."""
+    """The times of another side and its description of itself."""
 
     name: str
     timing: Timing
@@ -69,14 +70,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One suite's figure: a rate of ``amount`` a call, or without one the median of the repeats themselves."""
+    """One suite's figure: the rate of ``amount`` per call or, if that is None, the median of the repeats."""
 
     suite: str
     what: str
     unit: str
     amount: float | None
     timing: Timing
-    """Of seconds; of a ``Reading``, of its own unit."""
+    """The repeats in seconds; for a ``Reading``, in its own unit."""
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
     peak_memory: int = 0
@@ -84,7 +85,7 @@ class Result:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def figures(self, timing: Timing) -> tuple[float, float, float]:
-        """The median of a side's times and what bounds it with 95 % confidence, in ``unit``."""
+        """Return the median of a side's times and the bounds of its 95 % interval, in ``unit``."""
         low, high = timing.interval
         if self.amount is None:
             return timing.median, low, high
@@ -97,14 +98,14 @@ class Result:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What bounds the median, in ``unit``."""
+        """The 95 % interval of the median, in ``unit``."""
         return self.figures(self.timing)[1:]
 
 
 def timed(suite: str, case: Case, runtime: Runtime, *, repeats: int, peers: Sequence[Peer] = ()) -> Result:
-    """Time a case, the sides beside it and the peers that have the suite, in turn.
+    """Time a case, the sides beside it and the peers that run the suite, in turn.
 
-    Peak memory is the device's, or where it has none of its own the process's so far.
+    Peak memory is the device's or, if it has none of its own, the process's so far.
     """
     seconds = stopwatch(runtime)
     theirs = [_side(suite, case.ids, peer) for peer in peers if suite in SUITES]
@@ -132,7 +133,7 @@ def timed(suite: str, case: Case, runtime: Runtime, *, repeats: int, peers: Sequ
 
 
 def taken(suite: str, reading: Reading, *, repeats: int) -> Result:
-    """Take a reading as often as is enough; its details are those of the last, with ``peak_bytes`` among them."""
+    """Repeat a reading; the details, which include ``peak_bytes``, are those of the last repeat."""
     values, details = zip(*(reading.read() for _ in range(min(repeats, reading.repeats))), strict=True)
     return Result(
         suite=suite,
@@ -146,7 +147,7 @@ def taken(suite: str, reading: Reading, *, repeats: int) -> Result:
 
 
 def stopwatch(runtime: Runtime) -> Callable[[Callable[[], object]], float]:
-    """What times a call on the runtime's device: CUDA's events, elsewhere the clock once the device is done."""
+    """Return the function that times a call on the runtime's device: by CUDA events, elsewhere by the clock."""
     import torch
 
     if runtime.device.type != "cuda":
@@ -165,16 +166,14 @@ def stopwatch(runtime: Runtime) -> Callable[[Callable[[], object]], float]:
 
 
 def _side(suite: str, ours: Sequence[int], peer: Peer) -> Side:
-    """A peer that continues the prompt as far as we do, and how many of its tokens are ours before one is not."""
+    """Return a peer that continues the prompt as far as we do, and how many of its first tokens are the same."""
 
     def once() -> float:
         first, rest = peer.run(len(ours))
         return first if suite == "prefill" else rest
 
     def about() -> Mapping[str, Any]:
-        same = 0
-        while same < min(len(ours), len(peer.ids)) and ours[same] == peer.ids[same]:
-            same += 1
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, peer.ids, strict=False)))
         return {**peer.about, "same_tokens": same, "of_tokens": len(ours)}
 
     return Side(name=peer.name, once=once, about=about)

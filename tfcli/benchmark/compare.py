@@ -1,4 +1,4 @@
-"""Results against those of an earlier time: read, compared, and what was not alike."""
+"""Comparison of results with earlier ones, and of what else differed between the two."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Json = dict[str, Any]
 Words = Literal["faster", "slower", "smaller", "larger", "same"]
 HEAD = ("suite", "then", "now", "ratio", "verdict")
 TOLERANCE = 0.05
-"""Share of a figure that a surely worse one may lose."""
+"""The share by which a figure may be significantly worse without failing."""
 SAVE = "save results with: tfcli bench --json > FILE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """One suite now against then: how many times the figure, and whether the two intervals are apart."""
+    """One suite now against then: the ratio of the figures, and whether the two intervals are disjoint."""
 
     suite: str
     ratio: float
@@ -32,7 +32,7 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """Whether it is surely worse, by more than the tolerance: of times and sizes more is worse."""
+        """True if it is significantly worse, by more than the tolerance."""
         if self.verdict == "slower":
             return not 1 - TOLERANCE <= self.ratio <= 1 + TOLERANCE
         return self.verdict == "larger" and self.ratio > 1 + TOLERANCE
@@ -47,7 +47,7 @@ class Verdict:
 
 
 def read(path: Path) -> list[Json]:
-    """The lines that ``--json`` wrote. Raises UserError for anything else."""
+    """Read the lines that ``--json`` wrote. Raises UserError for anything else."""
     lines: list[Json] = []
     number = 0
     try:
@@ -71,9 +71,9 @@ def read(path: Path) -> list[Json]:
 
 
 def compare(old: Sequence[Json], new: Sequence[Json]) -> list[Verdict]:
-    """A verdict for each suite that both have. Only intervals that do not touch make a difference.
+    """Return a verdict for each suite that both have. Only disjoint intervals count as a difference.
 
-    That is a stricter rule than a test at 95 %: two medians whose intervals overlap may still differ.
+    That is stricter than a test at 95 %: two medians whose intervals overlap may still differ.
     """
     before = {line["suite"]: line for line in old}
     return [_verdict(before[line["suite"]], line) for line in new if line["suite"] in before]
@@ -97,17 +97,17 @@ def _verdict(then: Json, now: Json) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """What became of results: against earlier ones, and by the rules that they were to keep."""
+    """The outcome of a comparison with earlier results and of the rules of a gate."""
 
     differences: list[str]
-    """What was not the same then, in words."""
+    """Other differences, in words."""
     verdicts: list[Verdict]
     failed: list[str]
-    """Rules that are broken, or where there are none what is surely worse, in words."""
+    """Broken rules or, if there are no rules, suites that are significantly worse, in words."""
 
 
 def judge(lines: Sequence[Json], earlier: Sequence[Json] | None, gate: Sequence[Rule]) -> Judgement:
-    """Compare results with ``earlier`` ones (None: there are none) and hold them to the rules of ``gate``."""
+    """Compare results with ``earlier`` ones, if there are any, and check them against the rules of ``gate``."""
     ratios = {line["suite"]: [other["ratio"] for other in line.get("against", [])] for line in lines}
     verdicts = [] if earlier is None else compare(earlier, lines)
     if earlier is not None:
@@ -121,19 +121,19 @@ def judge(lines: Sequence[Json], earlier: Sequence[Json] | None, gate: Sequence[
 
 
 def differences(old: Sequence[Json], new: Sequence[Json]) -> list[str]:
-    """What was not the same, in words: machine, model, setting of a suite."""
-    found: dict[str, None] = {}
+    """Describe what else differed: machine, model, setting of a suite."""
+    messages: dict[str, None] = {}
     before = {line["suite"]: line for line in old}
     for line in new:
         then = before.get(line["suite"])
         if then is None:
-            found[f"{line['suite']} is only in the new results"] = None
+            messages[f"{line['suite']} is only in the new results"] = None
             continue
         for part in ("machine", "model"):
             was, now = then.get(part) or {}, line.get(part) or {}
-            for key in was:  # what one of them did not write yet is no difference
+            for key in was:  # a key that one of them does not have is no difference
                 if key in now and was[key] != now[key]:
-                    found[f"{part} {key}: {was[key]} then, {now[key]} now"] = None
+                    messages[f"{part} {key}: {was[key]} then, {now[key]} now"] = None
         if then.get("what") != line["what"]:
-            found[f"{line['suite']}: {then.get('what')} then, {line['what']} now"] = None
-    return list(found)
+            messages[f"{line['suite']}: {then.get('what')} then, {line['what']} now"] = None
+    return list(messages)

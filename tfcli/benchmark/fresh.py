@@ -1,4 +1,4 @@
-"""A process of its own that loads a model, generates, and says how much memory that took."""
+"""A fresh process that loads a model, generates, and reports its memory."""
 
 from __future__ import annotations
 
@@ -16,35 +16,28 @@ if TYPE_CHECKING:
 
 
 def started(model: Path, runtime: Runtime, *, quantize: str | None, prompt: str, tokens: int) -> dict[str, Any]:
-    """Start one for ``model`` and wait for what it says, in bytes and seconds:
+    """Start a process that generates with ``model`` and return what it measured.
 
-    ``program_bytes``, resident once torch is there (0 on a device with memory of its own), ``resident_bytes`` and
-    ``peak_bytes`` at the end, and ``first_token_seconds`` since the process began. Raises RunError where it fails.
+    That is ``program_bytes``, resident after torch is imported (0 on a device with memory of its own),
+    ``resident_bytes`` and ``peak_bytes`` at the end, and ``first_token_seconds`` since the process began. Raises
+    RunError if it fails.
     """
-    task = {
-        "model": str(model),
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-        "threads": runtime.threads,
-        "quantize": quantize,
-        "prompt": prompt,
-        "tokens": tokens,
-    }
-    # -P: modules that lie in the current folder are not ours, whatever their names.
-    where = str(Path(tfcli.__file__).parent.parent)
-    code = f"import sys; sys.path.append({where!r}); from tfcli.benchmark.fresh import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], input=json.dumps(task), capture_output=True, encoding="utf-8"
-    )
+    where = {"device": str(runtime.device), "precision": runtime.precision, "threads": runtime.threads}
+    task = {**where, "model": str(model), "quantize": quantize, "prompt": prompt, "tokens": tokens}
+    # -P: never import modules of the current folder, whatever their names.
+    root = str(Path(tfcli.__file__).parent.parent)
+    code = f"import sys; sys.path.append({root!r}); from tfcli.benchmark.fresh import main; main()"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, input=json.dumps(task), capture_output=True, encoding="utf-8")
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise RunError(f"a process that generates failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def generate(task: dict[str, Any]) -> dict[str, Any]:
-    """What the process does: load, continue the prompt greedily, look at its own memory."""
+    """Load the model, continue the prompt greedily, and measure this process's memory."""
     import time
 
     from tfcli.config.options import Sampling
@@ -70,7 +63,7 @@ def generate(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now; its peak where the system tells no more."""
+    """Return the resident bytes of this process; its peak if the system does not report them."""
     from tfcli.runtime import peak_resident
 
     try:
@@ -81,7 +74,7 @@ def resident() -> int:
 
 
 def main() -> None:
-    """A task from stdin, what was seen to stdout."""
+    """Read a task from stdin and write what was measured to stdout."""
     from tfcli.runtime import keep_freed_memory
 
     keep_freed_memory()  # as ``tfcli`` itself does

@@ -1,15 +1,15 @@
-"""The other side of ``tfcli bench --against``: a program that loads a peer and runs it when it is told to.
+"""The other side of ``tfcli bench --against``: a program that loads a peer and runs it on request.
 
-It imports nothing but the standard library and the peer, so that any interpreter can run this file: a peer may live in
-an environment of its own. One JSON object a line comes in, one goes out:
+It imports only the standard library and the peer, so that any interpreter can run this file: a peer may be installed in
+an environment of its own. Each line of stdin is a JSON object and is answered by one on stdout:
 
     {"do": "prepare", "peer": "llama.cpp", "model": FILE, "prompt": [ids], "tokens": 128, "threads": 2,
      "device": "cpu", "precision": "bf16"}       ->  {"versions": {...}, "weights": "Q4_1", "threads": 2}
                                                  or  {"missing": "llama_cpp"} where the peer is not installed
     {"do": "run", "tokens": 128}                 ->  {"first": seconds, "rest": seconds, "ids": [...]}
 
-A run reads the prompt anew and continues it greedily, past the end-of-text token: ``first`` is the time to the first
-new token, ``rest`` that of all others. What goes wrong is left to Python: a traceback on stderr and exit code 1.
+A run reads the prompt again and continues it greedily, past the end-of-text token: ``first`` is the time to the first
+new token, ``rest`` that of all others. Errors are left to Python: a traceback on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LlamaCpp:
         )
 
     def about(self) -> dict[str, Any]:
-        """Versions, the kind of the file's weights, threads."""
+        """Return versions, the type of the file's weights, threads."""
         kinds = {
             value: name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
             for name, value in vars(self._library).items()
@@ -58,7 +58,7 @@ class LlamaCpp:
         }
 
     def run(self, tokens: int) -> Run:
-        """Continue the prompt by so many tokens."""
+        """Continue the prompt by ``tokens`` tokens."""
         self._llama.reset()
         start = time.perf_counter()
         stream = self._llama.generate(self._prompt, temp=0.0)
@@ -70,7 +70,7 @@ class LlamaCpp:
 
 
 class Transformers:
-    """transformers' ``generate``, with its defaults; of a GGUF file the weights that it unpacks from it."""
+    """transformers' ``generate``, with its defaults; a GGUF file is dequantized by transformers."""
 
     package = "transformers"
 
@@ -82,17 +82,15 @@ class Transformers:
         self._precision = task["precision"]
         dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[self._precision]
         path = Path(task["model"])
-        where = {"pretrained_model_name_or_path": str(path)}
-        if path.is_file():
-            where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        model = self._library.AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+        folder, file = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+        model = self._library.AutoModelForCausalLM.from_pretrained(str(folder), **file, dtype=dtype)
         self._model = model.to(task["device"]).eval()
-        # None of the model's own settings: they may draw at random, or stop at an end-of-text token.
+        # Not the model's own settings: they may sample, or stop at an end-of-text token.
         self._model.generation_config = self._library.GenerationConfig(pad_token_id=0)
         self._prompt = torch.tensor([task["prompt"]], device=task["device"])
 
     def about(self) -> dict[str, Any]:
-        """Versions, precision, threads."""
+        """Return versions, precision, threads."""
         return {
             "versions": {"transformers": self._library.__version__, "torch": str(self._torch.__version__)},
             "weights": self._precision,
@@ -100,7 +98,7 @@ class Transformers:
         }
 
     def run(self, tokens: int) -> Run:
-        """Continue the prompt by so many tokens."""
+        """Continue the prompt by ``tokens`` tokens."""
         marks = _Marks()
         start = time.perf_counter()
         with self._torch.inference_mode():
@@ -118,21 +116,21 @@ class Transformers:
 
 
 class _Marks:
-    """When each token came, as transformers' streamers are told."""
+    """A transformers streamer that records when each token arrives."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        """A token, already on the CPU; first of all the prompt."""
+        """Record a token, already on the CPU; the first call is for the prompt."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to show."""
+        """Do nothing: there is no text to flush."""
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answer every request until there are no more."""
+    """Answer requests until there are no more."""
     kinds: dict[str, Any] = {"llama.cpp": LlamaCpp, "transformers": Transformers}
     peer: Any = None
     for line in requests:
@@ -153,9 +151,11 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
 
 def main() -> None:
-    """Speak over stdin and stdout; whatever else the peer prints goes to stderr."""
+    """Serve over stdin and stdout; whatever else the peer prints goes to stderr."""
     here = str(Path(__file__).parent)
-    sys.path[:] = [entry for entry in sys.path if entry != here]  # its neighbours are not modules of the peer's
+    sys.path[:] = [
+        entry for entry in sys.path if entry != here
+    ]  # files beside this one must not shadow the peer's modules
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
         serve(sys.stdin, replies)

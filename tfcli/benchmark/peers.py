@@ -1,4 +1,4 @@
-"""Other engines on the same weights, prompt and threads, each in a process of its own, told when to run."""
+"""Other engines on the same weights, prompt and threads, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,10 +20,8 @@ from tfcli.formats.open import Opened
 
 Json = dict[str, Any]
 SUITES = ("decode", "prefill")
-"""What peers are timed in."""
-INSTALL: Mapping[str, str] = MappingProxyType(
-    {"llama.cpp": "pip install llama-cpp-python", "transformers": "pip install transformers"}
-)
+"""The suites that peers are timed in."""
+PACKAGES: Mapping[str, str] = MappingProxyType({"llama.cpp": "llama-cpp-python", "transformers": "transformers"})
 NAMES: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
         "llama.cpp": ("llama.cpp", None),
@@ -32,12 +30,12 @@ NAMES: Mapping[str, tuple[str, str | None]] = MappingProxyType(
         "transformers-fp32": ("transformers", "fp32"),
     }
 )
-"""What can be asked for: the peer, and its precision where that is not ours."""
+"""{name: (peer, its precision if that is not ours)}."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What both sides do: continue ``prompt`` (ids) greedily by ``tokens`` tokens."""
+    """The work of both sides: continue ``prompt`` (ids) greedily by ``tokens`` tokens."""
 
     model: Path
     prompt: Sequence[int]
@@ -49,23 +47,23 @@ class Task:
 
 @dataclass(kw_only=True, slots=True)
 class Peer:
-    """A running peer. ``about`` holds its ``versions``, kind of ``weights`` and ``threads``, as it said them."""
+    """A running peer. ``about`` holds its ``versions``, type of ``weights`` and ``threads``, as it reports them."""
 
     name: str
     about: Json
     process: subprocess.Popen[str]
     errors: Any
     ids: list[int] = field(default_factory=list)
-    """What it continued the prompt with, the longest time so far."""
+    """The longest continuation of the prompt so far."""
 
     def run(self, tokens: int) -> tuple[float, float]:
-        """Continue the prompt by so many tokens; seconds to the first, and of the others. Raises RunError."""
-        said = self.ask({"do": "run", "tokens": tokens})
-        self.ids = max(self.ids, said["ids"], key=len)
-        return said["first"], said["rest"]
+        """Continue the prompt by ``tokens`` tokens; return the seconds to the first and of the rest."""
+        reply = self.ask({"do": "run", "tokens": tokens})
+        self.ids = max(self.ids, reply["ids"], key=len)
+        return reply["first"], reply["rest"]
 
     def ask(self, request: Json) -> Json:
-        """One request, one reply. Raises RunError where the process ends instead, with the last that it said."""
+        """Send a request and return the reply. Raises RunError, with its last line, if the process ends instead."""
         assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -74,7 +72,7 @@ class Peer:
         try:
             reply: Json = json.loads(line)
         except ValueError:
-            if line:  # it goes on, and does not say what it should
+            if line:  # it runs on, but does not speak the protocol
                 self.process.kill()
             code = self.process.wait()
             self.errors.seek(0)
@@ -85,12 +83,12 @@ class Peer:
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The peers that ``names`` (each perhaps several, with commas) ask for. Raises UserError for an unknown one."""
-    asked = [name.strip() for item in names for name in item.split(",") if name.strip()]
-    for name in asked:
+    """Return the peers in ``names``, which may be comma-separated. Raises UserError for an unknown one."""
+    listed = [name.strip() for item in names for name in item.split(",") if name.strip()]
+    for name in listed:
         if name not in NAMES:
             raise unknown("peer", name, NAMES)
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(listed))
 
 
 def check(names: Iterable[str], model: Opened | None) -> None:
@@ -111,21 +109,13 @@ def check(names: Iterable[str], model: Opened | None) -> None:
 def opened(
     name: str, task: Task, *, python: Path | None = None, script: Path = Path(program.__file__)
 ) -> Iterator[Peer]:
-    """A peer that has loaded the model, by the interpreter ``python`` or, where that has not got it, this one.
+    """Start a peer that loads the model, in the interpreter ``python`` or, if it is not installed there, in this one.
 
-    Raises UserError where neither has it, and RunError for a peer that fails.
+    Raises UserError if neither has it, and RunError for a peer that fails.
     """
     kind, precision = NAMES[name]
-    request = {
-        "do": "prepare",
-        "peer": kind,
-        "model": str(task.model),
-        "prompt": list(task.prompt),
-        "tokens": task.tokens,
-        "threads": task.threads,
-        "device": task.device,
-        "precision": precision or task.precision,
-    }
+    request = {"do": "prepare", "peer": kind, **asdict(task), "model": str(task.model)}
+    request["precision"] = precision or task.precision
     about: Json = {}
     for interpreter in [str(python), sys.executable] if python else [sys.executable]:
         with _started(name, interpreter, script) as peer:
@@ -137,13 +127,13 @@ def opened(
     tried = f"neither {python} nor this Python has" if python else "this Python does not have"
     raise UserError(
         f"--against {name}: {tried} the module {about['missing']}",
-        hint=f"{INSTALL[kind]}, or name an interpreter that has it: --against-python PATH",
+        hint=f"pip install {PACKAGES[kind]}, or name an interpreter that has it: --against-python PATH",
     )
 
 
 @contextlib.contextmanager
 def _started(name: str, interpreter: str, script: Path) -> Iterator[Peer]:
-    # Its stderr goes to a file, for a pipe that nobody reads would fill and stop it.
+    # Its stderr goes to a file: a pipe that nobody reads would fill up and block it.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
             process = subprocess.Popen(
@@ -163,6 +153,6 @@ def _started(name: str, interpreter: str, script: Path) -> Iterator[Peer]:
             yield Peer(name=name, about={}, process=process, errors=errors)
         finally:
             process.kill()
-            with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+            with contextlib.suppress(BrokenPipeError):  # unread input
                 process.communicate()
             process.wait()

@@ -1,7 +1,8 @@
-"""Results of a bench as rows for people and as JSON lines."""
+"""Benchmark results as table rows and as JSON lines."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 KINDS: Mapping[str, str] = MappingProxyType({"tokens": "first tokens", "texts": "texts"})
-"""What may be the same on both sides."""
+"""Results that may be the same on both sides: {key in JSON: words}."""
+FORECAST: Mapping[str, str] = MappingProxyType(
+    {
+        "forecast_weights_bytes": "weights",
+        "forecast_cache_bytes": "keys and values",
+        "program_bytes": "Python and torch",
+    }
+)
+"""The parts of the forecast of a process's memory."""
 HEAD = ("suite", "median", "95 % interval", "FLOP/s", "of peak", "bytes/s", "of peak", "peak memory", "what")
-
-
-AGAINST = ("suite", "tfcli", "beside it", "its figure", "ratio", "the same", "what")
+AGAINST = ("suite", "tfcli", "compared with", "its figure", "ratio", "same", "what")
 
 
 def fingerprint(runtime: Runtime) -> Json:
-    """What decides how fast a machine is, so that figures of different machines are not compared unawares."""
+    """Describe the machine, so that figures of different machines are not compared unawares."""
     import torch
 
     return {
@@ -45,19 +52,16 @@ def fingerprint(runtime: Runtime) -> Json:
 
 
 def processor() -> str:
-    """The processor's name, or its architecture where the system does not tell."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    """Return the processor's name, or its architecture if the system does not report one."""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
 def to_json(result: Result, peak: Ceilings | None, machine: Json, model: Json) -> Json:
-    """A result as plain values; rates are units a second, ``low`` and ``high`` bound the median with 95 %."""
+    """Return a result as plain values; ``low`` and ``high`` bound its 95 % interval."""
     low, high = result.interval
     return {
         "suite": result.suite,
@@ -87,7 +91,7 @@ def to_json(result: Result, peak: Ceilings | None, machine: Json, model: Json) -
 
 
 def _beside(result: Result, other: Comparison) -> Json:
-    """Another side as plain values; ``ratio`` is how many times its figure ours is, in the suite's unit."""
+    """Return another side as plain values; ``ratio`` is our figure divided by its figure."""
     value, low, high = result.figures(other.timing)
     return {
         "name": other.name,
@@ -102,7 +106,7 @@ def _beside(result: Result, other: Comparison) -> Json:
 
 
 def about(subject: Subject) -> Json:
-    """Which model: its name, shape, number of parameters and their bytes."""
+    """Describe the model: its name, shape, number of parameters and their bytes."""
     return {
         "name": subject.name,
         "parameters": parameters(subject.config).total,
@@ -114,9 +118,9 @@ def about(subject: Subject) -> Json:
 
 
 def heading(line: Json) -> list[str]:
-    """What stands above the table: machine, model, ceilings, when and by what."""
+    """Return the lines above the table: machine, model, peaks, date and version."""
     machine, model, peak = line["machine"], line["model"], line["ceilings"]
-    said = [
+    lines = [
         f"{line['date']}, tfcli {line['version']}: {machine['processor']}, {machine['device']}, "
         f"torch {machine['torch']}",
         f"{model['name']}: {scaled(model['parameters'])} parameters in {scaled(model['weight_bytes'], 'B')}"
@@ -124,62 +128,53 @@ def heading(line: Json) -> list[str]:
         f"depth {model['depth']}, width {model['width']}, context {model['context']}, vocabulary {model['vocab_size']}",
     ]
     if peak:
-        said.append(
-            f"peaks measured here: {scaled(peak['flops_per_second'])} FLOP/s, {scaled(peak['bytes_per_second'], 'B')}/s"
-        )
-    return said
+        flops, bandwidth = scaled(peak["flops_per_second"]), scaled(peak["bytes_per_second"], "B")
+        lines.append(f"peaks measured here: {flops} FLOP/s, {bandwidth}/s")
+    return lines
 
 
 def remarks(lines: Sequence[Json]) -> list[str]:
-    """What stands below the table: what the details of a suite say."""
-    said: list[str] = []
+    """Return the lines below the table: the details of the suites."""
+    notes: list[str] = []
     for line in lines:
-        details = line["details"]
+        suite, details = line["suite"], line["details"]
         if "step" in details:
-            said.append(f"{line['suite']}: by {details['step']}")
+            notes.append(f"{suite}: by {details['step']}")
         if details.get("attention"):
-            said.append(f"{line['suite']}: attention by PyTorch's {' and '.join(details['attention'])}")
+            notes.append(f"{suite}: attention by PyTorch's {' and '.join(details['attention'])}")
         if "forecast_bytes" in details:
-            parts = [
-                f"{scaled(details[key], 'B')} of {what}"
-                for key, what in (
-                    ("forecast_weights_bytes", "weights"),
-                    ("forecast_cache_bytes", "keys and values"),
-                    ("program_bytes", "Python and torch"),
-                )
-                if details[key]
-            ]
-            said.append(
-                f"{line['suite']}: forecast {scaled(details['forecast_bytes'], 'B')} ({', '.join(parts)}); at the end "
+            parts = ", ".join(
+                f"{scaled(details[key], 'B')} of {what}" for key, what in FORECAST.items() if details[key]
+            )
+            notes.append(
+                f"{suite}: forecast {scaled(details['forecast_bytes'], 'B')} ({parts}); at the end "
                 f"{scaled(details['resident_bytes'], 'B')}; first token {details['first_token_seconds']:.1f} s after "
                 "the process began"
             )
     others = [other for line in lines for other in line["against"]]
     if any(other[f"same_{key}"] < other[f"of_{key}"] for other in others for key in KINDS if f"same_{key}" in other):
-        said.append("greedy texts part where two tokens are nearly as likely and sums are rounded differently")
-    return said
+        notes.append("greedy texts differ where two tokens are almost equally likely and rounding decides")
+    return notes
 
 
 def in_short(result: Result) -> str:
-    """A suite's figure, and those beside it."""
+    """Return a suite's figure and those of the other sides."""
     others = [f"{other.name} {figures(result.figures(other.timing)[0])}" for other in result.against]
     return "; ".join([f"{figures(result.value)} {result.unit}", *others])
 
 
 def noise(suite: str, timing: Timing) -> str | None:
-    """Why a figure is not to be trusted far, in words; None where it is."""
+    """Return why a figure is unreliable, None if it is reliable."""
     if not timing.steady:
         return f"{suite} was still getting faster after {timing.warmups} warm-up calls; its figures are too low"
     if not timing.noisy:
         return None
-    return (
-        f"{suite} is noisy: its interval is {timing.spread:.0%} of the median; "
-        "close other programs, or use more --repeats"
-    )
+    hint = "close other programs, or use more --repeats"
+    return f"{suite} is noisy: its interval is {timing.spread:.0%} of the median; {hint}"
 
 
 def row(line: Json) -> tuple[str, ...]:
-    """The cells under ``HEAD`` of one JSON line."""
+    """Return the cells under ``HEAD`` of one JSON line."""
     return (
         line["suite"],
         f"{figures(line['value'])} {line['unit']}",
@@ -194,7 +189,7 @@ def row(line: Json) -> tuple[str, ...]:
 
 
 def against_rows(line: Json) -> list[tuple[str, ...]]:
-    """The cells under ``AGAINST``, a row for each side that one JSON line was timed beside."""
+    """Return the cells under ``AGAINST`` of one JSON line, a row for each other side."""
     return [
         (
             line["suite"],
@@ -210,29 +205,19 @@ def against_rows(line: Json) -> list[tuple[str, ...]]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that README files and issues show."""
+    """Return a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
-def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of aligned columns."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        for cells in (head, *rows)
-    )
-
-
 def _named(other: Json) -> str:
-    """Another side with its versions, weights and threads, where it has them."""
-    versions = [f"{name} {version}" for name, version in other.get("versions", {}).items()]
-    said = [", ".join(versions) or other["name"]]
+    """Return the name of another side with its versions, weights and threads, if it has them."""
+    parts = [f"{name} {version}" for name, version in other.get("versions", {}).items()] or [other["name"]]
     if "weights" in other:
-        said.append(str(other["weights"]))
+        parts.append(str(other["weights"]))
     if "threads" in other:
-        said.append(f"{other['threads']} thread{'s' if other['threads'] != 1 else ''}")
-    return ", ".join(said)
+        parts.append(f"{other['threads']} thread{'s' if other['threads'] != 1 else ''}")
+    return ", ".join(parts)
 
 
 def _same(other: Json) -> str:
@@ -247,12 +232,12 @@ def _interval(figure: Json) -> str:
 
 
 def figures(value: float) -> str:
-    """Three significant figures, and all of a number above a thousand."""
+    """Format three significant figures, all digits above a thousand."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def scaled(value: float | None, unit: str = "") -> str:
-    """Three figures with a prefix, as 1.25 G; empty where there is none."""
+    """Format three figures with a prefix, such as 1.25 G; "" for none."""
     if not value:
         return ""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,4 +1,4 @@
-"""Rules that fail a bench, such as ``decode<0.97x`` or ``memory>450``."""
+"""Rules that fail a benchmark run, such as ``decode<0.97x`` or ``memory>450``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORM = 'write a suite, < or >, and a number, as in "decode<0.97x" (times the com
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Fail where a suite's value is below or above ``limit``: in its own unit, or times another value."""
+    """Fails if a suite's value is below or above ``limit``: in its own unit, or as a ratio to another value."""
 
     suite: str
     sign: Literal["<", ">"]
@@ -25,14 +25,14 @@ class Rule:
         return f"{self.suite}{self.sign}{self.limit:g}{'x' if self.relative else ''}"
 
     def broken(self, value: float) -> bool:
-        """Whether ``value`` is on the side of the limit that fails."""
+        """Return whether ``value`` breaks the rule."""
         return value < self.limit if self.sign == "<" else value > self.limit
 
 
 def parse(texts: Iterable[str], suites: Collection[str]) -> list[Rule]:
-    """The rules of ``texts``, each perhaps several with commas.
+    """Parse the rules in ``texts``, which may be comma-separated.
 
-    Raises UserError for what is not a rule, and for a suite that is not among ``suites`` with the nearest name.
+    Raises UserError for a malformed rule and for a suite that is not in ``suites``.
     """
     rules: list[Rule] = []
     for text in (part.strip() for item in texts for part in item.split(",")):
@@ -49,16 +49,15 @@ def parse(texts: Iterable[str], suites: Collection[str]) -> list[Rule]:
 def check(
     rules: Sequence[Rule], measured: Collection[str], compared: Collection[str] | None, beside: Collection[str] = ()
 ) -> None:
-    """Raise UserError for a rule that nothing could break.
+    """Raise UserError for a rule that nothing can break.
 
-    ``measured`` are the suites of the results, ``compared`` those of the earlier ones (None: there are none), and
-    ``beside`` those that a peer is timed in.
+    ``measured`` are the suites of the results, ``compared`` those of the earlier ones, if there are any, and
+    ``beside`` those with another side.
     """
     for rule in rules:
         if rule.suite not in measured:
-            raise UserError(
-                f"--fail-if {rule}: {rule.suite} is not measured here", hint=f"measured: {', '.join(measured)}"
-            )
+            hint = f"measured: {', '.join(measured)}"
+            raise UserError(f"--fail-if {rule}: {rule.suite} is not measured here", hint=hint)
         if not rule.relative:
             continue
         if compared is None and rule.suite not in beside:
@@ -73,14 +72,14 @@ def check(
 def broken(
     rules: Sequence[Rule], lines: Sequence[Mapping[str, Any]], ratios: Mapping[str, Sequence[float]]
 ) -> list[str]:
-    """What was broken, in words. ``lines`` are results; ``ratios`` those of each suite to what it is compared with."""
-    said: list[str] = []
+    """Describe the broken rules. ``lines`` are results, ``ratios`` those of each suite to what it is compared with."""
+    messages: list[str] = []
     for rule in rules:
         line = next(line for line in lines if line["suite"] == rule.suite)
         values = ratios.get(rule.suite, ()) if rule.relative else [line["value"]]
-        said += [
+        messages += [
             f"{rule}: {rule.suite} is {value:.4g}{' times' if rule.relative else ' ' + line['unit']}"
             for value in values
             if rule.broken(value)
         ]
-    return said
+    return messages

@@ -1,4 +1,4 @@
-"""What is benched: a model that is there, or random weights of a known shape with a tokenizer for made-up words."""
+"""The model to measure: a given one, or random weights of a known shape with a tokenizer for synthetic words."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ if TYPE_CHECKING:
     from tfcli.train.plan import Plan
 
 TEXT_BYTES = 4_000_000
-"""Bytes of text that the tokenizer encodes in a call."""
+"""Bytes of text encoded per call of the tokenizer."""
 TRAINING_BYTES = 1_000_000
-"""Bytes of text that a tokenizer made for the occasion is trained on."""
+"""Bytes of text that the tokenizer for random weights is trained on."""
 TRAINED = 512
-"""Tokens of a row of a training step at most, where the model's context is longer."""
+"""The most tokens of a row of a training step."""
 VOCAB_SIZE = 4096
 WORDS = 20_000
 PLENTY = 10**12
-"""Tokens of an imagined corpus, so many that nothing about a step depends on it."""
+"""Tokens of an imagined corpus, so large that a training step does not depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """What is measured: a model that ``generate`` would load from ``path``, a text, and how it would be trained."""
+    """A model that ``generate`` can load from ``path``, a text, and a training plan."""
 
     name: str
     path: Path
     engine: Engine
     plan: Plan
-    """How ``pretrain`` would train the shape, where there is plenty of text: batch, micro-batch, learning rates."""
+    """The plan of ``pretrain`` for this shape and plenty of text: batch, micro-batch, learning rates."""
     text: str
     quantize: str | None = None
-    """int8 or int4, where the weights are quantized as they are read."""
+    """int8 or int4 if the weights are quantized when loaded."""
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape."""
+        """The model's configuration."""
         return self.engine.model.config
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the model's weights hold in whatever form they are, shared ones once."""
+        """The bytes of the model's weights as they are held, shared ones once."""
         from tfcli.model.quant.quantize import weight_bytes
 
         return weight_bytes(self.engine.model)
 
     def load(self) -> Engine:
-        """The model once more, on the same device, in the same precision."""
+        """Load the model again, on the same device, in the same precision."""
         return _load(self.path, self.engine.runtime, self.quantize)
 
     def ids(self, prompt: str) -> list[int]:
-        """The ids that the engine reads for a prompt."""
+        """Return the ids that the engine reads for a prompt."""
         tokenizer = self.engine.tokenizer
         return [*tokenizer.prefix_ids, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
 
     def prompt(self, tokens: int, at: int = 0) -> str:
-        """Some of the text, from character ``at`` on, that is ``tokens`` tokens long, or as near below as it goes."""
+        """Return text from character ``at`` on, ``tokens`` tokens long or as close below that as possible."""
         start = at % len(self.text)
         text = self.text[start : start + 32 * tokens]
         text *= 1 + 32 * tokens // len(text)
-        # A character more is a token more, or none, or one less: near enough to a sorted row for a bisection.
+        # One more character adds a token, none, or removes one: close enough to sorted for a bisection.
         size = bisect_right(range(32 * tokens), tokens, key=lambda size: len(self.ids(text[:size]))) - 1
         return text[:size]
 
@@ -86,7 +86,7 @@ def from_model(
     batch_size: int | None = None,
     quantize: str | None = None,
 ) -> Subject:
-    """The model that was opened, whatever ``generate`` reads. Raises UserError where there is none."""
+    """Return an opened model of any kind that ``generate`` reads. Raises UserError if there is none."""
     from tfcli.train.plan import make
 
     engine = _load(opened, runtime, quantize)
@@ -113,10 +113,10 @@ def from_config(
     text: str | None = None,
     quantize: str | None = None,
 ) -> Subject:
-    """Random weights of the shape that ``config`` fixes, written into ``folder``; the work is that of a trained model.
+    """Return random weights of the shape of ``config``, saved in ``folder``; they cost as much as a trained model.
 
-    The tokenizer is trained on the beginning of ``text`` (default: made-up words); a text too small for the vocabulary
-    gives a smaller tokenizer, the model keeps the vocabulary asked for.
+    The tokenizer is trained on the beginning of ``text`` (default: synthetic words); a text too small for the
+    vocabulary gives a smaller tokenizer, while the model keeps the requested vocabulary.
     """
     from tfcli.model.transformer import Transformer, initialize
     from tfcli.train.plan import make
@@ -141,39 +141,37 @@ def _load(path: Path | Opened, runtime: Runtime, quantize: str | None) -> Engine
 
 
 def read_text(path: Path) -> str:
-    """The first ``TEXT_BYTES`` of a text file. Raises UserError for what is not text."""
+    """Read the first ``TEXT_BYTES`` characters of a text file. Raises UserError for one that is empty or not text."""
     parts: list[str] = []
-    made = 0
+    size = 0
     with spooling() as spool:
         for chunk in read(find([str(path)], spool=spool), DataOptions()):
-            parts.append(chunk.text[: TEXT_BYTES - made])
-            made += len(parts[-1])
-            if made >= TEXT_BYTES:
+            parts.append(chunk.text[: TEXT_BYTES - size])
+            size += len(parts[-1])
+            if size >= TEXT_BYTES:
                 break
-    if not made:
+    if not size:
         raise UserError(f"{path} has no text in it")
     return "".join(parts)
 
 
 def synthetic_text(size: int, seed: int = 0) -> str:
-    """At least ``size`` bytes of made-up text, the same for a seed: words whose frequencies follow Zipf's law.
+    """Generate at least ``size`` bytes of text, the same for a seed, with word frequencies by Zipf's law.
 
-    Words are made of syllables; the k-th most frequent is drawn with a probability proportional to 1 / k (Zipf 1949).
+    Words are made of syllables; the k-th most frequent has a probability proportional to 1 / k (Zipf 1949).
     """
     chance = random.Random(seed)
-    onsets, nuclei, codas = [*"bdfklmnprstv", ""], [*"aeiou"], ["", "", "n", "r", "s", "t"]
+    syllable = [*"bdfklmnprstv", ""], [*"aeiou"], ["", "", "n", "r", "s", "t"]
 
     def word() -> str:
-        return "".join(
-            chance.choice(onsets) + chance.choice(nuclei) + chance.choice(codas) for _ in range(chance.randint(1, 4))
-        )
+        return "".join(chance.choice(part) for _ in range(chance.randint(1, 4)) for part in syllable)
 
     words = list(dict.fromkeys(word() for _ in range(WORDS)))
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     sentences: list[str] = []
-    made = 0
-    while made < size:
+    length = 0
+    while length < size:
         drawn = chance.choices(words, cum_weights=weights, k=chance.randint(4, 24))
         sentences.append(" ".join(drawn).capitalize() + ".\n")
-        made += len(sentences[-1])
+        length += len(sentences[-1])
     return "".join(sentences)

@@ -1,8 +1,8 @@
-"""The suites: tokenizer, start, prompt reading, decoding, batches and the training step of one model on one machine.
+"""The suites: tokenizer, loading, prefill, decoding, batches and the training step of one model on one machine.
 
-A suite is a function that prepares a ``Case``. Those of generating go through ``Engine`` as ``tfcli generate`` does, so
-that what is measured is what a person gets. What a case costs in FLOPs and bytes comes from ``tfcli.model.cost``, so
-that a measured time divides into a share of what the machine can do.
+A suite is a function that prepares a ``Case``. Generation goes through ``Engine`` as in ``tfcli generate``, so that
+users get what is measured. The FLOPs and bytes of a case come from ``tfcli.model.cost``, so that a measured time gives
+the share of the machine's peak.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from tfcli.errors import UserError, unknown
 from tfcli.model import cost
 
 if TYPE_CHECKING:
-    import torch
-
     from tfcli.infer.engine import Engine, Generation
     from tfcli.runtime import Runtime
 
 PROMPT, DECODED = 512, 128
-"""Tokens that are read before the first new one, and tokens that are made, if the context has room for them."""
+"""Prompt tokens and new tokens, if the context has room for them."""
 ROWS, ROW_PROMPT, ROW_DECODED = 64, 256, 32
-"""Prompts of the batch suite, tokens of the longest, new tokens of each."""
+"""Prompts of the batch suite, tokens of the longest one, new tokens of each."""
 PROCESSES = 3
-"""Processes that the memory suite starts at most."""
+"""The most processes that the memory suite starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ceilings:
-    """What this machine reached on the spot: FLOP/s of a large product, bytes/s of reading a large tensor."""
+    """Peaks measured on this machine: FLOP/s of a large product, bytes/s of reading a large tensor."""
 
     flops: float
     bytes: float
@@ -50,15 +48,15 @@ Suite = Callable[[Subject, "Runtime"], Case | Reading]
 
 
 def chosen(names: Sequence[str], default: Sequence[str] = ("all",)) -> list[str]:
-    """The suites that ``names`` (each perhaps several, with commas) ask for, in our order; none asks for ``default``.
+    """Return the suites in ``names``, which may be comma-separated, in our order; those of ``default`` if it is empty.
 
-    Raises UserError for an unknown one, with the nearest name.
+    Raises UserError for an unknown one.
     """
-    asked = [name.strip() for item in names for name in item.split(",") if name.strip()] or list(default)
-    for name in asked:
+    listed = [name.strip() for item in names for name in item.split(",") if name.strip()] or list(default)
+    for name in listed:
         if name not in SUITES and name != "all":
             raise unknown("suite", name, [*SUITES, "all"])
-    return [name for name in SUITES if name in asked or "all" in asked]
+    return [name for name in SUITES if name in listed or "all" in listed]
 
 
 def run(
@@ -70,7 +68,7 @@ def run(
     peers: Sequence[Peer] = (),
     on_start: Callable[[str], None],
 ) -> Iterator[Result]:
-    """Time each suite in turn and yield its result as soon as it is there; ``on_start`` is told which comes next."""
+    """Time one suite after the other and yield each result; ``on_start`` is called with the name of the next one."""
     import torch
 
     for name in names:
@@ -78,16 +76,16 @@ def run(
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
         with runtime.active():
-            made = SUITES[name](subject, runtime)
-            if isinstance(made, Reading):
-                result = taken(name, made, repeats=repeats)
+            work = SUITES[name](subject, runtime)
+            if isinstance(work, Reading):
+                result = taken(name, work, repeats=repeats)
             else:
-                result = timed(name, made, runtime, repeats=repeats, peers=peers)
+                result = timed(name, work, runtime, repeats=repeats, peers=peers)
         yield result
 
 
 def tokenize(subject: Subject, runtime: Runtime) -> Case:
-    """Text to ids, by all threads."""
+    """Encode text with all threads."""
     lines, tokenizer = subject.text.splitlines(keepends=True), subject.engine.tokenizer
     size = len(subject.text.encode())
     return Case(
@@ -99,12 +97,12 @@ def tokenize(subject: Subject, runtime: Runtime) -> Case:
 
 
 def load(subject: Subject, runtime: Runtime) -> Case:
-    """From the path to an engine that is ready, again and again in one process."""
+    """Load an engine from the path, repeatedly in one process."""
     return Case(start=lambda: subject.load, amount=None, unit="s", what="from the path to an engine")
 
 
 def memory(subject: Subject, runtime: Runtime) -> Reading:
-    """The peak of a process of its own that loads the model and generates, beside the forecast of its parts."""
+    """Measure the peak memory of a fresh process that loads the model and generates, beside the forecast."""
     config = subject.config
     prompt, new = lengths(config)
     text, precision = subject.prompt(prompt), _precision(runtime)
@@ -121,54 +119,54 @@ def memory(subject: Subject, runtime: Runtime) -> Reading:
 
 
 def decode(subject: Subject, runtime: Runtime) -> Case:
-    """New tokens after the first, as ``generate`` streams them: batch 1, greedy, text and all."""
+    """Stream new tokens after the first as ``generate`` does: batch 1, greedy, with their text."""
     config, engine = subject.config, subject.engine
     prompt, new = lengths(config)
     text, sampling = subject.prompt(prompt), _greedy(new)
-    made = engine.generate(text, sampling)
-    seen = range(made.prompt_tokens + 1, made.prompt_tokens + len(made.ids))
+    generated = engine.generate(text, sampling)
+    positions = range(generated.prompt_tokens + 1, generated.prompt_tokens + len(generated.ids))
 
     def start() -> Callable[[], object]:
         events = engine.stream(text, sampling)
-        next(events)  # reads the prompt and makes the first token
+        next(events)  # prefill and the first token
         return lambda: deque(events, maxlen=0)
 
     return Case(
         start=start,
-        amount=len(seen),
+        amount=len(positions),
         unit="tokens/s",
-        what=f"{len(made.ids)} tokens after {made.prompt_tokens}, batch 1, greedy",
-        flops=sum(cost.decode_flops(config, length) for length in seen),
-        bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in seen),
-        ids=made.ids,
+        what=f"{len(generated.ids)} tokens after {generated.prompt_tokens}, batch 1, greedy",
+        flops=sum(cost.decode_flops(config, length) for length in positions),
+        bytes=sum(_step_bytes(subject, length, _precision(runtime)) for length in positions),
+        ids=generated.ids,
         details={"step": _step(engine)},
     )
 
 
 def prefill(subject: Subject, runtime: Runtime) -> Case:
-    """Reading a prompt, until its first new token is there."""
+    """Read a prompt and generate its first token."""
     from tfcli.benchmark.attention import watched
 
     engine = subject.engine
     text, sampling = subject.prompt(lengths(subject.config)[0]), _greedy(1)
-    made, attention = watched(lambda: engine.generate(text, sampling))
+    generated, attention = watched(lambda: engine.generate(text, sampling))
     return Case(
         start=lambda: lambda: list(engine.stream(text, sampling)),
-        amount=made.prompt_tokens,
+        amount=generated.prompt_tokens,
         unit="tokens/s",
-        what=f"a prompt of {made.prompt_tokens} tokens",
-        flops=cost.prefill_flops(subject.config, made.prompt_tokens),
-        ids=made.ids,
+        what=f"a prompt of {generated.prompt_tokens} tokens",
+        flops=cost.prefill_flops(subject.config, generated.prompt_tokens),
+        ids=generated.ids,
         details={"attention": attention},
     )
 
 
 def batch(subject: Subject, runtime: Runtime) -> Case:
-    """Prompts of mixed length in one call, beside the same ones one by one."""
+    """Continue prompts of mixed length in one call, and the same ones one by one."""
     config, engine = subject.config, subject.engine
     new = max(1, min(ROW_DECODED, config.context // 2))
     longest = max(1, min(ROW_PROMPT, config.context - new))
-    # From 8 tokens or fewer to the longest, evenly in the logarithm, for there are more short prompts than long ones.
+    # From 8 tokens (or fewer) to the longest, log-uniform: short prompts are more frequent than long ones.
     shortest = min(8, longest)
     sizes = [round(shortest * (longest / shortest) ** (row / (ROWS - 1))) for row in range(ROWS)]
     random.Random(0).shuffle(sizes)
@@ -184,16 +182,18 @@ def batch(subject: Subject, runtime: Runtime) -> Case:
         alone[:] = [engine.generate(prompt, sampling).text for prompt in prompts]
 
     def about() -> Mapping[str, Any]:
-        same = sum(result.text == text for result, text in zip(made, alone, strict=True))
+        same = sum(result.text == text for result, text in zip(results, alone, strict=True))
         return {"same_texts": same, "of_texts": ROWS}
 
-    made = together()
-    flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in made) + sum(
-        cost.decode_flops(config, result.prompt_tokens + more) for result in made for more in range(1, len(result.ids))
+    results = together()
+    flops = sum(cost.prefill_flops(config, result.prompt_tokens) for result in results) + sum(
+        cost.decode_flops(config, result.prompt_tokens + more)
+        for result in results
+        for more in range(1, len(result.ids))
     )
     return Case(
         start=lambda: together,
-        amount=sum(len(result.ids) for result in made),
+        amount=sum(len(result.ids) for result in results),
         unit="tokens/s",
         what=f"{ROWS} prompts of {min(sizes)} to {max(sizes)} tokens, {new} new ones each",
         flops=flops,
@@ -202,9 +202,9 @@ def batch(subject: Subject, runtime: Runtime) -> Case:
 
 
 def train(subject: Subject, runtime: Runtime) -> Case:
-    """A whole optimizer step as ``Trainer`` takes it: micro-batches, clipping, Muon and AdamW; eager, on random ids.
+    """Take a whole optimizer step as ``Trainer`` does: micro-batches, clipping, Muon and AdamW; eager, on random ids.
 
-    The weights are random too, in fp32 as those of a run: no step is slower for what they are.
+    The weights are random too, in fp32 as in a run; the time of a step does not depend on their values.
     """
     import torch
 
@@ -218,7 +218,8 @@ def train(subject: Subject, runtime: Runtime) -> Case:
     initialize(model, seed=0)
     model.to(runtime.device)
     optimizers = Optimizers(model, options, muon_lr=plan.muon_lr, lr=plan.lr)
-    tokens = _random_ids(config, (plan.batch_size, config.context + 1), runtime)
+    shape, generator = (plan.batch_size, config.context + 1), torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator).to(runtime.device)
 
     def work() -> None:
         for micro in torch.split(tokens, plan.micro_batch):
@@ -236,22 +237,14 @@ def train(subject: Subject, runtime: Runtime) -> Case:
     )
 
 
-# Small peaks first: where memory is the process's, a suite's peak holds that of those before it.
+# Small peaks first: the peak of a process includes those of earlier suites.
 SUITES: Mapping[str, Suite] = MappingProxyType(
-    {
-        "tokenize": tokenize,
-        "load": load,
-        "memory": memory,
-        "decode": decode,
-        "prefill": prefill,
-        "batch": batch,
-        "train": train,
-    }
+    {suite.__name__: suite for suite in (tokenize, load, memory, decode, prefill, batch, train)}
 )
 
 
 def lengths(config: ModelConfig) -> tuple[int, int]:
-    """Tokens to read and tokens to make; a short context is shared out. Raises UserError for one without room."""
+    """Return the prompt tokens and new tokens that fit the context. Raises UserError for one that is too short."""
     new = min(DECODED, config.context // 2)
     if new < 2:
         raise UserError(f"a context of {config.context} has no room to generate", hint="choose suites with --suite")
@@ -259,7 +252,7 @@ def lengths(config: ModelConfig) -> tuple[int, int]:
 
 
 def ceilings(runtime: Runtime) -> Ceilings:
-    """Multiply two large matrices and read a large tensor; the fastest of a few times each is the ceiling."""
+    """Multiply two large matrices and read a large tensor; the fastest of a few repeats is the peak."""
     import torch
 
     cuda = runtime.device.type == "cuda"
@@ -274,14 +267,14 @@ def ceilings(runtime: Runtime) -> Ceilings:
 
 
 def _step(engine: Engine) -> str:
-    """What does a step of decoding, in words."""
+    """Describe what runs a decoding step."""
     if (why := engine.decoder.eager_because) is not None:
         return f"PyTorch's operators, one by one: {why}"
     return "recorded CUDA graphs" if engine.runtime.device.type == "cuda" else "the compiled step"
 
 
 def _step_bytes(subject: Subject, length: int, precision: cost.Precision) -> float:
-    """``cost.decode_bytes``, with the weights in the form that they have, of however many bits."""
+    """Return ``cost.decode_bytes`` with the weights as they are held, quantized or not."""
     config = subject.config
     weights = cost.decode_bytes(config, 0, precision) - cost.kv_bytes_per_token(config, precision)
     cache = cost.decode_bytes(config, length, precision) - weights
@@ -290,13 +283,6 @@ def _step_bytes(subject: Subject, length: int, precision: cost.Precision) -> flo
 
 def _greedy(tokens: int) -> Sampling:
     return Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-
-
-def _random_ids(config: ModelConfig, shape: tuple[int, int], runtime: Runtime) -> torch.Tensor:
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(config.vocab_size, shape, generator=generator).to(runtime.device)
 
 
 def _precision(runtime: Runtime) -> cost.Precision:

@@ -1,6 +1,6 @@
-"""Timing that can be trusted: warm up until steady, repeat in turn, and report a median with its interval.
+"""Reliable timing: warm up until steady, repeat in turn, and report a median with its interval.
 
-Knows nothing of models or devices: what is timed, the clock and what waits for the device are passed in.
+Knows nothing of models or devices: the work, the clock and the wait for the device are passed in.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Once = Callable[[], float]
-"""Does some work once and returns the seconds that it took."""
+"""Does some work once and returns the seconds it took."""
 STEADY = 0.03
-"""Warm while a call beats the fastest before it by more than this share."""
+"""Not warm yet while a call is faster than all before it by more than this share."""
 NOISY = 0.10
-"""An interval wider than this share of the median is worth a warning."""
+"""An interval wider than this share of the median gives a warning."""
 LONG = 60.0
-"""Seconds after which five turns are enough, and of a turn of which three are."""
+"""Seconds after which five turns are enough, or three if a single call takes that long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,27 +31,27 @@ class Timing:
     warmups: int
     """Calls before the first repeat."""
     steady: bool
-    """Whether warming up ended because calls stopped getting faster, not because it took too long."""
+    """True if warming up ended because calls stopped getting faster, False if it took too long."""
 
     @property
     def median(self) -> float:
-        """The middle repeat, in seconds; unlike the mean, one hiccup does not move it."""
+        """The median in seconds; unlike the mean, it is robust to outliers."""
         return statistics.median(self.seconds)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Seconds between which the median lies with 95 % confidence; see ``median_interval``."""
+        """The 95 % confidence interval of the median, in seconds; see ``median_interval``."""
         return median_interval(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Width of the interval as a share of the median."""
+        """The width of the interval as a share of the median."""
         low, high = self.interval
         return (high - low) / self.median if self.median else 0.0
 
     @property
     def noisy(self) -> bool:
-        """Whether the spread is too wide to tell small differences."""
+        """True if the spread is too wide to detect small differences."""
         return self.spread > NOISY or not self.steady
 
 
@@ -61,7 +61,7 @@ def watch(
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of one call of ``work``; ``synchronize`` waits for the device before each reading of the clock."""
+    """Return the seconds of one call of ``work``; ``synchronize`` waits for the device before each clock reading."""
     synchronize()
     start = clock()
     work()
@@ -70,7 +70,7 @@ def watch(
 
 
 def measure(once: Once, *, repeats: int, max_warmups: int = 20, max_warmup_seconds: float = 10.0) -> Timing:
-    """``in_turn`` of one side."""
+    """Time one side; see ``in_turn``."""
     return in_turn([once], repeats=repeats, max_warmups=max_warmups, max_warmup_seconds=max_warmup_seconds)[0]
 
 
@@ -82,12 +82,12 @@ def in_turn(
     max_warmup_seconds: float = 10.0,
     rest: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Warm every side up, then time one call of each in turn, ``repeats`` times, so that all meet the same weather.
+    """Warm up every side, then time one call of each in turn, ``repeats`` times, so that all see the same conditions.
 
-    A side is warm after two calls in a row that do not beat the fastest so far by more than 3 %. Warming up also ends
-    after ``max_warmups`` calls or ``max_warmup_seconds``; the first call, which may compile, does not count to these.
-    ``rest`` is called before each timed call. Once all turns took a minute, five of them are enough, or three
-    where a single one takes that long.
+    A side is warm after two calls in a row that are not more than 3 % faster than all before. Warming up also ends
+    after ``max_warmups`` calls or ``max_warmup_seconds``; the first call, which may compile, does not count. ``rest``
+    is called before each timed call. After a minute in total, five turns are enough, or three if a single call takes
+    that long.
     """
     warmed = [_warm(side, max_warmups, max_warmup_seconds) for side in sides]
     seconds: list[list[float]] = [[] for _ in sides]
@@ -106,7 +106,7 @@ def in_turn(
 
 
 def _warm(once: Once, most: int, seconds: float) -> tuple[int, bool]:
-    """Calls until steady, and whether it became so."""
+    """Return the number of warm-up calls and whether the times became steady."""
     fastest = once()
     warmups, settled, spent = 1, 0, 0.0
     while settled < 2 and warmups < most and spent < seconds:
@@ -118,10 +118,10 @@ def _warm(once: Once, most: int, seconds: float) -> tuple[int, bool]:
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """The narrowest pair of order statistics around the median that holds it with ``confidence``.
+    """Return the narrowest pair of order statistics that contains the median with ``confidence``.
 
-    Assumes nothing of the distribution: a value is below the median with probability 1/2, so that the number of them
-    below it is binomial (Conover 1999, 3.2). Fewer than six values cannot reach 95 %: then it is their whole range.
+    It is distribution-free: a value is below the median with probability 1/2, so the number of values below it is
+    binomial (Conover 1999, 3.2). Fewer than six values cannot reach 95 %; the interval is then their whole range.
     Raises ValueError without values.
     """
     ordered, n = sorted(values), len(values)
@@ -138,19 +138,19 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 def others_running(
     looks: int = 9, *, loadavg: Path = Path("/proc/loadavg"), pause: Callable[[], None] = lambda: time.sleep(0.02)
 ) -> int:
-    """How many other processes want a processor now: the median of a few looks; 0 where the system does not tell."""
-    found = []
+    """Count other runnable processes: the median of a few samples; 0 if the system does not report them."""
+    counts = []
     for _ in range(looks):
         try:
-            found.append(int(loadavg.read_text().split()[3].partition("/")[0]) - 1)  # this process runs too
+            counts.append(int(loadavg.read_text().split()[3].partition("/")[0]) - 1)  # less this process
         except (OSError, ValueError, IndexError):
             return 0
         pause()
-    return max(0, int(statistics.median(found)))
+    return max(0, int(statistics.median(counts)))
 
 
 def contention(others: int, threads: int, processors: int | None = None) -> str | None:
-    """What is wrong in words where ``others`` running processes leave too few processors for ``threads``."""
+    """Return a warning if ``others`` running processes leave too few processors for ``threads``, else None."""
     processors = processors or os.cpu_count() or 1
     if others + threads <= processors:
         return None

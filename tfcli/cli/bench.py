@@ -1,18 +1,17 @@
-"""tfcli bench: how fast this machine tokenizes, trains, reads prompts and generates, with intervals."""
+"""tfcli bench: how fast this machine tokenizes, trains, prefills and decodes, with intervals."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tfcli.cli.lines import note
-from tfcli.cli.options import Device, Precision, Quantize, Threads
+from tfcli.cli import options
+from tfcli.cli.options import OUTPUT, argument, flag, option
+from tfcli.cli.output import note, show_json, show_table
 from tfcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,98 +19,52 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 PRESET = "small"
-MODEL, WORK, GATE, OUTPUT = "Model and text", "Work", "Comparison", "Output"
+MODEL, WORK, GATE = "Model and text", "Work", "Comparison"
+SUITES = "tokenize, load, memory, decode, prefill, batch, train; comma-separated or repeated."
+AGAINST = "llama.cpp, transformers (also -bf16, -fp32): the same work in another engine, interleaved."
+FAIL_IF = 'Exit with code 1 if so: "decode<0.97x" relative to the baseline, "memory>450" in its unit; repeatable.'
 
 
 def bench(
     results: Annotated[
-        Path | None,
-        typer.Argument(metavar="NEWER", help="With --compare: newer results to compare, instead of running."),
+        Path | None, argument("NEWER", "With --compare: results to compare with it, instead of running.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="A model, as for generate; else random weights.", rich_help_panel=MODEL),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", show_default=PRESET, help="Shape of random weights.", rich_help_panel=MODEL),
-    ] = None,
-    depth: Annotated[
-        int | None, typer.Option("--depth", min=1, help="Blocks of random weights.", rich_help_panel=MODEL)
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", help="Text for tokenizer and prompts; else made-up words.", rich_help_panel=MODEL),
-    ] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--suite",
-            show_default="all; with --against prefill,decode",
-            help="tokenize, load, memory, decode, prefill, batch, train; with commas or repeated.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against",
-            help="llama.cpp, transformers (also -bf16, -fp32): the same work by another engine, in turn.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
+    model: Annotated[str | None, option("A model, as for generate; else random weights.", MODEL)] = None,
+    preset: Annotated[str | None, option("Shape of random weights.", MODEL, PRESET)] = None,
+    depth: Annotated[int | None, option("Blocks of random weights.", MODEL, min=1)] = None,
+    file: Annotated[Path | None, option("Text for tokenizer and prompts; else made-up words.", MODEL)] = None,
+    suite: Annotated[list[str] | None, option(SUITES, WORK, "all; with --against prefill,decode")] = None,
+    against: Annotated[list[str] | None, option(AGAINST, WORK)] = None,
     against_python: Annotated[
         Path | None,
         typer.Option(
-            "--against-python",
             envvar="TFCLI_AGAINST_PYTHON",
             show_envvar=False,
             show_default="$TFCLI_AGAINST_PYTHON, else this one",
-            help="Python of the environment that has it.",
+            help="Python of the environment that has the other engine.",
             rich_help_panel=WORK,
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", min=1, show_default="as pretrain's", help="Rows of a training step.", rich_help_panel=WORK
-        ),
-    ] = None,
-    repeats: Annotated[
-        int,
-        typer.Option("--repeats", min=1, help="Timed calls of each suite; slow ones get fewer.", rich_help_panel=WORK),
-    ] = 15,
+    batch_size: Annotated[int | None, option("Sequences per training step.", WORK, "as pretrain's", min=1)] = None,
+    repeats: Annotated[int, option("Timed calls per suite; slow ones get fewer.", WORK, min=1)] = 15,
     compare: Annotated[
-        Path | None,
-        typer.Option(
-            "--compare", help="Earlier results (--json); exit code 1 if one is surely worse.", rich_help_panel=GATE
-        ),
+        Path | None, option("Earlier results (--json); exit with code 1 if one is significantly worse.", GATE)
     ] = None,
-    fail_if: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fail-if",
-            show_default="worse by 5%",
-            help='Exit code 1 if so: "decode<0.97x" of what is compared, "memory>450" in its unit; repeatable.',
-            rich_help_panel=GATE,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a suite.", rich_help_panel=OUTPUT)] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Tables for a README or an issue.", rich_help_panel=OUTPUT)
-    ] = False,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
-    quantize: Quantize = None,
+    fail_if: Annotated[list[str] | None, option(FAIL_IF, GATE, "worse by 5%")] = None,
+    as_json: Annotated[bool, flag("--json", "Print one JSON object per suite.", OUTPUT)] = False,
+    markdown: Annotated[bool, flag("--markdown", "Print tables for a README or an issue.", OUTPUT)] = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    quantize: options.Quantize = None,
 ) -> None:
-    """Measure speed and memory, with intervals.
+    """Measure speed and memory, with confidence intervals.
 
-    Each suite is warmed up until two calls in a row are no faster than the fastest before them, then timed --repeats
-    times; figures are medians with 95 % intervals. Suites of generating do what generate does: decode makes 128 tokens
-    after a prompt of 512, if the context has room. "Of peak" is the share of what a large matrix product and a large
-    read reach here and now; a model that fits into the processor's cache can exceed the latter. Training is measured
-    without torch.compile.
+    Each suite is warmed up until two consecutive calls are no faster than the fastest before them, then timed --repeats
+    times; figures are medians with 95 % intervals. The generation suites run what generate runs: decode makes 128
+    tokens after a prompt of 512, if the context allows. "Of peak" is the share of what a large matrix product and a
+    large read reach on this machine now; a model that fits into the processor's cache can exceed the latter. Training
+    is measured without torch.compile.
 
     Example: tfcli bench --depth 4 --suite train,decode
     """
@@ -122,46 +75,40 @@ def bench(
 
     if as_json and markdown:
         raise UserError("--json and --markdown exclude each other", hint="leave one of them out")
-    options = BenchOptions(
-        suites=suite or (),
-        preset=preset,
-        depth=depth,
-        batch_size=batch_size,
-        file=file,
-        repeats=repeats,
-        against=against or (),
-        against_python=against_python,
-    )
-    chosen, names = options.chosen, options.peers
+    how = BenchOptions(
+        suites=suite or (), preset=preset, depth=depth, batch_size=batch_size, file=file, repeats=repeats,
+        against=against or (), against_python=against_python,
+    )  # fmt: skip
+    chosen, names = how.chosen, how.peers
     gate = rules.parse(fail_if or [], suites.SUITES)
     earlier = read(compare) if compare else None
     before = {str(line["suite"]) for line in earlier} if earlier is not None else None
     show = _Show(as_json=as_json, markdown=markdown)
     if results is not None:
         if earlier is None:
-            raise UserError(f"{results} has nothing to be compared with", hint="tfcli bench --compare OLDER NEWER")
+            raise UserError(f"{results} needs something to compare with", hint="tfcli bench --compare OLDER NEWER")
         if model or names:
-            option = "--model" if model else "--against"
-            raise UserError(f"two files are compared without {option}", hint=f"leave {option} or {results} out")
+            given = "--model" if model else "--against"
+            raise UserError(f"two files are compared without {given}", hint=f"leave out {given} or {results}")
         lines = read(results)
         rules.check(gate, [str(line["suite"]) for line in lines], before)
         show.alone = True
     else:
         rules.check(gate, chosen, before, (*(peers.SUITES if names else ()), "batch"))
         lines = measure(
-            model, options, device=device, precision=precision, threads=threads, quantize=quantize, on_note=note
+            model, how, device=device, precision=precision, threads=threads, quantize=quantize, on_note=note
         )
         show.results(lines)
     _judge(gate, lines, earlier, show)
 
 
 def _judge(gate: list[Rule], lines: list[Json], earlier: list[Json] | None, show: _Show) -> None:
-    """Show what changed since earlier results, and leave with exit code 1 where a rule is broken."""
+    """Show what changed since earlier results, and exit with code 1 if a rule is broken."""
     from tfcli.benchmark.compare import judge
 
     judged = judge(lines, earlier, gate)
     for difference in judged.differences:
-        note(f"warning: not the same: {difference}")
+        note(f"warning: the runs differ: {difference}")
     show.verdicts(judged.verdicts)
     for reason in judged.failed:
         note(f"failed: {reason}")
@@ -175,53 +122,46 @@ class _Show:
     def __init__(self, *, as_json: bool, markdown: bool) -> None:
         self._json, self._markdown = as_json, markdown
         self.alone = False
-        """Whether verdicts are all that is shown, so that with --json they are what stdout gets."""
+        """True if verdicts are all that is shown, so that with --json they go to stdout."""
 
     def results(self, lines: list[Json]) -> None:
-        """Every suite, and where there is one what was timed beside it."""
+        """Print every suite, and what was timed beside it."""
         from tfcli.benchmark import report
 
         if self._json:
             for line in lines:
-                print(json.dumps(line, ensure_ascii=False))
+                show_json(line)
             return
-        for said in report.heading(lines[0]):
-            typer.echo(f"- {said}" if self._markdown else said)
-        self.table(report.HEAD, [report.row(line) for line in lines])
+        bullet = "- " if self._markdown else ""
+        for text in report.heading(lines[0]):
+            typer.echo(bullet + text)
+        self._table(report.HEAD, [report.row(line) for line in lines])
         if beside := [row for line in lines for row in report.against_rows(line)]:
-            self.table(report.AGAINST, beside)
+            self._table(report.AGAINST, beside)
         if remarks := report.remarks(lines):
             typer.echo()
-        for said in remarks:
-            typer.echo(f"- {said}" if self._markdown else said)
+        for text in remarks:
+            typer.echo(bullet + text)
 
     def verdicts(self, verdicts: Sequence[Any]) -> None:
-        """What became of each suite; with --json on stderr, where stdout has an object for each already."""
+        """Print the verdict on each suite; with --json on stderr if stdout has an object for each already."""
         from tfcli.benchmark import compare
 
-        if self._json:
-            for verdict in verdicts:
-                if self.alone:
-                    print(json.dumps(dataclasses.asdict(verdict), ensure_ascii=False))
-                else:
-                    note(str(verdict))
-        elif verdicts:
-            self.table(compare.HEAD, [verdict.row for verdict in verdicts])
+        if not self._json:
+            if verdicts:
+                self._table(compare.HEAD, [verdict.row for verdict in verdicts])
+            return
+        for verdict in verdicts:
+            if self.alone:
+                show_json(dataclasses.asdict(verdict))
+            else:
+                note(str(verdict))
 
-    def table(self, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        """One table, after an empty line."""
+    def _table(self, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         from tfcli.benchmark import report
 
         typer.echo()
         if self._markdown:
             typer.echo(report.markdown(head, rows))
-        elif sys.stdout.isatty():
-            from rich.console import Console
-            from rich.table import Table
-
-            table = Table(*head)
-            for cells in rows:
-                table.add_row(*cells)
-            Console().print(table)
         else:
-            typer.echo(report.plain(head, rows))
+            show_table(head, rows)

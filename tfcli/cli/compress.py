@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from tfcli.cli import options
-from tfcli.cli.lines import note
-from tfcli.cli.options import OUTPUT, TEXT
+from tfcli.cli.options import OUTPUT, TEXT, argument, option
+from tfcli.cli.output import note, show_json
 from tfcli.config.options import DataOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
@@ -19,23 +15,14 @@ from tfcli.errors import UserError
 if TYPE_CHECKING:
     from tfcli.compression.quantize import Compressed
 
+SCORED = "Text to score before and after: file, directory or glob; repeatable."
+
 
 def compress(
     model: options.AnyModel,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A new directory.")],
-    quantize: Annotated[
-        str | None,
-        typer.Option("--quantize", help="Weights in int8 or int4.", show_default=False, rich_help_panel=OUTPUT),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--text",
-            help="Text to score before and after: file, directory or glob; repeatable.",
-            show_default="none",
-            rich_help_panel=TEXT,
-        ),
-    ] = None,
+    out: Annotated[str, argument("OUT", "A new directory.")],
+    quantize: Annotated[str | None, option("Weights in int8 or int4.", OUTPUT)] = None,
+    text: Annotated[list[str] | None, option(SCORED, TEXT, "none")] = None,
     text_key: options.TextKey = None,
     errors: options.Errors = None,
     force: options.Force = False,
@@ -44,48 +31,39 @@ def compress(
     precision: options.Precision = None,
     threads: options.Threads = None,
 ) -> None:
-    """Make a model smaller: its weights in 8 or 4 bits; embedding and head in 8.
+    """Quantize a model's weights to 8 or 4 bits; embedding and head to 8.
 
-    OUT is a directory with model.gguf, which tfcli, llama.cpp, ollama, LM Studio and transformers read, and the
-    tokenizer's files. It is read again and its logits compared before it is left in place. With --text, perplexity and
-    bits per byte before and after are printed.
+    OUT gets model.gguf, which tfcli, llama.cpp, ollama, LM Studio and transformers read, and the tokenizer's files.
+    Before it is moved into place the model is reloaded and its logits are verified. With --text, perplexity and bits
+    per byte before and after are printed.
 
     Example: tfcli compress runs/first runs/first-int4 --quantize int4 --text held-out.txt
-    """  # fmt: skip
+    """
     if quantize is None:
-        raise UserError("nothing says how to make it smaller", hint="choose --quantize int8 or --quantize int4")
+        raise UserError("nothing says how to compress the model", hint="choose --quantize int8 or --quantize int4")
     data, _ = resolve(DataOptions, flags={"text_key": text_key, "errors": errors})
     from tfcli.compression.quantize import compress as write
 
-    made = write(
-        model,
-        out,
-        quantize=quantize,
-        text=text or (),
-        options=data,
-        force=force,
-        device=device,
-        precision=precision,
-        threads=threads,
-        on_note=note,
-    )
+    result = write(
+        model, out, quantize=quantize, text=text or (), options=data, force=force, device=device, precision=precision,
+        threads=threads, on_note=note,
+    )  # fmt: skip
     if as_json:
-        print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))
+        show_json(dataclasses.asdict(result) | {"path": str(result.path)})
     else:
-        _render(made)
+        _render(result)
 
 
-def _render(made: Compressed) -> None:
+def _render(result: Compressed) -> None:
     print(f"{'':14} {'before':>12} {'after':>12}")
-    for label, before, after in (
-        ("disk", made.disk_before, made.disk_after),
-        ("memory", made.memory_before, made.memory_after),
-    ):
-        print(f"{label:14} {before / 1e6:9,.1f} MB {after / 1e6:9,.1f} MB  x {after / before:.3f}")
-    if made.before is not None and made.after is not None:
-        for label, name in (("perplexity", "perplexity"), ("bits per byte", "bits_per_byte")):
-            was, now = getattr(made.before, name), getattr(made.after, name)
-            print(f"{label:14} {was:12.4f} {now:12.4f}  {(now / was - 1):+.2%}")
-    if made.plain:
-        print(f"{made.plain} matrices stay in 16 bits: their rows are not whole groups of 32", file=sys.stderr)
-    print(made.path)
+    sizes = [("disk", result.disk_before, result.disk_after), ("memory", result.memory_before, result.memory_after)]
+    for label, size, smaller in sizes:
+        print(f"{label:14} {size / 1e6:9,.1f} MB {smaller / 1e6:9,.1f} MB  x {smaller / size:.3f}")
+    if (old := result.before) is not None and (new := result.after) is not None:
+        scores = [("perplexity", old.perplexity, new.perplexity)]
+        scores += [("bits per byte", old.bits_per_byte, new.bits_per_byte)]
+        for label, before, after in scores:
+            print(f"{label:14} {before:12.4f} {after:12.4f}  {(after / before - 1):+.2%}")
+    if result.plain:
+        note(f"{result.plain} matrices stay in 16 bits: their rows are not a multiple of 32")
+    print(result.path)

@@ -3,84 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
-import typer
+from tfcli.cli import options
+from tfcli.cli.options import OUTPUT, argument, option
+from tfcli.cli.output import note, show_json
 
-from tfcli.cli.lines import note
-from tfcli.cli.options import OUTPUT, AnyModel, AsJson, Force
+INPUT = "Input"
+TO, TO_SHOWN = "gguf, or hf: a Hugging Face directory.", "gguf if OUT ends in .gguf, else hf"
+TYPE, TYPE_SHOWN = "f32, f16 or bf16; for gguf also q8_0 or q4_1.", "f16 for gguf, f32 for hf"
+MERGE = "LoRA adapters in PEFT format to merge into MODEL."
+TOKENIZER, TOKENIZER_SHOWN = "Tokenizer of a llama2.c checkpoint.", "tokN.bin or tokenizer.bin beside it"
 
 
 def convert(
-    model: AnyModel,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A file ending in .gguf, or a directory.")],
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            help="gguf, or hf: a Hugging Face directory.",
-            show_default="gguf where OUT ends in .gguf, else hf",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    type: Annotated[
-        str | None,
-        typer.Option(
-            "--type",
-            help="f32, f16 or bf16; for gguf also q8_0 or q4_1.",
-            show_default="f16 for gguf, f32 for hf",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    merge: Annotated[
-        str | None,
-        typer.Option(
-            "--merge",
-            metavar="ADAPTER",
-            help="LoRA adapters in PEFT's format, to be merged into MODEL.",
-            rich_help_panel="Input",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer",
-            help="Tokenizer of a llama2.c checkpoint.",
-            show_default="tokN.bin or tokenizer.bin beside it",
-            rich_help_panel="Input",
-        ),
-    ] = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    model: options.AnyModel,
+    out: Annotated[str, argument("OUT", "A file ending in .gguf, or a directory.")],
+    to: Annotated[str | None, option(TO, OUTPUT, TO_SHOWN)] = None,
+    type: Annotated[str | None, option(TYPE, OUTPUT, TYPE_SHOWN)] = None,
+    merge: Annotated[str | None, option(MERGE, INPUT, metavar="ADAPTER")] = None,
+    tokenizer: Annotated[str | None, option(TOKENIZER, INPUT, TOKENIZER_SHOWN)] = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Write a model in another format: a GGUF file for llama.cpp, or a Hugging Face directory for everything else.
+    """Convert a model to a GGUF file for llama.cpp, or to a Hugging Face directory for everything else.
 
-    The tokenizer goes with it. What was written is read again and its logits compared before it is left in place.
-    Quantized weights of a GGUF file become plain numbers. With --merge the model is written as its adapters change it,
-    and its logits are compared with those of the two apart.
+    The tokenizer is converted with it. Before the result is moved into place it is reloaded and its logits are
+    verified. Quantized weights of a GGUF file are dequantized. With --merge the adapters are merged into the weights,
+    and the logits are verified against those of base and adapters apart.
 
     Example: tfcli convert runs/first first.gguf --type q8_0
-    """  # fmt: skip
+    """
     from tfcli.formats.convert import convert as write
 
-    made = write(
-        model,
-        out,
-        to=to,
-        type=type,
-        tokenizer=tokenizer,
-        merge=merge,
-        force=force,
-        on_note=note,
-    )
+    result = write(model, out, to=to, type=type, tokenizer=tokenizer, merge=merge, force=force, on_note=note)
     if as_json:
-        print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}, ensure_ascii=False))
+        show_json(dataclasses.asdict(result) | {"path": str(result.path)})
         return
-    print(f"{made.path}: {made.type}, {made.bytes / 1e6:,.1f} MB")
-    if made.merge_delta is not None:
-        print(f"max |delta| of logits: {made.merge_delta:.2g} by merging, of base and adapters apart")
+    print(f"{result.path}: {result.type}, {result.bytes / 1e6:,.1f} MB")
+    if result.merge_delta is not None:
+        print(f"max |delta| of logits: {result.merge_delta:.2g} by merging, of base and adapters apart")
     print(
-        f"max |delta| of logits: {made.logit_delta:.2g} when read again, "
-        f"{made.logit_change:.2g} from {model} (largest logit {made.largest_logit:.3g})"
+        f"max |delta| of logits: {result.logit_delta:.2g} when reloaded, "
+        f"{result.logit_change:.2g} from {model} (largest logit {result.largest_logit:.3g})"
     )

@@ -1,101 +1,54 @@
-"""tfcli finetune: a model and labelled data in, a model directory for a task out."""
+"""tfcli finetune: a model and labeled data in, a model directory for a task out."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from tfcli.cli import options
 from tfcli.cli.help import by_task, rate
-from tfcli.cli.options import LENGTH, RUN, TEXT
-from tfcli.tasks.applications import APPLICATIONS, configs
+from tfcli.cli.options import LENGTH, RUN, TEXT, argument, flag, option
+from tfcli.cli.output import note, show_json
+from tfcli.tasks.applications import APPLICATIONS, application, configs
 from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR
 from tfcli.tasks.translate.options import NEW_EPOCHS
 
+DATA = "Files: jsonl, json, csv, tsv, parquet, txt, CoNLL; or hf:NAME:SPLIT."
+TASKS = " or".join(", ".join(APPLICATIONS).rsplit(",", 1)) + "."
 EPOCHS_SHOWN = f"{EPOCHS:g}; {NEW_EPOCHS:g} for translate from scratch"
 LR_SHOWN = (
     f"{rate(LR)} x {LR_WIDTH} / width, at most {rate(MOST_LR)}; {rate(NEW_LR)} with --lora; "
     f"{rate(BESIDE_MUON_LR)} from scratch"
 )
+BATCH_SIZE, VAL_FRACTION = (by_task(key, configs()) for key in ("train.batch_size", "data.val_fraction"))
+FROM_SCRATCH = "Use only the shape and tokenizer of MODEL; translate needs no MODEL."
+LORA = "Train LoRA adapters instead of all weights; --set lora.rank=, .alpha=, .targets=."
 
 
 def finetune(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Model directory, of tfcli or Hugging Face.")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="DATA...", help="Files: jsonl, json, csv, tsv, parquet, txt, CoNLL; or hf:NAME:SPLIT."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", help=" or".join(", ".join(APPLICATIONS).rsplit(",", 1)) + ".", rich_help_panel=RUN),
-    ] = None,
+    model: Annotated[str | None, argument("MODEL", "Model directory, from tfcli or Hugging Face.")] = None,
+    data: Annotated[list[str] | None, argument("DATA...", DATA)] = None,
+    task: Annotated[str | None, option(TASKS, RUN)] = None,
     out: options.Out = None,
     resume: options.Resume = False,
-    from_scratch: Annotated[
-        bool,
-        typer.Option(
-            "--from-scratch", help="Only the shape and tokenizer of MODEL; translate needs none.", rich_help_panel=RUN
-        ),
-    ] = False,
-    lora: Annotated[
-        bool,
-        typer.Option(
-            "--lora",
-            help="Adapters in place of all weights; --set lora.rank=, .alpha=, .targets=.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    from_scratch: Annotated[bool, flag("--from-scratch", FROM_SCRATCH, RUN)] = False,
+    lora: Annotated[bool, flag("--lora", LORA, RUN)] = False,
     config: options.Config = None,
-    sets: Annotated[
-        list[str] | None, options.sets("Any setting, such as data.label_key=topic; repeatable.", RUN)
-    ] = None,
+    sets: Annotated[list[str] | None, options.sets("Any setting, e.g. data.label_key=topic; repeatable.", RUN)] = None,
     seed: options.Seed = None,
     checkpoint_every: options.CheckpointEvery = None,
     as_json: options.ResultAsJson = False,
-    epochs: Annotated[
-        float | None,
-        typer.Option("--epochs", help="Passes over the data.", show_default=EPOCHS_SHOWN, rich_help_panel=LENGTH),
-    ] = None,
+    epochs: Annotated[float | None, option("Passes over the data.", LENGTH, EPOCHS_SHOWN)] = None,
     steps: options.Steps = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            help="Examples a step.",
-            show_default=by_task("train.batch_size", configs()),
-            rich_help_panel=LENGTH,
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option("--lr", help="Peak learning rate.", show_default=LR_SHOWN, rich_help_panel=LENGTH),
-    ] = None,
+    batch_size: Annotated[int | None, option("Examples per step.", LENGTH, BATCH_SIZE)] = None,
+    lr: Annotated[float | None, option("Peak learning rate.", LENGTH, LR_SHOWN)] = None,
     patience: Annotated[
-        int | None,
-        typer.Option(
-            "--patience",
-            help="Stop after so many evaluations without a better one.",
-            show_default="never",
-            rich_help_panel=LENGTH,
-        ),
+        int | None, option("Stop after this many evaluations without improvement.", LENGTH, "never")
     ] = None,
-    val: Annotated[
-        str | None, typer.Option("--val", help="Hold out this file, or hf:NAME:SPLIT.", rich_help_panel=TEXT)
-    ] = None,
+    val: Annotated[str | None, option("Validate on this file or hf:NAME:SPLIT.", TEXT)] = None,
     val_fraction: Annotated[
-        float | None,
-        typer.Option(
-            "--val-fraction",
-            help="Else this part, drawn by --seed; of lm the end.",
-            show_default=by_task("data.val_fraction", configs()),
-            rich_help_panel=TEXT,
-        ),
+        float | None, option("Else hold out this share, drawn by --seed; for lm, the end.", TEXT, VAL_FRACTION)
     ] = None,
     encoding: options.Encoding = None,
     errors: options.Errors = None,
@@ -104,7 +57,7 @@ def finetune(
     precision: options.Precision = None,
     threads: options.Threads = None,
 ) -> None:
-    """Train a model for a task on labelled data; the best one on the held-out part is kept.
+    """Finetune a model for a task on labeled data and keep the model with the best validation score.
 
     Example: tfcli finetune all-MiniLM-L6-v2 reviews.csv --task classify --out runs/reviews
     """
@@ -114,45 +67,22 @@ def finetune(
     from tfcli.cli.live import view
     from tfcli.train.finetune import finetune as run
 
-    settings: dict[str, Any] = {
-        "train.epochs": epochs,
-        "train.steps": steps,
-        "train.batch_size": batch_size,
-        "train.patience": patience,
-        "train.checkpoint_every": checkpoint_every,
-        "optim.lr": lr,
-        "data.val": val,
-        "data.val_fraction": val_fraction,
-        "data.encoding": encoding,
-        "data.errors": errors,
-        "data.strict": strict or None,
-        "lora.on": lora or None,
+    settings = {
+        "train.epochs": epochs, "train.steps": steps, "train.batch_size": batch_size, "train.patience": patience,
+        "train.checkpoint_every": checkpoint_every, "optim.lr": lr, "data.val": val, "data.val_fraction": val_fraction,
+        "data.encoding": encoding, "data.errors": errors, "data.strict": strict or None, "lora.on": lora or None,
         "seed": seed,
-    }
+    }  # fmt: skip
     with view() as listen:
         result = run(
-            model,
-            data or [],
-            task=task,
-            out=out,
-            settings=settings,
-            config_file=config,
-            sets=sets or [],
-            from_scratch=from_scratch,
-            resume=resume,
-            device=device,
-            precision=precision,
-            threads=threads,
-            listen=listen,
-            started=started,
-            command=["tfcli", *sys.argv[1:]],
-        )
+            model, data or [], task=task, out=out, settings=settings, config_file=config, sets=sets or [],
+            from_scratch=from_scratch, resume=resume, device=device, precision=precision, threads=threads,
+            listen=listen, started=started, command=["tfcli", *sys.argv[1:]],
+        )  # fmt: skip
     for line in result.lines:
-        print(line, file=sys.stderr)
+        note(line)
     if as_json:
         record = {"model": str(result.directory), "steps": result.steps, **result.scores}
-        print(json.dumps({**record, "seconds": round(time.time() - started, 3)}, ensure_ascii=False))
+        show_json({**record, "seconds": round(time.time() - started, 3)})
     else:
-        from tfcli.tasks.applications import application
-
         print(f"{result.directory}: {application(result.task).next_step(result.directory)}")

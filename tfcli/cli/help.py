@@ -1,4 +1,4 @@
-"""How a command's help is laid out: options in named groups, defaults without noise."""
+"""Layout of a command's help: options in named groups, concise defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Context: TypeAlias = Any
 
 
 def by_task(key: str, configs: Mapping[str, type[Any]]) -> str:
-    """The default of a setting: that of most tasks, then those of others, as "32; 128 for translate"."""
+    """Format the default of a setting: that of most tasks, then those of others, as "32; 128 for translate"."""
     tasks: dict[str, list[str]] = {}
     for task, config in configs.items():
         tasks.setdefault(str(default_of(config, key)), []).append(task)
@@ -24,15 +24,15 @@ def by_task(key: str, configs: Mapping[str, type[Any]]) -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate, as 5e-5."""
+    """Format a learning rate, as 5e-5."""
     return f"{value:.0e}".replace("e-0", "e-")
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose options stand under the headings that ``rich_help_panel`` gives them, as plain text."""
+    """A command whose help lists options under their ``rich_help_panel`` headings, as plain text."""
 
     def format_options(self, ctx: Context, formatter: Any) -> None:
-        """Arguments first, then each group in the order of its first option."""
+        """Write the arguments, then each group in the order of its first option."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -55,5 +55,5 @@ def _metavar(match: re.Match[str]) -> str:
 
 
 def _tidy(text: str) -> str:
-    """``[default: (all cores); x>=1]`` as ``[default: all cores]``."""
-    return re.sub(r"\[default: \((.*)\)(; [^\]]*)?\]", r"[default: \1]", text)
+    """Shorten ``[default: (all cores); x>=1]`` to ``[default: all cores]``."""
+    return re.sub(r"\bdefault: \((.*)\)(; [^\]]*)?\]", r"default: \1]", text)

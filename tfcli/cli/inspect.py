@@ -1,33 +1,27 @@
-"""tfcli inspect: say what a run, model, tokenizer, shard or corpus is, and what it costs."""
+"""tfcli inspect: what a run, model, tokenizer, shard or corpus contains, and what it costs."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from tfcli.cli.lines import note
+from tfcli.cli.options import argument, flag
+from tfcli.cli.output import note, show_json
 
+TARGETS = "Run or model directories, tokenizer.model files, shards, text. Left out: the model of the last run."
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 COUNTS = ("tokens", "documents", "lines", "characters", "numbers", "vocab_size", "exact_duplicates")
 """Keys whose numbers are long enough for thousands separators; years, seeds and steps are not."""
 
 
 def inspect(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TARGET]...",
-            help="Run or model directories, tokenizer.model files, shards, text. Left out: the model of the last run.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a target.")] = False,
+    targets: Annotated[list[str] | None, argument("[TARGET]...", TARGETS, False)] = None,
+    as_json: Annotated[bool, flag("--json", "Print one JSON object per target.")] = False,
 ) -> None:
-    """Say what something is and what it costs.
+    """Show what something contains and what it costs.
 
     A model: shape, parameters, FLOPs, memory, tokenizer. A run: also its progress, data and checkpoints. A tokenizer, a
     token shard, text. Nothing is loaded or run: costs follow from the configuration.
@@ -39,11 +33,11 @@ def inspect(
 
     if not targets:
         targets = [str(find_model(None))]
-        print(f"model: {targets[0]}", file=sys.stderr)
+        note(f"model: {targets[0]}")
     for number, target in enumerate(targets):
         description = describe(target, on_note=note)
         if as_json:
-            print(json.dumps(description, ensure_ascii=False), flush=True)
+            show_json(description)
             continue
         if number:
             print()
@@ -51,7 +45,7 @@ def inspect(
 
 
 def _render(description: dict[str, Any]) -> None:
-    """Aligned lines, a blank line before each part; typer keeps the bold of names to terminals."""
+    """Print aligned lines, and a blank line before each part; typer prints bold names only on terminals."""
     rows = list(_rows({key: value for key, value in description.items() if key not in ("target", "kind")}))
     width = max((len(label) for label, value in rows if value is not None), default=0)
     typer.echo(f"{typer.style(description['target'], bold=True)}: {description['kind']}")
@@ -60,7 +54,7 @@ def _render(description: dict[str, Any]) -> None:
 
 
 def _rows(values: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """(label, text) of each value, those that are one line first; a part begins with (its name, None)."""
+    """Yield (label, text) of each value, single lines first; a part begins with (its name, None)."""
     for key, value in values.items():
         if not isinstance(value, dict):
             yield _label(key), _text(key, value)
@@ -76,7 +70,7 @@ def _label(key: str) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    """A value for people, by what its key says it is."""
+    """Format a value for people, by its key."""
     if value is None or value in ([], {}):
         return "none"
     if isinstance(value, dict):
@@ -100,7 +94,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def _scaled(value: float, unit: str) -> str:
-    """Three figures and a unit, then all figures: 12.3 MB (12,345,678)."""
+    """Format three digits and a unit, then all digits: 12.3 MB (12,345,678)."""
     for scale, prefix in UNITS:
         if abs(value) >= scale:
             return f"{value / scale:.3g} {prefix}{unit} ({value:,})"

@@ -1,4 +1,4 @@
-"""Lines of text: of a file or stdin, one a text or a JSON object, a broken one said and left out; and on stderr."""
+"""Lines of a file or of stdin as texts or JSON objects; invalid ones are reported and skipped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ if TYPE_CHECKING:
 CONVERT = "convert it first, as with iconv"
 
 
-def note(line: str) -> None:
-    """A line for people, on stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def unread(failures: list[int]) -> RunError:
-    """What is said at the end of lines that ``read_objects`` left out."""
-    return RunError(f"{len(failures)} lines could not be read, as said above", hint="the others are done")
+def unread(failures: list[int], what: str = "line") -> RunError:
+    """The error that ends a command after ``read_objects`` skipped lines."""
+    count = f"{len(failures)} {what}{'' if len(failures) == 1 else 's'}"
+    return RunError(f"{count} could not be read, see above", hint="all others were processed")
 
 
 def read_objects(
@@ -35,15 +31,15 @@ def read_objects(
     plain: Callable[[str], Any] = str,
     *,
     encoding: str | None = None,
-    on_error: Callable[[str], None] = lambda said: None,
+    on_error: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Any]:
-    """Each line of a file ("-": stdin) as ``plain`` has it, or of .jsonl as ``parse`` has its object.
+    """Yield ``plain(line)`` for each line of a file ("-": stdin), or ``parse(object)`` for .jsonl.
 
-    Stdin is JSON lines where ``parse`` takes its first line. Rows of a table with a column ``key`` are objects too.
-    Files may be compressed (.gz, .bz2, .xz, .zst). A line that is none is reported on stderr with its number, and to
-    ``on_error``, and its number put into ``failures``; the others go on. Raises UserError for a file that is not there
-    or is corrupt, and for an encoding that is not known, or in which a line end is not one byte. Without an encoding it
-    is UTF-8, and the command has no option for another.
+    Stdin is read as JSON lines if ``parse`` accepts its first line. Rows of a table with a column ``key`` are objects
+    too. Files may be compressed (.gz, .bz2, .xz, .zst). Invalid lines are skipped: reported on stderr with their number
+    and to ``on_error``, and their numbers appended to ``failures``. ``encoding``: None if the command has no option for
+    it, which means UTF-8. Raises UserError for a missing or corrupt file, and for an encoding that is unknown or in
+    which a line end is not one byte.
     """
     from tfcli.text.read import files, tables
     from tfcli.text.read.sources import stdin
@@ -52,16 +48,16 @@ def read_objects(
     encoding = encoding or "utf-8"
     files.check_encoding(encoding)
     if codecs.lookup(encoding).name == "utf-8-sig":
-        encoding = "utf-8"  # whose byte order mark is let go anyway
+        encoding = "utf-8"  # the byte order mark is removed in any case
     if file != "-" and not Path(file).is_file():
-        raise UserError(f"no such file: {file}", hint=f'expected one text a line, or .jsonl with "{key}"')
+        raise UserError(f"no such file: {file}", hint=f'expected one text per line, or .jsonl with "{key}"')
     suffix = files.stem_suffix(Path(file))[0]
     if suffix in (".csv", ".tsv", ".parquet"):
         table = tables.read(file, known=(key,), encoding=encoding)
         if table.form.header:
             return _rows(table.rows, failures, parse, on_error)
     if "\n".encode(encoding) != b"\n":
-        raise UserError(f"lines in {encoding} are not read", hint=f"{CONVERT} -f {encoding} -t utf-8")
+        raise UserError(f"lines in {encoding} cannot be read", hint=f"{CONVERT} -f {encoding} -t utf-8")
     lines = stdin() if file == "-" else files.lines(files.blocks(Path(file), file))
     name = "stdin" if file == "-" else file
     jsonl = True if suffix in (".jsonl", ".ndjson") else None if file == "-" else False
@@ -78,7 +74,7 @@ def _objects(
     plain: Callable[[str], Any],
     on_error: Callable[[str], None],
 ) -> Iterator[Any]:
-    """Lines as objects where ``jsonl``; where it is None, if the first is one."""
+    """Parse lines as JSON objects if ``jsonl``; if it is None, the first line decides."""
     for number, raw in enumerate(lines, 1):
         try:
             line = decode(raw).removesuffix("\n").removesuffix("\r")
@@ -93,7 +89,7 @@ def _objects(
                 value = parse(_object(line)) if jsonl else plain(line)
         except UserError as error:
             failures.append(number)
-            _say(f"{name}:{number}", error, on_error)
+            _report(f"{name}:{number}", error, on_error)
             continue
         yield value
 
@@ -109,19 +105,19 @@ def _rows(
             value = parse(dict(row.values))
         except UserError as error:
             failures.append(number)
-            _say(row.where, error, on_error)
+            _report(row.where, error, on_error)
             continue
         yield value
 
 
-def _say(where: str, error: UserError, on_error: Callable[[str], None]) -> None:
+def _report(where: str, error: UserError, on_error: Callable[[str], None]) -> None:
     hint = f" ({error.hint})" if error.hint else ""
     print(f"error: {where} {error.message}{hint}", file=sys.stderr)
     on_error(f"{where} {error.message}")
 
 
 def _first(line: str, parse: Callable[[dict[str, Any]], Any]) -> tuple[bool, Any]:
-    """Whether a line is a JSON object that ``parse`` takes, and what it made of it: ``parse`` may count its calls."""
+    """Return whether a line is a JSON object that ``parse`` accepts, and its result: ``parse`` may count its calls."""
     try:
         return True, parse(_object(line))
     except UserError:
@@ -129,7 +125,7 @@ def _first(line: str, parse: Callable[[dict[str, Any]], Any]) -> tuple[bool, Any
 
 
 def decoded(data: bytes, encoding: str = "utf-8", hint: str = CONVERT) -> str:
-    """Bytes as text; UserError where they are not in the encoding."""
+    """Decode bytes. Raises UserError if they are not in the encoding."""
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -1,13 +1,14 @@
-"""How a run looks: a live screen on a terminal, plain lines everywhere else. Always on stderr."""
+"""Progress of a run on stderr: a live screen on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
+import itertools
 import sys
-import time
 import unicodedata
 from collections import deque
-from types import TracebackType
 from typing import TYPE_CHECKING
+
+from tfcli.cli.output import Ticker, note
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -16,21 +17,18 @@ if TYPE_CHECKING:
     from tfcli.train.events import Evaluated, Event, Progress
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-SECONDS_BETWEEN_LINES = 10.0
 
 
 class PlainView:
-    """A line of progress at most every ten seconds, and every note, evaluation and sample."""
+    """Progress as a line at most every ten seconds, and every note, evaluation and sample."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._ticker = Ticker()
 
     def __enter__(self) -> PlainView:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def __call__(self, event: Event) -> None:
@@ -39,29 +37,22 @@ class PlainView:
 
         match event:
             case Note():
-                _line(event.text)
-            case Preparing() if self._due():
-                _line(f"{event.stage}: {event.done / 1e6:,.1f} of {event.total / 1e6:,.1f} MB")
-            case Progress() if self._due():
-                _line(_progress(event))
+                note(event.text)
+            case Preparing() if self._ticker.due():
+                note(f"{event.stage}: {event.done / 1e6:,.1f} of {event.total / 1e6:,.1f} MB")
+            case Progress() if self._ticker.due():
+                note(_progress(event))
             case Evaluated():
                 mark = " (best)" if event.best else ""
-                _line(f"step {event.step:,}: {event.value:.4f} {event.name} held out{mark}")
+                note(f"step {event.step:,}: validation {event.value:.4f} {event.name}{mark}")
             case Sampled():
-                _line(f"sample: {' '.join(harmless(event.text).split())[:160]}")
-
-    def _due(self) -> bool:
-        now = time.monotonic()
-        due = now - self._last >= SECONDS_BETWEEN_LINES
-        if due:
-            self._last = now
-        return due
+                note(f"sample: {' '.join(harmless(event.text).split())[:160]}")
 
 
 class LiveView:
-    """Progress, loss curve, speed, time left, memory, held-out score and the latest sample, redrawn in place.
+    """Progress, loss curve, speed, time left, memory, validation score and the latest sample, redrawn in place.
 
-    The last picture stays on the screen. ``console`` is for tests.
+    The last frame stays on the screen. ``console`` is for tests.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -84,15 +75,13 @@ class LiveView:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._live is not None
         self._ended = True
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take in one event; the screen follows by itself."""
+        """Record one event; the screen refreshes by itself."""
         from tfcli.train.events import Evaluated, Note, Preparing, Progress, Sampled
 
         assert self._live is not None
@@ -138,8 +127,8 @@ class LiveView:
         if self._score is not None:
             pick = max if self._score.higher_is_better else min
             best_step, best = pick(self._scores, key=lambda pair: pair[1])
-            said = f"{self._score.value:.4f} {self._score.name}; best {best:.4f} at step {best_step:,}"
-            grid.add_row("held out", said)
+            score = f"{self._score.value:.4f} {self._score.name}; best {best:.4f} at step {best_step:,}"
+            grid.add_row("validation", score)
         parts: list[RenderableType] = [grid]
         room = min(7, self._live.console.height - grid.row_count - 4)
         if self._sample and room > 0:
@@ -149,17 +138,17 @@ class LiveView:
 
 
 def view() -> PlainView | LiveView:
-    """The live screen where stderr is a terminal, else plain lines."""
+    """Return the live screen if stderr is a terminal, else plain lines."""
     return LiveView() if sys.stderr.isatty() else PlainView()
 
 
 def spark(values: deque[float] | list[float], width: int) -> str:
-    """A curve of ``width`` characters or fewer, the oldest value first."""
+    """Draw a curve of at most ``width`` characters, the oldest value first."""
     if not values or width < 1:
         return ""
-    items = list(values)
-    bins = [items[i * len(items) // width : max(i * len(items) // width + 1, (i + 1) * len(items) // width)]
-            for i in range(min(width, len(items)))] if len(items) > width else [[v] for v in items]  # fmt: skip
+    items, count = list(values), min(width, len(values))
+    edges = [at * len(items) // count for at in range(count + 1)]
+    bins = [items[start:end] for start, end in itertools.pairwise(edges)]
     means = [sum(b) / len(b) for b in bins]
     low, high = min(means), max(means)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
@@ -167,12 +156,12 @@ def spark(values: deque[float] | list[float], width: int) -> str:
 
 
 def harmless(text: str) -> str:
-    """Text without control characters: what a model makes up must not move the cursor or change colours."""
+    """Replace control characters: generated text must not move the cursor or change colors."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:23:45 or 2:05."""
+    """Format seconds as 1:23:45 or 2:05."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
@@ -182,7 +171,3 @@ def _progress(p: Progress) -> str:
     of = f" of {p.steps:,}" if p.steps else ""
     left = "" if p.seconds_left is None else f", {clock(p.seconds_left)} left"
     return f"step {p.step:,}{of}: loss {p.train_loss:.3f}, {p.tokens_per_second:,.0f} tokens/s{left}"
-
-
-def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The command line: joins the commands and turns what goes wrong into a message and an exit code."""
+"""The entry point of the command line: dispatch to commands; report errors as a message and an exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 import typer.main
@@ -20,49 +20,49 @@ HELP = ["-h", "--help"]
 
 
 COMMANDS = {
-    "tokenize": "Train a SentencePiece tokenizer, and use it in pipelines.",
-    "pretrain": "Train a language model on text: text in, model directory out.",
-    "finetune": "Train a model for a task on labelled data.",
+    "tokenize": "Train SentencePiece tokenizers and use them in pipelines.",
+    "pretrain": "Pretrain a language model on text: text in, model directory out.",
+    "finetune": "Finetune a model for a task on labeled data.",
     "generate": "Continue text: stdout gets the new text and nothing else.",
-    "predict": "Say what a model makes of texts: JSON lines in order.",
-    "evaluate": "Score a model: of a text bits per byte, of a task accuracy, F1 and the like.",
-    "convert": "Write a model in another format: GGUF, or a Hugging Face directory.",
-    "compress": "Make a model smaller: weights in 8 or 4 bits.",
-    "inspect": "Say what a model, run, tokenizer or text is, and what it costs.",
-    "bench": "Measure speed and memory, with intervals.",
+    "predict": "Apply a model to texts: labels, entities, answers or vectors as JSON lines.",
+    "evaluate": "Score a model: bits per byte on text; accuracy, F1 and the like on a task.",
+    "convert": "Convert a model to GGUF or to a Hugging Face directory.",
+    "compress": "Quantize a model to 8 or 4 bits.",
+    "inspect": "Show what a model, run, tokenizer or text contains and what it costs.",
+    "bench": "Measure speed and memory, with confidence intervals.",
 }
-"""Every command with its line in the overview; the module of the same name is imported when it is asked for."""
+"""Every command and its summary; the module of the same name is imported on first use."""
 WITHOUT_TORCH = ("tokenize", "inspect")
-"""Commands that gain nothing from memory which the process keeps."""
+"""Commands that gain nothing when malloc keeps freed memory."""
 LESS_MEMORY = {
     "pretrain": "use a smaller --depth or --context, or --set train.micro_batch=1",
     "finetune": "use --set train.micro_batch=1, a smaller --set data.context=N, or --lora",
     "generate": "use --quantize int8, a smaller --max-tokens, or fewer --num-samples",
     "predict": "use --quantize int8, or shorter texts",
     "evaluate": "use --quantize int8, or a smaller --context",
-    "compress": "leave --text out, or close other programs",
+    "compress": "leave out --text, or close other programs",
     "bench": "use --quantize int8, a smaller --batch-size, or a smaller --depth where --model is left out",
-    "tokenize": "give less text at once",
+    "tokenize": "pass less text at once",
 }
-"""What to do where a command ran out of memory."""
+"""What to do when a command runs out of memory."""
 
 
 @dataclass
 class Asked:
-    """What the command line asks of ``main`` itself, wherever it stands in it."""
+    """Options for ``main`` itself, given anywhere on the command line."""
 
     debug: bool = False
 
 
 class Commands(TyperGroup):
-    """The commands, each imported only when it is run: ``tfcli --help`` costs little more than Python itself."""
+    """The commands, each imported only when it runs, which keeps ``tfcli --help`` fast."""
 
     def list_commands(self, ctx: Context) -> list[str]:
-        """Their names, in the order of the work."""
+        """Return the names, in the order of a typical workflow."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Context, cmd_name: str) -> TyperCommand | TyperGroup | None:
-        """Import one; None for an unknown name."""
+        """Import a command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"tfcli.cli.{cmd_name}")
@@ -76,13 +76,13 @@ class Commands(TyperGroup):
         return command
 
     def resolve_command(self, ctx: Context, args: list[str]) -> Any:
-        """As usual, but an unknown name comes with the nearest known one."""
+        """Resolve as usual, but suggest the nearest name for an unknown one."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             raise unknown("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Context, formatter: Any) -> None:
-        """The overview, without importing anything."""
+        """Write the summaries, without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -93,23 +93,23 @@ def _as_command(app: typer.Typer) -> Any:
     return command
 
 
+def _debug(context: typer.Context, asked: bool) -> None:
+    if asked:
+        context.obj.debug = True
+
+
+Debug: TypeAlias = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of an error.", is_eager=True, expose_value=False, callback=_debug),
+]
+
+
 def _take_debug(command: Any, *, hidden: bool) -> None:
-    """Let a command and those below it take --debug, as an option: never out of another option's value."""
+    """Let a command and its subcommands take --debug as an option: never out of another option's value."""
     app = typer.Typer()
 
     @app.command()
-    def only(
-        debug: Annotated[
-            bool,
-            typer.Option(
-                "--debug",
-                help="Show the traceback of an error.",
-                is_eager=True,
-                expose_value=False,
-                callback=_debug,
-            ),
-        ] = False,
-    ) -> None:
+    def only(debug: Debug = False) -> None:
         pass
 
     option: Any = typer.main.get_command(app).params[0]
@@ -119,13 +119,8 @@ def _take_debug(command: Any, *, hidden: bool) -> None:
         _take_debug(below, hidden=True)
 
 
-def _debug(context: typer.Context, asked: bool) -> None:
-    if asked:
-        context.obj.debug = True
-
-
 def build() -> typer.Typer:
-    """The whole application."""
+    """Return the application."""
     app = typer.Typer(
         name="tfcli",
         cls=Commands,
@@ -157,13 +152,13 @@ def _version(asked: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 usage or bad input, 130 interrupted."""
+    """Run one command and return the exit code: 0 done, 1 failed, 2 usage or bad input, 130 interrupted."""
     if sys.stderr is None:  # closed: print would write to stdout instead
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stdout is None:
-        print("error: stdout is closed\n  there is no place for results; to drop them: > /dev/null", file=sys.stderr)
+        print("error: stdout is closed\n  results have nowhere to go; to discard them: > /dev/null", file=sys.stderr)
         return 2
-    _speak_utf8()
+    _use_utf8()
     arguments = sys.argv[1:] if arguments is None else arguments
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
     asked = Asked()
@@ -171,9 +166,9 @@ def main(arguments: list[str] | None = None) -> int:
         from tfcli.runtime import keep_freed_memory
 
         keep_freed_memory()
-    if _others_run():
-        # Read by OpenMP when torch is loaded. Threads that wait by spinning are the fastest on a machine of their own,
-        # and crawl (thirty times slower was measured) when they have to share it.
+    if _machine_is_busy():
+        # Read by OpenMP when torch is loaded. Spinning threads are fastest on an idle machine, and up to thirty times
+        # slower (measured) on one that is shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         command = typer.main.get_command(build())
@@ -196,32 +191,32 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _speak_utf8() -> None:
-    """Let stdout be UTF-8 whatever the locale, and neither stream fail at a character that it cannot write."""
+def _use_utf8() -> None:
+    """Make stdout UTF-8 whatever the locale, and let neither stream fail on a character that it cannot encode."""
     for stream, how in ((sys.stdout, {"encoding": "utf-8"}), (sys.stderr, {})):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace", **how)  # line ends stay as they were
+            stream.reconfigure(errors="backslashreplace", **how)  # line endings stay as they are
 
 
-def _others_run() -> bool:
-    """Whether other processes keep half of the processors busy right now."""
+def _machine_is_busy() -> bool:
+    """Return whether other processes keep half of the processors busy right now."""
     try:
         with open("/proc/loadavg") as file:  # noqa: PTH123
-            running = int(file.read().split()[3].partition("/")[0]) - 1  # this process runs too
+            running = int(file.read().split()[3].partition("/")[0]) - 1  # without this process
     except (OSError, ValueError, IndexError):
         return False
     return running >= max(1, (os.cpu_count() or 1) // 2)
 
 
 def _is_usage(error: Exception) -> bool:
-    """Whether the parser raised it; typer carries its own parser, whose errors know how to show themselves."""
+    """Return whether typer's own parser raised it, whose errors can show themselves."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
 def _explain(error: Exception, command: str) -> int:
-    """One or two lines on stderr for an error of a command; returns the exit code."""
+    """Print one or two lines about an error on stderr and return the exit code."""
     if isinstance(error, BrokenPipeError):
-        # The reader went away, as `| head -1` does. Nothing is left to flush to.
+        # The reader is gone, as with `| head -1`; there is nothing left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, TfcliError):
@@ -231,7 +226,7 @@ def _explain(error: Exception, command: str) -> int:
         return error.exit_code
     if isinstance(error, OSError) and disk.is_full(error):
         print(f"error: no space left on the disk{f' for {error.filename}' if error.filename else ''}", file=sys.stderr)
-        print("  free some space, or choose another place with --out; what was saved before is whole", file=sys.stderr)
+        print("  free some space, or choose another place with --out; earlier files are intact", file=sys.stderr)
         return 1
     if isinstance(error, OSError) and error.filename:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, declared once."""
+"""Options that mean the same in every command, and helpers that declare one in a line."""
 
 from __future__ import annotations
 
@@ -12,94 +12,56 @@ from tfcli.config.resolve import default_of
 from tfcli.tasks.common.options import FinetuneData
 
 LENGTH, MACHINE, OUTPUT, RUN, TEXT = "Length", "Machine", "Output", "Run", "Text"
+ERRORS, ENCODING = default_of(DataOptions, "errors"), default_of(FinetuneData, "encoding")
 
 
-def sets(help: str, panel: str | None) -> Any:
-    """--set, which takes other settings in each command."""
-    return typer.Option("--set", metavar="KEY=VALUE", help=help, rich_help_panel=panel)
+def option(
+    help: str, panel: str | None = None, shown: Any = None, *, name: str = "", metavar: str = "", min: int | None = None
+) -> Any:
+    """An option under the heading ``panel``, named after its parameter unless ``name`` is given.
 
-
-def text_key(panel: str | None) -> Any:
-    """--text-key, in a panel or in none."""
+    ``shown`` is the default that help shows where leaving the option out (None) means more than nothing.
+    """
+    default: Any = True if shown is None else str(shown)
+    names = [name] if name else []
     return typer.Option(
-        "--text-key", help="Field with the text.", show_default="text, content or the only one", rich_help_panel=panel
+        *names, help=help, rich_help_panel=panel, show_default=default, metavar=metavar or None, min=min
     )
 
 
-def errors(panel: str | None) -> Any:
-    """--errors, in a panel or in none."""
-    return typer.Option(
-        "--errors",
-        help="Invalid UTF-8: strict or replace.",
-        show_default=default_of(DataOptions, "errors"),
-        rich_help_panel=panel,
-    )
+def flag(name: str, help: str, panel: str | None = None) -> Any:
+    """A switch, without the ``--no-`` form that typer would add."""
+    return option(help, panel, name=name)
 
 
-Device: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--device", help="cuda, mps or cpu.", show_default="the best there is", rich_help_panel=MACHINE),
-]
-Precision: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--precision", help="fp32 or bf16.", show_default="bf16 where native", rich_help_panel=MACHINE),
-]
-Threads: TypeAlias = Annotated[
-    int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores", rich_help_panel=MACHINE)
-]
-Quantize: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--quantize", help="Weights in int8 or int4.", show_default="as they are stored", rich_help_panel=MACHINE
-    ),
-]
-TextKey: TypeAlias = Annotated[str | None, text_key(TEXT)]
-Errors: TypeAlias = Annotated[str | None, errors(TEXT)]
-Encoding: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--encoding",
-        help="Of text files, as latin-1.",
-        show_default=default_of(FinetuneData, "encoding"),
-        rich_help_panel=TEXT,
-    ),
-]
-Strict: TypeAlias = Annotated[
-    bool,
-    typer.Option("--strict", help="Rows that cannot be used are an error, not counted.", rich_help_panel=TEXT),
-]
+def sets(help: str, panel: str | None = None) -> Any:
+    """The --set of a command."""
+    return option(help, panel, name="--set", metavar="KEY=VALUE")
 
-Out: TypeAlias = Annotated[
-    Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME", rich_help_panel=RUN)
-]
-Resume: TypeAlias = Annotated[
-    bool, typer.Option("--resume", help="Continue a stopped run exactly where it was.", rich_help_panel=RUN)
-]
-Config: TypeAlias = Annotated[
-    Path | None, typer.Option("--config", help="Settings from a TOML file.", rich_help_panel=RUN)
-]
-Seed: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        help="Of all that is random.",
-        show_default=str(default_of(PretrainConfig, "seed")),
-        rich_help_panel=RUN,
-    ),
-]
-CheckpointEvery: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        "--checkpoint-every", help="Steps between checkpoints.", show_default="about a minute", rich_help_panel=RUN
-    ),
-]
-ResultAsJson: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="The result as a JSON object.", rich_help_panel=RUN)
-]
-Steps: TypeAlias = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", rich_help_panel=LENGTH)]
 
-AnyModel: TypeAlias = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model directory, .gguf file, or a checkpoint of llama2.c.")
-]
-Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite what is there.", rich_help_panel=OUTPUT)]
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)]
+def argument(metavar: str, help: str, shown: str | bool = True) -> Any:
+    """A positional argument."""
+    return typer.Argument(metavar=metavar, help=help, show_default=shown)
+
+
+Device: TypeAlias = Annotated[str | None, option("cuda, mps or cpu.", MACHINE, "the best available")]
+Precision: TypeAlias = Annotated[str | None, option("fp32 or bf16.", MACHINE, "bf16 where native")]
+Threads: TypeAlias = Annotated[int | None, option("CPU threads.", MACHINE, "all cores")]
+Quantize: TypeAlias = Annotated[str | None, option("Weights in int8 or int4.", MACHINE, "as stored")]
+
+TextKey: TypeAlias = Annotated[str | None, option("Field with the text.", TEXT, "text, content or the only one")]
+Errors: TypeAlias = Annotated[str | None, option("Invalid UTF-8: strict or replace.", TEXT, ERRORS)]
+Encoding: TypeAlias = Annotated[str | None, option("Encoding of text files, e.g. latin-1.", TEXT, ENCODING)]
+Strict: TypeAlias = Annotated[bool, flag("--strict", "Fail on unusable rows instead of skipping them.", TEXT)]
+
+Out: TypeAlias = Annotated[Path | None, option("Directory of the run.", RUN, "runs/NAME")]
+Resume: TypeAlias = Annotated[bool, flag("--resume", "Continue a stopped run exactly where it left off.", RUN)]
+Config: TypeAlias = Annotated[Path | None, option("Read settings from a TOML file.", RUN)]
+Seed: TypeAlias = Annotated[int | None, option("Seed of all randomness.", RUN, default_of(PretrainConfig, "seed"))]
+CheckpointEvery: TypeAlias = Annotated[int | None, option("Steps between checkpoints.", RUN, "about a minute")]
+ResultAsJson: TypeAlias = Annotated[bool, flag("--json", "Print the result as a JSON object.", RUN)]
+Steps: TypeAlias = Annotated[int | None, option("Optimizer steps.", LENGTH)]
+
+AnyModel: TypeAlias = Annotated[str, argument("MODEL", "Model directory, .gguf file or llama2.c checkpoint.")]
+Force: TypeAlias = Annotated[bool, flag("--force", "Overwrite existing files.", OUTPUT)]
+AsJson: TypeAlias = Annotated[bool, flag("--json", "Print one JSON object.", OUTPUT)]

@@ -1,67 +1,50 @@
-"""tfcli predict: what a model says of texts, as JSON lines."""
+"""tfcli predict: what a model predicts for texts, as JSON lines."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from tfcli.cli.lines import note, read_objects, unread
-from tfcli.cli.options import Device, Encoding, Precision, Quantize, Threads
+from tfcli.cli import options
+from tfcli.cli.lines import read_objects, unread
+from tfcli.cli.options import argument, option
+from tfcli.cli.output import note, show_json
 from tfcli.config.resolve import default_of
 from tfcli.errors import UserError, unknown
 from tfcli.tasks.translate.options import TranslateConfig
 
 FORMATS = ("json", "text")
+FILE = "One text per line, or .jsonl; for fill, also a text."
+BEAM = f"the model's, else {default_of(TranslateConfig, 'translate.beam')}"
 
 
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory.")],
-    file: Annotated[
-        str, typer.Argument(metavar="[FILE]", show_default="stdin", help="One text a line, or .jsonl; of fill, a text.")
-    ] = "-",
+    model: Annotated[str, argument("MODEL", "Model directory.")],
+    file: Annotated[str, argument("[FILE]", FILE, "stdin")] = "-",
     task: Annotated[
         str | None,
-        typer.Option(
-            "--task",
-            help="embed: texts as vectors; fill: words for [MASK].",
-            show_default="what it was finetuned for, else embed",
-        ),
+        option("embed: sentence vectors; fill: words for [MASK].", None, "what it was finetuned for, else embed"),
     ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="json, or text: a line for people (of finetuned models).")
-    ] = "json",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, show_default="all", help="Only the first N texts.")
-    ] = None,
-    beam: Annotated[
-        int | None,
-        typer.Option(
-            "--beam",
-            min=1,
-            help="Beams of a translation; 1 is greedy.",
-            show_default=f"the model's, else {default_of(TranslateConfig, 'translate.beam')}",
-        ),
-    ] = None,
-    encoding: Encoding = None,
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
-    quantize: Quantize = None,
+    form: Annotated[str, option("json, or text to read (finetuned models only).", name="--format")] = "json",
+    limit: Annotated[int | None, option("Only the first N texts.", None, "all", min=1)] = None,
+    beam: Annotated[int | None, option("Beam width of a translation; 1 is greedy.", None, BEAM, min=1)] = None,
+    encoding: options.Encoding = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    threads: options.Threads = None,
+    quantize: options.Quantize = None,
 ) -> None:
-    """Say what a model makes of each text: one JSON object a line, in the order of the input.
+    """Apply a model to each text: one JSON object per line, in input order.
 
-    Input is a text a line, or JSON lines with "text". A finetuned model answers its task: a classifier gives "label"
-    and "probabilities". embed gives the mean of the last hidden states as a vector of
-    length 1; it computes in fp32 unless --precision says otherwise. fill gives the likeliest words for each [MASK] of
-    a text, which may stand in the place of FILE.
+    The input is one text per line, or JSON lines with "text". A finetuned model performs its task: a classifier gives
+    "label" and "probabilities". embed gives the mean of the last hidden states as a unit vector; it computes in fp32
+    unless --precision says otherwise. fill gives the likeliest words for each [MASK] of a text, which may be given in
+    place of FILE.
 
     Example: echo "A sentence." | tfcli predict all-MiniLM-L6-v2 --task embed
-    """  # fmt: skip
+    """
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     from tfcli.apply.predict import EMBED, FILL, TaskModel, choose_task
@@ -81,11 +64,14 @@ def predict(
         inputs = read_objects(
             file, predictor.key, failures, predictor.parse, predictor.plain, encoding=encoding or "utf-8"
         )
-    cut = 0
+    truncated = 0
     for answer in loaded.predict(islice(inputs, limit)):
-        cut += "cut" in answer
-        print(predictor.show(answer) if form == "text" else json.dumps(answer, ensure_ascii=False), flush=True)
-    if cut:
-        note(f"{cut} inputs are longer than the model's context: what follows was left out")
+        truncated += "cut" in answer
+        if form == "text":
+            print(predictor.show(answer), flush=True)
+        else:
+            show_json(answer)
+    if truncated:
+        note(f"{truncated} inputs are longer than the model's context and were truncated")
     if failures:
         raise unread(failures)

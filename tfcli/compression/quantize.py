@@ -1,7 +1,7 @@
-"""A model in 8 or 4 bits, saved as what other engines read: a directory with ``model.gguf`` and the tokenizer's files.
+"""A model in 8 or 4 bits, saved for other engines: a directory with ``model.gguf`` and the tokenizer's files.
 
-GGUF, because llama.cpp, ollama, LM Studio and transformers read it, and because its blocks Q8_0 and Q4_1 hold a
-``QuantMatrix`` bit by bit: what is measured here is what runs there.
+GGUF is read by llama.cpp, ollama, LM Studio and transformers, and its blocks Q8_0 and Q4_1 hold a ``QuantMatrix`` bit
+by bit: what is measured here is what runs there.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ BESIDE = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-"""What is copied: transformers reads its settings and the tokenizer from there."""
+"""Files that are copied: transformers reads its settings and the tokenizer from them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compressed:
-    """What was written, beside what it was made from."""
+    """The written model compared with its source."""
 
     path: Path
     quantize: str
     disk_before: int
-    """Bytes of the weights' files."""
+    """Bytes of the weight files."""
     disk_after: int
     memory_before: int
-    """Bytes of the weights as they are held by default."""
+    """Bytes of the weights in memory by default."""
     memory_after: int
     plain: int
-    """Matrices that stay in 16 bits, for their rows are not whole groups of 32."""
+    """Matrices that stay in 16 bits because their rows are not whole groups of 32."""
     logit_delta: float
-    """The largest difference between the file's logits, read again, and those of the model in memory."""
+    """The largest difference between the logits of the reloaded file and those of the model in memory."""
     before: Scores | None
     after: Scores | None
 
@@ -73,21 +73,20 @@ def compress(
     threads: int | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Compressed:
-    """Write a smaller model: the one at ``source`` with its matrices in 8 or 4 bits, to the directory ``out``.
+    """Quantize the matrices of the model at ``source`` to 8 or 4 bits and write it to the directory ``out``.
 
-    ``quantize`` is "int8" or "int4"; embedding and head are quantized too, to 8 bits always. ``text`` (files,
-    directories, globs or "-", read as ``options`` say) is scored before and after. The file is read again and compared
-    before it is left in place; ``force`` overwrites. ``on_note`` is told the device and what is being done. ``device``,
-    ``precision`` and ``threads`` as in ``load``. Raises UserError for an encoder or a head of a task (GGUF files hold
-    decoders of text), a model that is quantized already, and for a place that is taken; RunError where the file is not
-    the model.
+    ``quantize`` is "int8" or "int4"; embedding and head are always quantized to 8 bits. ``text`` (files, directories,
+    globs or "-", read as ``options`` say) is scored before and after. Before the file is moved into place it is
+    reloaded and its logits are verified; ``force`` overwrites. ``on_note`` is told the device and the current step.
+    ``device``, ``precision`` and ``threads`` as in ``load``. Raises UserError for an encoder or a task head (GGUF files
+    hold text decoders), for a model that is already quantized, and if ``out`` exists; RunError if the logits differ.
 
     Example:
         >>> import tfcli
-        >>> made = tfcli.compress("runs/first", "runs/first-int8", quantize="int8", text="corpus.txt")
-        >>> made.disk_after < made.disk_before
+        >>> result = tfcli.compress("runs/first", "runs/first-int8", quantize="int8", text="corpus.txt")
+        >>> result.disk_after < result.disk_before
         True
-        >>> abs(made.after.perplexity / made.before.perplexity - 1) < 0.1
+        >>> abs(result.after.perplexity / result.before.perplexity - 1) < 0.1
         True
     """
     source, out, on_note = Path(source), Path(out), on_note or notebook.notes()
@@ -96,7 +95,7 @@ def compress(
     config = opened.config
     gguf_families.written(config, name=str(source))
     if opened.head is not None:
-        hint = "predict and evaluate take --quantize, and quantize it as it is read"
+        hint = "predict and evaluate take --quantize and quantize it while loading"
         raise convert.no_place_for_head(source, hint=hint)
     _check_place(opened, source, out, force)
     runtime = Runtime.detect(device=device, precision=precision, threads=threads)
@@ -104,14 +103,14 @@ def compress(
     specs = [str(spec) for spec in ([text] if isinstance(text, str | Path) else text)]
     before = after = None
     with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as spool:
-        found = sources.find(specs, spool=Path(spool), on_note=on_note) if specs else []
+        inputs = sources.find(specs, spool=Path(spool), on_note=on_note) if specs else []
         model, codec = None, None
-        if found:
+        if inputs:
             model, codec = opened.load(runtime=runtime)
             refuse_twice(model, str(source))
-            encoded = encode(sources.read(found, options or DataOptions()), codec, begin=True)
+            encoded = encode(sources.read(inputs, options or DataOptions()), codec, begin=True)
             if not encoded.bytes:
-                raise UserError("there is no text to score", hint="--text names a file with text")
+                raise UserError("there is no text to score", hint="name a file with text by --text")
             on_note(f"scoring {len(encoded.ids)} tokens with {source}")
             before = _scores(model, codec, runtime, encoded)
         del model, codec
@@ -119,10 +118,10 @@ def compress(
         with convert.written(out, directory=True) as aside:
             delta = _write(opened, source, aside, quantize, runtime, on_note)
             compressed = open_path(aside)
-            made, codec = compressed.load(runtime=runtime)
-            if found:
-                on_note(f"scoring {len(encoded.ids)} tokens with what was written")
-                after = _scores(made, codec, runtime, encoded)
+            model, codec = compressed.load(runtime=runtime)
+            if inputs:
+                on_note(f"scoring {len(encoded.ids)} tokens with the written model")
+                after = _scores(model, codec, runtime, encoded)
             disk = compressed.stored_bytes
     return Compressed(
         path=out,
@@ -130,8 +129,8 @@ def compress(
         disk_before=opened.stored_bytes,
         disk_after=disk,
         memory_before=cost.weight_bytes(config, "fp32" if runtime.dtype == torch.float32 else "bf16"),
-        memory_after=weight_bytes(made),
-        plain=sum(parameter.dim() == 2 for parameter in made.parameters()),
+        memory_after=weight_bytes(model),
+        plain=sum(parameter.dim() == 2 for parameter in model.parameters()),
         logit_delta=delta,
         before=before,
         after=after,
@@ -142,23 +141,18 @@ def _check_place(model: Opened, source: Path, out: Path, force: bool) -> None:
     convert.check_place(model, source, out, directory=True, force=force)
     others = [path.name for path in (*out.glob("*.safetensors"), *out.glob("*.gguf")) if path.name != MODEL]
     if others:
-        raise UserError(f"{out} holds another model ({others[0]})", hint="choose another place")
+        raise UserError(f"{out} holds another model ({others[0]})", hint="choose another directory")
 
 
 def _write(
-    opened: Opened,
-    source: Path,
-    aside: Path,
-    quantize: str,
-    runtime: Runtime,
-    on_note: Callable[[str], None],
+    opened: Opened, source: Path, aside: Path, quantize: str, runtime: Runtime, on_note: Callable[[str], None]
 ) -> float:
-    """Fill the directory; the largest difference between its logits and those of what was to be written."""
+    """Write the directory; return the largest difference between its logits and those of the model in memory."""
     model, codec = opened.load(runtime=runtime, dtype=torch.float32, quantize=quantize, whole_groups=True)
     convert.round_numbers(model, torch.float16, torch.float32, str(source))
     inexact = differences(codec)
-    for said in inexact:
-        on_note(f"llama.cpp will take some texts otherwise: {said}")
+    for difference in inexact:
+        on_note(f"llama.cpp will tokenize some texts differently: {difference}")
     expected = convert.probe(model)
     gguf_save.save(aside / MODEL, model, codec, name=source.resolve().stem)
     for name in BESIDE if source.is_dir() else ():
@@ -167,7 +161,7 @@ def _write(
     card = _card(source.resolve().stem, BITS[quantize], config=(aside / "config.json").is_file())
     (aside / "README.md").write_text(card, encoding="utf-8", newline="\n")
     del model
-    on_note("reading it again")
+    on_note("verifying the file")
     again = convert.read_again(aside, expected, codec, runtime, exact=not inexact)
     return float((again - expected).abs().max())
 
@@ -177,11 +171,8 @@ def _scores(model: Transformer, codec: Codec, runtime: Runtime, text: Encoded) -
 
 
 def _card(name: str, bits: int, *, config: bool) -> str:
-    """A README for the directory: what it is and who reads it."""
-    python = (
-        ""
-        if not config
-        else f"""
+    """Return a README for the directory: what it is and what reads it."""
+    python = f"""
 With transformers, which dequantizes it to 16 or 32 bits:
 
 ```python
@@ -191,7 +182,6 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{MODEL}", config=AutoConfig.from_pretrained("."))
 ```
 """
-    )
     blocks = "Its matrices, embedding and head included, in blocks of 32 weights that share a scale (GGUF's Q8_0)"
     if bits == 4:
         blocks = "Its matrices in blocks of 32 weights that share a scale and a minimum (GGUF's Q4_1)"
@@ -212,4 +202,4 @@ tags:
 tfcli generate --model . --prompt "Once upon a time"
 llama-cli -m {MODEL} -p "Once upon a time"
 ```
-{python}"""
+{python if config else ""}"""

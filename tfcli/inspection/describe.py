@@ -1,6 +1,6 @@
-"""What a path holds and what it costs, read from its files without loading a model: plain values for --json.
+"""A description of what a path holds and costs, read from its files without loading a model: plain values for --json.
 
-Numbers whose key ends in ``bytes`` are bytes; FLOPs are those of ``tfcli.model.cost``. Imports no torch.
+Keys that end in ``bytes`` are in bytes; FLOPs are those of ``tfcli.model.cost``. Imports no torch.
 """
 
 from __future__ import annotations
@@ -38,23 +38,25 @@ from tfcli.train.runs import MARKER, RUN_FILE
 Description = dict[str, Any]
 
 SCAN_BYTES = 64_000_000
-"""Bytes of a corpus that are read, about; more is said to be a part."""
+"""Approximate bytes of a corpus that are read at most; the description says if that is only a part."""
 SCAN_SECONDS = 5.0
-"""Seconds after which a corpus is read no further."""
+"""Seconds after which reading a corpus stops."""
 PREVIEW = 200
 """Characters shown of a corpus."""
+RECORDED = ("command", "seed", "started", "finished", "versions", "git_commit")
+"""Keys of run.json that are shown."""
 RUNNING_SECONDS = 120.0
-"""Where no lock tells, a run that is not finished and wrote something this lately counts as running."""
+"""Without locks, an unfinished run that wrote something within this time counts as running."""
 GGUF = b"GGUF"
 TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}  # TrainerSpec.ModelType
 
 
 def inspect(target: str | Path, *, on_note: Callable[[str], None] | None = None) -> Description:
-    """Say what ``target`` is and what it costs; nothing is loaded or run.
+    """Describe what ``target`` is and what it costs, without loading or running it.
 
-    "kind" is run, model, tokenizer, shard, weights or corpus, and other keys follow from it; a model has "parameters",
-    "flops_per_token" and "memory" beside its "shape". Raises UserError for a name that stands for nothing, and for what
-    tfcli does not read.
+    "kind" is run, model, tokenizer, shard, weights or corpus and determines the other keys; a model has "parameters",
+    "flops_per_token" and "memory" beside its "shape". Raises UserError for a name that matches nothing, and for files
+    that tfcli does not read.
 
     Example:
         >>> import tfcli
@@ -63,21 +65,21 @@ def inspect(target: str | Path, *, on_note: Callable[[str], None] | None = None)
         ('model', 'decoder', 2)
     """
     path = Path(target)
+    described = None
     if path.is_dir():
-        return _directory(path, on_note)
-    if path.is_file():
-        return _file(path, on_note)
-    return {"target": str(target), "kind": "corpus", **corpus([str(target)], on_note=on_note)}
+        described = _directory(path)
+    elif path.is_file():
+        described = _file(path)
+    if described is not None:
+        return described
+    name = str(path if path.exists() else target)
+    return {"target": name, "kind": "corpus", **corpus([name], on_note=on_note)}
 
 
-def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description:
+def _directory(path: Path) -> Description | None:
+    """Describe a directory, None if it is a corpus."""
     if (path / RUN_FILE).is_file():
-        return {
-            "target": str(path),
-            "kind": "run",
-            **run(path),
-            **(model(path) if (path / CONFIG).is_file() else {}),
-        }
+        return {"target": str(path), "kind": "run", **run(path), **(model(path) if (path / CONFIG).is_file() else {})}
     if (path / CONFIG).is_file():
         return {"target": str(path), "kind": "model", **model(path)}
     if (path / FILE_NAME).is_file():
@@ -85,10 +87,11 @@ def _directory(path: Path, on_note: Callable[[str], None] | None) -> Description
     held = sorted(path.glob("*.gguf"))
     if len(held) == 1:  # as ``compress`` writes them
         return {"target": str(held[0]), "kind": "model", **gguf_file(held[0])}
-    return {"target": str(path), "kind": "corpus", **corpus([str(path)], on_note=on_note)}
+    return None
 
 
-def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
+def _file(path: Path) -> Description | None:
+    """Describe a file, None if it is a corpus."""
     try:
         with path.open("rb") as file:
             head = file.read(files.SNIFF)
@@ -101,12 +104,12 @@ def _file(path: Path, on_note: Callable[[str], None] | None) -> Description:
     if path.suffix == ".model":
         return {"target": str(path), "kind": "tokenizer", **tokenizer(path)}
     if path.suffix == ".safetensors":
-        return {"target": str(path), "kind": "weights", **weights(path)}
-    return {"target": str(path), "kind": "corpus", **corpus([str(path)], on_note=on_note)}
+        return {"target": str(path), "kind": "weights", **_tensors(read_header(path))}
+    return None
 
 
 def model(directory: Path) -> Description:
-    """Shape, parameters, FLOPs, memory and tokenizer of a model directory."""
+    """Describe shape, parameters, FLOPs, memory and tokenizer of a model directory."""
     hf_config = read_data(directory)
     own = of_format(hf_config)
     if own is not None:
@@ -116,16 +119,18 @@ def model(directory: Path) -> Description:
         family, config, _ = read_settings(directory, hf_config)
         described, config_size = _shape(config, family.model_type), config.vocab_size
     if (directory / FILE).is_file() or (directory / INDEX).is_file():
-        described["stored"] = stored(directory)
+        described["stored"] = _tensors(Weights.open(directory).entries)
     if (directory / FILE_NAME).is_file():
         described["tokenizer"] = tokenizer(directory / FILE_NAME)
     elif any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
-        described["tokenizer"] = codec(directory, hf_config, config_size)
+        kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
+        codec = load_tokenizer(directory, vocab_size=config_size, hf_config=hf_config)
+        described["tokenizer"] = _codec(codec, kind)
     return described
 
 
 def gguf_file(path: Path) -> Description:
-    """Shape, costs, types of blocks and tokenizer of a GGUF file, from its header."""
+    """Describe shape, costs, block types and tokenizer of a GGUF file, from its header."""
     file = open_gguf(path)
     family, config = gguf_families.read(file)
     types = Counter(tensor.type for tensor in file.tensors.values())
@@ -137,15 +142,18 @@ def gguf_file(path: Path) -> Description:
             "dtype": ", ".join(name for name, _ in types.most_common()),
             "file_bytes": path.stat().st_size,
         },
-        "tokenizer": _about_codec(from_gguf(file.metadata, name=str(path)), "GGUF"),
+        "tokenizer": _codec(from_gguf(file.metadata, name=str(path)), "GGUF"),
     }
 
 
 def _shape(config: ModelConfig, family: str) -> Description:
     shape, theirs, ours = stored_shape(config), flat(config.architecture), flat(Architecture())
     settings = shape.pop(STORED_AS)
+    architecture = "decoder" if config.architecture.causal else "encoder"
+    if config.encoder_depth:
+        architecture = "encoder-decoder"
     return {
-        "architecture": _architecture(config),
+        "architecture": architecture,
         "family": family,
         "shape": shape,
         STORED_AS: {name: settings[name] for name in settings if theirs[name] != ours[name]},
@@ -153,14 +161,8 @@ def _shape(config: ModelConfig, family: str) -> Description:
     }
 
 
-def _architecture(config: ModelConfig) -> str:
-    if config.encoder_depth:
-        return "encoder-decoder"
-    return "decoder" if config.architecture.causal else "encoder"
-
-
 def costs(config: ModelConfig) -> Description:
-    """What ``tfcli.model.cost`` says of a model, at its full context where length matters."""
+    """Return the costs of a model by ``tfcli.model.cost``, at its full context."""
     parts, context = cost.parameters(config), config.context
     decoder = config.architecture.causal
     kv = cost.kv_bytes_per_token(config, "bf16")
@@ -186,16 +188,6 @@ def costs(config: ModelConfig) -> Description:
     }
 
 
-def weights(path: Path) -> Description:
-    """Tensors, numbers and dtypes of a safetensors file, from its header."""
-    return _tensors(read_header(path))
-
-
-def stored(directory: Path) -> Description:
-    """The same of the one or several such files of a model."""
-    return _tensors(Weights.open(directory).entries)
-
-
 def _tensors(entries: Mapping[str, Entry]) -> Description:
     dtypes = Counter(entry.dtype for entry in entries.values())
     paths = {entry.path for entry in entries.values()}
@@ -209,12 +201,11 @@ def _tensors(entries: Mapping[str, Entry]) -> Description:
 
 
 def tokenizer(path: Path) -> Description:
-    """Kind, size, special pieces and longest pieces of a SentencePiece model."""
+    """Describe a SentencePiece model: kind, size, special pieces and longest pieces."""
     loaded = Tokenizer.load(path)
     proto = loaded.proto()
-    texts = [
-        loaded.id_bytes(id).decode("utf-8", "replace") for id in range(loaded.vocab_size) if not loaded.is_byte[id]
-    ]
+    whole = (id for id in range(loaded.vocab_size) if not loaded.is_byte[id])
+    texts = [loaded.id_bytes(id).decode("utf-8", "replace") for id in whole]
     return {
         "type": TYPES.get(proto.trainer_spec.model_type, "other"),
         "vocab_size": loaded.vocab_size,
@@ -229,13 +220,7 @@ def tokenizer(path: Path) -> Description:
     }
 
 
-def codec(directory: Path, hf_config: Mapping[str, Any], vocab_size: int | None) -> Description:
-    """Size, end and chat template of any other tokenizer of a model directory."""
-    kind = "tokenizer.json" if (directory / "tokenizer.json").is_file() else "vocabulary"
-    return _about_codec(load_tokenizer(directory, vocab_size=vocab_size, hf_config=hf_config), kind)
-
-
-def _about_codec(loaded: Codec, kind: str) -> Description:
+def _codec(loaded: Codec, kind: str) -> Description:
     return {
         "type": kind,
         "vocab_size": loaded.vocab_size,
@@ -246,7 +231,7 @@ def _about_codec(loaded: Codec, kind: str) -> Description:
 
 
 def shard(path: Path) -> Description:
-    """What the header of a token shard says."""
+    """Describe a token shard from its header."""
     opened = Shard.open(path)
     return {
         "tokens": opened.tokens,
@@ -262,14 +247,14 @@ def shard(path: Path) -> Description:
 
 
 def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) -> Description:
-    """Files, text, scripts and the beginning of a corpus; beyond 64 MB or five seconds only a part is read."""
+    """Describe files, text, scripts and the beginning of a corpus; at most 64 MB or five seconds of it are read."""
     with sources.spooling() as spool:
-        found = sources.find(specs, spool=spool, on_note=on_note)
+        inputs = sources.find(specs, spool=spool, on_note=on_note)
         script_of, names = stats.script_table()
         in_script = np.zeros(len(names), np.int64)
         read = documents = lines = characters = 0
         preview, deadline, complete = "", time.monotonic() + SCAN_SECONDS, True
-        for chunk in sources.read(found, DataOptions(errors="replace")):
+        for chunk in sources.read(inputs, DataOptions(errors="replace")):
             codes = np.frombuffer(chunk.text.encode("utf-32-le"), np.uint32)
             in_script += np.bincount(script_of[codes], minlength=len(names))
             preview = preview or chunk.text[:PREVIEW]
@@ -282,9 +267,9 @@ def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) ->
                 break
         ranked = sorted(zip(in_script.tolist(), names, strict=True), reverse=True)
         return {
-            "files": len(found),
-            "formats": dict(Counter(source.kind for source in found)),
-            "file_bytes": sum(source.path.stat().st_size for source in found),
+            "files": len(inputs),
+            "formats": dict(Counter(source.kind for source in inputs)),
+            "file_bytes": sum(source.path.stat().st_size for source in inputs),
             "whole_text_read": complete,
             "text_bytes": read,
             "documents": documents,
@@ -296,28 +281,24 @@ def corpus(specs: list[str], *, on_note: Callable[[str], None] | None = None) ->
 
 
 def run(directory: Path) -> Description:
-    """What a run directory says of itself: command, seed, progress, best validation, data and checkpoints."""
-    about = _json_object(directory / "run.json")
+    """Describe a run directory: command, seed, progress, best validation, data and checkpoints."""
+    record = _json_object(directory / RUN_FILE)
     training: Description = {}
     evaluation: Description = {}
     best: float | None = None
-    for record in _records(directory / "metrics.jsonl"):
-        if "train_loss" in record:
-            training = record
-        value = record.get("val_bits_per_byte")
-        if "val_loss" in record or value is not None:
-            evaluation = record
+    for metrics in _records(directory / "metrics.jsonl"):
+        if "train_loss" in metrics:
+            training = metrics
+        value = metrics.get("val_bits_per_byte")
+        if "val_loss" in metrics or value is not None:
+            evaluation = metrics
         if isinstance(value, int | float):
             best = value if best is None else min(best, value)
     described: Description = {
-        "status": _status(directory, about),
-        "steps": max((int(record.get("step", 0)) for record in (training, evaluation)), default=0),
+        "status": _status(directory, record),
+        "steps": max(int(metrics.get("step", 0)) for metrics in (training, evaluation)),
         "best_val_bits_per_byte": best,
-        **{
-            key: about[key]
-            for key in ("command", "seed", "started", "finished", "versions", "git_commit")
-            if key in about
-        },
+        **{key: record[key] for key in RECORDED if key in record},
         "last_training": training,
         "last_evaluation": evaluation,
         "checkpoints": sorted(entry.parent.name for entry in (directory / "checkpoints").glob(f"[0-9]*/{MARKER}")),
@@ -330,23 +311,23 @@ def run(directory: Path) -> Description:
 
 
 def _source(row: Any) -> Any:
-    """The name of a file in data.json; earlier versions had "file", or the name alone."""
+    """Return the name of a source in data.json; earlier versions had "file", or the name alone."""
     return row.get("name", row.get("file")) if isinstance(row, dict) else row
 
 
-def _status(directory: Path, about: Description) -> str:
-    """finished, or running while a process holds the run's lock, else stopped: ``pretrain --resume`` goes on."""
-    if about.get("finished"):
+def _status(directory: Path, record: Description) -> str:
+    """Return "finished", "running" while a process holds the run's lock, or else "stopped"."""
+    if record.get("finished"):
         return "finished"
     running = disk.held(directory)
-    if running is None:  # no locks on this system: a run that wrote lately is one that runs
+    if running is None:  # no locks on this system
         newest = max(path.stat().st_mtime for path in directory.iterdir())
         running = time.time() - newest < RUNNING_SECONDS
     return "running" if running else "stopped"
 
 
 def _records(path: Path) -> Iterator[Description]:
-    """The objects of a JSON lines file; a last line that is only half written is left out."""
+    """Yield the objects of a JSON lines file, without a half-written last line."""
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
@@ -364,7 +345,7 @@ def _json_object(path: Path) -> Description:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", hint="it should be the JSON that tfcli wrote") from None
+        raise UserError(f"{path} cannot be read: {error}", hint="expected the JSON that tfcli wrote") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is a JSON {type(value).__name__}, expected an object")
     return value

@@ -1,4 +1,4 @@
-"""The data report, data.json: what a command read, held out, dropped, cut and repaired; one form for every command."""
+"""The data report, data.json: what a command read, held out, dropped, truncated and repaired."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FORM = 2
-"""Of this form. data.json of versions that had another for every task has no "form"."""
+"""The version of this layout; earlier reports, which differed from task to task, have no "form"."""
 Action = Literal["dropped", "cut", "repaired"]
-ACTIONS: tuple[Action, ...] = ("dropped", "cut", "repaired")
 PLACES = 3
-"""Places that are named of each reason."""
+"""Places listed for each reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One file, or ``hf:NAME``: ``bytes`` of it as text, and what of it is used.
-
-    ``documents`` are those of a text, or the examples of labelled data; ``part`` is where they went.
-    """
+    """One file or ``hf:NAME``: its bytes as text, its documents (or labeled examples) and the split they are in."""
 
     name: str
     part: Literal["train", "val", "both"]
@@ -27,23 +23,23 @@ class Source:
     documents: int = 0
     tokens: int = 0
     sha256: str = ""
-    """Of the file, or of the rows of ``hf:NAME``; "" of a text, which has one hash of all."""
+    """The hash of the file or of the rows of ``hf:NAME``; "" for text, which is hashed as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What is trained on, or held out; ``details`` are the task's own figures."""
+    """A split, for training or held out; ``details`` are the task's own figures."""
 
     documents: int
     tokens: int
     bytes: int | None = None
-    """UTF-8 bytes of the text; None of labelled data."""
+    """UTF-8 bytes of the text; None for labeled data."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """How often something was done to the data for one reason, and the first places, "file:line" where there are."""
+    """The number of changes for one reason, and the first places ("file:line" where known)."""
 
     reason: str
     count: int
@@ -52,35 +48,35 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataReport:
-    """Everything that data.json says."""
+    """The content of data.json."""
 
     task: str
-    """pretrain, or the word after --task."""
+    """pretrain, or the name of the task."""
     unit: str
-    """What "documents" counts, in the plural."""
+    """The plural noun for what "documents" counts."""
     sources: Sequence[Source]
     split: Mapping[str, Any]
-    """How the held-out part was chosen: {"rule", and what the rule needs: "fraction", "seed"}."""
+    """The rule of the held-out split and its parameters: {"rule", "fraction", "seed"}."""
     train: Part
     val: Part
     changes: Mapping[Action, Sequence[Change]] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What else should be known of the data, and how often it was so."""
+    """Further remarks on the data, and how often each applies."""
     within_train: int
-    """Documents that are equal to an earlier one of the training part."""
+    """Training documents equal to an earlier one."""
     across_splits: int
-    """Held-out documents that are in the training part too."""
+    """Held-out documents that are also in the training split."""
     byte_fallback_rate: float | None = None
-    """Share of the tokens that are bytes of characters without a piece; None where the tokenizer has no such pieces."""
+    """Share of the tokens that are bytes of characters without a piece; None if the tokenizer has no byte pieces."""
     unknown_rate: float | None = None
     content_hash: str
-    """Of all that was read: a run is resumed with the same data only."""
+    """Hash of everything that was read: a run resumes only with the same data."""
     tokenizer_hash: str
     details: Mapping[str, Any] = field(default_factory=dict)
-    """The task's own settings and findings."""
+    """The task's own settings and figures."""
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values, with the bytes and tokens of all sources together."""
+        """Return plain values, with the bytes and tokens of all sources added up."""
         return {
             "form": FORM,
             "task": self.task,
@@ -102,33 +98,22 @@ class DataReport:
         }
 
     def _share(self) -> float:
-        """Of the held-out part: of the bytes of a text, else of the documents."""
-        if self.train.bytes is not None and self.val.bytes is not None:
-            train, val = self.train.bytes, self.val.bytes
-        else:
+        """The held-out share: of the bytes of a text, else of the documents."""
+        train, val = self.train.bytes, self.val.bytes
+        if train is None or val is None:
             train, val = self.train.documents, self.val.documents
         return val / max(1, train + val)
 
 
 def _part(part: Part) -> dict[str, Any]:
-    return {
-        "documents": part.documents,
-        "bytes": part.bytes,
-        "tokens": part.tokens,
-        **part.details,
-    }
+    return {"documents": part.documents, "bytes": part.bytes, "tokens": part.tokens, **part.details}
 
 
 def changes_json(changes: Mapping[Action, Sequence[Change]]) -> dict[str, Any]:
-    """Of each action {"count": in all, "reasons": [{"reason", "count", "places"}]}, without what never came up."""
-    return {action: _changes(changes.get(action, ())) for action in ACTIONS}
+    """Return {"count": in all, "reasons": [{"reason", "count", "places"}]} for each action."""
+    return {action: _changes(changes.get(action, ())) for action in ("dropped", "cut", "repaired")}
 
 
 def _changes(changes: Sequence[Change]) -> dict[str, Any]:
-    there = [change for change in changes if change.count]
-    return {
-        "count": sum(change.count for change in there),
-        "reasons": [
-            {"reason": change.reason, "count": change.count, "places": list(change.places)[:PLACES]} for change in there
-        ],
-    }
+    reasons = [asdict(change) | {"places": list(change.places)[:PLACES]} for change in changes if change.count]
+    return {"count": sum(change.count for change in changes), "reasons": reasons}

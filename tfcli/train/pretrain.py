@@ -18,7 +18,7 @@ from tfcli.formats.hf import directory as hf
 from tfcli.model.base import Model
 from tfcli.objectives.base import Objective
 from tfcli.objectives.table import check_given, objective
-from tfcli.text.corpus.prepare import Corpus, found, prepare
+from tfcli.text.corpus.prepare import Corpus, cached, prepare
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import checkpoint, notebook, plan, record, shape
 from tfcli.train.checkpoint import TrainState
@@ -275,7 +275,7 @@ class _Run(Run):
                 f"{self.directory} was started with another tokenizer",
                 hint="leave --tokenizer out to continue, or start a new run with another --out",
             )
-        left = found(self.directory.parent / str(self.before.get("shards")), self.note)
+        left = cached(self.directory.parent / str(self.before.get("shards")), self.note)
         if left is not None and record.checksums(left) == self.before["checksums"]:
             return left
         if "-" in self.specs and (sys.stdin is None or sys.stdin.isatty()):

@@ -1,9 +1,9 @@
 """Jinja for chat templates, which come with a model's files and are not trusted.
 
-The dialect is that of transformers (``apply_chat_template``): blocks trimmed, ``raise_exception``, ``strftime_now``,
-``tojson`` without HTML, ``break`` and ``continue``, ``{% generation %}``. The sandbox is Jinja's own, immutable; what
-a template builds, its loops and its calls are counted against a budget beside that, since Jinja sets no bound to
-``'a' * 10**9`` or to lists of lists of lists.
+The dialect is that of transformers (``apply_chat_template``): trimmed blocks, ``raise_exception``, ``strftime_now``,
+``tojson`` without HTML escapes, ``break`` and ``continue``, ``{% generation %}``. The sandbox is Jinja's own immutable
+one. The values that a template builds, its loops and its calls are also counted against a budget, since Jinja does not
+bound ``'a' * 10**9`` or lists of lists of lists.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 WORK = 1 << 24
-"""What a template may do: a character that it builds counts 1, an entry ENTRY, a turn of a loop or a call STEP."""
+"""The budget of a template: a character that it builds costs 1, an entry ENTRY, a loop iteration or a call STEP."""
 PER_CHARACTER = 64
-"""More work for every character of the messages."""
+"""The additional budget for each character of the messages."""
 ENTRY, STEP = 4, 64
 WIDEST = 1000
-"""Columns that a text may be filled up to, and the like."""
+"""The most columns that a text may be padded to, and similar widths."""
 LONGEST_INTEGER = 4096
 """Bits."""
 STRING_METHODS = (
@@ -48,19 +48,19 @@ FILTERS_LEFT_OUT = (
     "xmlattr",
 )  # fmt: skip
 WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{4})|\{[^{}]*(\{|\d{4})")
-"""A format that fills up to thousands of columns, or takes its width from elsewhere."""
+"""A format that pads to thousands of columns, or takes its width from an argument."""
 
 
 class TooMuchError(Exception):
-    """The budget is spent."""
+    """Raised when the budget is spent."""
 
 
 class RefusedError(jinja2.TemplateError):
-    """The template itself refuses its messages, by ``raise_exception``."""
+    """Raised when a template refuses its messages, by ``raise_exception``."""
 
 
 class Budget:
-    """Counts down what a template does; TooMuchError when nothing is left."""
+    """The remaining work of a template. Raises TooMuchError when it is spent."""
 
     def __init__(self, work: int) -> None:
         self.left = work
@@ -71,7 +71,7 @@ class Budget:
             raise TooMuchError
 
     def weigh(self, value: Any) -> Any:
-        """Spend the size of a value with all that is in it; what stands in it twice counts twice, as it prints."""
+        """Spend the size of a value with its contents; shared parts count each time, as they are printed each time."""
         waiting = [value]
         while waiting:
             part = waiting.pop()
@@ -85,14 +85,14 @@ class Budget:
 
 
 def size(value: Any) -> int:
-    """Characters, entries or words of an integer: what a value has on the surface."""
+    """Return the characters, entries or machine words of a value, without its contents."""
     if isinstance(value, str | list | tuple | set | frozenset | range | Mapping):
         return len(value)
     return value.bit_length() // 64 if isinstance(value, int) else 0
 
 
 class _Counted(NodeTransformer):
-    """Leads what builds values or repeats statements through the environment's counters."""
+    """Routes everything that builds values or repeats statements through the environment's counters."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         super().generic_visit(node, *args, **kwargs)
@@ -108,7 +108,7 @@ class _Counted(NodeTransformer):
             case nodes.For():
                 node.iter = _through("turns", node.iter)
             case nodes.TemplateData():
-                return nodes.Const(node.data, lineno=node.lineno)  # is finalized, as the values are
+                return nodes.Const(node.data, lineno=node.lineno)  # finalized like other values
         return node
 
 
@@ -118,7 +118,7 @@ def _through(name: str, *args: Any) -> nodes.Call:
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what the assistant says, for training; here it is its content."""
+    """``{% generation %}`` marks the assistant's text for training; here only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -132,7 +132,7 @@ class _Generation(Extension):
 
 
 class _Names(Namespace):
-    """A namespace whose names do not begin with an underscore."""
+    """A namespace that refuses names with a leading underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, args = args[0], args[1:]
@@ -148,11 +148,11 @@ class _Names(Namespace):
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace has no place for {name!r}")
+        raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja with a budget, which stands anew before each rendering; every thread that renders has its own."""
+    """Jinja with a budget, which is set before each rendering; every thread has its own."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
@@ -160,7 +160,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # nothing is computed before it is counted
+            optimized=False,  # compute nothing before it is counted
             extensions=[_Generation, loopcontrols],
             finalize=_shown,
         )
@@ -174,7 +174,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @property
     def budget(self) -> Budget:
-        """What is left to the rendering of this thread."""
+        """The budget of this thread's rendering."""
         budget: Budget = self._of_thread.budget
         return budget
 
@@ -183,28 +183,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._of_thread.budget = budget
 
     def template(self, source: str) -> jinja2.Template:
-        """The compiled template; raises what Jinja raises for a wrong one."""
+        """Compile a template; raises Jinja's errors for an invalid one."""
         tree = _Counted().visit(self.parse(source))
         return jinja2.Template.from_code(self, self.compile(tree, filename="<chat template>"), self.make_globals(None))
 
-    # What the compiled template calls.
+    # Called by the compiled template.
 
     def joined(self, *parts: Any) -> str:
-        """The texts of ``a ~ b``."""
+        """Join the texts of ``a ~ b``."""
         return "".join(map(str, map(self.budget.weigh, parts)))
 
     def same(self, value: Any) -> Any:
-        """A literal, a slice, or what is compared: ``call`` weighs it."""
+        """Return a literal, a slice or a compared value, which ``call`` weighs."""
         return value
 
     def turns(self, values: Iterable[Any]) -> Iterator[Any]:
-        """The values of a loop."""
+        """Yield the values of a loop."""
         for value in values:
             self.budget.spend(STEP)
             yield value
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Every call in a template."""
+        """Make and count a call."""
         self = __self
         self.budget.spend(STEP + sum(map(size, args)) + sum(map(size, kwargs.values())))
         method = getattr(__obj, "__wrapped__", __obj)  # str.format comes wrapped by Jinja
@@ -216,7 +216,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.budget.weigh(result)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Every arithmetic in a template."""
+        """Compute and count a binary operation."""
         self.budget.spend(STEP)
         if operator == "*":
             for text, count in ((left, right), (right, left)):
@@ -235,7 +235,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.budget.weigh(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Attributes that a template may see; of texts and numbers only what cannot blow them up."""
+        """Return whether a template may see an attribute; of texts and numbers, only harmless methods."""
         if isinstance(obj, str):
             return attr in STRING_METHODS
         if isinstance(obj, int | float | bytes | type):
@@ -243,11 +243,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        """What Jinja would only say when the value is used."""
+        """Raise at once what Jinja would raise when the value is used."""
         raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__}")
 
     def _string_call(self, text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Check a method of a text before it runs; its arguments, a generator as a list."""
+        """Check a string method before it runs; return its arguments, with a generator as a list."""
         if name in ("center", "ljust", "rjust", "zfill"):
             _check_width(*args)
         if name == "format":
@@ -270,7 +270,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return listed
 
     def _counted(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that is counted; Jinja's marks on it (what it is passed first) stay."""
+        """Wrap a filter to count its work, keeping Jinja's marks on it (what it is passed first)."""
         skipped = 1 if hasattr(filter, "jinja_pass_arg") else 0
 
         @functools.wraps(filter)
@@ -298,7 +298,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 @jinja2.pass_context
 def _shown(context: Context, value: Any) -> Any:
-    """A value before it is printed."""
+    """Weigh a value before it is printed."""
     environment = context.environment
     assert isinstance(environment, Sandbox)
     return environment.budget.weigh(value)
@@ -321,7 +321,7 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers' templates write it, without HTML's escapes."""
+    """Return JSON as transformers' templates write it, without HTML escapes."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,10 +1,9 @@
-"""Documents to ids, at full speed: large batches, all threads, reading while the tokenizer works.
+"""Documents to ids at full speed: large batches, all threads, reading while the tokenizer works.
 
-This is the one place that says where beginnings and ends of text go; training, evaluation and compression use it. The
-documents of a stream stand one behind the other, each with the end-of-text id behind it, the last one too. Where a
-model's texts begin with ids of their own (``Codec.prefix_ids``), each document but the first has them before it: a
-stream is read after ``Codec.first_id``. An encoder reads windows that have such ids around each of them, so that its
-stream has none (``begin=False``).
+This module alone decides where beginnings and ends of text go; training, evaluation and compression use it. The
+documents of a stream are concatenated, each followed by the end-of-text id, the last one too. If a model's texts begin
+with ids of their own (``Codec.prefix_ids``), they precede each document but the first, since a stream is read after
+``Codec.first_id``. An encoder reads windows that have such ids around them, so its stream has none (``begin=False``).
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from tfcli.text.tokenizers.codec import Codec, IntArray
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 BATCH = 1 << 22
-"""Characters of text that are encoded in one call, about."""
+"""Approximate characters of text encoded in one call."""
 NOWHERE = 1 << 62
-"""Where a text is cut of which nothing is held out."""
+"""The cut of a text of which nothing is held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +35,15 @@ class Part:
     text: str
     bytes: int
     begins: bool
-    """Whether the document begins here in its shard."""
+    """True if the document begins here in its shard."""
     ends: bool
-    """Whether the end-of-text id follows."""
+    """True if the end-of-text id follows."""
     held_out: bool
     source: int
 
 
 def parts(chunks: Iterable[Chunk], cut: int) -> Iterator[Part]:
-    """The chunks, cut into two at byte ``cut`` of the text, or just before it where that is within a character."""
+    """Yield the chunks, split at byte ``cut`` of the text, or just before it if that is within a character."""
     done = 0
     begins = True
     for chunk in chunks:
@@ -66,7 +65,7 @@ def parts(chunks: Iterable[Chunk], cut: int) -> Iterator[Part]:
 
 
 def batches(items: Iterable[Part]) -> Iterator[list[Part]]:
-    """Parts together until they have about BATCH characters."""
+    """Group parts until they have about BATCH characters."""
     batch: list[Part] = []
     held = 0
     for item in items:
@@ -82,25 +81,25 @@ def batches(items: Iterable[Part]) -> Iterator[list[Part]]:
 def joined(
     items: Iterable[Part], codec: Codec, *, begin: bool, threads: int | None = None
 ) -> Iterator[list[tuple[Part, list[IntArray]]]]:
-    """Batches of parts, each with the arrays of ids that it adds to its stream: beginning, text and end.
+    """Yield batches of parts, each with the arrays of ids that it adds to its stream: beginning, text and end.
 
-    There are two streams, what is held out and what is not. ``begin`` is False for an encoder. While a batch is
-    tokenized the one before it is with the caller and the next one is read.
+    There are two streams, held out and not. ``begin`` is False for an encoder. While a batch is tokenized, the caller
+    has the one before it and the next one is read.
     """
     before, after = np.array(codec.prefix_ids, np.int32), np.array([codec.eos_id], np.int32)
     begun: set[bool] = set()
 
     def encoded(batch: list[Part]) -> list[tuple[Part, list[IntArray]]]:
         texts, continuing = [part.text for part in batch], [not part.begins for part in batch]
-        made: list[tuple[Part, list[IntArray]]] = []
+        results: list[tuple[Part, list[IntArray]]] = []
         for part, ids in zip(batch, codec.encode_arrays(texts, continuing=continuing, threads=threads), strict=True):
             arrays = [before, ids] if begin and len(before) and part.begins and part.held_out in begun else [ids]
-            made.append((part, [*arrays, after] if part.ends else arrays))
+            results.append((part, [*arrays, after] if part.ends else arrays))
             begun.add(part.held_out)
-        return made
+        return results
 
     waiting = None
-    with ThreadPoolExecutor(1) as pool:  # SentencePiece lets go of the interpreter: reading goes on meanwhile
+    with ThreadPoolExecutor(1) as pool:  # SentencePiece releases the GIL: reading goes on meanwhile
         for batch in batches(items):
             future = pool.submit(encoded, batch)
             if waiting:
@@ -112,7 +111,7 @@ def joined(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """Documents as one stream of ids (N,), how many ids each of them has, and the bytes of their text in UTF-8."""
+    """Documents as one stream of ids (N,), the number of ids of each, and the UTF-8 bytes of their text."""
 
     ids: IntArray
     lengths: list[int]
@@ -120,14 +119,14 @@ class Encoded:
 
     @property
     def documents(self) -> int:
-        """How many they are."""
+        """The number of documents."""
         return len(self.lengths)
 
 
 def encode(
     chunks: Iterable[Chunk], codec: Codec, *, begin: bool, threads: int | None = None, file: Path | None = None
 ) -> Encoded:
-    """All documents in ``chunks``, in memory, or memory-mapped in a new ``file``; ``begin`` is False for an encoder."""
+    """Encode all documents of ``chunks``, in memory or memory-mapped in a new ``file``; see ``joined``."""
     tokens = size = 0
     lengths: list[int] = []
     held: list[IntArray] = []
@@ -149,61 +148,48 @@ def encode(
     return Encoded(ids=ids, lengths=lengths, bytes=size)
 
 
+@dataclass(kw_only=True, slots=True)
 class Encoder:
     """Encodes documents into shards and counts what the data report needs.
 
     ``byte_tokens`` counts single-byte pieces other than line breaks and tabs, ``unknown_tokens`` the unknown piece.
+    ``progress`` is called with (bytes done, ``total``).
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        begin: bool,
-        threads: int | None,
-        total: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._begin = begin
-        self._threads = threads
-        self._total = total
-        self._progress = progress
-        self._done = 0
-        self._is_fallback = fallback_pieces(tokenizer)
-        self.byte_tokens = 0
-        self.unknown_tokens = 0
+    tokenizer: Tokenizer
+    begin: bool
+    threads: int | None
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+    byte_tokens: int = 0
+    unknown_tokens: int = 0
 
     def run(self, chunks: Iterable[Chunk], train: ShardWriter, val: ShardWriter, cut: int) -> dict[int, int]:
-        """Encode ``chunks``: before byte ``cut`` into ``train``, the rest into ``val``; the tokens of each source."""
+        """Encode what is before byte ``cut`` into ``train`` and the rest into ``val``; return the tokens per source."""
         tokens: dict[int, int] = {}
-        for batch in joined(parts(chunks, cut), self._tokenizer, begin=self._begin, threads=self._threads):
-            self._write(batch, train, val, tokens)
+        fallback = fallback_pieces(self.tokenizer)
+        for batch in joined(parts(chunks, cut), self.tokenizer, begin=self.begin, threads=self.threads):
+            for held_out, writer in ((False, train), (True, val)):
+                arrays: list[IntArray] = []
+                for part, of_part in batch:
+                    if part.held_out == held_out:
+                        arrays += of_part
+                        tokens[part.source] = tokens.get(part.source, 0) + sum(map(len, of_part))
+                        writer.count(documents=int(part.begins), bytes=part.bytes)
+                        self.done += part.bytes
+                if arrays:
+                    ids = np.concatenate(arrays)
+                    self.byte_tokens += int(np.count_nonzero(fallback[ids]))
+                    self.unknown_tokens += int(np.count_nonzero(ids == self.tokenizer.unk_id))
+                    writer.write(ids)
+            if self.progress:
+                self.progress(self.done, self.total)
         return tokens
-
-    def _write(
-        self, batch: list[tuple[Part, list[IntArray]]], train: ShardWriter, val: ShardWriter, tokens: dict[int, int]
-    ) -> None:
-        for held_out, writer in ((False, train), (True, val)):
-            arrays: list[IntArray] = []
-            for part, of_part in batch:
-                if part.held_out != held_out:
-                    continue
-                arrays += of_part
-                tokens[part.source] = tokens.get(part.source, 0) + sum(map(len, of_part))
-                writer.count(documents=int(part.begins), bytes=part.bytes)
-                self._done += part.bytes
-            if arrays:
-                ids = np.concatenate(arrays)
-                self.byte_tokens += int(np.count_nonzero(self._is_fallback[ids]))
-                self.unknown_tokens += int(np.count_nonzero(ids == self._tokenizer.unk_id))
-                writer.write(ids)
-        if self._progress:
-            self._progress(self._done, self._total)
 
 
 def fallback_pieces(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
-    """[V] whether a piece is a byte of a character that has no piece; line breaks and tabs are not counted."""
+    """Return which pieces (V,) are single bytes of characters without a piece; line breaks and tabs are not counted."""
     fallback = tokenizer.is_byte.copy()
     for id in tokenizer.byte_ids:
         if tokenizer.id_bytes(id) in (b"\n", b"\r", b"\t"):

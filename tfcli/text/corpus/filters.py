@@ -1,10 +1,11 @@
 """Lines of text to lines of ids and back, as a shell filter: bounded memory, prompt on a slow pipe, fast in bulk.
 
-A line ends at "\\n" and nothing else, so that every other character, "\\r" included, comes back as it went in.
+A line ends at "\\n" only, so that every other character, "\\r" included, is preserved.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Literal
@@ -13,16 +14,16 @@ from tfcli.errors import UserError
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 BLOCK = 1 << 20
-"""Bytes read at most at once; a pipe gives what it has."""
+"""The most bytes read at once; a pipe gives what it has."""
 
 
 def line_batches(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """The lines of ``stream`` without their "\\n", as many at once as have arrived."""
-    read = getattr(stream, "read1", stream.read)  # one system call: what is there, without waiting for more
+    """Yield the lines of ``stream`` without their "\\n", as many at once as have arrived."""
+    read = getattr(stream, "read1", stream.read)  # one system call: what has arrived, without waiting for more
     rest: list[bytes] = []
     while data := read(BLOCK):
-        head, found, tail = data.rpartition(b"\n")
-        if found:
+        head, newline, tail = data.rpartition(b"\n")
+        if newline:
             yield b"".join((*rest, head)).split(b"\n")
             rest = []
         if tail:
@@ -40,16 +41,16 @@ def encode_lines(
     as_json: bool = False,
     threads: int | None = None,
 ) -> Iterator[bytes]:
-    """For each batch of lines, its lines of ids (or pieces) separated by spaces, or as {"ids": [...]} objects.
+    """Yield for each batch of lines its lines of ids (or pieces) separated by spaces, or as {"ids": [...]} objects.
 
-    With ``as_json`` a line that is an object with a string "text" stands for that string, which may have line breaks.
+    With ``as_json``, a line that is an object with a string "text" stands for that string, which may have line breaks.
     Raises UserError, with the line number, for invalid UTF-8 and for JSON that is nested too deeply.
     """
     names = display_pieces(tokenizer) if pieces else [str(id) for id in range(tokenizer.vocab_size)]
     key = "pieces" if pieces else "ids"
-    number = 1
+    numbers = itertools.count(1)
     for batch in batches:
-        texts = [_text(line, number + index, errors, as_json) for index, line in enumerate(batch)]
+        texts = [_text(line, next(numbers), errors, as_json) for line in batch]
         out: list[str] = []
         for array in tokenizer.encode_arrays(texts, threads=threads):
             ids = array.tolist()
@@ -59,7 +60,6 @@ def encode_lines(
                 out.append(" ".join([names[id] for id in ids]))
         out.append("")
         yield "\n".join(out).encode()
-        number += len(batch)
 
 
 def _text(line: bytes, number: int, errors: Literal["strict", "replace"], as_json: bool) -> str:
@@ -83,33 +83,26 @@ def _text(line: bytes, number: int, errors: Literal["strict", "replace"], as_jso
 
 
 def display_pieces(tokenizer: Tokenizer) -> list[str]:
-    """Each piece in one word: a space as U+2581, a byte or a line break as <0x0A>."""
+    """Return each piece as one word: a space as U+2581, a byte or a line break as <0x0A>."""
     return [tokenizer.piece(id).replace("\n", "<0x0A>").replace(" ", "\u2581") for id in range(tokenizer.vocab_size)]
 
 
 def decode_lines(
     batches: Iterable[list[bytes]], tokenizer: Tokenizer, *, pieces: bool = False, as_json: bool = False
 ) -> Iterator[bytes]:
-    """For each batch of lines of ids (or pieces), or of {"ids": [...]} objects, its lines of text.
+    """Yield for each batch of lines of ids (or pieces), or of {"ids": [...]} objects, its lines of text.
 
-    ``as_json`` gives {"text": ...} objects. Raises UserError, with the line number, for what is not an id or a piece.
+    ``as_json`` gives {"text": ...} objects. Raises UserError, with the line number, for an unknown id or piece.
     """
     known = {name: id for id, name in reversed(list(enumerate(display_pieces(tokenizer))))} if pieces else {}
-
-    def of_word(word: str) -> int:
-        if not pieces:
-            return int(word)
-        return known[word]
-
-    number = 1
+    of_word: Callable[[str], int] = known.__getitem__ if pieces else int
+    numbers = itertools.count(1)
     for batch in batches:
-        out: list[str] = []
-        for index, line in enumerate(batch):
-            text = tokenizer.decode(_ids(line, number + index, of_word, tokenizer))
-            out.append(json.dumps({"text": text}, ensure_ascii=False) if as_json else text)
+        out = [tokenizer.decode(_ids(line, next(numbers), of_word, tokenizer)) for line in batch]
+        if as_json:
+            out = [json.dumps({"text": text}, ensure_ascii=False) for text in out]
         out.append("")
         yield "\n".join(out).encode()
-        number += len(batch)
 
 
 def _ids(line: bytes, number: int, of_word: Callable[[str], int], tokenizer: Tokenizer) -> list[int]:
@@ -136,7 +129,7 @@ def _ids(line: bytes, number: int, of_word: Callable[[str], int], tokenizer: Tok
 
 
 def _whole_numbers(values: object) -> list[int]:
-    """``values`` if they are a list of whole numbers, which true and 1.0 are not; else ValueError."""
+    """Return a list of integers as it is. Raises ValueError for anything else, true and 1.0 included."""
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise ValueError("not whole numbers")
     return values

@@ -1,7 +1,7 @@
-"""From sources to token shards: scan the text, train a tokenizer on its training part, encode it, write its report.
+"""Sources to token shards: scan the text, train a tokenizer on its training split, encode it, write its data report.
 
-Three passes, each with bounded memory: what is read is checked before anything is written, and shards are found again
-by the hash of their text, tokenizer and split.
+Three passes, each with bounded memory: all input is checked before anything is written. Shards are cached by the hash
+of their text, tokenizer and split.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,22 +27,22 @@ from tfcli.text.corpus import encoding
 from tfcli.text.corpus.shards import VERSION, Shard, ShardWriter
 from tfcli.text.data_report import FORM, DataReport, Part, changes_json
 from tfcli.text.data_report import Source as SourceReport
-from tfcli.text.read.files import Counts, changes
+from tfcli.text.read.files import Count, Counts, changes
 from tfcli.text.read.sources import Chunk, Source, find, read, spooling
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage: scan, train or encode; bytes done; bytes in all)."""
+"""Called with (stage: scan, train or encode; bytes done; bytes in all)."""
 Note = Callable[[str], None]
 
 BLOCK = 1 << 14
-"""Bytes of a block of the tokenizer's sample, about."""
+"""Approximate bytes of a block of the tokenizer's sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Encoded text: what is trained on, what is held out, how it was made and with which tokenizer."""
+    """Encoded text: the training and held-out shards, their tokenizer and their data report."""
 
     train: Shard
     val: Shard
@@ -52,7 +53,7 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What one reading of the sources found."""
+    """The outcome of reading the sources once."""
 
     sources: list[Source]
     counts: Counts
@@ -60,16 +61,21 @@ class Scan:
     sizes: Sequence[int]
     """UTF-8 bytes of each document."""
     hashes: npt.NDArray[np.uint64]
-    """Of each document."""
+    """A hash of each document."""
     content_hash: str
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """The byte at which each document ends, (documents,)."""
+        return np.cumsum(np.asarray(self.sizes, np.int64))
 
 
 def scan(
     sources: list[Source], options: DataOptions, *, sample: Sample | None = None, on_progress: Progress | None = None
 ) -> Scan:
-    """Read everything once: check it, count it, hash it and fill the tokenizer's sample; 16 bytes of memory a document.
+    """Read everything once to check, count and hash it and fill the tokenizer's sample; takes 16 bytes a document.
 
-    Raises UserError for bad input, and where there is no text at all.
+    Raises UserError for bad input, and if there is no text at all.
     """
     counts = Counts()
     content = hashlib.blake2b(digest_size=16)
@@ -96,7 +102,7 @@ def scan(
             on_progress("scan", done, max(total, done))
     if blank:
         names = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
-        raise UserError(f"there is no text in {names}", hint="empty, or nothing but white space")
+        raise UserError(f"there is no text in {names}", hint="it is empty or only whitespace")
     return Scan(
         sources=sources,
         counts=counts,
@@ -109,13 +115,13 @@ def scan(
 
 @dataclass
 class Sample:
-    """A fair sample of a text that is read once: blocks, each with the same chance (Vitter's algorithm R, 1985).
+    """A uniform sample of blocks of a text that is read once (Vitter's algorithm R, 1985).
 
-    The draw is seeded: the same text gives the same sample. Blocks remember where in the text they begin.
+    The draw is seeded: the same text gives the same sample. Blocks keep their offset in the text.
     """
 
     budget: int
-    """Bytes held at most, about."""
+    """Approximate most bytes held."""
     _blocks: list[tuple[int, list[str]]] = field(default_factory=list)
     _open: tuple[int, list[str]] | None = None
     _open_bytes: int = 0
@@ -123,7 +129,7 @@ class Sample:
     _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, offset: int, text: str, size: int) -> None:
-        """Offer text that begins at byte ``offset`` and has ``size`` bytes."""
+        """Offer text of ``size`` bytes that begins at byte ``offset``."""
         if size < BLOCK:  # small documents share a block
             if self._open is None:
                 self._open, self._open_bytes = (offset, []), 0
@@ -157,7 +163,7 @@ class Sample:
             self._blocks[slot] = block
 
     def chunks(self, cut: int) -> Iterator[Chunk]:
-        """The sampled text before byte ``cut`` of the whole, in order."""
+        """Yield the sampled text before byte ``cut`` of the whole, in order."""
         self._close()
         for offset, texts in sorted(self._blocks):
             for text in texts:
@@ -170,13 +176,13 @@ class Sample:
 
 
 def split_point(sizes: Sequence[int], fraction: float, *, capped: bool) -> int:
-    """The byte of the text at which the held-out part begins.
+    """Return the byte of the text at which the held-out split begins.
 
-    One document, or too few for ``fraction`` to hold out a whole one, is cut within its text; else the last documents
-    are held out. ``capped`` limits the part to HELD_OUT_BYTES.
+    The last documents are held out; a single document, or too few for ``fraction`` to hold out a whole one, are split
+    within the text. ``capped`` limits the split to HELD_OUT_BYTES.
     """
     if not 0 <= fraction < 1:
-        raise UserError(f"the held-out fraction is {fraction}", hint="it is at least 0 and below 1")
+        raise UserError(f"the held-out fraction is {fraction}", hint="give at least 0 and less than 1")
     ends = np.cumsum(np.asarray(sizes, np.int64))
     total = int(ends[-1])
     last = int(len(sizes) * fraction)
@@ -186,10 +192,76 @@ def split_point(sizes: Sequence[int], fraction: float, *, capped: bool) -> int:
         cut = int(ends[len(sizes) - last - 1])
     if capped and total - cut > HELD_OUT_BYTES:
         cut = total - HELD_OUT_BYTES
-        start = int(np.searchsorted(ends, cut))  # the document that ends at the cut, or behind it
+        start = int(np.searchsorted(ends, cut))  # the document that ends at the cut or after it
         if ends[start] < total:
             cut = int(ends[start])
     return cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """A scanned text and its held-out split: the text ``held``, or else the text from byte ``cut`` on."""
+
+    text: Scan
+    held: Scan | None
+    cut: int
+
+    @property
+    def scans(self) -> list[Scan]:
+        return [self.text, self.held] if self.held else [self.text]
+
+    @property
+    def counts(self) -> list[Count]:
+        return [count for one in self.scans for count in one.counts.sources]
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.bytes for one in self.scans)
+
+    def note(self) -> str:
+        """Describe the held-out split in words."""
+        if self.held:
+            names = ", ".join(source.name for source in self.held.sources[:3])
+            return f"held out for validation: {names} ({self.held.bytes:,} bytes)"
+        size, ends = self.text.bytes - self.cut, self.text.ends
+        if not size:
+            return "held out for validation: nothing"
+        of = f" ({(ends > self.cut).sum()} of {len(ends)} documents)" if (ends == self.cut).any() else ""
+        return f"held out for validation: the last {size:,} bytes of the text, {size / self.text.bytes:.1%}{of}"
+
+    def rule(self) -> dict[str, Any]:
+        """Return the rule of the split for data.json."""
+        if self.held:
+            return {"rule": "given"}
+        return {"rule": "end of text", "fraction": (self.text.bytes - self.cut) / self.text.bytes}
+
+    def sources(self, tokens: Sequence[dict[int, int]]) -> Iterator[SourceReport]:
+        """Yield the report of each source; ``tokens`` holds {index: tokens} for each scan."""
+        for number, one in enumerate(self.scans):
+            done = 0
+            for index, count in enumerate(one.counts.sources):
+                done += count.bytes
+                part: Literal["train", "val", "both"] = "both"
+                if number or done - count.bytes >= self.cut:
+                    part = "val"
+                elif done <= self.cut:
+                    part = "train"
+                yield SourceReport(
+                    name=count.name,
+                    part=part,
+                    bytes=count.bytes,
+                    documents=count.documents,
+                    tokens=tokens[number].get(index, 0),
+                )
+
+    def duplicates(self) -> tuple[int, int]:
+        """Count training documents equal to an earlier one, and held-out documents that are also trained on."""
+        if self.held:
+            train, val = self.text.hashes, self.held.hashes
+        else:  # a document that is split in two counts as trained on
+            trained = int(np.searchsorted(self.text.ends, self.cut)) + 1
+            train, val = self.text.hashes[:trained], self.text.hashes[trained:]
+        return len(train) - len(np.unique(train)), int(np.isin(val, train).sum())
 
 
 def prepare(
@@ -205,12 +277,12 @@ def prepare(
     on_progress: Progress | None = None,
     on_note: Note | None = None,
 ) -> Corpus:
-    """The text that ``specs`` name as shards under ``cache``, made now or found there from an earlier time.
+    """Encode the text that ``specs`` name into shards under ``cache``, or find those of an earlier call there.
 
-    A tokenizer is trained on the training part where ``tokenizer`` are options; ``vocab_size_for`` gives its size from
-    the bytes of that part. ``begin`` is False for an encoder (see ``encoding``). ``on_note`` is told in a line each
-    what a person should know, first what is held out.
-    Raises UserError for bad input, RunError where ``cache`` cannot be written.
+    A tokenizer is trained on the training split where ``tokenizer`` are options; ``vocab_size_for`` gives its size from
+    the bytes of that split. ``begin`` is False for an encoder (see ``encoding``). ``on_note`` is called with one line
+    for each thing the user should know, first the held-out split. Raises UserError for bad input, RunError if ``cache``
+    cannot be written.
     """
     note: Note = on_note or (lambda line: None)
     try:
@@ -227,73 +299,47 @@ def prepare(
         cut = text.bytes if held else split_point(text.sizes, options.val_fraction, capped=capped)
         if not cut:
             raise UserError("nothing is left to train on", hint="hold out a smaller fraction")
-        note(_held_out(text, held, cut))
+        split = _Split(text=text, held=held, cut=cut)
+        note(split.note())
         size = tokenizer.vocab_size
         if size is None and vocab_size_for is not None:
             size = vocab_size_for(cut)
-        key = _key(text, held, cut, tokenizer, size, begin)
-        folder = cache / key
-        left = found(folder, note)
-        if left:
-            return _as_read(left, text, held)
+        folder = cache / _key(split, tokenizer, size, begin)
+        if earlier := cached(folder, note):
+            return _renamed(earlier, split)
         if isinstance(tokenizer, TokenizerOptions):
             assert sample is not None
+            progress = partial(on_progress, "train") if on_progress else None
             tokenizer = training.train(
-                sample.chunks(cut),
-                tokenizer,
-                threads=threads,
-                vocab_size=size,
-                progress=_stage(on_progress, "train"),
-                on_note=note,
+                sample.chunks(cut), tokenizer, threads=threads, vocab_size=size, progress=progress, on_note=note
             )
-        return _make(folder, text, held, cut, options, tokenizer, begin, threads, on_progress)
+        progress = partial(on_progress, "encode") if on_progress else None
+        encoder = encoding.Encoder(
+            tokenizer=tokenizer, begin=begin, threads=threads, total=split.bytes, progress=progress
+        )
+        return _make(folder, split, options, encoder)
 
 
-def _stage(on_progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    if on_progress is None:
-        return None
-    report = on_progress
-    return lambda done, total: report(stage, done, total)
-
-
-def _held_out(text: Scan, held: Scan | None, cut: int) -> str:
-    if held:
-        names = ", ".join(source.name for source in held.sources[:3])
-        return f"held out for validation: {names} ({held.bytes:,} bytes)"
-    size = text.bytes - cut
-    if not size:
-        return "held out for validation: nothing"
-    ends = np.cumsum(np.asarray(text.sizes, np.int64))
-    documents = int((ends > cut).sum())
-    whole = bool((ends == cut).any())
-    of = f" ({documents} of {len(ends)} documents)" if whole else ""
-    return f"held out for validation: the last {size:,} bytes of the text, {size / text.bytes:.1%}{of}"
-
-
-def _key(
-    text: Scan, held: Scan | None, cut: int, tokenizer: Tokenizer | TokenizerOptions, size: int | None, begin: bool
-) -> str:
-    """What decides the ids and the data report but for the names of files, as a name for their directory."""
+def _key(split: _Split, tokenizer: Tokenizer | TokenizerOptions, size: int | None, begin: bool) -> str:
+    """Hash everything that determines the ids and the data report, except the names of files."""
     how = tokenizer.hash if isinstance(tokenizer, Tokenizer) else {**to_dict(tokenizer), "vocab_size": size}
-    scans = [text, held] if held else [text]
     read_from = [
         [one.content_hash, [[c.bytes, c.documents, c.empty, c.replaced, c.boms] for c in one.counts.sources]]
-        for one in scans
+        for one in split.scans
     ]
-    parts = [VERSION, FORM, read_from, cut, how, begin]
+    parts = [VERSION, FORM, read_from, split.cut, how, begin]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _as_read(corpus: Corpus, text: Scan, held: Scan | None) -> Corpus:
-    """A corpus that was found, with the files in its data report called as they are now."""
-    counts = [count for one in (text, held) if one for count in one.counts.sources]
-    rows = [{**row, "name": count.name} for row, count in zip(corpus.data_report["sources"], counts, strict=True)]
-    now = {"sources": rows, **changes_json(changes(counts))}
+def _renamed(corpus: Corpus, split: _Split) -> Corpus:
+    """Return a cached corpus with the current names of the files in its data report."""
+    rows = [{**row, "name": count.name} for row, count in zip(corpus.data_report["sources"], split.counts, strict=True)]
+    now = {"sources": rows, **changes_json(changes(split.counts))}
     return replace(corpus, data_report={**corpus.data_report, **now})
 
 
-def found(folder: Path, note: Note) -> Corpus | None:
-    """The corpus that an earlier time left in ``folder``, None where it is not there whole."""
+def cached(folder: Path, note: Note) -> Corpus | None:
+    """Return the corpus that an earlier call left in ``folder``, None if it is incomplete."""
     if not folder.is_dir():
         return None
     try:
@@ -311,34 +357,35 @@ def found(folder: Path, note: Note) -> Corpus | None:
     return Corpus(train=train, val=val, data_report=data_report, tokenizer=tokenizer)
 
 
-def _make(
-    folder: Path,
-    text: Scan,
-    held: Scan | None,
-    cut: int,
-    options: DataOptions,
-    tokenizer: Tokenizer,
-    begin: bool,
-    threads: int | None,
-    on_progress: Progress | None,
-) -> Corpus:
+def _make(folder: Path, split: _Split, options: DataOptions, encoder: encoding.Encoder) -> Corpus:
     """Encode the text into ``folder``: shards, tokenizer, and last the data report."""
-    total = text.bytes + (held.bytes if held else 0)
+    tokenizer = encoder.tokenizer
+    writer = partial(ShardWriter, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size)
     disk.sweep(folder)
-    with (
-        ShardWriter(folder / "train.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as train,
-        ShardWriter(folder / "val.bin", tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as val,
-    ):
-        progress = _stage(on_progress, "encode")
-        encoder = encoding.Encoder(tokenizer, begin=begin, threads=threads, total=total, progress=progress)
-        tokens = encoder.run(read(text.sources, options), train, val, cut)
-        if held:
-            val_tokens = encoder.run(read(held.sources, options), val, val, held.bytes)
-        if train.bytes + val.bytes != total:
+    with writer(folder / "train.bin") as train, writer(folder / "val.bin") as val:
+        tokens = [encoder.run(read(split.text.sources, options), train, val, split.cut)]
+        if split.held:
+            tokens.append(encoder.run(read(split.held.sources, options), val, val, split.held.bytes))
+        if train.bytes + val.bytes != split.bytes:
             raise RunError("the text changed while it was read", hint="run it again when nothing writes to the text")
-    scans = [(text, tokens)] + ([(held, val_tokens)] if held else [])
-    split = {"rule": "given"} if held else {"rule": "end of text", "fraction": (text.bytes - cut) / text.bytes}
-    data_report = _data_report(scans, cut, split, train, val, encoder, tokenizer)
+    total = max(1, train.tokens + val.tokens)
+    within, across = split.duplicates()
+    data_report = DataReport(
+        task="pretrain",
+        unit="documents",
+        sources=list(split.sources(tokens)),
+        split=split.rule(),
+        train=Part(documents=train.documents, tokens=train.tokens, bytes=train.bytes),
+        val=Part(documents=val.documents, tokens=val.tokens, bytes=val.bytes),
+        changes=changes(split.counts),
+        within_train=within,
+        across_splits=across,
+        byte_fallback_rate=encoder.byte_tokens / total,
+        unknown_rate=encoder.unknown_tokens / total,
+        content_hash=split.text.content_hash,
+        tokenizer_hash=tokenizer.hash,
+        details={"vocab_size": tokenizer.vocab_size},
+    ).as_json()
     try:
         tokenizer.save(folder / "tokenizer.model")
         disk.write(folder / "data.json", (json.dumps(data_report, indent=2, ensure_ascii=False) + "\n").encode())
@@ -350,61 +397,3 @@ def _make(
         data_report=data_report,
         tokenizer=tokenizer,
     )
-
-
-def _data_report(
-    scans: Sequence[tuple[Scan, dict[int, int]]],
-    cut: int,
-    split: dict[str, Any],
-    train: ShardWriter,
-    val: ShardWriter,
-    encoder: encoding.Encoder,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """The content of data.json; ``scans`` come with the tokens of each of their sources."""
-    tokens = max(1, train.tokens + val.tokens)
-    within, across = _duplicates(scans[0][0], scans[1][0] if len(scans) > 1 else None, cut)
-    return DataReport(
-        task="pretrain",
-        unit="documents",
-        sources=list(_sources(scans, cut)),
-        split=split,
-        train=Part(documents=train.documents, tokens=train.tokens, bytes=train.bytes),
-        val=Part(documents=val.documents, tokens=val.tokens, bytes=val.bytes),
-        changes=changes([count for one, _ in scans for count in one.counts.sources]),
-        within_train=within,
-        across_splits=across,
-        byte_fallback_rate=encoder.byte_tokens / tokens,
-        unknown_rate=encoder.unknown_tokens / tokens,
-        content_hash=scans[0][0].content_hash,
-        tokenizer_hash=tokenizer.hash,
-        details={"vocab_size": tokenizer.vocab_size},
-    ).as_json()
-
-
-def _sources(scans: Sequence[tuple[Scan, dict[int, int]]], cut: int) -> Iterator[SourceReport]:
-    for number, (one, tokens) in enumerate(scans):
-        done = 0
-        for index, count in enumerate(one.counts.sources):
-            done += count.bytes
-            part: Literal["train", "val", "both"] = "both"
-            if number or done - count.bytes >= cut:
-                part = "val"
-            elif done <= cut:
-                part = "train"
-            yield SourceReport(
-                name=count.name,
-                part=part,
-                bytes=count.bytes,
-                documents=count.documents,
-                tokens=tokens.get(index, 0),
-            )
-
-
-def _duplicates(text: Scan, held: Scan | None, cut: int) -> tuple[int, int]:
-    """Documents of the training part that are equal to an earlier one, and held-out ones that are in it too."""
-    learnt = len(text.sizes)
-    if held is None:  # a document that is cut into two counts as trained on
-        learnt = int(np.searchsorted(np.cumsum(np.asarray(text.sizes, np.int64)), cut)) + 1
-    train, val = text.hashes[:learnt], text.hashes[learnt:] if held is None else held.hashes
-    return len(train) - len(np.unique(train)), int(np.isin(val, train).sum())

@@ -1,4 +1,4 @@
-"""Token shards: a header and the ids of a text, memory-mapped, made once and read many times.
+"""Token shards: a header and the ids of a text, memory-mapped, written once and read many times.
 
 Layout, little endian: magic 8 bytes, version u32, bytes per id u32, vocabulary size u64, tokens u64, documents u64,
 UTF-8 bytes of the text u64, CRC-32 of the ids u32, 4 bytes of zeros, SHA-256 of the tokenizer model 32 bytes, zeros up
@@ -7,9 +7,10 @@ to 128 bytes; then the ids as uint16, or uint32 for a vocabulary of more than 65
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,11 +30,11 @@ HEADER_BYTES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The ids of one text, and what the header says about it."""
+    """The ids of one text and the content of the header."""
 
     path: Path
     ids: npt.NDArray[Any]
-    """[tokens] uint16 or uint32, memory-mapped read-only."""
+    """(tokens,) uint16 or uint32, memory-mapped read-only."""
     tokenizer_hash: str
     """SHA-256 of the tokenizer's model bytes, hex."""
     vocab_size: int
@@ -69,7 +70,7 @@ class Shard:
         if tokenizer_hash is not None and digest.hex() != tokenizer_hash:
             raise UserError(
                 f"{path} was made with another tokenizer",
-                hint=f"{digest.hex()[:12]} made it, {tokenizer_hash[:12]} was given: make the shard again",
+                hint=f"expected {tokenizer_hash[:12]}, found {digest.hex()[:12]}: make the shard again",
             )
         dtype = np.dtype("<u2" if width == 2 else "<u4")
         ids: npt.NDArray[Any] = (
@@ -87,7 +88,7 @@ class Shard:
         )
 
     def verify(self) -> None:
-        """Read all ids and compare their checksum; UserError where the file was damaged."""
+        """Read all ids and compare their checksum. Raises UserError for a damaged file."""
         checksum = 0
         for start in range(0, self.tokens, 1 << 22):
             checksum = zlib.crc32(self.ids[start : start + (1 << 22)].tobytes(), checksum)
@@ -96,31 +97,30 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes a shard aside and, when its block ends without an error, syncs it and puts it in place.
+    """Writes a shard aside and puts it in place, synced, when its block ends without an error.
 
     >>> with ShardWriter(path, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as writer:
     ...     writer.write(ids)
     ...     writer.count(documents=1, bytes=len(text.encode()))
 
-    Raises RunError, naming the directory, when the disk is full; then nothing is left behind.
+    Raises RunError, naming the directory, when the disk is full; nothing is left behind then.
     """
 
     def __init__(self, path: str | Path, *, tokenizer_hash: str, vocab_size: int) -> None:
         self.path = Path(path)
         self.tokens = self.documents = self.bytes = 0
-        self._aside = disk.aside(self.path)
         self._digest = bytes.fromhex(tokenizer_hash)
         self._vocab_size = vocab_size
         self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self._checksum = 0
 
     def __enter__(self) -> ShardWriter:
-        try:
+        with self._failures():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._aside.open("wb")
-            self._file.write(bytes(HEADER_BYTES))
-        except OSError as error:
-            raise self._failed(error) from None
+            with ExitStack() as stack:
+                self._file = stack.enter_context(disk.whole_file(self.path))
+                self._file.write(bytes(HEADER_BYTES))
+                self._stack = stack.pop_all()
         return self
 
     def write(self, ids: npt.NDArray[Any]) -> None:
@@ -128,60 +128,34 @@ class ShardWriter:
         data = ids.astype(self._dtype, copy=False).tobytes()
         self._checksum = zlib.crc32(data, self._checksum)
         self.tokens += len(ids)
-        try:
+        with self._failures():
             self._file.write(data)
-        except OSError as error:
-            raise self._failed(error) from None
 
     def count(self, *, documents: int = 0, bytes: int = 0) -> None:
-        """Add to what the header says about the text."""
+        """Add to the header's totals of the text."""
         self.documents += documents
         self.bytes += bytes
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._failures():
+            if kind is not None:
+                self._stack.__exit__(kind, error, trace)
+                return
+            with self._stack:
+                totals = self._vocab_size, self.tokens, self.documents, self.bytes, self._checksum
+                self._file.seek(0)
+                self._file.write(HEADER.pack(MAGIC, VERSION, self._dtype.itemsize, *totals, self._digest))
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
         try:
-            if kind is None:
-                self._finish()
-            else:
-                self._abandon()
-        except OSError as failure:
-            self._abandon()
-            raise self._failed(failure) from None
-
-    def _finish(self) -> None:
-        header = HEADER.pack(
-            MAGIC,
-            VERSION,
-            self._dtype.itemsize,
-            self._vocab_size,
-            self.tokens,
-            self.documents,
-            self.bytes,
-            self._checksum,
-            self._digest,
-        )
-        self._file.seek(0)
-        self._file.write(header)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._aside.replace(self.path)
-
-    def _abandon(self) -> None:
-        """Close and remove what is half-written; closing can fail as well, on a full disk."""
-        try:
-            self._file.close()
-        except OSError:
-            pass
-        finally:
-            self._aside.unlink(missing_ok=True)
-
-    def _failed(self, error: OSError) -> RunError:
-        full = disk.is_full(error)
-        what = "the disk is full" if full else (error.strerror or str(error))
-        return RunError(
-            f"token shards cannot be written to {self.path.parent}: {what}",
-            hint="make room there, or choose another directory" if full else None,
-        )
+            yield
+        except OSError as error:
+            full = disk.is_full(error)
+            what = "the disk is full" if full else (error.strerror or str(error))
+            raise RunError(
+                f"token shards cannot be written to {self.path.parent}: {what}",
+                hint="make room there, or choose another directory" if full else None,
+            ) from None

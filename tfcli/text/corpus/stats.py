@@ -1,9 +1,10 @@
-"""How well a tokenizer fits a text: bytes a token, fallback to bytes, unknown pieces, and the same for each script."""
+"""Statistics of a tokenizer on a text: bytes per token, byte fallback and unknown pieces, in all and by script."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,82 +14,55 @@ from tfcli.text.corpus.encoding import batches, fallback_pieces, parts
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers.sentencepiece import IntArray, Tokenizer
 
-COMMON, OTHER = "Common", "Other"
-BLOCKS: tuple[tuple[int, int, str], ...] = (
-    (0x41, 0x5A, "Latin"),
-    (0x61, 0x7A, "Latin"),
-    (0xAA, 0xAA, "Latin"),
-    (0xBA, 0xBA, "Latin"),
-    (0xC0, 0xD6, "Latin"),
-    (0xD8, 0xF6, "Latin"),
-    (0xF8, 0x2AF, "Latin"),
-    (0x370, 0x3FF, "Greek"),
-    (0x400, 0x52F, "Cyrillic"),
-    (0x531, 0x58F, "Armenian"),
-    (0x591, 0x5F4, "Hebrew"),
-    (0x600, 0x6FF, "Arabic"),
-    (0x750, 0x77F, "Arabic"),
-    (0x8A0, 0x8FF, "Arabic"),
-    (0x900, 0x97F, "Devanagari"),
-    (0x980, 0x9FF, "Bengali"),
-    (0xA00, 0xA7F, "Gurmukhi"),
-    (0xA80, 0xAFF, "Gujarati"),
-    (0xB80, 0xBFF, "Tamil"),
-    (0xC00, 0xC7F, "Telugu"),
-    (0xC80, 0xCFF, "Kannada"),
-    (0xD00, 0xD7F, "Malayalam"),
-    (0xD80, 0xDFF, "Sinhala"),
-    (0xE01, 0xE7F, "Thai"),
-    (0xE80, 0xEFF, "Lao"),
-    (0xF00, 0xFFF, "Tibetan"),
-    (0x1000, 0x109F, "Myanmar"),
-    (0x10A0, 0x10FF, "Georgian"),
-    (0x1100, 0x11FF, "Hangul"),
-    (0x1200, 0x139F, "Ethiopic"),
-    (0x1780, 0x17FF, "Khmer"),
-    (0x1800, 0x18AF, "Mongolian"),
-    (0x1C80, 0x1C8F, "Cyrillic"),
-    (0x1E00, 0x1EFF, "Latin"),
-    (0x1F00, 0x1FFF, "Greek"),
-    (0x2E80, 0x2FDF, "Han"),
-    (0x3005, 0x3007, "Han"),
-    (0x3041, 0x309F, "Hiragana"),
-    (0x30A1, 0x30FF, "Katakana"),
-    (0x3131, 0x318E, "Hangul"),
-    (0x31F0, 0x31FF, "Katakana"),
-    (0x3400, 0x4DBF, "Han"),
-    (0x4E00, 0x9FFF, "Han"),
-    (0xA640, 0xA69F, "Cyrillic"),
-    (0xA720, 0xA7FF, "Latin"),
-    (0xAC00, 0xD7FF, "Hangul"),
-    (0xF900, 0xFAFF, "Han"),
-    (0xFB50, 0xFDFF, "Arabic"),
-    (0xFE70, 0xFEFC, "Arabic"),
-    (0xFF21, 0xFF3A, "Latin"),
-    (0xFF41, 0xFF5A, "Latin"),
-    (0xFF66, 0xFF9D, "Katakana"),
-    (0x20000, 0x3FFFF, "Han"),
-)
-"""Unicode blocks of the scripts that most text is written in (Unicode 15, Blocks.txt and Scripts.txt)."""
-SHARED: tuple[tuple[int, int], ...] = (
-    (0x0, 0x36F),
-    (0x2000, 0x2BFF),
-    (0x3000, 0x303F),
-    (0xFE00, 0xFE6F),
-    (0xFF00, 0xFFFF),
-)
-"""Where what is in no script of the table is punctuation, digits, marks and signs that all scripts share."""
+SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = MappingProxyType({
+    "Latin": (
+        (0x41, 0x5A), (0x61, 0x7A), (0xAA, 0xAA), (0xBA, 0xBA), (0xC0, 0xD6), (0xD8, 0xF6),
+        (0xF8, 0x2AF), (0x1E00, 0x1EFF), (0xA720, 0xA7FF), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A),
+    ),
+    "Greek": ((0x370, 0x3FF), (0x1F00, 0x1FFF)),
+    "Cyrillic": ((0x400, 0x52F), (0x1C80, 0x1C8F), (0xA640, 0xA69F)),
+    "Armenian": ((0x531, 0x58F),),
+    "Hebrew": ((0x591, 0x5F4),),
+    "Arabic": ((0x600, 0x6FF), (0x750, 0x77F), (0x8A0, 0x8FF), (0xFB50, 0xFDFF), (0xFE70, 0xFEFC)),
+    "Devanagari": ((0x900, 0x97F),),
+    "Bengali": ((0x980, 0x9FF),),
+    "Gurmukhi": ((0xA00, 0xA7F),),
+    "Gujarati": ((0xA80, 0xAFF),),
+    "Tamil": ((0xB80, 0xBFF),),
+    "Telugu": ((0xC00, 0xC7F),),
+    "Kannada": ((0xC80, 0xCFF),),
+    "Malayalam": ((0xD00, 0xD7F),),
+    "Sinhala": ((0xD80, 0xDFF),),
+    "Thai": ((0xE01, 0xE7F),),
+    "Lao": ((0xE80, 0xEFF),),
+    "Tibetan": ((0xF00, 0xFFF),),
+    "Myanmar": ((0x1000, 0x109F),),
+    "Georgian": ((0x10A0, 0x10FF),),
+    "Hangul": ((0x1100, 0x11FF), (0x3131, 0x318E), (0xAC00, 0xD7FF)),
+    "Ethiopic": ((0x1200, 0x139F),),
+    "Khmer": ((0x1780, 0x17FF),),
+    "Mongolian": ((0x1800, 0x18AF),),
+    "Han": (
+        (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
+    ),
+    "Hiragana": ((0x3041, 0x309F),),
+    "Katakana": ((0x30A1, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9D)),
+})  # fmt: skip
+"""Character ranges of the scripts that most text is written in (Unicode 15, Blocks.txt and Scripts.txt)."""
+SHARED = ((0x0, 0x36F), (0x2000, 0x2BFF), (0x3000, 0x303F), (0xFE00, 0xFE6F), (0xFF00, 0xFFFF), (0x1F000, 0x1FAFF),
+          (0xE0000, 0xE0FFF))  # fmt: skip
+"""Ranges in which characters of no script above are punctuation, digits, marks and signs that all scripts share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Totals over a text; rates are shares of the tokens."""
+    """Totals over a text."""
 
     bytes: int
     documents: int
     tokens: int
     byte_tokens: int
-    """Bytes of characters without a piece; line breaks and tabs, which are bytes too, are not counted."""
+    """Byte pieces of characters without a piece of their own; line breaks and tabs are not counted."""
     unknown_tokens: int
     pieces_used: int
     longest: tuple[str, ...]
@@ -97,7 +71,7 @@ class Stats:
     """{script: (bytes, tokens, byte tokens)}, by the first character of a token; {} for a lossy tokenizer."""
 
     def to_json(self, vocab_size: int) -> dict[str, Any]:
-        """As plain values for --json."""
+        """Return plain values for --json; rates are shares of the tokens."""
         return {
             "bytes": self.bytes,
             "documents": self.documents,
@@ -121,7 +95,7 @@ class Stats:
 
 
 def stats(chunks: Iterable[Chunk], tokenizer: Tokenizer, *, threads: int | None = None, longest: int = 10) -> Stats:
-    """Encode ``chunks`` and count; memory is bounded by the chunks and the vocabulary."""
+    """Encode ``chunks`` and count; memory is bounded by one batch and the vocabulary."""
     script_of, names = script_table()
     fallback = fallback_pieces(tokenizer)
     spaced = np.array(
@@ -166,24 +140,19 @@ def stats(chunks: Iterable[Chunk], tokenizer: Tokenizer, *, threads: int | None 
 
 
 def script_table() -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """[0x110000] the script of each character as an index into the names that come with it."""
-    names = [COMMON, OTHER, *dict.fromkeys(name for _, _, name in BLOCKS)]
-    script_of = np.full(0x110000, names.index(OTHER), np.uint8)
-    for first, last in (*SHARED, (0x1F000, 0x1FAFF), (0xE0000, 0xE0FFF)):
-        script_of[first : last + 1] = names.index(COMMON)
-    for first, last, name in BLOCKS:
-        script_of[first : last + 1] = names.index(name)
+    """Return the script of each character, (0x110000,), as an index into the names returned with it."""
+    names = ["Common", "Other", *SCRIPTS]
+    script_of = np.full(0x110000, 1, np.uint8)
+    for index, ranges in enumerate([SHARED, (), *SCRIPTS.values()]):
+        for first, last in ranges:
+            script_of[first : last + 1] = index
     return script_of, names
 
 
 def _scripts_of(
-    text: str,
-    ids: IntArray,
-    tokenizer: Tokenizer,
-    spaced: npt.NDArray[np.bool_],
-    script_of: npt.NDArray[np.uint8],
+    text: str, ids: IntArray, tokenizer: Tokenizer, spaced: npt.NDArray[np.bool_], script_of: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
-    """The script of each token: of its first character, a space before a word apart."""
+    """Return the script of each token: that of its first character after a leading space."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     sizes = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
     script_of_byte: npt.NDArray[np.uint8] = np.repeat(script_of[codes], sizes)

@@ -1,9 +1,10 @@
-"""The tokenizer as the library has it: trained on files, used on texts, measured on files."""
+"""The public tokenizer class: trained on files, used on texts, measured on files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tfcli.config.options import DataOptions, TokenizerOptions
@@ -15,15 +16,15 @@ from tfcli.text.read.sources import find, read, spooling
 from tfcli.text.tokenizers import sentencepiece, training
 
 MEASURED_BYTES = 4_000_000
-"""Bytes of the training text that a new tokenizer is measured on at most."""
+"""The most bytes of the training text that a new tokenizer is measured on."""
 
 
 class Tokenizer(sentencepiece.Tokenizer):
-    """Text to ids and back without loss: ``decode(encode(text)) == text`` for every Unicode string.
+    """A lossless tokenizer: ``decode(encode(text)) == text`` for every Unicode string.
 
-    ``Tokenizer.load(path)`` is the one of a tokenizer.model file or a model directory, ``Tokenizer.train(corpus)`` a
-    new one. ``encode(text)`` gives ids, ``encode_batch(texts)`` those of several texts, ``decode(ids)`` the text; none
-    adds a beginning or end of text. Needs no torch.
+    ``Tokenizer.load(path)`` loads a tokenizer.model file or that of a model directory, ``Tokenizer.train(corpus)``
+    trains a new one. ``encode(text)``, ``encode_batch(texts)`` and ``decode(ids)`` add no beginning or end of text.
+    Needs no torch.
 
     Example:
         >>> import tfcli
@@ -45,7 +46,7 @@ class Tokenizer(sentencepiece.Tokenizer):
         threads: int | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> Tokenizer:
-        """A tokenizer trained on files, directories or globs; see ``train``."""
+        """Train a tokenizer on files, directories or globs; see ``train``."""
         return train(corpus, options, data=data, threads=threads, on_note=on_note).tokenizer
 
     def stats(
@@ -56,7 +57,7 @@ class Tokenizer(sentencepiece.Tokenizer):
         threads: int | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> Stats:
-        """How well it fits a text: tokens, byte fallback, and each script's share. Raises UserError for no text."""
+        """Measure how well it fits a text: tokens, byte fallback, scripts. Raises UserError for an empty text."""
         specs = _specs(corpus)
         with spooling() as spool:
             chunks = read(find(specs, spool=spool, on_note=on_note), data or DataOptions())
@@ -68,14 +69,14 @@ class Tokenizer(sentencepiece.Tokenizer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """A new tokenizer, and the text that it was trained on."""
+    """A new tokenizer and the text it was trained on."""
 
     tokenizer: Tokenizer
     bytes: int
-    """Of the text's UTF-8 form."""
+    """UTF-8 bytes of the text."""
     documents: int
     bytes_per_token: float
-    """On a sample of the text."""
+    """Measured on a sample of the text."""
 
 
 def train(
@@ -89,26 +90,26 @@ def train(
 ) -> Trained:
     """Train a tokenizer on files, directories, globs, hf:NAME:SPLIT or "-", read as ``data`` says.
 
-    Of a text beyond ``options.sample_bytes`` a sample is taken, the same one every time. ``on_progress`` is told (scan
-    or train, bytes done, bytes in all). Raises UserError for bad input, and for a vocabulary that was asked for and
-    that the text has no room for.
+    A text beyond ``options.sample_bytes`` is sampled, with a fixed seed. ``on_progress`` is called with (scan or train,
+    bytes done, bytes in all). Raises UserError for bad input, and for a requested vocabulary that is too large for the
+    text.
     """
     options, threads = options or TokenizerOptions(), threads or cpu_threads()
     sample = prepare.Sample(options.sample_bytes)
     with spooling() as spool:
         sources = find(_specs(corpus), spool=spool, on_note=on_note)
         text = prepare.scan(sources, data or DataOptions(), sample=sample, on_progress=on_progress)
-        made = training.train(
+        trained = training.train(
             sample.chunks(text.bytes),
             options,
             threads=threads,
-            progress=None if on_progress is None else lambda done, total: on_progress("train", done, total),
+            progress=partial(on_progress, "train") if on_progress else None,
             on_note=on_note,
         )
     measured = [chunk.text for chunk in sample.chunks(min(text.bytes, MEASURED_BYTES))]
-    tokens = sum(map(len, made.encode_arrays(measured, threads=threads)))
+    tokens = sum(map(len, trained.encode_arrays(measured, threads=threads)))
     return Trained(
-        tokenizer=Tokenizer(made.model_bytes),
+        tokenizer=Tokenizer(trained.model_bytes),
         bytes=text.bytes,
         documents=len(text.sizes),
         bytes_per_token=sum(len(each.encode()) for each in measured) / max(1, tokens),

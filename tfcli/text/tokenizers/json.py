@@ -1,8 +1,7 @@
-"""A Hugging Face ``tokenizer.json``, run by the tokenizers library: the ids that transformers gives.
+"""A Hugging Face ``tokenizer.json``, run by the tokenizers library, with the same ids as transformers.
 
-The library encodes. Decoding is done here by the bytes of each piece where they are known (byte-level BPE,
-SentencePiece with or without byte fallback), so that a stream shows whole characters; by the library elsewhere
-(WordPiece).
+The library encodes. Decoding is done here by the bytes of each piece if they are known (byte-level BPE, SentencePiece
+with or without byte fallback), so that a stream yields whole characters, and by the library otherwise (WordPiece).
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from tfcli.text.tokenizers.json_parts import no_prefix, part, pieces_to_bytes, p
 from tfcli.text.tokenizers.sentencepiece import StreamDecoder
 
 MOST_BYTES = 1 << 28
-"""A larger tokenizer.json is refused (the largest known have about 35 MB)."""
+"""A larger tokenizer.json is refused; the largest known have about 35 MB."""
 MOST_GAPS = 1 << 20
-"""Ids without a piece that a vocabulary may have."""
+"""The most ids without a piece in a vocabulary."""
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>", "[SEP]")
-"""Names of end-of-text pieces, looked for where nothing says which it is."""
+"""Names of end-of-text pieces, tried if the files do not name one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roles:
-    """What the files beside a tokenizer.json say about its pieces.
+    """The settings for a tokenizer.json from the files beside it.
 
-    ``bos``, ``eos``, ``pad``, ``unk`` and ``others`` are special pieces by name, and are added where the vocabulary
-    lacks them; ``more_eos`` are further ids that end a text. ``add_bos`` and ``add_eos`` say whether a text gets them,
-    None leaves that to tokenizer.json. ``below`` is the number of ids that the model has: added pieces at or above it
-    are left out, and ids up to it that have no piece have no text.
+    ``bos``, ``eos``, ``pad``, ``unk`` and ``others`` name special pieces, which are added if the vocabulary lacks them;
+    ``more_eos`` are further ids that end a text. ``add_bos`` and ``add_eos`` say whether a text gets them; None leaves
+    that to tokenizer.json. ``below`` is the number of ids of the model: added pieces at or above it are left out, and
+    ids below it without a piece have no text.
     """
 
     bos: str | None = None
@@ -56,7 +55,7 @@ class Roles:
 class JsonTokenizer:
     """The tokenizer in the text of a tokenizer.json; see ``Codec`` for its attributes and methods.
 
-    Raises UserError for a text that the tokenizers library does not read, and where no piece ends a text.
+    Raises UserError for a text that the tokenizers library cannot read, and if no piece ends a text.
     """
 
     def __init__(self, text: str, *, name: str = "the tokenizer", roles: Roles | None = None) -> None:
@@ -73,11 +72,11 @@ class JsonTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, *, roles: Roles | None = None) -> JsonTokenizer:
-        """The tokenizer in a tokenizer.json file; UserError for one that cannot be read."""
+        """Load a tokenizer.json file. Raises UserError for one that cannot be read."""
         path = Path(path)
         try:
             if path.stat().st_size > MOST_BYTES:
-                raise UserError(f"{path} has {path.stat().st_size} bytes, which no tokenizer has")
+                raise UserError(f"{path} has {path.stat().st_size} bytes, at most {MOST_BYTES} are read")
             return cls(path.read_text(encoding="utf-8"), name=str(path), roles=roles)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -88,7 +87,7 @@ class JsonTokenizer:
         return functools.partial(JsonTokenizer, self.text, name=self.name, roles=self.roles), ()
 
     def _add_roles(self) -> None:
-        """Make the named pieces special, adding those that the vocabulary lacks."""
+        """Mark the named pieces as special, adding those that the vocabulary lacks."""
         from tokenizers import AddedToken
 
         roles, backend = self.roles, self.backend
@@ -113,14 +112,12 @@ class JsonTokenizer:
         self.added: dict[int, bool] = {
             id: token.special for id, token in self.backend.get_added_tokens_decoder().items()
         }
-        """{id: whether it is special} of the pieces that are found in a text before all others."""
-        self._silent = frozenset(
-            id for id, piece in enumerate(self._pieces) if not piece or self.added.get(id)
-        )  # ids without a text
+        """{id: whether it is special} of the added pieces, which are matched before all others."""
+        self._textless = frozenset(id for id, piece in enumerate(self._pieces) if not piece or self.added.get(id))
         of_piece, self._first = pieces_to_bytes(part(self.backend.decoder))
         self._table: list[bytes] | None = None
         if of_piece:
-            self._table = [b"" if id in self._silent else of_piece(text) for id, text in enumerate(self._pieces)]
+            self._table = [b"" if id in self._textless else of_piece(text) for id, text in enumerate(self._pieces)]
         self._continuing = self if not puts_prefix(self.backend) else None
 
     def _read_roles(self) -> None:
@@ -143,38 +140,31 @@ class JsonTokenizer:
             after = (self.eos_id,) if roles.add_eos and roles.eos else ()
         self.prefix_ids: tuple[int, ...] = before
         self.suffix_ids: tuple[int, ...] = after
+        self.first_id: int = (*before, self.eos_id)[0]
         for id in (*self.eos_ids, *before, *after):
             self._check(id)
 
-    @property
-    def first_id(self) -> int:
-        """The id that a text begins after: its beginning of text where it has one, else its end of text."""
-        return (self.prefix_ids or (self.eos_id,))[0]
-
     def _id(self, piece: str | None) -> int | None:
-        if piece is None:
-            return None
-        id: int | None = self.backend.token_to_id(piece)
-        return id
+        return None if piece is None else self.backend.token_to_id(piece)
 
     # Text to ids.
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; the names of special pieces in it are text."""
+        """Encode a text; names of special pieces in it are plain text."""
         return self._encode([text], threads=1)[0]
 
     def encode_special(self, text: str) -> list[int]:
-        """The ids of a text in which the names of special pieces stand for them, as in a rendered chat template."""
+        """Encode a text in which names of special pieces give their ids, as in a rendered chat template."""
         return self._encode([text], threads=1, special=True)[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """``encode`` of each text; ``threads=1`` keeps to one thread, else the tokenizers library chooses."""
+        """Encode each text; ``threads=1`` uses one thread, else the tokenizers library chooses."""
         return self._encode(texts, threads=threads)
 
     def encode_arrays(
         self, texts: Sequence[str], *, continuing: Sequence[bool] | None = None, threads: int | None = None
     ) -> list[IntArray]:
-        """``encode`` of each text as int32; a text that is ``continuing`` gets no space put before it."""
+        """Encode each text as int32; where ``continuing[i]`` is true, texts[i] gets no space before it."""
         if self._continuing is not self and continuing and any(continuing):
             parts = zip(texts, continuing, strict=True)
             lists = [(self._without_prefix() if goes_on else self).encode(text) for text, goes_on in parts]
@@ -183,16 +173,16 @@ class JsonTokenizer:
         return [np.array(ids, dtype=np.int32) for ids in lists]
 
     def encode_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """``encode`` of each text, and for each id the characters that it comes from, as the library says."""
+        """Encode each text; return its ids and, for each id, the characters it comes from, as the library reports."""
         with self._lock:
             try:
-                found = self.backend.encode_batch(list(texts), add_special_tokens=False)
+                encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
             except (TypeError, UnicodeEncodeError):
                 raise not_text(texts) from None
-        return [(encoding.ids, encoding.offsets) for encoding in found]
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def _encode(self, texts: Sequence[str], *, threads: int | None, special: bool = False) -> list[list[int]]:
-        with self._lock:  # what special pieces are is a state of the library's object
+        with self._lock:  # encode_special_tokens is a state of the library's object
             if special:
                 self.backend.encode_special_tokens = False
             try:
@@ -207,7 +197,7 @@ class JsonTokenizer:
         return [encoding.ids for group in groups for encoding in group]
 
     def _without_prefix(self) -> JsonTokenizer:
-        """This tokenizer for texts that go on, made at the first use."""
+        """Return this tokenizer without the space before a text, made at the first use."""
         if self._continuing is None:
             text = json.dumps(no_prefix(json.loads(self.text)), ensure_ascii=False)
             self._continuing = JsonTokenizer(text, name=self.name, roles=self.roles)
@@ -216,7 +206,7 @@ class JsonTokenizer:
     # Ids to text.
 
     def decode(self, ids: Iterable[int], *, continuing: bool = False) -> str:
-        """The text of ids, special pieces left out; bytes that are not UTF-8 become U+FFFD."""
+        """Decode ids without special pieces; bytes that are not UTF-8 become U+FFFD."""
         listed = [int(id) for id in ids]
         for id in {min(listed), max(listed)} if listed else ():
             self._check(id)
@@ -228,31 +218,31 @@ class JsonTokenizer:
         return b"".join(parts).decode("utf-8", "replace")
 
     def _decode(self, ids: list[int], *, continuing: bool) -> str:
-        """The library's text; what goes on stands behind a word that is cut off again."""
+        """Decode with the library; a continuing text is decoded after a word, which is removed again."""
         before = [self._word] if continuing and self._word is not None else []
         whole: str = self.backend.decode(before + ids, skip_special_tokens=True)
         return whole[len(self.backend.decode(before)) :] if before else whole
 
     @functools.cached_property
     def _word(self) -> int | None:
-        """Some ordinary word of the vocabulary."""
-        texts = ((id, piece) for id, piece in enumerate(self._pieces) if id not in self._silent)
+        """Any ordinary word of the vocabulary."""
+        texts = ((id, piece) for id, piece in enumerate(self._pieces) if id not in self._textless)
         return next((id for id, piece in texts if piece.isalnum()), None)
 
     def stream(self, *, continuing: bool = False) -> TextStream:
-        """A decoder for ids that come one at a time."""
+        """Return a decoder for ids that come one at a time."""
         if self._table is None:
             first = [self._word] if continuing and self._word is not None else []
-            return _Window(self.backend.decode, self._check, self._silent, first)
+            return _Window(self.backend.decode, self._check, self._textless, first)
         return StreamDecoder(self.id_bytes, first=None if continuing else self._first)
 
     def id_bytes(self, id: int) -> bytes:
-        """The bytes of an id; for WordPiece those of the text that it adds behind another word."""
+        """Return the UTF-8 bytes of an id; for WordPiece, of the text it adds after another word."""
         self._check(id)
         return self._decode([id], continuing=True).encode() if self._table is None else self._table[id]
 
     def piece(self, id: int) -> str:
-        """The piece as tokenizer.json writes it, "" for an id that has none."""
+        """Return the piece as tokenizer.json writes it, "" for an id that has none."""
         self._check(id)
         return self._pieces[id]
 
@@ -262,28 +252,26 @@ class JsonTokenizer:
 
 
 class _Window:
-    """Streams what the library decodes, by the difference that each id makes to the text of the few before it."""
+    """Streams the library's decoding: each id adds what it changes in the text of the last few ids."""
 
     def __init__(
         self,
         decode: Callable[[list[int]], str],
         check: Callable[[int], None],
-        silent: frozenset[int],
+        textless: frozenset[int],
         first: list[int],
     ) -> None:
-        self._decode, self._check, self._silent = decode, check, silent
+        self._decode, self._check, self._textless = decode, check, textless
         self._ids = first
-        self._shown = len(first)  # of these the text is out
+        self._shown = len(first)  # the text of these ids has been returned
 
     def push(self, id: int) -> str:
         self._check(id)
-        if id in self._silent:
+        if id in self._textless:
             return ""
         self._ids.append(id)
         text = self._decode(self._ids)
-        if text.endswith("\ufffd"):
-            return ""
-        return self._fresh(text)
+        return "" if text.endswith("\ufffd") else self._fresh(text)
 
     def flush(self) -> str:
         return self._fresh(self._decode(self._ids)) if len(self._ids) > self._shown else ""
@@ -311,7 +299,7 @@ def _backend(text: str, name: str) -> Any:
 
 
 def _cut(text: str, below: int | None) -> str:
-    """The tokenizer.json without added pieces that the model has no ids for."""
+    """Remove the added pieces that the model has no ids for from a tokenizer.json."""
     if below is None:
         return text
     try:
@@ -320,5 +308,5 @@ def _cut(text: str, below: int | None) -> str:
         if len(kept) == len(data["added_tokens"]):
             return text
     except (ValueError, KeyError, TypeError, RecursionError):
-        return text  # the library says what is wrong with it
+        return text  # the library reports what is wrong with it
     return json.dumps({**data, "added_tokens": kept}, ensure_ascii=False)

@@ -1,9 +1,10 @@
-"""What the parts of a ``tokenizer.json`` do to a text: read from the JSON that the tokenizers library keeps of each."""
+"""The effects of the parts of a ``tokenizer.json``, read from the JSON that the tokenizers library keeps of each."""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,13 @@ from tfcli.text.tokenizers.sentencepiece import SPACE
 
 
 def part(component: Any) -> dict[str, Any]:
-    """The JSON of a part of the library's tokenizer, {} where it has none."""
+    """Return the JSON of a part of the library's tokenizer, {} for None."""
     state: dict[str, Any] = json.loads(component.__getstate__()) if component is not None else {}
     return state
 
 
 def steps(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of a Sequence, or the one part that is there."""
+    """Return the parts of a Sequence, or the part itself."""
     if state.get("type") != "Sequence":
         return [state] if state else []
     inner: list[dict[str, Any]] = next((value for value in state.values() if isinstance(value, list)), [])
@@ -25,7 +26,7 @@ def steps(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def template_ids(state: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that a post-processor puts before and after a text."""
+    """Return the ids that a post-processor puts before and after a text."""
     before: list[int] = []
     after: list[int] = []
     for step in steps(state):
@@ -41,24 +42,21 @@ def template_ids(state: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def byte_letters() -> dict[str, int]:
-    """{letter: byte} of byte-level BPE (GPT-2): bytes that print are themselves, the others follow U+0100."""
+    """Return {letter: byte} of byte-level BPE (GPT-2): printable bytes are themselves, the others follow U+0100."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-def pieces_to_bytes(
-    decoder: dict[str, Any],
-) -> tuple[Callable[[str], bytes] | None, Callable[[bytes], bytes] | None]:
-    """(the bytes of a piece, what happens to those of the first); (None, None) where pieces have no bytes of their own.
+def pieces_to_bytes(decoder: dict[str, Any]) -> tuple[Callable[[str], bytes] | None, Callable[[bytes], bytes] | None]:
+    """Return functions for the bytes of a piece and for changing those of the first; (None, None) if there are none.
 
-    The library turns a run of byte pieces that is not UTF-8 into U+FFFD as a whole, here each sequence is on its own.
+    The library replaces a run of byte pieces that is not UTF-8 as a whole; here each invalid sequence becomes U+FFFD.
     """
     parts = steps(decoder)
     kinds = [step["type"] for step in parts]
     if kinds == ["ByteLevel"]:
-        letters = byte_letters()
-        return functools.partial(_letters_to_bytes, letters), None
+        return functools.partial(_letters_to_bytes, byte_letters()), None
     if not kinds or not set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         return None, None
     first: Callable[[bytes], bytes] | None = None
@@ -84,11 +82,8 @@ def _letters_to_bytes(letters: dict[str, int], piece: str) -> bytes:
 
 
 def _spaced_to_bytes(piece: str, *, fallback: bool) -> bytes:
-    if fallback and len(piece) == 6 and piece[:3] == "<0x" and piece[5] == ">":
-        try:
-            return bytes([int(piece[3:5], 16)])
-        except ValueError:
-            pass
+    if fallback and len(piece) == 6 and re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
+        return bytes.fromhex(piece[3:5])
     return piece.replace(SPACE, " ").encode()
 
 
@@ -101,7 +96,7 @@ def _no_spaces(data: bytes) -> bytes:
 
 
 def puts_prefix(backend: Any) -> bool:
-    """Whether a space is put before a text."""
+    """Return whether a space is put before a text."""
     parts = steps(part(backend.normalizer)) + steps(part(backend.pre_tokenizer))
     return any(
         step["type"] == "Prepend"
@@ -112,7 +107,7 @@ def puts_prefix(backend: Any) -> bool:
 
 
 def no_prefix(data: Any) -> Any:
-    """The tokenizer.json without what puts a space before a text."""
+    """Return a tokenizer.json that puts no space before a text."""
     if isinstance(data, list):
         return [no_prefix(entry) for entry in data if not (isinstance(entry, dict) and entry.get("type") == "Prepend")]
     if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""Where in a text each of its ids lies, in characters."""
+"""The character offsets of each id in its text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tfcli.text.tokenizers.json import JsonTokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Located:
-    """The ids of a text (``Codec.encode``), and for each the characters that it stands for, the last not included.
+    """The ids of a text (``Codec.encode``) and the half-open span of characters of each.
 
-    Whitespace around a piece is not counted to it; a piece of whitespace alone is empty. Characters that a tokenizer
-    leaves out lie in no piece, one that it cuts into bytes in several.
+    Spans exclude surrounding whitespace; that of a whitespace piece is empty. Characters that a tokenizer drops are in
+    no span, one that it splits into bytes is in several.
     """
 
     ids: tuple[int, ...]
@@ -25,9 +25,9 @@ class Located:
 
 
 def locate(codec: Codec, texts: Sequence[str]) -> list[Located]:
-    """``codec.encode`` of each text, with offsets.
+    """Encode each text with offsets.
 
-    Raises UserError for a tokenizer that changes its text and does not say where its pieces come from.
+    Raises UserError for a tokenizer that changes its text and reports no offsets.
     """
     if isinstance(codec, JsonTokenizer):
         pairs = codec.encode_offsets(texts)
@@ -40,7 +40,7 @@ def locate(codec: Codec, texts: Sequence[str]) -> list[Located]:
 
 
 def _by_bytes(codec: Codec, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
-    """Of pieces whose bytes, one after the other, are the text, perhaps behind a space that the tokenizer put there."""
+    """Locate pieces whose concatenated bytes are the text, perhaps after a space added by the tokenizer."""
     parts = [codec.id_bytes(id) for id in ids]
     whole = b"".join(parts)
     added = len(whole) - len(text.encode())
@@ -49,7 +49,7 @@ def _by_bytes(codec: Codec, ids: Sequence[int], text: str) -> list[tuple[int, in
             f"{codec.name} changes its text, so that its pieces have no place in it",
             hint="use a model with a tokenizer.json, or a tokenizer that tfcli trained",
         )
-    begins = list(accumulate((len(char.encode()) for char in text), initial=added))  # of each character, in bytes
+    begins = list(accumulate((len(char.encode()) for char in text), initial=added))  # the byte offset of each character
     ends = list(accumulate(map(len, parts)))
     spans = []
     for end, data in zip(ends, parts, strict=True):

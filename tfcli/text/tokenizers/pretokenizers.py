@@ -1,4 +1,4 @@
-"""How byte-level BPE tokenizers cut text into words before they merge, by the names that GGUF files use.
+"""Pre-tokenizers, which split text into words before byte-level BPE merges, by their names in GGUF files.
 
 The expressions are those of the models' own tokenizer.json files; llama.cpp knows them by these names
 (``tokenizer.ggml.pre``, its src/llama-vocab.cpp).
@@ -16,7 +16,7 @@ SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 """English contractions in either case."""
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES
-"""Punctuation with the line breaks behind it, and white space."""
+"""Punctuation with the line breaks after it, and whitespace."""
 MARKS_O200K = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACES
 LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 LLAMA3 = SHORT + LETTERS + r"\p{N}{1,3}|" + MARKS
@@ -31,7 +31,7 @@ CASED = (
     "(?![\u0560-\u0588\u10c7-\u10ff\u1c80-\u1c8a\u2d00-\u2d2d\ua790-\uab68\U00010570-\U000105bc\U00010d50-\U00010d85"
     "\U00016e40-\U0001e8ff])[\\p{Lu}\\p{Ll}\\p{Lt}]"
 )
-"""Letters with capitals, but for Armenian, Georgian and what Unicode got after version 11."""
+"""Letters with case, except Armenian, Georgian and those added to Unicode after version 11."""
 CJK = "[一-龥\u0800-一가-\ud7ff]+"
 DEEPSEEK_WORDS = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
@@ -43,10 +43,10 @@ SENTENCES = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreTokenizer:
-    """Regular expressions, applied one after the other: each cuts the parts that the ones before left.
+    """Regular expressions applied in order, each to the parts that the ones before it left.
 
-    ``nfc``: the text is normalised first (llama.cpp leaves that out). ``whole``: a word that is a piece is not merged
-    from its bytes. ``bos``: a text begins with the beginning-of-text id where a file does not say.
+    ``nfc``: the text is normalized first (llama.cpp skips that). ``whole``: a word that is a piece is not merged from
+    its bytes. ``bos``: a text begins with the beginning-of-text id unless the file says otherwise.
     """
 
     patterns: tuple[str, ...]
@@ -56,11 +56,11 @@ class PreTokenizer:
     bos: bool = False
 
     def normalizer(self) -> dict[str, Any] | None:
-        """The normalizer of a tokenizer.json."""
+        """Return the normalizer for a tokenizer.json."""
         return {"type": "NFC"} if self.nfc else None
 
     def pre_tokenizer(self) -> dict[str, Any]:
-        """The pre-tokenizer of a tokenizer.json."""
+        """Return the pre-tokenizer for a tokenizer.json."""
         splits = [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
             for pattern in self.patterns
@@ -71,22 +71,11 @@ class PreTokenizer:
 
 GPT2 = PreTokenizer(
     names=(
-        "gpt-2",
-        "phi-2",
-        "jais",
-        "gigachat",
-        "a.x-4.0",
-        "mellum",
-        "exaone4",
-        "trillion",
-        "granite-docling",
-        "jina-es",
-        "jina-de",
-        "jina-v2-es",
-        "jina-v2-de",
+        "gpt-2", "phi-2", "jais", "gigachat", "a.x-4.0", "mellum", "exaone4", "trillion", "granite-docling", "jina-es",
+        "jina-de", "jina-v2-es", "jina-v2-de",
     ),
     patterns=(WORDS,),
-)
+)  # fmt: skip
 QWEN = PreTokenizer(names=("qwen2", "megrez"), patterns=(QWEN2,), nfc=True)
 KNOWN = (
     GPT2,
@@ -108,9 +97,7 @@ KNOWN = (
     ),
     PreTokenizer(names=("qwen35",), patterns=(QWEN35,), nfc=True),
     PreTokenizer(
-        names=(
-            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
-        ),
+        names=("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
         patterns=(r"\p{N}", WORDS),
     ),
     PreTokenizer(names=("tekken",), patterns=(TEKKEN,), whole=True, bos=True),
@@ -128,32 +115,24 @@ KNOWN = (
     PreTokenizer(names=("default",), patterns=(r"[\p{P}\$\+<=>\^~\|]+", WORDS, r"\p{N}+", "[0-9][0-9][0-9]")),
     PreTokenizer(names=("bloom", "poro-chat", "gpt3-finnish"), patterns=(SENTENCES,)),
     PreTokenizer(names=("viking",), patterns=(SENTENCES, r"\p{N}")),
-    PreTokenizer(
-        names=("seed-coder",), patterns=(SHORT + LETTERS + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + SPACES,)
-    ),
+    PreTokenizer(names=("seed-coder",), patterns=(SHORT + LETTERS + r"\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + SPACES,)),
     PreTokenizer(
         names=("bailingmoe", "bailingmoe2", "llada-moe"),
-        patterns=(
-            r"'(?i:[sdmt]|ll|ve|re)" + LETTERS + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-        ),
+        patterns=(r"'(?i:[sdmt]|ll|ve|re)" + LETTERS + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",),
     ),
-    PreTokenizer(
-        names=("minicpm5",),
-        patterns=(r"\p{N}{1,3}", SHORT + LETTERS + r"\p{N}+|" + MARKS),
-        whole=True,
-    ),
+    PreTokenizer(names=("minicpm5",), patterns=(r"\p{N}{1,3}", SHORT + LETTERS + r"\p{N}+|" + MARKS), whole=True),
 )  # fmt: skip
 
 
 def by_name(name: str) -> PreTokenizer | None:
-    """The pre-tokenizer that GGUF files call ``name``, None where it is not known."""
+    """Return the pre-tokenizer that GGUF files call ``name``, None if it is unknown."""
     return next((entry for entry in KNOWN if name in entry.names), None)
 
 
 def name_of(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], *, whole: bool) -> str | None:
-    """The name for the steps of a tokenizer.json, None where it has none.
+    """Return the first name with the same expressions as the steps of a tokenizer.json, None if there is none.
 
-    ``whole`` is its model's "ignore_merges". The first name whose expressions are the same is taken.
+    ``whole`` is its model's "ignore_merges".
     """
     if any(step["type"] != "NFC" for step in normalizers):
         return None

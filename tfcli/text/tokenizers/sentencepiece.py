@@ -1,8 +1,8 @@
-"""The tokenizer: SentencePiece (Kudo and Richardson 2018) used so that text is never changed.
+"""The tokenizer: SentencePiece (Kudo and Richardson 2018), used without loss.
 
-``decode(encode(text)) == text`` for every string, by identity normalisation, byte fallback, no dummy prefix and
-spaces kept. Two corners need care: SentencePiece writes a space as U+2581, so that character in a text is given its
-bytes here; and it is slow on long strings, so text is encoded a few lines at a time, cut where no piece can cross.
+``decode(encode(text)) == text`` for every string, by identity normalization, byte fallback, no dummy prefix and
+preserved spaces. Two cases need care: SentencePiece writes a space as U+2581, so that character itself is encoded as
+bytes here; and it is slow on long strings, so text is encoded a few lines at a time, split where no piece can cross.
 """
 
 from __future__ import annotations
@@ -26,28 +26,26 @@ from tfcli.text.tokenizers.codec import not_text
 
 FILE_NAME = "tokenizer.model"
 SPACE = "\u2581"
-"""SentencePiece's sign for a space."""
+"""SentencePiece's symbol for a space."""
 MASK = "[MASK]"
-"""The control piece that stands for what an encoder is to guess. It takes the place of the spaces before it as well, as
-pieces begin with theirs."""
+"""The control piece of a masked token. It replaces the spaces before it too, since pieces begin with their spaces."""
 SENTINEL = "<extra_id_{}>"
-"""The control pieces that stand for hidden spans, by their number; T5's names."""
+"""The control pieces that stand for masked spans, by their number, as in T5."""
 SPACE_BYTES = tuple(SPACE.encode())
 GROUP = 512
-"""Characters that are encoded at once, about: long enough for speed, short enough for the processor's cache."""
+"""Approximate characters encoded at once: enough for speed, few enough for the processor's cache."""
 LONG = 1 << 16
-"""A line longer than this is cut before a word."""
+"""A line longer than this is split before a word."""
 FEW = 1 << 14
-"""Characters that are not worth a second thread."""
+"""Fewer characters than this are encoded by one thread."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto.SentencePiece.Type
 
 
 class StreamDecoder:
-    """Turns ids into text one at a time, and never gives out half a character.
+    """Turns ids into text one at a time and never returns half a character; see ``TextStream``.
 
-    Bytes that cannot be UTF-8 become U+FFFD, once that is certain. The concatenation of all that ``push`` and ``flush``
-    return is what the tokenizer's ``decode`` returns for the same ids. ``bytes_of`` gives the bytes of an id, ``first``
-    changes those of the first id that has any.
+    Bytes that are not UTF-8 become U+FFFD. ``bytes_of`` returns the bytes of an id; ``first`` changes those of the
+    first id that has any.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes], *, first: Callable[[bytes], bytes] | None = None) -> None:
@@ -56,26 +54,26 @@ class StreamDecoder:
         self._first = first
 
     def push(self, id: int) -> str:
-        """The text that became certain with this id, often all of its piece, sometimes ""."""
+        """Return the text that this id completes, often all of its piece, sometimes ""."""
         data = self._bytes_of(id)
         if self._first and data:
             data, self._first = self._first(data), None
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """What remains at the end: U+FFFD where a character is incomplete, else ""."""
+        """Return what remains at the end: U+FFFD for an incomplete character, else ""."""
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
 
 
 class Tokenizer:
-    """A SentencePiece model with the ids that its special pieces have.
+    """A SentencePiece model and the ids of its special pieces; see ``Codec``.
 
-    ``dummy_prefix`` says that the model puts a space before a text (Llama and Mistral do); ``lossless`` that text comes
-    back as it went in. A model with the piece [MASK] is an encoder's: a text stands between its beginning and end of
-    text. Without byte fallback a model still loads. ``prefix_ids``, ``suffix_ids``, ``eos_ids`` and
-    ``chat_template`` are what a model's files say beside the SentencePiece model, as ``Codec`` has them.
+    ``dummy_prefix`` is true if the model puts a space before a text (as for Llama and Mistral), ``lossless`` if
+    decoding restores every text. A model with the piece [MASK] is an encoder's: its texts stand between beginning and
+    end of text. A model without byte fallback loads too. ``prefix_ids``, ``suffix_ids``, ``eos_ids`` and
+    ``chat_template`` come from the files beside the SentencePiece model.
     """
 
     def __init__(
@@ -105,16 +103,17 @@ class Tokenizer:
         self.mask_id: int | None = self._named.get(MASK)
         numbered = (self._named.get(SENTINEL.format(number)) for number in itertools.count())
         self.sentinel_ids = tuple(id for id in itertools.takewhile(lambda id: id is not None, numbered) if id)
-        """Of pieces that stand for hidden spans; () in a vocabulary that was not made for them."""
+        """The ids of the pieces for masked spans, () if there are none."""
         if self.mask_id is not None and self.bos_id is not None and not (prefix_ids or suffix_ids):
             self.prefix_ids, self.suffix_ids = (self.bos_id,), (self.eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *eos_ids)))
+        self.first_id: int = (*self.prefix_ids, self.eos_id)[0]
         for id in (*self.eos_ids, *prefix_ids, *suffix_ids):
             self.id_bytes(id)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The tokenizer in a ``tokenizer.model`` file, or in a directory that holds one; UserError if it is not one."""
+        """Load a ``tokenizer.model`` file, or the one in a directory. Raises UserError for anything else."""
         path = Path(path)
         if path.is_dir():
             if not (path / FILE_NAME).is_file():
@@ -123,40 +122,21 @@ class Tokenizer:
         try:
             return cls(path.read_bytes(), name=str(path))
         except FileNotFoundError:
-            raise UserError(
-                f"no such tokenizer: {path}", hint="name a tokenizer.model file or a model directory"
-            ) from None
+            hint = "name a tokenizer.model file or a model directory"
+            raise UserError(f"no such tokenizer: {path}", hint=hint) from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
-    @classmethod
-    def from_bytes(cls, model_bytes: bytes) -> Self:
-        """The tokenizer in the bytes of a ``tokenizer.model`` file."""
-        return cls(model_bytes)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        made = functools.partial(
-            type(self),
-            self.model_bytes,
-            name=self.name,
-            prefix_ids=self.prefix_ids,
-            suffix_ids=self.suffix_ids,
-            eos_ids=self.eos_ids,
-            chat_template=self.chat_template,
-        )
-        return made, ()
-
-    @property
-    def first_id(self) -> int:
-        """The id that a text begins after: its beginning of text where it has one, else its end of text."""
-        return (self.prefix_ids or (self.eos_id,))[0]
+        options = {key: getattr(self, key) for key in ("name", "prefix_ids", "suffix_ids", "eos_ids", "chat_template")}
+        return functools.partial(type(self), self.model_bytes, **options), ()
 
     def save(self, path: str | Path) -> None:
-        """Write the model file, byte for byte what was loaded or trained; where that fails, nothing is changed."""
+        """Write the model file, byte for byte as loaded or trained; if that fails, nothing changes."""
         disk.write(Path(path), self.model_bytes)
 
     def proto(self) -> Any:
-        """The model as SentencePiece's own ``ModelProto`` message; UserError if the bytes are not one."""
+        """Parse the model as SentencePiece's ``ModelProto``. Raises UserError if the bytes are not one."""
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
@@ -171,16 +151,16 @@ class Tokenizer:
 
     def _not_a_model(self) -> UserError:
         if self.model_bytes[:1] == b"{":
-            return UserError(
-                f"{self.name} is JSON, expected a SentencePiece model", hint="it is called tokenizer.model"
-            )
+            return UserError(f"{self.name} is JSON, expected a SentencePiece model", hint="name a tokenizer.model file")
         return UserError(f"{self.name} is not a SentencePiece model, or it is damaged", hint="make one: tokenize train")
 
     def _processor_of(self, proto: Any) -> Any:
         import sentencepiece
 
         if self.identity and self.dummy_prefix:
-            proto.normalizer_spec.add_dummy_prefix = False  # a text may come in parts; only its first gets the prefix
+            proto.normalizer_spec.add_dummy_prefix = (
+                False  # added in encode_arrays: only the first part of a text gets it
+            )
         try:
             return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         except (RuntimeError, ValueError):
@@ -192,7 +172,7 @@ class Tokenizer:
         self._named: dict[str, int] = {}
         unk_surface = proto.trainer_spec.unk_surface.encode()
         self.is_byte = np.zeros(self.vocab_size, bool)
-        """[V] whether a piece is a single byte."""
+        """Which pieces are a single byte, (V,)."""
         for id, piece in enumerate(proto.pieces):
             if piece.type in (CONTROL, UNKNOWN):
                 self._named[piece.piece] = id
@@ -209,7 +189,7 @@ class Tokenizer:
                 self._table.append(text.encode())
         sizes = np.fromiter(map(len, self._table), np.int64, self.vocab_size)
         self.piece_bytes: npt.NDArray[np.int64] = sizes
-        """[V] UTF-8 bytes that a piece stands for; 0 for control pieces."""
+        """The number of UTF-8 bytes of each piece, (V,); 0 for control pieces."""
         self.byte_ids = tuple(int(id) for id in np.flatnonzero(self.is_byte))
         self.lossless = self.identity and len(self.byte_ids) == 256
         sp = self._processor
@@ -219,7 +199,7 @@ class Tokenizer:
         self.pad_id: int = sp.pad_id() if sp.pad_id() >= 0 else self.eos_id
         if self.eos_id < 0:
             raise UserError(f"{self.name} has no end-of-text piece", hint="train one with eos_id left as it is")
-        # Where can text be cut so that no piece crosses the cut?
+        # Find where text can be split so that no piece crosses the split.
         breaks = [text for text in texts if "\n" in text]
         self._cut: re.Pattern[str] | None = None  # nowhere
         if self.identity and not any("\n" in text.rstrip("\n") for text in breaks):
@@ -230,12 +210,12 @@ class Tokenizer:
     # Text to ids.
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without any beginning- or end-of-text id; UserError for a lone surrogate."""
+        """Encode a text, without any beginning- or end-of-text id. Raises UserError for a lone surrogate."""
         ids: list[int] = self.encode_arrays([text])[0].tolist()
         return ids
 
     def encode_special(self, text: str) -> list[int]:
-        """As ``encode``, but the name of a control piece, as <|endoftext|>, gives its id.
+        """Encode a text in which names of control pieces, such as <|endoftext|>, give their ids.
 
         A model with ``dummy_prefix`` gets its space after each of them too, as in llama.cpp.
         """
@@ -250,15 +230,15 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """The ids of each text, by ``threads`` threads; equal to ``[encode(text) for text in texts]``."""
+        """Encode each text with ``threads`` threads; equal to ``[encode(text) for text in texts]``."""
         return [ids.tolist() for ids in self.encode_arrays(texts, threads=threads)]
 
     def pieces(self, text: str) -> list[str]:
-        """The pieces of a text as SentencePiece writes them: a space as U+2581, a byte as <0x0A>."""
+        """Return the pieces of a text as SentencePiece writes them: a space as U+2581, a byte as <0x0A>."""
         return [self.piece(id) for id in self.encode(text)]
 
     def piece(self, id: int) -> str:
-        """The piece with this id as SentencePiece writes it; UserError where there is none."""
+        """Return a piece as SentencePiece writes it. Raises UserError for an unknown id."""
         self.id_bytes(id)
         piece: str = self._processor.id_to_piece(int(id))
         return piece
@@ -266,46 +246,36 @@ class Tokenizer:
     def encode_arrays(
         self, texts: Sequence[str], *, continuing: Sequence[bool] | None = None, threads: int | None = None
     ) -> list[IntArray]:
-        """The ids of each text, as arrays of int32.
-
-        ``continuing[i]`` says that texts[i] goes on from what came before, so that it gets no dummy prefix.
-        """
+        """Encode each text as an int32 array; where ``continuing[i]`` is true, texts[i] gets no dummy prefix."""
         segments: list[str] = []
-        counts: list[int] = []
+        bounds = [0]
         for index, text in enumerate(texts):
-            before = len(segments)
             if text:
                 if self.dummy_prefix and self.identity and not (continuing and continuing[index]):
                     text = " " + text
                 segments.extend(self._segments(text))
-            counts.append(len(segments) - before)
+            bounds.append(len(segments))
         arrays = self._encode_segments(segments, threads)
-        if len(arrays) == len(texts) and all(count == 1 for count in counts):
+        if bounds == list(range(len(texts) + 1)):
             return arrays
-        results: list[IntArray] = []
-        start = 0
-        for count in counts:
-            results.append(_joined(arrays[start : start + count]))
-            start += count
-        return results
+        empty = [np.empty(0, np.int32)]
+        return [np.concatenate(arrays[start:end] or empty) for start, end in itertools.pairwise(bounds)]
 
     def _encode_segments(self, segments: list[str], threads: int | None) -> list[IntArray]:
         if not segments:
             return []
         few = len(segments) == 1 or (len(segments) < 64 and sum(map(len, segments)) < FEW)
         try:
-            arrays: list[IntArray] = list(
-                self._processor.encode_as_numpy(segments, num_threads=1 if few else threads or -1)
-            )
+            arrays: list[IntArray] = self._processor.encode_as_numpy(segments, num_threads=1 if few else threads or -1)
         except (UnicodeEncodeError, TypeError):
             raise not_text(segments) from None
         if self.lossless:
             sign = np.array([self.byte_ids[byte] for byte in SPACE_BYTES], np.int32)
-            arrays = [sign if text == SPACE else ids for text, ids in zip(segments, arrays, strict=True)]
-        return arrays
+            return [sign if text == SPACE else ids for text, ids in zip(segments, arrays, strict=True)]
+        return list(arrays)
 
     def _segments(self, text: str) -> Iterable[str]:
-        """``text`` in parts that are encoded on their own with the same result as the whole."""
+        """Split ``text`` into parts that give the same ids as the whole."""
         if self.lossless and SPACE in text:
             return [
                 part
@@ -318,8 +288,8 @@ class Tokenizer:
     def _lines(self, text: str) -> Iterable[str]:
         if self._cut is None or (len(text) <= GROUP and not self._unigram):
             return [text]
-        # A unigram segmentation sums float32 scores along its text (Viterbi), so that its ties depend on where it
-        # begins: the unit is always one line. BPE merges do not depend on what surrounds them: a few lines at once.
+        # A unigram segmentation sums float32 scores along its text (Viterbi), so its ties depend on where it begins:
+        # always encode one line. BPE merges do not depend on their surroundings: encode a few lines at once.
         parts = self._cut.findall(text) if self._unigram else self._groups(text)
         return [cut for part in parts for cut in self._words(part)] if len(text) > LONG else parts
 
@@ -349,10 +319,10 @@ class Tokenizer:
     # Ids to text.
 
     def decode(self, ids: Iterable[int], *, continuing: bool = False) -> str:
-        """The text of ids; control pieces have none, bytes that are not UTF-8 become U+FFFD.
+        """Decode ids; control pieces have no text, bytes that are not UTF-8 become U+FFFD.
 
-        ``continuing`` keeps the space that a model with ``dummy_prefix`` puts before a text. UserError for an id that
-        is not in the vocabulary.
+        ``continuing`` keeps the space that a model with ``dummy_prefix`` puts before a text. Raises UserError for an
+        unknown id.
         """
         table, size = self._table, self.vocab_size
         listed = [int(id) for id in ids]
@@ -364,22 +334,16 @@ class Tokenizer:
         return data.decode("utf-8", "replace")
 
     def id_bytes(self, id: int) -> bytes:
-        """The UTF-8 bytes that an id stands for, b"" for control pieces; UserError for an id out of range."""
+        """Return the UTF-8 bytes of an id, b"" for a control piece. Raises UserError for an unknown id."""
         if not 0 <= id < self.vocab_size:
             raise UserError(f"{id} is not an id of {self.name}", hint=f"its ids are 0 to {self.vocab_size - 1}")
         return self._table[id]
 
     def stream(self, *, continuing: bool = False) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+        """Return a decoder for ids that come one at a time."""
         strip = self.dummy_prefix and not continuing
         return StreamDecoder(self.id_bytes, first=_without_space if strip else None)
 
 
 def _without_space(data: bytes) -> bytes:
     return data.removeprefix(b" ")
-
-
-def _joined(arrays: list[IntArray]) -> IntArray:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int32)

@@ -1,4 +1,4 @@
-"""Training a tokenizer so that text is never changed and no line is skipped."""
+"""Training of a lossless tokenizer, without skipping any line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tfcli.text.tokenizers.sentencepiece import MASK, SENTINEL, SPACE, Tokenizer
 EOS = "<|endoftext|>"
 NUM_BYTES = 256
 UNIGRAM_THREADS = 4
-"""Unigram training adds up float32 counts thread by thread: a fixed number gives the same pieces on every machine."""
+"""Unigram training sums float32 counts per thread: a fixed number gives the same pieces on every machine."""
 LONGEST = 4096
-"""Characters in a training sentence: SentencePiece's BPE cannot take a word of more than 65535."""
+"""The most characters of a training sentence; SentencePiece's BPE takes words of at most 65535."""
 OUR_OPTIONS = {
     "vocab_size": "--vocab-size",
     "model_type": "--type",
@@ -34,12 +34,12 @@ ENCODER: Mapping[str, str | int] = {
     "pad_piece": "[PAD]",
     "control_symbols": MASK,
 }
-"""Trainer options that give a vocabulary the special pieces of an encoder, by BERT's names."""
+"""Trainer options for the special pieces of an encoder, named as in BERT."""
 NOT_OPTIONS = ("input", "input_format", "model_prefix", "name", "precompiled_charsmap")
 
 
 def sentinels(count: int) -> dict[str, str]:
-    """Trainer options that give a vocabulary so many pieces which stand for hidden spans."""
+    """Return trainer options for ``count`` pieces that stand for masked spans."""
     return {"control_symbols": ",".join(SENTINEL.format(number) for number in range(count))}
 
 
@@ -52,11 +52,11 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Tokenizer:
-    """A tokenizer trained on all of ``texts``, which is held in memory.
+    """Train a tokenizer on all of ``texts``, which are held in memory.
 
-    ``vocab_size`` is meant where ``options.vocab_size`` is None; it shrinks, with a note, for a text that is too small.
-    ``progress`` is told (characters given to the trainer, all characters). Raises UserError for an unknown option, a
-    vocabulary size that was asked for and does not fit the text, and an empty text.
+    ``vocab_size`` applies if ``options.vocab_size`` is None; it shrinks, with a note, for a text that is too small.
+    ``progress`` is called with (characters given to the trainer, all characters). Raises UserError for an unknown
+    option, a requested vocabulary size that does not fit the text, and an empty text.
     """
     import sentencepiece
 
@@ -67,7 +67,7 @@ def train(
     size = vocab_size if options.vocab_size is None else options.vocab_size
     size = DEFAULT_VOCAB_SIZE if size is None else size
     if size < 1:
-        raise UserError(f"a vocabulary of {size} pieces cannot be made", hint="it has at least 1, in practice hundreds")
+        raise UserError(f"a vocabulary of {size} pieces cannot be made", hint="give at least 1, in practice hundreds")
     rare, note = _without_piece(sample, size, options)
     if note and on_note:
         on_note(note)
@@ -77,14 +77,14 @@ def train(
         "character_coverage": 1.0 if rare else options.character_coverage,
         "user_defined_symbols": [symbol.replace(" ", SPACE) for symbol in options.user_symbols],
         "num_threads": UNIGRAM_THREADS if options.type == "unigram" else threads or 1,
-        # Text is never changed:
+        # Lossless:
         "byte_fallback": True,
         "normalization_rule_name": "identity",
         "add_dummy_prefix": False,
         "remove_extra_whitespaces": False,
-        # Indented text: runs of spaces may become pieces.
+        # For indented text: runs of spaces may become pieces.
         "allow_whitespace_only_pieces": True,
-        # Nothing is skipped: the sentences below are short enough.
+        # Never skip a sentence: those below are short enough.
         "max_sentence_length": 1 << 30,
         "hard_vocab_limit": False,
         "unk_id": 0,
@@ -114,7 +114,7 @@ def train(
 
 
 def _without_threads(model: bytes) -> bytes:
-    """The model without the number of threads that made it, so that its hash depends on the text and options alone."""
+    """Remove the number of threads from a model, so that its hash depends only on the text and options."""
     from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
     proto = model_pb2.ModelProto.FromString(model)
@@ -123,7 +123,7 @@ def _without_threads(model: bytes) -> bytes:
 
 
 def option_names() -> list[str]:
-    """The names that ``TokenizerOptions.trainer`` takes: SentencePiece's own."""
+    """Return the names that ``TokenizerOptions.trainer`` takes: SentencePiece's own."""
     from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
     fields = (*model_pb2.TrainerSpec.DESCRIPTOR.fields, *model_pb2.NormalizerSpec.DESCRIPTOR.fields)
@@ -132,7 +132,7 @@ def option_names() -> list[str]:
 
 
 def _passed(options: TokenizerOptions) -> dict[str, Any]:
-    """The trainer options that a person set, checked by name."""
+    """Return the trainer options that were set, checked by name."""
     names = option_names()
     for name in options.trainer:
         if name in OUR_OPTIONS:
@@ -141,9 +141,8 @@ def _passed(options: TokenizerOptions) -> dict[str, Any]:
             raise unknown("SentencePiece option", name, names)
     for symbol in options.user_symbols:
         if not symbol or symbol in (EOS, "<unk>", "<pad>") or SPACE in symbol:
-            raise UserError(
-                f"{symbol!r} cannot be a user symbol", hint="it is empty, a special piece already, or has U+2581 in it"
-            )
+            hint = "it is empty, already a special piece, or contains U+2581"
+            raise UserError(f"{symbol!r} cannot be a user symbol", hint=hint)
     if len(set(options.user_symbols)) < len(options.user_symbols):
         raise UserError("a user symbol is given twice")
     if not 0.98 <= options.character_coverage <= 1:
@@ -152,9 +151,9 @@ def _passed(options: TokenizerOptions) -> dict[str, Any]:
 
 
 def _without_piece(sample: Sequence[str], size: int, options: TokenizerOptions) -> tuple[str, str | None]:
-    """The rarest characters, where single characters would take more than three quarters of the pieces; and a note.
+    """Return the rarest characters if single characters would take more than three quarters of the pieces, and a note.
 
-    SentencePiece refuses such a vocabulary, or a coverage below 0.98; what has no piece is encoded as bytes.
+    SentencePiece refuses such a vocabulary, or a coverage below 0.98. Characters without a piece are encoded as bytes.
     """
     counts = np.zeros(0x110000, np.int64)
     for text in _grouped(sample):
@@ -163,7 +162,7 @@ def _without_piece(sample: Sequence[str], size: int, options: TokenizerOptions) 
     counts[[ord(char) for char in "\n\t\0 \u2581\u2585"]] = 0
     order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
     controls = [name for name in str(options.trainer.get("control_symbols", "")).split(",") if name]
-    # <unk>, end of text, <pad>; and the space
+    # <unk>, end of text, <pad>, and the space
     room = size - NUM_BYTES - 3 - len(options.user_symbols) - len(controls) - 1
     if room < 1:
         least = f"256 bytes and the special pieces need at least {size - room + 1}"
@@ -193,9 +192,9 @@ def _grouped(sample: Sequence[str], size: int = 1 << 22) -> Iterator[str]:
 
 
 def _sentences(sample: Sequence[str], rare: str, progress: Callable[[int, int], None] | None) -> Iterator[str]:
-    """The lines of the sample, broken at ``rare`` characters too, long ones cut before a word."""
+    """Yield the lines of the sample, split at ``rare`` characters too and, if long, before a word."""
     breaks = re.compile(f"[\n\t\0\u2581\u2585{re.escape(rare)}]+")
-    # No piece holds these: U+2581 is SentencePiece's space, U+2585 and the tab it keeps for itself, NUL it skips.
+    # Characters of no piece: U+2581 is SentencePiece's space, U+2585 and the tab are reserved, NUL is skipped.
     total, done = sum(map(len, sample)), 0
     for text in sample:
         for line in breaks.split(text):
@@ -213,5 +212,5 @@ def _sentences(sample: Sequence[str], rare: str, progress: Callable[[int, int], 
 
 
 def _plain(error: Exception) -> str:
-    """SentencePiece's message without the place in its source."""
+    """Return SentencePiece's message without the location in its source."""
     return re.sub(r"^[A-Z_]+: (src/\S+ \[.*?\] ?)?", "", str(error)) or str(error)

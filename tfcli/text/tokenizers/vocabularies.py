@@ -1,4 +1,4 @@
-"""Vocabularies of other files, written as the ``tokenizer.json`` that gives the same ids."""
+"""Vocabularies of other formats as the ``tokenizer.json`` that gives the same ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLS, SEP, PAD, UNK, MASK = "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"
 
 
 def added_token(piece: str, id: int, *, special: bool) -> dict[str, Any]:
-    """A piece that is found in a text before all others; a special one only where that is asked for."""
+    """Return an added token: it is matched before all other pieces, a special one only on request."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": id, "content": piece, **flags, "special": special}
 
@@ -24,12 +24,9 @@ def byte_level(
     *,
     added: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """A byte-level BPE, as GPT-2's (Radford et al. 2019)."""
+    """Return a byte-level BPE like GPT-2's (Radford et al. 2019)."""
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": list(added),
+        **_head(added),
         "normalizer": rules.normalizer(),
         "pre_tokenizer": rules.pre_tokenizer(),
         "post_processor": None,
@@ -60,32 +57,18 @@ def word_piece(
     sep: str = SEP,
     added: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """A WordPiece, as BERT's (Devlin et al. 2019); a text gets [CLS] and [SEP] where the vocabulary has them."""
+    """Return a WordPiece like BERT's (Devlin et al. 2019); texts get [CLS] and [SEP] if the vocabulary has them."""
     ends = None
     if cls in vocab and sep in vocab:
+        single = [_step("SpecialToken", cls), _step("Sequence", "A"), _step("SpecialToken", sep)]
         ends = {
             "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": cls, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": sep, "type_id": 0}},
-            ],
-            "pair": [
-                {"SpecialToken": {"id": cls, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": sep, "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-                {"SpecialToken": {"id": sep, "type_id": 1}},
-            ],
-            "special_tokens": {
-                piece: {"id": piece, "ids": [vocab[piece]], "tokens": [piece]} for piece in dict.fromkeys((cls, sep))
-            },
+            "single": single,
+            "pair": [*single, _step("Sequence", "B", 1), _step("SpecialToken", sep, 1)],
+            "special_tokens": {piece: {"id": piece, "ids": [vocab[piece]], "tokens": [piece]} for piece in (cls, sep)},
         }
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": list(added),
+        **_head(added),
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -104,3 +87,11 @@ def word_piece(
             "vocab": dict(vocab),
         },
     }
+
+
+def _head(added: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
+
+
+def _step(kind: str, id: str, type_id: int = 0) -> dict[str, Any]:
+    return {kind: {"id": id, "type_id": type_id}}
