@@ -52,15 +52,13 @@ class Columns:
 
 @dataclass(kw_only=True)
 class Part:
-    """The examples of some files, and the number of rows without a label."""
+    """The examples of some files."""
 
     name: str
     examples: list[Example]
-    rows: int
     multi: bool
     columns: list[dict[str, str | None]] = field(default_factory=list)
     """The columns of each file."""
-    unlabelled: int = 0
     hash: str = ""
     """Hash of everything that was read."""
 
@@ -80,10 +78,9 @@ def read(
     report: Report | None = None,
 ) -> Part:
     """Read the examples of files. Rows without a label are skipped and counted, or an error under --strict."""
-    part = Part(name=name, examples=[], rows=0, multi=options.label_separator is not None)
-    report = report or Report(encoding=options.encoding, errors=options.errors)
+    part = Part(name=name, examples=[], multi=options.label_separator is not None)
+    report = report or Report.of(options)
     first = len(report.sources)
-    replaced = 0
     for path in tables.expand(specs):
         table = report.table(path, known(options))
         if not table.rows:
@@ -93,13 +90,8 @@ def read(
             note(f"{table.name} has no header: column {columns.label} is the label, column {columns.text} the text")
         _add(part, table, columns, options, report)
         part.columns.append({"name": table.name, **asdict(columns)})
-        replaced += table.replaced
     part.hash = hashlib.sha256("\0".join(each.sha256 for each in report.sources[first:]).encode()).hexdigest()
-    if replaced:
-        note(f"{name}: {replaced:,} invalid bytes replaced")
     part.examples = _whole_numbers(part, note)
-    if part.unlabelled:
-        note(f"{name}: {part.unlabelled} of {part.rows} rows left out: they have no label")
     return part
 
 
@@ -135,13 +127,9 @@ def find_columns(table: Table, options: ClassifyData) -> Columns:
 
 def _add(part: Part, table: Table, columns: Columns, options: ClassifyData, report: Report) -> None:
     for row in table.rows:
-        part.rows += 1
         labels = _labels(row, columns.label, part, options)
         if labels is None:
-            if options.strict:
-                raise UserError(f"{row.where} has no label", hint="leave --strict out to go on without such rows")
             report.fault("rows without a label, left out", row.where)
-            part.unlabelled += 1
             continue
         text = _text(row, columns.text)
         pair = None if columns.pair is None else _text(row, columns.pair)

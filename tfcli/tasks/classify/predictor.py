@@ -22,6 +22,7 @@ from tfcli.tasks.classify import plot, scores
 from tfcli.tasks.classify.data import Example
 from tfcli.tasks.classify.options import ClassifyConfig
 from tfcli.tasks.common.batch import Batch, head_logits, mask, pad
+from tfcli.tasks.common.report import Report
 from tfcli.tasks.task import Evaluation, Predictor, settings_of
 from tfcli.text.tokenizers.codec import Codec
 
@@ -218,7 +219,8 @@ class ClassifyPredictor(Predictor):
     def evaluate(self, data: Sequence[str], config: ClassifyConfig, *, limit: int | None) -> Evaluation:
         """Score labelled files. Raises UserError for labels that the model does not have."""
         notes: list[str] = []
-        part = labelled.read(data, config.data, name="the data", note=notes.append)
+        report = Report.of(config.data)
+        part = labelled.read(data, config.data, name="the data", note=notes.append, report=report)
         part.examples = part.examples[:limit]
         if not part.examples:
             raise UserError("there are no rows with a label", hint="the score of nothing is not defined")
@@ -227,8 +229,7 @@ class ClassifyPredictor(Predictor):
             raise UserError("the data has several labels a row, and this model gives one")
         targeted = Labelled.of(part.examples, self.names, self.multi, self.codec, self.context)
         logits, targets = run(self.model, targeted.encoded, self.runtime), targeted.targets.numpy()
-        if targeted.encoded.cut:
-            notes.append(f"{len(targeted.encoded.cut):,} texts are longer than {self.context} tokens: they were cut")
+        report.note("texts longer than the context, cut", len(targeted.encoded.cut))
         numbers, lines = assess(logits, targets, self.names, multi=self.multi, threshold=self.threshold)
         rows = probabilities(logits, multi=self.multi)
         predictions = []
@@ -238,7 +239,7 @@ class ClassifyPredictor(Predictor):
             given = sorted(answer["labels"]) if self.multi else answer["label"]
             correct = given == (sorted(right) if isinstance(right, list) else right)
             predictions.append({**answer, "expected": right, "correct": correct})
-        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=tuple(notes))
+        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=(*notes, *report.lines()))
 
     def draw(self, path: Path, scores: Mapping[str, Any]) -> None:
         """Draw the confusion matrix, of one label per text."""

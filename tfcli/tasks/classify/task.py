@@ -135,7 +135,7 @@ class Classify(Application):
                 "classify needs an encoder or a decoder, and this model is both",
                 hint="finetune a BERT, or a decoder such as Qwen, Llama or GPT-2",
             )
-        report = Report(encoding=config.data.encoding, errors=config.data.errors)
+        report = Report.of(config.data)
 
         def read(specs: Sequence[str]) -> tuple[list[Example], tuple[Part, list[str]]]:
             name = "the held-out data" if report.part == "val" else "the data"
@@ -154,11 +154,9 @@ class Classify(Application):
             if held.multi and not part.multi:
                 raise UserError("the held-out data has several labels a row, the training data one")
         train = [example for example in data.train if any(example.key)]
-        if len(train) < len(data.train):
-            start.note(f"{len(data.train) - len(train)} examples with an empty text are left out of training")
-            for example in data.train:
-                if not any(example.key):
-                    report.fault("examples with an empty text, left out of training", example.where)
+        for example in data.train:
+            if not any(example.key):
+                report.fault("examples with an empty text, left out of training", example.where)
         if not train or not data.held_out:
             raise UserError("nothing is held out for validation" if train else "there is nothing to train on")
         context = min(config.data.context or start.model.config.context, start.model.config.context)
@@ -174,7 +172,7 @@ class Classify(Application):
             details={"several_labels": part.multi, "columns": columns},
             content_hash=hashlib.sha256("".join(each.hash for each, _ in data.infos).encode()).hexdigest(),
         )  # fmt: skip
-        for line in _notes(data_report, names, context):
+        for line in [*_notes(data_report, names), *report.lines()]:
             start.note(line)
         return Classification(
             train=sets[0],
@@ -210,7 +208,7 @@ def _summary(part: Labelled, names: Sequence[str]) -> Examples:
     )
 
 
-def _notes(data_report: Mapping[str, Any], names: Sequence[str], context: int) -> list[str]:
+def _notes(data_report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Return what a person should know of the data."""
     train, val, twice = data_report["train"], data_report["val"], data_report["duplicates"]
     counts = [train["labels"][name] for name in names]
@@ -218,8 +216,6 @@ def _notes(data_report: Mapping[str, Any], names: Sequence[str], context: int) -
         f"data: {train['documents']:,} examples to train on, {val['documents']:,} held out; {len(names)} labels of "
         f"{min(counts):,} to {max(counts):,} examples; {train['median']} tokens (median), {train['longest']} at most"
     ]
-    if cut := data_report["cut"]["count"]:
-        lines.append(f"{cut:,} texts are longer than {context} tokens: they are truncated")
     if twice["across_splits"]:
         lines.append(f"{twice['across_splits']:,} held-out texts are in the training part too: scores are too good")
     absent = [name for name in names if not train["labels"][name]]

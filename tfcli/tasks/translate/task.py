@@ -305,9 +305,8 @@ class TranslatePredictor(Predictor):
         answers = self.predict([pair.source for pair in pairs])
         numbers, lines = scores.assess([row["translation"] for row in answers], [pair.target for pair in pairs])
         predictions = [{**row, "expected": pair.target} for row, pair in zip(answers, pairs, strict=True)]
-        cut = sum("cut" in row for row in answers)
-        notes = [*part.report.lines(), *([f"{cut:,} texts were longer than the context: cut"] if cut else [])]
-        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=tuple(notes))
+        part.report.note("texts longer than the context, cut", sum("cut" in row for row in answers))
+        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=tuple(part.report.lines()))
 
 
 APPLICATION = Translate()
