@@ -196,21 +196,15 @@ class Answer(Application):
         heads.fresh(start.model, heads.SpanHead.kind, 2, seed=config.seed)
         version: Literal[1, 2] = 2 if 2 in data.infos else 1
         shared = {question.context for question in usable} & {question.context for question in data.held_out}
+        data_report = report.data_report(
+            self.name, "questions", _summary(usable, encoded), _summary(data.held_out, held),
+            split=data.how, tokenizer_hash=start.codec.hash,
+            details={"version": version, "contexts_across_splits": len(shared)},
+        )  # fmt: skip
         return Answering(
-            predictor=predictor,
-            config=config,
-            version=version,
-            windows=encoded.windows,
-            targets=targets,
-            plausible=plausible,
-            held_out=data.held_out,
-            held=held,
-            held_targets=_targets([q.answers for q in data.held_out], held),
-            data_report=report.data_report(
-                self.name, "questions", _summary(usable, encoded), _summary(data.held_out, held),
-                split=data.how, tokenizer_hash=start.codec.hash,
-                details={"version": version, "contexts_across_splits": len(shared)},
-            ),
+            predictor=predictor, config=config, version=version, windows=encoded.windows, targets=targets,
+            plausible=plausible, held_out=data.held_out, held=held,
+            held_targets=_targets([q.answers for q in data.held_out], held), data_report=data_report,
         )  # fmt: skip
 
     def predictor(

@@ -175,15 +175,9 @@ class Classify(Application):
         for line in [*_notes(data_report, names), *report.lines()]:
             start.note(line)
         return Classification(
-            train=sets[0],
-            val=sets[1],
-            names=names,
-            multi=part.multi,
-            config=config,
-            context=context,
-            runtime=start.runtime,
-            data_report=data_report,
-        )
+            train=sets[0], val=sets[1], names=names, multi=part.multi, config=config, context=context,
+            runtime=start.runtime, data_report=data_report,
+        )  # fmt: skip
 
     def check_drawing(self, path: Path) -> None:
         """Raise UserError if matplotlib is missing, or the file is no PNG."""

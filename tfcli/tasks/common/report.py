@@ -142,19 +142,12 @@ class Report:
             change = Change(reason=kind, count=counts[kind], places=self.places.get(kind, ()))
             changes.setdefault(action, []).append(change)
         return DataReport(
-            task=task,
-            unit=unit,
-            sources=self._counted([*train.read, *val.read]),
-            split=split,
-            train=train.part,
-            val=val.part,
-            changes=changes,
+            task=task, unit=unit, sources=self._counted([*train.read, *val.read]), split=split, train=train.part,
+            val=val.part, changes=changes,
             notes={kind: count for kind, count in counts.items() if kind not in self.actions},
-            **duplicates(train.keys, val.keys),
-            content_hash=self._hash() if content_hash is None else content_hash,
-            tokenizer_hash=tokenizer_hash,
-            details=details,
-        ).as_json()
+            **duplicates(train.keys, val.keys), content_hash=self._hash() if content_hash is None else content_hash,
+            tokenizer_hash=tokenizer_hash, details=details,
+        ).as_json()  # fmt: skip
 
     def _counted(self, used: Iterable[tuple[str, int]]) -> list[Source]:
         """Return the sources, with how much of each is used."""

@@ -49,14 +49,9 @@ def halves(
         held_out, other = read([config.data.val])
         return Halves(train=whole, held_out=held_out, how=GIVEN, infos=[info, other])
     drawn = split(
-        len(whole),
-        config.data.val_fraction,
-        config.seed,
-        labels=None if labels is None else labels(whole),
-        groups=None if groups is None else groups(whole),
-        things=things,
-        report=report,
-    )
+        len(whole), config.data.val_fraction, config.seed, labels=None if labels is None else labels(whole),
+        groups=None if groups is None else groups(whole), things=things, report=report,
+    )  # fmt: skip
     train, held_out = drawn.of(whole)
     if note is not None:
         counts = f"{len(held_out):,} of {len(whole):,} {things}"

@@ -164,14 +164,9 @@ class Lm(Application):
         data_report = _data_report(texts, how, parts, (train, val), start.codec, context)
         start.note(f"data: {train_shard.tokens:,} tokens in windows of {context:,}, {val_shard.tokens:,} held out")
         return LanguageModeling(
-            train=train_shard,
-            val=val_shard,
-            tokenizer=start.codec,
-            context=context,
-            runtime=start.runtime,
-            window=min(most, WINDOW_TOKENS),
-            data_report=data_report,
-        )
+            train=train_shard, val=val_shard, tokenizer=start.codec, context=context, runtime=start.runtime,
+            window=min(most, WINDOW_TOKENS), data_report=data_report,
+        )  # fmt: skip
 
     def predictor(self, model: Transformer, codec: Codec, hf_config: Mapping[str, Any], runtime: Runtime) -> Predictor:
         """Raise UserError: a language model has nothing to predict."""
@@ -234,15 +229,9 @@ def _read(specs: Sequence[str], options: DataOptions, note: Callable[[str], None
 def _shard(text: Encoded, codec: Codec) -> Shard:
     """Return the ids of a text as a shard in memory."""
     return Shard(
-        path=Path(codec.name),
-        ids=text.ids,
-        tokenizer_hash=codec.hash,
-        vocab_size=codec.vocab_size,
-        tokens=len(text.ids),
-        documents=text.documents,
-        bytes=text.bytes,
-        checksum=zlib.crc32(text.ids.tobytes()),
-    )
+        path=Path(codec.name), ids=text.ids, tokenizer_hash=codec.hash, vocab_size=codec.vocab_size,
+        tokens=len(text.ids), documents=text.documents, bytes=text.bytes, checksum=zlib.crc32(text.ids.tobytes()),
+    )  # fmt: skip
 
 
 def _data_report(
@@ -264,21 +253,13 @@ def _data_report(
         fallback, unknown = float(fallback_pieces(codec)[ids].mean()), float((ids == codec.unk_id).mean())
     twice = duplicates(*parts)
     return DataReport(
-        task="lm",
-        unit="documents",
-        sources=list(_sources(texts, [part.lengths for part in encoded])),
-        split=how,
+        task="lm", unit="documents", sources=list(_sources(texts, [part.lengths for part in encoded])), split=how,
         train=Part(documents=train.documents, tokens=len(train.ids), bytes=train.bytes),
         val=Part(documents=val.documents, tokens=len(val.ids), bytes=val.bytes),
-        changes=changes([count for text in texts for count in text.counts]),
-        within_train=twice["within_train"],
-        across_splits=twice["across_splits"],
-        content_hash=whole.hexdigest(),
-        tokenizer_hash=codec.hash,
-        byte_fallback_rate=fallback,
-        unknown_rate=unknown,
-        details={"context": context},
-    ).as_json()
+        changes=changes([count for text in texts for count in text.counts]), within_train=twice["within_train"],
+        across_splits=twice["across_splits"], content_hash=whole.hexdigest(), tokenizer_hash=codec.hash,
+        byte_fallback_rate=fallback, unknown_rate=unknown, details={"context": context},
+    ).as_json()  # fmt: skip
 
 
 def _sources(texts: Sequence[_Text], lengths: Sequence[list[int]]) -> Iterator[Source]:

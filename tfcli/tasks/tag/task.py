@@ -164,17 +164,14 @@ class Tag(Application):
             heads.detach(start.model)
         heads.fresh(start.model, heads.TokenHead.kind, len(names), seed=config.seed)
         ids = {name: index for index, name in enumerate(names)}
+        data_report = report.data_report(
+            self.name, "sentences", _summary(train, chunks), _summary(held_out, held_chunks),
+            split=data.how, tokenizer_hash=start.codec.hash, details={"scheme": scheme},
+        )  # fmt: skip
+        targets = [[ids[tag] for tag in sentence.tags(scheme)] for sentence in train]
         return Tagging(
-            predictor=predictor,
-            scheme=scheme,
-            chunks=chunks,
-            targets=[[ids[tag] for tag in sentence.tags(scheme)] for sentence in train],
-            held_out=held_out,
-            held_chunks=held_chunks,
-            data_report=report.data_report(
-                self.name, "sentences", _summary(train, chunks), _summary(held_out, held_chunks),
-                split=data.how, tokenizer_hash=start.codec.hash, details={"scheme": scheme},
-            ),
+            predictor=predictor, scheme=scheme, chunks=chunks, targets=targets, held_out=held_out,
+            held_chunks=held_chunks, data_report=data_report,
         )  # fmt: skip
 
     def predictor(

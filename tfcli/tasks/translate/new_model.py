@@ -37,18 +37,9 @@ def shape(options: NewModel, *, vocab_size: int, pairs: int) -> ModelConfig:
         raise UserError(f"model.width is {width}", hint=f"heads have a width of {HEAD_WIDTH}: give a multiple of it")
     heads = max(1, width // HEAD_WIDTH)
     return ModelConfig(
-        vocab_size=vocab_size,
-        context=options.context,
-        depth=depth,
-        encoder_depth=depth,
-        width=width,
-        heads=heads,
-        kv_heads=heads,
-        head_width=width // heads,
-        ffn_width=4 * width,
-        norm_eps=1e-5,
-        architecture=ARCHITECTURE,
-    )
+        vocab_size=vocab_size, context=options.context, depth=depth, encoder_depth=depth, width=width, heads=heads,
+        kv_heads=heads, head_width=width // heads, ffn_width=4 * width, norm_eps=1e-5, architecture=ARCHITECTURE,
+    )  # fmt: skip
 
 
 def make(

@@ -191,15 +191,9 @@ class Translate(Application):
         if repeated:
             start.note(f"{repeated:,} held-out sources are in the training part too")
         return Translation(
-            train=train,
-            val=val,
-            held=val_pairs,
-            codec=start.codec,
-            config=config,
-            runtime=start.runtime,
-            data_report=data_report,
-            epochs=None if start.hf_config else NEW_EPOCHS,
-        )
+            train=train, val=val, held=val_pairs, codec=start.codec, config=config, runtime=start.runtime,
+            data_report=data_report, epochs=None if start.hf_config else NEW_EPOCHS,
+        )  # fmt: skip
 
     def predictor(
         self, model: Transformer, codec: Codec, hf_config: Mapping[str, Any], runtime: Runtime
