@@ -80,8 +80,8 @@ def test_labelled_samples_are_read_without_a_fault() -> None:
     asked = questions.read(SAMPLE_DATA / "questions.json", Report(strict=True))
     assert asked.version == 2
     assert [len(asked.questions), sum(not question.answers for question in asked.questions)] == [207, 40]
-    verses = pairs.read([str(SAMPLE_DATA / "english-spanish.tsv")], PairData(strict=True))
-    assert len(verses.pairs) == len({pair.source for pair in verses.pairs}) == 3492
+    verses, _ = pairs.read([str(SAMPLE_DATA / "english-spanish.tsv")], PairData(), Report(strict=True))
+    assert len(verses) == len({pair.source for pair in verses}) == 3492
     talk = dialogue.read(SAMPLE_DATA / "dialogue.jsonl", Report(strict=True))
     assert len(talk) == 541
 

@@ -40,7 +40,7 @@ def test_version_1_and_2(tmp_path: Path) -> None:
 
 
 def test_plausible_answers(tmp_path: Path) -> None:
-    """They are none; those that are not where they are said to be are counted; beside an answer they say nothing."""
+    """They are none; those that are not at their offset are counted; beside an answer they say nothing."""
     said = [
         {"text": "Rollo", "answer_start": 26},
         {"text": "Rollo", "answer_start": 1},
@@ -60,7 +60,7 @@ def test_plausible_answers(tmp_path: Path) -> None:
     assert unanswerable.golds == ()
     assert answered.plausible == plain.plausible == ()
     assert report.faults == {}
-    assert report.notes == {"plausible answers that are not where they are said to be, left out": 2}
+    assert report.notes == {"plausible answers that are not at their offset, left out": 2}
 
 
 def test_rows_as_datasets_has_them(tmp_path: Path) -> None:

@@ -170,4 +170,4 @@ def test_numbered_tags_of_a_data_set_are_their_names(tmp_path: Path) -> None:
 
 def test_translations_of_a_data_set(tmp_path: Path) -> None:
     Dataset.from_list([{"translation": {"en": "one", "de": "eins"}}]).save_to_disk(tmp_path / "d")
-    assert pairs.read([f"hf:{tmp_path / 'd'}"], PairData()).pairs == [pairs.Pair(source="one", target="eins")]
+    assert pairs.read([f"hf:{tmp_path / 'd'}"], PairData(), Report())[0] == [pairs.Pair(source="one", target="eins")]

@@ -67,30 +67,32 @@ def test_two_files_a_table_and_json_lines_are_the_same_pairs(tmp_path: Path) -> 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     for specs in (["a.en", "a.de.gz"], ["a.en,a.de.gz"], ["a.tsv"], ["named.tsv"], ["a.jsonl"]):
         given = [",".join(str(tmp_path / part) for part in spec.split(",")) for spec in specs]
-        assert data.read(given, PairData()).pairs == expected, specs
-    swapped = data.read([str(tmp_path / "a.jsonl")], PairData(source="de", target="en"))
-    assert swapped.pairs[0] == data.Pair(source=expected[0].target, target=expected[0].source)
+        assert data.read(given, PairData(), Report())[0] == expected, specs
+    swapped = data.read([str(tmp_path / "a.jsonl")], PairData(source="de", target="en"), Report())[0]
+    assert swapped[0] == data.Pair(source=expected[0].target, target=expected[0].source)
 
 
 def test_what_is_wrong_with_pairs_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.en").write_text("one\ntwo\nthree\n")
     (tmp_path / "a.de").write_text("eins\nzwei\n")
     with pytest.raises(UserError, match=r"a\.en has 3 lines, .*a\.de has 2"):
-        data.read([str(tmp_path / "a.en"), str(tmp_path / "a.de")], PairData())
+        data.read([str(tmp_path / "a.en"), str(tmp_path / "a.de")], PairData(), Report())
     (tmp_path / "b.tsv").write_text('"one" big\teins\n\ntwo\n')
     with pytest.raises(UserError, match=r"b\.tsv:3 has 1 fields"):
-        data.read([str(tmp_path / "b.tsv")], PairData())
+        data.read([str(tmp_path / "b.tsv")], PairData(), Report())
     (tmp_path / "c.tsv").write_text('"one" big\teins\n \tzwei\n')
-    read = data.read([str(tmp_path / "c.tsv")], PairData())
-    assert read.pairs == [data.Pair(source='"one" big', target="eins")]  # quotes are text
-    assert read.report.faults == {"pairs with an empty side, left out": 1}
+    report = Report()
+    assert data.read([str(tmp_path / "c.tsv")], PairData(), report)[0] == [
+        data.Pair(source='"one" big', target="eins")
+    ]  # quotes are text
+    assert report.faults == {"pairs with an empty side, left out": 1}
     with pytest.raises(UserError, match="1 pairs are too few to hold some out; 1 pairs with an empty side, left out"):
         _halves([str(tmp_path / "c.tsv")], TranslateConfig(), Report())
     with pytest.raises(UserError, match=r"c\.tsv:2: pairs with an empty side"):
-        data.read([str(tmp_path / "c.tsv")], PairData(strict=True))
+        data.read([str(tmp_path / "c.tsv")], PairData(), Report(strict=True))
     (tmp_path / "d.jsonl").write_text('{"a": "x", "b": "y", "c": "z"}\n')
     with pytest.raises(UserError, match="which of a, b, c is the source"):
-        data.read([str(tmp_path / "d.jsonl")], PairData())
+        data.read([str(tmp_path / "d.jsonl")], PairData(), Report())
 
 
 def test_scores_are_sacrebleus_with_its_signature() -> None:

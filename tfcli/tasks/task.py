@@ -96,7 +96,7 @@ class Task(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What ``Application.prepare`` is given. ``model`` has fp32 weights, and gets the head of the task."""
+    """The arguments of ``Application.prepare``. ``model`` has fp32 weights, and gets the head of the task."""
 
     model: Transformer
     codec: Codec
@@ -162,10 +162,10 @@ class OverExamples(Finetuning):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What ``tfcli evaluate`` prints and writes."""
+    """The result of ``tfcli evaluate``."""
 
     scores: dict[str, Any]
-    """For --json, with "examples" and "interval" {score: [low, high]} beside them."""
+    """Scores for --json, with "examples" and "interval" {score: [low, high]}."""
     lines: list[str]
     """Tables for people."""
     predictions: list[dict[str, Any]]
@@ -212,7 +212,7 @@ class Predictor(ABC):
 
 
 class Application(ABC):
-    """One --task: a line in ``applications``, whose module has an instance as ``APPLICATION``."""
+    """A --task: a line in ``applications``, whose module has an instance as ``APPLICATION``."""
 
     name: ClassVar[str]
     """The word after --task."""

@@ -176,7 +176,7 @@ def _plausible(row: dict[str, Any], context: str, where: str, report: Report) ->
         if _is_at(text, start, context):
             yield Answer(text=text, start=start)
         else:
-            kind = "plausible answers that are not where they are said to be, left out"
+            kind = "plausible answers that are not at their offset, left out"
             report.note(kind, action="dropped", where=where)
 
 

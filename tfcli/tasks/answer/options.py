@@ -29,7 +29,7 @@ class AnswerData(FinetuneData):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerOptions:
-    """How questions are encoded and answered."""
+    """The encoding of questions, and the choice of answers."""
 
     overlap: Annotated[int | None, AT_LEAST_0] = None
     """Tokens of a long context that neighboring windows share ("stride" elsewhere). Left out: a third of a row, at

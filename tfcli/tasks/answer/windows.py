@@ -36,7 +36,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How pairs become rows of one model: the ids around the parts, and lengths in ids.
+    """The layout of a model's rows: the ids around the parts, and lengths in ids.
 
     ``length`` is the maximum of a row, ``question`` that of a question; neighboring windows share ``overlap`` ids.
     """

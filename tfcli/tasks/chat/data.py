@@ -91,7 +91,11 @@ def conversation(row: Mapping[str, Any], options: ChatData, where: str, report: 
     if there is None or (options.messages_key is None and (options.prompt_key or options.response_key) is not None):
         messages = _pair(row, options)
     else:
-        entries = _list(row, there)
+        entries = row.get(there)
+        if not isinstance(entries, list):
+            raise _Broken(f"rows whose {there} are not a list")
+        if not entries:
+            raise _Broken("empty conversations")
         first = entries[0] if isinstance(entries[0], dict) else {}
         share = "role" not in first and ("from" in first or there == "conversations")
         roles = {role: role for role in ROLES}
@@ -100,15 +104,6 @@ def conversation(row: Mapping[str, Any], options: ChatData, where: str, report: 
             for entry in entries
         ]
     return Conversation(messages=tuple(_checked(messages, where, report)), where=where)
-
-
-def _list(row: Mapping[str, Any], key: str) -> list[Any]:
-    if not isinstance(row.get(key), list):
-        raise _Broken(f"rows whose {key} are not a list")
-    if not row[key]:
-        raise _Broken("empty conversations")
-    listed: list[Any] = row[key]
-    return listed
 
 
 def _message(entry: Any, speaker: str, content: str, roles: Mapping[str, str]) -> Message:

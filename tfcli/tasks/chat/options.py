@@ -26,7 +26,7 @@ class ChatData(FinetuneData):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatOptions:
-    """How conversations are packed into rows."""
+    """The packing of conversations into rows."""
 
     pack: bool = True
     """Pack several conversations into a row, each with attention to itself alone; false: one per row, padded."""

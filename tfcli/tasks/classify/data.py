@@ -37,7 +37,7 @@ class Example:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is equal in duplicates, and empty in an example without a text."""
+        """The stripped texts: equal in duplicates, empty in an example without a text."""
         return self.text.strip(), (self.pair or "").strip()
 
 

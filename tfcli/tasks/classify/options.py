@@ -29,7 +29,7 @@ class ClassifyOptions:
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: every label has the same total weight, however rare."""
     threshold: float = 0.5
-    """With several labels per text: the probability from which a label is predicted."""
+    """Probability from which a label is predicted, with several labels per text."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
     """Score by which the best model is chosen."""
 

@@ -57,7 +57,7 @@ class Batch:
 
 
 Rows: TypeAlias = Tensor | Batch
-"""What a task feeds the trainer: both have ``to``, ``split`` and ``len``."""
+"""Examples for the trainer: both types have ``to``, ``split`` and ``len``."""
 
 
 def pad(rows: Sequence[Sequence[int]], *, value: int = 0) -> Tensor:

@@ -23,12 +23,12 @@ BESIDE_MUON_LR = 3e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneData:
-    """Where the held-out part comes from, and how files are read."""
+    """The held-out part, and the reading of files."""
 
     val: str | None = None
     """A validation file."""
     val_fraction: Annotated[float, INSIDE_0_1] = 0.1
-    """Else this fraction of the data, drawn by the seed and stratified by label; of a text, its end."""
+    """Fraction of the data to hold out otherwise, drawn by the seed and stratified by label; of a text, its end."""
     encoding: str = "utf-8"
     """Encoding of text files."""
     errors: Literal["strict", "replace"] = "strict"

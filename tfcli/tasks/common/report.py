@@ -19,7 +19,7 @@ from tfcli.text.read.rows import Kind, OnFault, refuse
 
 @dataclass(kw_only=True)
 class Report:
-    """How files are read, which were, and their faults and notes.
+    """Reads files, and counts their faults and notes.
 
     ``faults`` and ``notes`` are {kind: count}, ``places`` the first few of each, ``actions`` what was done about it. A
     kind is a phrase in the plural that also says what was done, such as "spans outside the text, left out".
@@ -178,7 +178,7 @@ class Examples:
     read: Sequence[tuple[str, int]]
     """The place where each was read, and its tokens; two of a pair whose sides have files of their own."""
     keys: Sequence[Hashable]
-    """What is equal in examples that are duplicates."""
+    """Values that are equal in duplicates."""
     details: Mapping[str, Any]
 
     @property

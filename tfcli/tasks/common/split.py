@@ -25,9 +25,9 @@ class Halves(Generic[Item, Info]):
     train: list[Item]
     held_out: list[Item]
     how: Mapping[str, Any]
-    """For data.json and run.json."""
+    """Rule of the split, for data.json and run.json."""
     infos: list[Info]
-    """What ``read`` says of the training files, and of those of --val where they are given."""
+    """Second result of ``read``, for the training files and those of --val, if given."""
 
 
 def halves(
@@ -66,7 +66,7 @@ class Split:
     train: list[int]
     held_out: list[int]
     how: Mapping[str, Any]
-    """For data.json and run.json: {"rule", "fraction", "seed"}."""
+    """{"rule", "fraction", "seed"}, for data.json and run.json."""
 
     def of(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
         """Return the two parts of ``items``."""

@@ -9,7 +9,7 @@ from tfcli.tasks.common.options import DecoderTrain, FinetuneConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmOptions:
-    """How the text is read."""
+    """The reading of text."""
 
     text_key: str | None = None
     """Field or column with the text; left out: text, content, or the only one with strings."""

@@ -150,7 +150,8 @@ def _conll(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
     tabs = sum("\t" in line for line in listed if line.strip())
     by_tab = tabs * 2 > sum(1 for line in listed if line.strip())
     columns = [line.split("\t") if by_tab else SPACES.split(line.strip(" \t")) for line in listed]
-    width = _usual_width(columns, listed)
+    widths = Counter(len(fields) for fields, line in zip(columns, listed, strict=True) if line.strip(" \t"))
+    width = widths.most_common(1)[0][0] if widths else 2
     if width < 2:
         raise UserError(
             f"{name} has one column", hint="expected a word and its tag per line, with a tab or space between"
@@ -166,11 +167,6 @@ def _conll(lines: Iterable[str], name: str, report: Report) -> Iterator[_Row]:
             report.note("comment lines", action="dropped", where=f"{name}:{number}")
         else:
             group.append((number, fields))
-
-
-def _usual_width(columns: Sequence[list[str]], lines: Sequence[str]) -> int:
-    widths = Counter(len(fields) for fields, line in zip(columns, lines, strict=True) if line.strip(" \t"))
-    return widths.most_common(1)[0][0] if widths else 2
 
 
 def _conll_sentence(group: Sequence[tuple[int, list[str]]], width: int, name: str, report: Report) -> Iterator[_Row]:

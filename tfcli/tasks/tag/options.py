@@ -29,7 +29,7 @@ class TagData(FinetuneData):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TagOptions:
-    """How tags are read and written."""
+    """The reading and the scheme of tags."""
 
     scheme: Literal["auto", "bio", "bioes"] = "auto"
     """Scheme of the labels that the model learns; auto: that of the data, bio for spans."""

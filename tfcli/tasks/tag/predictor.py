@@ -60,7 +60,7 @@ def note_words(cutter: Cutter, report: Report) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a model predicts for sentences: a tag for every word, and its probability."""
+    """Predicted tags of every word, and their probabilities."""
 
     tags: list[list[str]]
     sure: list[npt.NDArray[np.float32]]

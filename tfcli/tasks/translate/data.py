@@ -28,23 +28,13 @@ class Pair:
     """The line of both, or one of each file."""
 
 
-@dataclass(kw_only=True)
-class Pairs:
-    """The pairs of some files, and a hash of them."""
-
-    pairs: list[Pair]
-    hash: str
-    report: Report
-
-
-def read(specs: Sequence[str], options: PairData, report: Report | None = None) -> Pairs:
-    """Read the pairs of two aligned text files, or of the rows of each file.
+def read(specs: Sequence[str], options: PairData, report: Report) -> tuple[list[Pair], str]:
+    """Read the pairs of two aligned text files, or of the rows of each file, and hash the files.
 
     Pairs with an empty side are skipped and counted. Raises UserError for aligned files that differ in length, for rows
     without both texts, and for no pairs at all.
     """
     paths = tables.expand([part for spec in specs for part in _halves(spec)])
-    report = report or Report.of(options)
     first = len(report.sources)
     pairs: list[Pair] = []
     if len(paths) == 2 and not any(tables.kind_of(path) in (*ROWS, "tsv") for path in paths):
@@ -63,7 +53,7 @@ def read(specs: Sequence[str], options: PairData, report: Report | None = None) 
     for source in report.sources[first:]:
         rows = tables.kind_of(source.name) in ROWS
         digest.update(source.sha256.encode() if rows else bytes.fromhex(source.sha256))
-    return Pairs(pairs=pairs, hash=digest.hexdigest(), report=report)
+    return pairs, digest.hexdigest()
 
 
 def _halves(spec: str) -> list[str]:

@@ -204,12 +204,7 @@ class Translate(Application):
 
 def _halves(specs: Sequence[str], config: TranslateConfig, report: Report) -> Halves[Pair, str]:
     """Return the pairs to train on and those held out, and the hashes of their files."""
-
-    def pairs(specs: Sequence[str]) -> tuple[list[Pair], str]:
-        part = read(specs, config.data, report)
-        return part.pairs, part.hash
-
-    return halves(specs, config, report, pairs, things="pairs")
+    return halves(specs, config, report, lambda each: read(each, config.data, report), things="pairs")
 
 
 def _fitting(pairs: Sequence[Pair], codec: Codec, context: int, report: Report) -> tuple[list[Pair], list[Example]]:
@@ -294,13 +289,13 @@ class TranslatePredictor(Predictor):
     def evaluate(self, data: Sequence[str], config: TranslateConfig, *, limit: int | None) -> Evaluation:
         """Return BLEU and chrF of pairs, and every translation."""
         scores.check()
-        part = read(data, config.data)
-        pairs = part.pairs[:limit]
+        report = Report.of(config.data)
+        pairs = read(data, config.data, report)[0][:limit]
         answers = self.predict([pair.source for pair in pairs])
         numbers, lines = scores.assess([row["translation"] for row in answers], [pair.target for pair in pairs])
         predictions = [{**row, "expected": pair.target} for row, pair in zip(answers, pairs, strict=True)]
-        part.report.note("texts longer than the context, cut", sum("cut" in row for row in answers))
-        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=tuple(part.report.lines()))
+        report.note("texts longer than the context, cut", sum("cut" in row for row in answers))
+        return Evaluation(scores=numbers, lines=lines, predictions=predictions, notes=tuple(report.lines()))
 
 
 APPLICATION = Translate()
