@@ -264,3 +264,11 @@ def label_ids(names: Sequence[str]) -> dict[str, Any]:
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
     }
+
+
+def label_names(hf_config: Mapping[str, Any]) -> list[str]:
+    """Return the labels that a config.json names, in the order of their ids; [] where it names none."""
+    named = hf_config.get("id2label")
+    if not isinstance(named, Mapping) or sorted(named) != sorted(map(str, range(len(named)))):
+        return []
+    return [str(named[str(index)]) for index in range(len(named))]

@@ -23,7 +23,7 @@ from tfcli.tasks.classify.data import Example
 from tfcli.tasks.classify.options import ClassifyConfig
 from tfcli.tasks.common.batch import Batch, head_logits, mask, pad
 from tfcli.tasks.common.report import Report
-from tfcli.tasks.task import Evaluation, Predictor, settings_of
+from tfcli.tasks.task import Evaluation, Predictor, label_names, settings_of
 from tfcli.text.tokenizers.codec import Codec
 
 SHOWN = 40
@@ -150,14 +150,6 @@ def assess(
         lines += ["", *scores.table(matrix, names)]
         numbers["confusion"] = matrix.tolist()
     return numbers, lines
-
-
-def label_names(hf_config: Mapping[str, Any]) -> list[str]:
-    """Return the labels that a config.json names, in order; [] for none."""
-    named = hf_config.get("id2label")
-    if not isinstance(named, Mapping):
-        return []
-    return [str(named[key]) for key in sorted(named, key=int)] if all(str(k).isdecimal() for k in named) else []
 
 
 class ClassifyPredictor(Predictor):

@@ -25,11 +25,11 @@ from tfcli.tasks.classify import data as labelled
 from tfcli.tasks.classify import plot
 from tfcli.tasks.classify.data import Example, Part
 from tfcli.tasks.classify.options import ClassifyConfig
-from tfcli.tasks.classify.predictor import ClassifyPredictor, Labelled, assess, label_names, run, score
+from tfcli.tasks.classify.predictor import ClassifyPredictor, Labelled, assess, run, score
 from tfcli.tasks.common.batch import Batch, head_logits
 from tfcli.tasks.common.report import Examples, Report
 from tfcli.tasks.common.split import halves
-from tfcli.tasks.task import Application, Headline, OverExamples, Start, label_ids
+from tfcli.tasks.task import Application, Headline, OverExamples, Start, label_ids, label_names
 from tfcli.text.tokenizers.codec import Codec
 
 

@@ -28,7 +28,7 @@ from tfcli.tasks.tag.options import TagConfig
 from tfcli.tasks.tag.predictor import Predictions, TagPredictor, assess, note_unknown, note_words, read, rows_of
 from tfcli.tasks.tag.schemes import TAG, Scheme, labels
 from tfcli.tasks.tag.scores import score
-from tfcli.tasks.task import Application, Headline, OverExamples, Start, check_head, label_ids, settings_of
+from tfcli.tasks.task import Application, Headline, OverExamples, Start, check_head, label_ids, label_names, settings_of
 from tfcli.text.tokenizers.codec import Codec
 
 IGNORED = -100
@@ -160,7 +160,9 @@ class Tag(Application):
         note_words(cutter, report)
         for line in report.lines():
             start.note(f"data: {line}")
-        if names_of(start.hf_config) != names:  # a head that the model came with stays where it has these labels
+        if (
+            tuple(label_names(start.hf_config)) != names
+        ):  # a head with these labels stays
             heads.detach(start.model)
         heads.fresh(start.model, heads.TokenHead.kind, len(names), seed=config.seed)
         ids = {name: index for index, name in enumerate(names)}
@@ -180,8 +182,8 @@ class Tag(Application):
         """Return the predictor of a directory with labels in its config.json, also one that tfcli did not write."""
         length, context = settings_of(hf_config).get("context"), model.config.context
         head = heads.of(model)
-        names = names_of(hf_config)
-        if names is None or head is None or len(names) != head.labels:
+        names = tuple(label_names(hf_config))
+        if not names or head is None or len(names) != head.labels:
             raise UserError("config.json does not name the labels of this model", hint='expected "id2label" in it')
         if not all(TAG.fullmatch(name) for name in names):  # no scheme: each run of a label is an entity
             names = tuple("O" if name == "O" else f"I-{name}" for name in names)
@@ -197,14 +199,6 @@ def _halves(start: Start, report: Report) -> Halves[Sentence, Scheme]:
     )  # fmt: skip
 
 
-def names_of(hf_config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the labels that a config.json names, in the order of their ids; None where it has none."""
-    listed = hf_config.get("id2label")
-    if not isinstance(listed, dict) or sorted(listed) != sorted(map(str, range(len(listed)))):
-        return None
-    return tuple(str(listed[str(index)]) for index in range(len(listed)))
-
-
 def _names(start: Start, train: Sequence[Sentence], scheme: Scheme) -> tuple[str, ...]:
     """Return the labels to train, in the order of the model that is finetuned where it has the same."""
     kinds = {entity.label for sentence in train for entity in sentence.entities}
@@ -213,8 +207,8 @@ def _names(start: Start, train: Sequence[Sentence], scheme: Scheme) -> tuple[str
             "the data has no entities: all its words are O", hint="expected tags such as B-person, I-person"
         )
     names = tuple(labels(kinds, scheme))
-    before = names_of(start.hf_config)
-    return before if before is not None and sorted(before) == sorted(names) else names
+    before = tuple(label_names(start.hf_config))
+    return before if sorted(before) == sorted(names) else names
 
 
 def _summary(sentences: Sequence[Sentence], chunks: Sequence[Chunk]) -> Examples:
