@@ -160,9 +160,7 @@ class Tag(Application):
         note_words(cutter, report)
         for line in report.lines():
             start.note(f"data: {line}")
-        if (
-            tuple(label_names(start.hf_config)) != names
-        ):  # a head with these labels stays
+        if tuple(label_names(start.hf_config)) != names:  # a head with these labels stays
             heads.detach(start.model)
         heads.fresh(start.model, heads.TokenHead.kind, len(names), seed=config.seed)
         ids = {name: index for index, name in enumerate(names)}
