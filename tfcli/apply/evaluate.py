@@ -15,6 +15,7 @@ from typing import Any
 from tfcli import disk
 from tfcli.apply.predict import Note, load_whole, runtime_of, silent, task_of
 from tfcli.config.options import WINDOW_TOKENS, DataOptions
+from tfcli.config.ranges import Count, check_ranges
 from tfcli.config.resolve import known_keys, resolve
 from tfcli.errors import RunError, UserError
 from tfcli.formats.open import Opened, open_path
@@ -38,11 +39,11 @@ from tfcli.train import notebook
 class EvaluateOptions:
     """How data is read and scored. What does not go with the model is refused, not ignored."""
 
-    context: int | None = None
+    context: Count | None = None
     """Tokens of a window; None: as in pretraining, else the model's, ``WINDOW_TOKENS`` at most. Of text."""
-    stride: int | None = None
+    stride: Count | None = None
     """Tokens from window to window; None: three quarters of a window. Of a decoder."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many documents, or rows of labelled data."""
     text_key: str | None = None
     """The field with the text; None: text, content or the only one."""
@@ -96,9 +97,7 @@ def evaluate(
     for spec in specs:
         hf_data.check_split(spec, f"tfcli evaluate {opened.path}")
     asked = options or EvaluateOptions()
-    for name, number in {"context": asked.context, "stride": asked.stride, "limit": asked.limit}.items():
-        if number is not None and number < 1:
-            raise UserError(f"--{name} is {number}", hint="it must be at least 1")
+    check_ranges(asked, "--")
     scoring = _Scoring(
         opened=opened,
         data=specs,

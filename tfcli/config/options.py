@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tfcli.config.ranges import (
+    Count,
+    Fraction,
+    Length,
+    NotNegative,
+    Positive,
+    Range,
+    Rate,
+    RunShare,
+    Seed,
+    Share,
+)
 
 DEFAULT_BUDGET = "10m"
 """Length of a pretraining run where none is given."""
@@ -18,6 +31,19 @@ DEFAULT_VOCAB_SIZE = 8192
 """Pieces of a tokenizer that is trained alone, where there is text enough."""
 MAX_TOKENS = 256
 """New tokens of a text at most, where ``Sampling.max_tokens`` is left out."""
+WINDOW_TOKENS = 2048
+"""Tokens of a scored window at most, where nothing else is asked: attention costs their square."""
+WARMUP_STEPS = 10
+"""Steps of warm-up where ``OptimOptions.warmup`` is left out."""
+WarmupShare = Annotated[
+    float,
+    Range(
+        at_least=0,
+        below=1,
+        hint=f"it is a share of the run, from 0 to 1, not a number of steps; left out it is {WARMUP_STEPS} steps",
+    ),
+]
+Size = Annotated[int, Range(at_least=1, hint="it must be at least 1; leave it out to let it follow")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,17 +53,17 @@ class ModelOptions:
     arch: str = "gpt"
     """gpt: a decoder that continues text; bert: an encoder that fills in what is masked; transformer: an
     encoder-decoder that says what is hidden; lstm: a recurrent baseline with as many parameters as the GPT."""
-    depth: int | None = None
+    depth: Size | None = None
     """Number of blocks; the one dial: width, heads and learning rate follow from it."""
-    context: int | None = None
+    context: Size | None = None
     """Tokens the model sees at once."""
-    width: int | None = None
+    width: Size | None = None
     """Residual stream width; must be a multiple of ``heads``."""
-    heads: int | None = None
+    heads: Size | None = None
     """Query heads."""
-    kv_heads: int | None = None
+    kv_heads: Size | None = None
     """Key/value heads; fewer than ``heads`` is grouped-query attention."""
-    ffn_width: int | None = None
+    ffn_width: Size | None = None
     """Inner width of the feed-forward layer."""
     tied: bool = True
     """Share the embedding with the output head."""
@@ -49,7 +75,7 @@ class TokenizerOptions:
 
     type: Literal["bpe", "unigram"] = "bpe"
     """Algorithm: byte-pair encoding (Sennrich et al. 2016) or unigram (Kudo 2018)."""
-    vocab_size: int | None = None
+    vocab_size: Count | None = None
     """Number of pieces; left out, it follows from the size of the corpus."""
     character_coverage: float = 0.9995
     """Share of characters that get a piece of their own; the rest become bytes."""
@@ -59,10 +85,6 @@ class TokenizerOptions:
     """Bytes of text that the trainer sees: a fair sample of the whole corpus."""
     trainer: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Any further option of SentencePiece's trainer, by its own name."""
-
-
-WINDOW_TOKENS = 2048
-"""Of a window that is scored at most where nothing else is asked: attention costs the square of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,23 +105,23 @@ class DataOptions:
 class OptimOptions:
     """Muon on the blocks' matrices (Jordan et al. 2024), AdamW (Loshchilov and Hutter 2019) on the rest."""
 
-    muon_lr: float | None = None
+    muon_lr: NotNegative | None = None
     """Peak learning rate of the blocks' matrices."""
-    lr: float | None = None
+    lr: NotNegative | None = None
     """Peak learning rate of embeddings, head and norms."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """Decoupled weight decay of the matrices."""
-    beta1: float = 0.8
+    beta1: Rate = 0.8
     """AdamW's first-moment decay."""
-    beta2: float = 0.95
+    beta2: Rate = 0.95
     """AdamW's second-moment decay."""
-    momentum: float = 0.95
+    momentum: Rate = 0.95
     """Muon's Nesterov momentum."""
-    warmup: float | None = None
+    warmup: WarmupShare | None = None
     """Share of the run over which the rates rise linearly; left out: 10 steps."""
-    decay: float = 0.7
+    decay: RunShare = 0.7
     """Last part of the run over which the rates fall to zero."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Largest gradient norm."""
 
 
@@ -109,9 +131,9 @@ class LoraOptions:
 
     on: bool = False
     """Whether they are what is trained, in place of all weights."""
-    rank: int = 8
+    rank: Count = 8
     """Inner width of an adapter."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """What the change is scaled by, over the rank."""
     targets: tuple[str, ...] = ()
     """Layers by the end of their name, as q,v or ffn.up; empty: all linear layers of the blocks."""
@@ -121,29 +143,29 @@ class LoraOptions:
 class TrainOptions:
     """How long, how much at once, and how often to look."""
 
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps."""
-    tokens: int | None = None
+    tokens: Count | None = None
     """Length as training tokens."""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Length as passes over the training text."""
     budget: str | None = None
     """Length as wall-clock time: 90s, 10m, 1h30m."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Sequences a step, over all micro-batches."""
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     """Sequences at once; the rest of the batch is accumulated."""
-    dropout: float | None = None
+    dropout: Rate | None = None
     """Dropout from the second epoch on, when the text begins to repeat."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: only for a run long enough to repay it."""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """Steps between evaluations; left out: often at first, then further apart."""
-    sample_every: int | None = None
+    sample_every: Count | None = None
     """Steps between samples; left out: at every fourth evaluation."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Count | None = None
     """Steps between checkpoints; left out: about once a minute."""
-    keep: int = 2
+    keep: Count = 2
     """Newest checkpoints kept; the best model is in the run directory itself."""
     tensorboard: bool = False
     """Also write TensorBoard events."""
@@ -153,11 +175,11 @@ class TrainOptions:
 class MaskOptions:
     """What an encoder is to guess in pretraining (Devlin et al. 2019, 3.1)."""
 
-    rate: float = 0.3
+    rate: Fraction = 0.3
     """Share of the tokens: more to learn from a text than BERT's 0.15 (Wettig et al. 2023; ModernBERT)."""
-    mask_share: float = 0.8
+    mask_share: Share = 0.8
     """Of these, the share that is replaced by [MASK]."""
-    random_share: float = 0.1
+    random_share: Share = 0.1
     """The share that is replaced by another piece; the rest stays as it is."""
     whole_words: bool = False
     """Choose words, and all pieces of each."""
@@ -167,9 +189,9 @@ class MaskOptions:
 class SpanOptions:
     """What an encoder-decoder is to say in pretraining (Raffel et al. 2020, 3.1.4)."""
 
-    rate: float = 0.15
+    rate: Fraction = 0.15
     """Share of the tokens that is hidden."""
-    mean_length: float = 3.0
+    mean_length: Length = 3.0
     """Tokens of a hidden span, on average."""
 
 
@@ -184,7 +206,7 @@ class PretrainConfig:
     train: TrainOptions = field(default_factory=TrainOptions)
     mlm: MaskOptions = field(default_factory=MaskOptions)
     spans: SpanOptions = field(default_factory=SpanOptions)
-    seed: int = 1337
+    seed: Seed = 1337
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tfcli.config.ranges import check_ranges
 from tfcli.errors import UserError, unknown
 
 C = TypeVar("C")
@@ -50,7 +51,7 @@ def resolve(
 
     ``sets`` are ``key.path=value`` strings, ``flags`` map dotted keys to values (None: not given). Returns the
     configuration and {dotted key: "default" | "preset NAME" | "FILE" | "--set" | "flag"}. Raises UserError for an
-    unknown key (with the nearest name) or a value of the wrong type.
+    unknown key (with the nearest name) and for a value of the wrong type or outside its range.
     """
     sources = dict.fromkeys(known_keys(cls), "default")
     values: dict[str, Any] = {}
@@ -82,7 +83,9 @@ def resolve(
     for key, value in (flags or {}).items():
         if value is not None:
             put(key, value, "flag")
-    return _build(cls, values), sources
+    config = _build(cls, values)
+    check_ranges(config)
+    return config, sources
 
 
 def known_keys(cls: type[Any], prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfcli.config.model import ModelConfig
-from tfcli.config.options import DEFAULT_BUDGET, PretrainConfig
+from tfcli.config.options import DEFAULT_BUDGET, WARMUP_STEPS, PretrainConfig
 from tfcli.config.resolve import seconds
 from tfcli.errors import UserError
 from tfcli.objectives.table import objective
@@ -23,8 +23,6 @@ COMPILE_PAYS_AFTER = 600.0
 """Seconds of planned training on a GPU beyond which compiling is repaid. On CPU the kernels by hand are faster."""
 MICRO_TOKENS = 8192
 """Tokens at once; a larger batch is accumulated."""
-WARMUP_STEPS = 10
-"""Steps of warm-up where optim.warmup is left out."""
 FIRST_EVALUATION = 70
 """Steps before the first look at the held-out text."""
 PROBE_STEPS = 24
@@ -201,35 +199,9 @@ def _compiling_pays(runtime: Runtime, budget: float | None) -> bool:
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuse what cannot be for any text: raises UserError for a number that means nothing, or two lengths."""
-    train, optim = config.train, config.optim
-    at_least_1 = ("steps", "tokens", "batch_size", "micro_batch", "eval_every", "sample_every", "checkpoint_every")
-    for name in (*at_least_1, "keep"):
-        value = getattr(train, name)
-        if value is not None and value < 1:
-            raise UserError(f"train.{name} is {value}", hint="it must be at least 1")
-    above_0 = {"train.epochs": train.epochs, "optim.clip": optim.clip}
-    at_least_0 = {"optim.muon_lr": optim.muon_lr, "optim.lr": optim.lr, "optim.weight_decay": optim.weight_decay}
-    for name, value in {**above_0, **at_least_0}.items():
-        if value is not None and not (0 < value < math.inf or (value == 0 and name not in above_0)):
-            raise UserError(f"{name} is {value}", hint=f"it must be {'more than' if name in above_0 else 'at least'} 0")
-    shares = {"optim.beta1": optim.beta1, "optim.beta2": optim.beta2, "optim.momentum": optim.momentum}
-    for name, value in {**shares, "train.dropout": train.dropout}.items():
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"{name} is {value}", hint="it must be at least 0 and below 1")
-    if optim.warmup is not None and not 0 <= optim.warmup < 1:
-        hint = f"it is a share of the run, from 0 to 1, not a number of steps; left out it is {WARMUP_STEPS} steps"
-        raise UserError(f"optim.warmup is {optim.warmup:g}", hint=hint)
-    if not 0 <= optim.decay <= 1:
-        raise UserError(f"optim.decay is {optim.decay}", hint="it is a share of the run, from 0 to 1")
-    if not -(2**63) <= config.seed < 2**63:
-        raise UserError(f"seed is {config.seed}", hint="it must fit into 64 bits")
+    """Raise UserError for settings that no text can be trained with: two lengths, or sizes that do not go together."""
     time_budget(config)
-    options = config.model
-    sizes.check(options)
-    made = objective(options.arch)
-    made.check(config)
-    if config.tokenizer.vocab_size is not None and config.tokenizer.vocab_size < 1:
-        raise UserError(f"tokenizer.vocab_size is {config.tokenizer.vocab_size}", hint="it must be at least 1")
+    options, learnt = config.model, objective(config.model.arch)
+    learnt.check(config)
     if options.depth is not None or options.width is not None:
-        made.shape(options, depth=options.depth or 1, vocab_size=1)
+        learnt.shape(options, depth=options.depth or 1, vocab_size=1)

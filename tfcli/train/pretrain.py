@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tfcli.config.options import PretrainConfig, TokenizerOptions
+from tfcli.config.options import WARMUP_STEPS, PretrainConfig, TokenizerOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
@@ -152,7 +152,7 @@ def _with_a_share(before: record.Record, directory: Path) -> record.Record:
     steps = optim.get("warmup") if isinstance(optim, dict) else None
     if not isinstance(steps, int) or not steps:
         return before
-    if steps != plan.WARMUP_STEPS:
+    if steps != WARMUP_STEPS:
         raise UserError(
             f"{directory} was begun by an older version with a warm-up of {steps} steps, now a share of the run",
             hint="start again, with another --out",

@@ -81,14 +81,6 @@ def batch_size(model: ModelConfig, train_tokens: int) -> int:
     return max(1, min(tokens // model.context, most))
 
 
-def check(options: ModelOptions) -> None:
-    """Raise UserError for a size below 1."""
-    for name in ("depth", "context", "width", "heads", "kv_heads", "ffn_width"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"model.{name} is {value}", hint="it must be at least 1; leave it out to let it follow")
-
-
 def check_text(model: ModelConfig, train_tokens: int, batch: int) -> None:
     """Refuse a context or a batch that is larger than the text."""
     if model.context + 1 > train_tokens:
