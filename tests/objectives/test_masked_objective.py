@@ -76,7 +76,7 @@ def test_a_mask_takes_the_space_before_it() -> None:
 def test_shares() -> None:
     """The rate, and 80/10/10 of it, over many windows; what stays is a target as well."""
     made, ids = masking(rate=0.3), np.array(pieces().encode(TEXT * 4))[:4096]
-    pairs = [made.cover(ids, np.random.default_rng(seed)) for seed in range(30)]
+    pairs = [made.mask(ids, np.random.default_rng(seed)) for seed in range(30)]
     inputs, targets = (np.stack(part) for part in zip(*pairs, strict=True))
     chosen = targets != NONE
     assert (chosen.sum(axis=1) == round(0.3 * len(ids))).all()
@@ -94,7 +94,7 @@ def test_special_pieces_are_not_guessed() -> None:
     """The end of a document between two is not a target."""
     ids = np.array([5, pieces().eos_id, 300, 301, pieces().eos_id, 302] * 30)
     for seed in range(20):
-        _, targets = masking(rate=0.5).cover(ids, np.random.default_rng(seed))
+        _, targets = masking(rate=0.5).mask(ids, np.random.default_rng(seed))
         assert (targets[ids == pieces().eos_id] == NONE).all()
 
 

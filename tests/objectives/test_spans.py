@@ -16,6 +16,7 @@ from tfcli.config.options import ModelOptions, SpanOptions, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.objectives import spans
+from tfcli.objectives.denoising import held_out
 from tfcli.objectives.spans import Corruption, SpanCorruption
 from tfcli.tasks.common.forcing import IGNORED
 from tfcli.text.corpus.shards import Shard, ShardWriter
@@ -64,7 +65,7 @@ def test_source_and_target_together_are_the_text(options: SpanOptions, length: i
     tokenizer = pieces(120)
     ids = np.random.default_rng(0).choice(np.flatnonzero(tokenizer.piece_bytes > 0), length)
     for seed in range(20):
-        source, target = Corruption(tokenizer=tokenizer, options=options).corrupt(ids, np.random.default_rng(seed))
+        source, target = Corruption(tokenizer=tokenizer, options=options).corrupt((ids, (seed,)))
         assert source.pop() == target.pop() == tokenizer.eos_id
         said: dict[int, list[int]] = {}
         for id in target:
@@ -143,7 +144,8 @@ def test_evaluation_covers_the_whole_text_with_the_same_holes(task: SpanCorrupti
     assert scores == task.evaluate(made) == replace(task, seed=99).evaluate(made)
     special = (*pieces().sentinel_ids, pieces().eos_id)
     seen = 0
-    for rows in task._held_out():
+    for windows in held_out(task.val.ids, body=task.body, together=2, ragged=True):
+        rows = task.batch(windows)
         real = torch.cat([rows["tokens_BT"][rows["mask_BT"]], rows["targets_BU"][rows["targets_BU"] != IGNORED]])
         seen += int((~torch.isin(real, torch.tensor(special))).sum())
     assert seen == int((pieces().piece_bytes[task.val.ids] > 0).sum())

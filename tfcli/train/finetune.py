@@ -18,6 +18,7 @@ from tfcli.errors import UserError
 from tfcli.formats.convert import portable
 from tfcli.formats.hf import adapters, heads
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.card import of_task
 from tfcli.formats.hf.stored import CONFIG
 from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads as task_heads
@@ -283,7 +284,8 @@ class _Run(Run):
             base = Path(self.model).absolute()
             adapters.save(self.directory, model, base=base, about=about, chat_template=codec.chat_template)
             return
-        hf.save(self.directory, model, codec, about=about, card=_card(self.app.name, self.model, model))
+        base = None if self.model is None else Path(self.model).name
+        hf.save(self.directory, model, codec, about=about, card=of_task(self.app.name, base, model.config))
 
     def _best(self, model: Transformer, weights: dict[str, Tensor], task: Finetuning, state: TrainState) -> None:
         """Put the best weights into the model: those saved last, also by the process that this one resumed."""
@@ -419,24 +421,3 @@ def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed = "the model that the run began with"
     checkpoint.fill(trained, weights, path=path, of="the model", changed=changed)
-
-
-def _card(task: str, base: str | None, model: Transformer) -> str:
-    """A README for the directory."""
-    c = model.config
-    made = "Trained from scratch" if base is None else f"From {Path(base).name}"
-    return f"""---
-library_name: transformers
-tags:
-- tfcli
----
-
-# A model for {task}, finetuned with tfcli
-
-{made}: {c.depth} blocks of width {c.width}, {c.heads} heads, a vocabulary of {c.vocab_size} pieces, a
-context of {c.context} tokens.
-
-```sh
-echo "Some text." | tfcli predict .
-```
-"""
