@@ -20,9 +20,8 @@ from tfcli.train.events import Event
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers
 from tfcli.train.plan import Plan
-from tfcli.train.pretrain import loop_of
 from tfcli.train.run import Run
-from tfcli.train.trainer import Trainer
+from tfcli.train.trainer import LoopConfig, Trainer
 
 OPEN: list[Metrics] = []
 """Files that a fixture closes after each test, also one that ends in the middle of a run."""
@@ -73,6 +72,7 @@ def trainer(
         run=Run(
             directory=folder,
             specs=[],
+            config=config,
             sources={},
             runtime=tiny_models.cpu(),
             tell=listen,
@@ -93,7 +93,7 @@ def trainer(
             lr=0.01,
             compile=False,
         ),
-        loop=loop_of(config),
+        loop=LoopConfig.of(config),
         state=TrainState(),
         optimizers=Optimizers(model, config.optim, muon_lr=0.02, lr=0.01),
         metrics=OPEN[-1],

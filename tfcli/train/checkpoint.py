@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfcli import disk
 from tfcli.errors import UserError
@@ -96,17 +96,15 @@ def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
         raise _broken(path, str(error)) from None
 
 
-def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, path: Path, of: str, changed: str) -> None:
-    """Copy weights read at ``path`` into parameters. UserError where they are not of these names and shapes.
-
-    ``of`` is what has the parameters, ``changed`` what must have been changed since: both are said.
-    """
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights read at ``path`` into the trained parameters. UserError where they have other names or shapes."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     have, need = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, parameters))
     if have != need:
         name = min(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))
         raise UserError(
-            f"{path} does not fit {of}: {name} is {have.get(name)} in the one and {need.get(name)} in the other",
-            hint=f"{changed} was changed: start a new run with another --out",
+            f"{path} does not fit the model: {name} has the shape {have.get(name)}, expected {need.get(name)}",
+            hint="it, run.json or the model that the run began with was changed: start a new run with another --out",
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

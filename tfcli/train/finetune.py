@@ -94,8 +94,7 @@ def finetune(
     with stop_signals() as stop:
         before = None
         if resume:
-            directory = record.resumable(out, specs, kind="finetune")
-            before = _before(directory)
+            directory, before = record.resumed(out, specs, kind="finetune")
             if task not in (None, before["task"]):
                 raise UserError(f"{directory} is of the task {before['task']}, not {task}")
             task, from_scratch = str(before["task"]), bool(before["from_scratch"])
@@ -147,17 +146,6 @@ def _absolute(val: str) -> str:
     return ",".join(record.absolute(part) for part in parts)
 
 
-def _before(directory: Path) -> record.Record:
-    """The record of a run to resume."""
-    before = record.read(directory)
-    if before.get("kind") != "finetune":
-        again = checkpoint.resume_command(directory)
-        raise UserError(f"{directory} is a run of pretrain", hint=f"continue it: {again}")
-    if before.get("finished"):
-        raise UserError(f"{directory} is finished", hint=f"use it: tfcli predict {directory}")
-    return before
-
-
 @dataclass(kw_only=True)
 class _Run(Run):
     """A run of finetuning."""
@@ -192,10 +180,10 @@ class _Run(Run):
         self._same_data(task)
         self._adapt(loaded.model)
         planned, optimizers = self._planned(loaded, task)
-        state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
+        state = self.restore(loaded.model, optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.data_report)
-        self._announce(planned, task, loaded.model, state.step)
+        self.announce(*_overview(planned, task, loaded.model), step=state.step)
         best: dict[str, Tensor] = {}
 
         def save_model(weights: dict[str, Tensor]) -> None:
@@ -203,7 +191,7 @@ class _Run(Run):
             with _holding(loaded.model, weights):
                 self._save(loaded.model, codec, task)
 
-        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+        with self.gently(state) as metrics:
             Trainer(
                 run=self,
                 model=loaded.model,
@@ -217,9 +205,7 @@ class _Run(Run):
             ).train()
         self._best(loaded.model, best, task, state)
         scores, lines = task.report(loaded.model)
-        record.write(
-            self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
-        )
+        self.finish({**about, "scores": scores}, state)
         task.draw(self.directory, scores, self.note)
         return Result(directory=self.directory, task=self.app.name, steps=state.step, scores=scores, lines=lines)
 
@@ -284,17 +270,17 @@ class _Run(Run):
             base = Path(self.model).absolute()
             adapters.save(self.directory, model, base=base, about=about, chat_template=codec.chat_template)
             return
-        base = None if self.model is None else Path(self.model).name
-        hf.save(self.directory, model, codec, about=about, card=of_task(self.app.name, base, model.config))
+        card = of_task(self.app.name, None if self.model is None else Path(self.model).name, model.config)
+        hf.save(self.directory, model, codec, about=about, card=card)
 
     def _best(self, model: Transformer, weights: dict[str, Tensor], task: Finetuning, state: TrainState) -> None:
         """Put the best weights into the model: those saved last, also by the process that this one resumed."""
         if state.best_step == state.step:
             return
         if weights:
-            _fill(model, weights, self.directory)
+            checkpoint.fill(model, weights, self.directory)
         elif not task.restore(self.directory, model):
-            _fill(model, lora.trainable(self._saved()), self.directory)
+            checkpoint.fill(model, lora.trainable(self._saved()), self.directory)
 
     def _saved(self) -> Transformer:
         """The model that the directory holds, as it is trained: adapters on their base."""
@@ -304,16 +290,8 @@ class _Run(Run):
 
     def _record(self, planned: plan.Plan, task: Finetuning, tokenizer_hash: str, command: list[str]) -> record.Record:
         """The content of run.json when a run begins."""
-        every = record.make(
-            self.specs,
-            self.config,
-            self.sources,
-            planned,
-            self.runtime,
-            command,
-            data_hash=task.data_report["content_hash"],
-            tokenizer_hash=tokenizer_hash,
-        )
+        data_hash = task.data_report["content_hash"]
+        every = self.describe(planned, command, data_hash=data_hash, tokenizer_hash=tokenizer_hash)
         return {
             "kind": "finetune",
             "task": self.app.name,
@@ -324,15 +302,14 @@ class _Run(Run):
             "checksums": {},
         }
 
-    def _announce(self, planned: plan.Plan, task: Finetuning, model: Transformer, resumed: int) -> None:
-        trained = [p.numel() for p in model.parameters() if p.requires_grad]
-        total = sum(p.numel() for p in model.parameters())
-        self.note(f"model: {sum(trained) / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained")
-        epochs = (planned.steps or 0) * planned.batch_size / task.size
-        self.note(
-            f"length: {planned.steps:,} steps of {planned.batch_size} examples, {epochs:.3g} passes over {task.size:,}"
-        )
-        self.note(f"{f'continuing at step {resumed:,}' if resumed else 'writing'} {self.directory}")
+
+def _overview(planned: plan.Plan, task: Finetuning, model: Transformer) -> Iterator[str]:
+    """What will be done."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    yield f"model: {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained"
+    epochs = (planned.steps or 0) * planned.batch_size / task.size
+    yield f"length: {planned.steps:,} steps of {planned.batch_size} examples, {epochs:.3g} epochs of {task.size:,}"
 
 
 def make_plan(
@@ -376,22 +353,13 @@ def make_plan(
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> LoopConfig:
-    """The settings as the loop takes them, with a fall that begins no sooner than the warm-up has ended."""
-    optim, train, steps = config.optim, config.train, planned.max_steps
-    warmup = plan.warmup_steps(optim.warmup, steps)
-    every = train.eval_every
+    """The settings as the loop takes them, with a decay that begins no sooner than the warm-up has ended."""
+    steps = planned.max_steps
+    decay = min(config.optim.decay, (steps - plan.warmup_steps(config.optim.warmup, steps)) / steps)
+    every = config.train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
-    return LoopConfig(
-        seed=config.seed,
-        warmup=optim.warmup,
-        decay=min(optim.decay, (steps - warmup) / steps),
-        clip=optim.clip,
-        eval_every=every,
-        sample_every=train.sample_every,
-        checkpoint_every=train.checkpoint_every,
-        keep=train.keep,
-    )
+    return replace(LoopConfig.of(config), decay=decay, eval_every=every)
 
 
 def _renew(model: Transformer, seed: int) -> None:
@@ -414,10 +382,3 @@ def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None
         with torch.no_grad():
             for name, value in own.items():
                 named[name].copy_(value)
-
-
-def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put the weights of a checkpoint into the model."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    changed = "the model that the run began with"
-    checkpoint.fill(trained, weights, path=path, of="the model", changed=changed)

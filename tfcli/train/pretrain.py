@@ -15,7 +15,6 @@ from tfcli.config.options import WARMUP_STEPS, PretrainConfig, TokenizerOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
-from tfcli.model.base import Model
 from tfcli.objectives.base import Objective
 from tfcli.objectives.table import check_given, objective
 from tfcli.text.corpus.prepare import Corpus, found, prepare
@@ -34,25 +33,20 @@ SHARDS = ".shards"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken and the best model's score."""
+    """What a finished run left: its directory, the steps taken and the best model's score on the held-out text."""
 
     directory: Path
     steps: int
     score: float | None
-    """Of the held-out text; None where it was never scored."""
+    """None where it was never scored."""
     score_name: str = "bits_per_byte"
-    """Or "loss": nats a masked token of an encoder, a hidden one of an encoder-decoder."""
+    """Or "loss": nats per masked token, of an encoder or an encoder-decoder."""
     arch: str = "gpt"
 
     @property
     def bits_per_byte(self) -> float | None:
         """The score where that is its name."""
         return self.score if self.score_name == "bits_per_byte" else None
-
-    @property
-    def masked_loss(self) -> float | None:
-        """The score where it is a loss."""
-        return self.score if self.score_name == "loss" else None
 
 
 def pretrain(
@@ -102,8 +96,8 @@ def pretrain(
     with stop_signals() as stop:
         before = None
         if resume:
-            directory = record.resumable(out, specs)
-            before = _before(directory, specs)
+            directory, before = record.resumed(out, specs)
+            before = _checked(before, directory, specs)
             config = record.unchanged(before, config, sources, directory)
             specs, sources = before["corpus"], before.get("sources") or sources
         elif not specs:
@@ -130,24 +124,17 @@ def pretrain(
             return run.go(given, list(command))
 
 
-def _before(directory: Path, specs: list[str]) -> record.Record:
-    """The record of a run to resume. Raises UserError where it is finished, or of other files."""
-    before = _with_a_share(record.read(directory), directory)
-    if before.get("finished"):
-        raise UserError(f"{directory} is finished", hint=f"use it: tfcli generate --model {directory}")
+def _checked(before: record.Record, directory: Path, specs: list[str]) -> record.Record:
+    """The record of a run to resume, whose warm-up is a share of it, as in this version.
+
+    Raises UserError for a run on other files, and for one that an older version began with another number of steps of
+    warm-up than is usual.
+    """
     if specs and [record.absolute(spec) for spec in specs] != before["corpus"]:
         raise UserError(
             f"{directory} was trained on other files: {', '.join(before['corpus'])}",
             hint="leave the files out to continue, or start a new run with another --out",
         )
-    return before
-
-
-def _with_a_share(before: record.Record, directory: Path) -> record.Record:
-    """The record of a run; of one that an older version began, whose optim.warmup was steps, as that of this one.
-
-    Raises UserError for another number of steps than is usual.
-    """
     optim = before["config"].get("optim")
     steps = optim.get("warmup") if isinstance(optim, dict) else None
     if not isinstance(steps, int) or not steps:
@@ -161,7 +148,7 @@ def _with_a_share(before: record.Record, directory: Path) -> record.Record:
 
 
 def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
-    """Raise UserError for a setting that another one makes idle."""
+    """Raise UserError for a setting that another one makes ineffective."""
     given = [key for key, source in sources.items() if source not in ("default",) and not source.startswith("preset ")]
     idle = [key for key in given if key.startswith("tokenizer.")]
     if tokenizer is not None and idle:
@@ -178,7 +165,7 @@ class _Run(Run):
 
     @property
     def objective(self) -> Objective:
-        """What is learnt."""
+        """What the model learns."""
         return objective(self.config.model.arch)
 
     def go(self, tokenizer: Tokenizer | None, command: list[str]) -> Result:
@@ -203,14 +190,16 @@ class _Run(Run):
         task = made.task(self.config, planned.model, corpus, self.runtime)
         model = made.build(planned.model).to(self.runtime.device)
         optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not made.muon)
-        state = self._restored(model, optimizers)
+        state = self.restore(model, optimizers)
+        if state is None:
+            made.fill(model, self.config.seed)
+            state = TrainState()
         about = self.before or self._record(planned, corpus, command)
         self.begin(about, corpus.data_report)
         if not (self.directory / hf.TOKENIZER).exists():
             corpus.tokenizer.save(self.directory / hf.TOKENIZER)
         size = sum(parameter.numel() for parameter in model.parameters())
-        for line in _announce(planned, corpus, self.directory, size, resumed=state.step):
-            self.note(line)
+        self.announce(*_overview(planned, corpus, size), step=state.step)
 
         def save_model(weights: dict[str, Tensor]) -> None:
             made.save(self.directory, planned.model, weights, corpus.tokenizer)
@@ -220,52 +209,41 @@ class _Run(Run):
             epochs = tokens / max(1, corpus.train.tokens)
             self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
 
-        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+        with self.gently(state) as metrics:
             Trainer(
                 run=self,
                 model=model,
                 task=task,
                 plan=planned,
-                loop=loop_of(self.config),
+                loop=LoopConfig.of(self.config),
                 state=state,
                 optimizers=optimizers,
                 metrics=metrics,
                 save_model=save_model,
                 on_steps=fixed,
             ).train()
-        record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
+        self.finish(about, state)
         return Result(
             directory=self.directory, steps=state.step, score=state.best, score_name=made.score, arch=made.name
         )
 
     def _tell_of_another_machine(self, machine: Mapping[str, Any]) -> None:
         """Note what the run that is resumed was started on, where this is another."""
-        here = {
-            "device": str(self.runtime.device),
-            "precision": self.runtime.precision,
-            "threads": self.runtime.threads,
-        }
+        device, precision, threads = str(self.runtime.device), self.runtime.precision, self.runtime.threads
+        here = {"device": device, "precision": precision, "threads": threads}
         other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
         if other:
             self.note(f"the run was started with {', '.join(other)}: the end may differ in the last digits")
 
     def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
-        """The content of run.json when a run begins; "shards" is the way from its parent to its encoded text."""
-        every = record.make(
-            self.specs,
-            self.config,
-            self.sources,
-            planned,
-            self.runtime,
-            command,
-            data_hash=corpus.data_report["content_hash"],
-            tokenizer_hash=corpus.tokenizer.hash,
-        )
+        """The content of run.json when a run begins; "shards" is the path from its parent to the encoded text."""
+        data_hash, tokenizer_hash = corpus.data_report["content_hash"], corpus.tokenizer.hash
+        every = self.describe(planned, command, data_hash=data_hash, tokenizer_hash=tokenizer_hash)
         shards = str(corpus.train.path.parent.relative_to(self.directory.parent))
         return {**every, "shards": shards, "checksums": record.checksums(corpus)}
 
     def _corpus(self, tokenizer: Tokenizer | None) -> Corpus:
-        """The encoded text: of a run to resume just as it was left, without reading the sources again."""
+        """The encoded text; a run that is resumed finds it as it was left, without reading the sources again."""
         if self.before is None:
             if tokenizer is not None:
                 self.objective.check_tokenizer(self.config, tokenizer)
@@ -310,36 +288,9 @@ class _Run(Run):
             raise UserError("nothing is held out for validation", hint="use --val FILE, or a larger --val-fraction")
         return corpus
 
-    def _restored(self, model: Model, optimizers: Optimizers) -> TrainState:
-        """Weights, optimizer and counters: of the newest whole checkpoint, or new ones where there is none yet."""
 
-        def fill(weights: Mapping[str, Tensor], path: Path) -> None:
-            named, of = dict(model.named_parameters()), str(self.directory / record.RUN_FILE)
-            checkpoint.fill(named, weights, path=path, of=of, changed="one of them")
-
-        state = self.restore(fill, optimizers)
-        if state is None:
-            self.objective.fill(model, self.config.seed)
-        return state or TrainState()
-
-
-def loop_of(config: PretrainConfig) -> LoopConfig:
-    """The settings as the loop takes them."""
-    optim, train = config.optim, config.train
-    return LoopConfig(
-        seed=config.seed,
-        warmup=optim.warmup,
-        decay=optim.decay,
-        clip=optim.clip,
-        eval_every=train.eval_every,
-        sample_every=train.sample_every,
-        checkpoint_every=train.checkpoint_every,
-        keep=train.keep,
-    )
-
-
-def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *, resumed: int) -> Iterator[str]:
-    """What will be done, before it is done; ``size`` is the number of parameters."""
+def _overview(planned: plan.Plan, corpus: Corpus, size: int) -> Iterator[str]:
+    """What will be done; ``size`` is the number of parameters."""
     m = planned.model
     yield f"text: {corpus.train.bytes:,} bytes, {corpus.train.tokens:,} tokens; {corpus.val.tokens:,} tokens held out"
     yield (
@@ -351,6 +302,5 @@ def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *,
         yield f"length: {planned.steps:,} steps of {batch}"
     else:
         budget = planned.budget or 0
-        said = f"{budget / 60:.3g} minutes" if budget >= 90 else f"{budget:.3g} s"
-        yield f"length: about {said} (choose with --steps, --epochs, --tokens or --budget); {batch}"
-    yield f"{'continuing at step ' + format(resumed, ',') if resumed else 'writing'} {directory}"
+        duration = f"{budget / 60:.3g} minutes" if budget >= 90 else f"{budget:.3g} s"
+        yield f"length: about {duration} (choose with --steps, --epochs, --tokens or --budget); {batch}"

@@ -216,6 +216,19 @@ def resumable(out: str | Path | None, specs: Sequence[str], *, kind: str | None 
     return max(found)[2]
 
 
+def resumed(out: str | Path | None, specs: Sequence[str], *, kind: str | None = None) -> tuple[Path, Record]:
+    """The run to continue and its record. Raises UserError for one of another command, or one that is finished."""
+    directory = resumable(out, specs, kind=kind)
+    before = read(directory)
+    if before.get("kind") != kind:
+        again = checkpoint.resume_command(directory)
+        raise UserError(f"{directory} is a run of {before.get('kind') or 'pretrain'}", hint=f"continue it: {again}")
+    if before.get("finished"):
+        use = "predict" if kind == "finetune" else "generate --model"
+        raise UserError(f"{directory} is finished", hint=f"use it: tfcli {use} {directory}")
+    return directory, before
+
+
 @contextmanager
 def full_disk(directory: Path) -> Iterator[None]:
     """Turn a write that found the disk full into a RunError that says what is safe and how to go on."""

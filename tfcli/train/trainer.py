@@ -11,10 +11,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from tfcli.config.options import PretrainConfig
 from tfcli.errors import Interrupted, RunError
 from tfcli.model import fused
 from tfcli.model.base import Model
 from tfcli.tasks.common.batch import Rows
+from tfcli.tasks.common.options import FinetuneConfig
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
@@ -41,6 +43,21 @@ class LoopConfig:
     sample_every: int | None
     checkpoint_every: int | None
     keep: int
+
+    @classmethod
+    def of(cls, config: PretrainConfig | FinetuneConfig) -> LoopConfig:
+        """The settings that ``config`` has for the loop."""
+        optim, train = config.optim, config.train
+        return cls(
+            seed=config.seed,
+            warmup=optim.warmup,
+            decay=optim.decay,
+            clip=optim.clip,
+            eval_every=train.eval_every,
+            sample_every=train.sample_every,
+            checkpoint_every=train.checkpoint_every,
+            keep=train.keep,
+        )
 
 
 @dataclass(kw_only=True)

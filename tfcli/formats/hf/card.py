@@ -57,9 +57,9 @@ def size(config: ModelConfig) -> str:
     blocks = f"{config.depth} blocks"
     if config.encoder_depth:
         blocks = f"An encoder of {config.encoder_depth} blocks and a decoder of {config.depth}"
-    grouped = "" if config.kv_heads == config.heads else f" ({config.kv_heads} of keys and values)"
+    kv = "" if config.kv_heads == config.heads else f" ({config.kv_heads} of keys and values)"
     return (
-        f"{blocks}, width {config.width}, {config.heads} heads{grouped}, a vocabulary of {config.vocab_size} tokens and "
+        f"{blocks}, width {config.width}, {config.heads} heads{kv}, a vocabulary of {config.vocab_size} tokens and "
         f"a context of {config.context} tokens."
     )
 
