@@ -21,7 +21,7 @@ from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers
 from tfcli.train.plan import Plan
 from tfcli.train.run import Run
-from tfcli.train.trainer import LoopConfig, Trainer
+from tfcli.train.trainer import Trainer
 
 OPEN: list[Metrics] = []
 """Files that a fixture closes after each test, also one that ends in the middle of a run."""
@@ -93,7 +93,7 @@ def trainer(
             lr=0.01,
             compile=False,
         ),
-        loop=LoopConfig.of(config),
+        config=config,
         state=TrainState(),
         optimizers=Optimizers(model, config.optim, muon_lr=0.02, lr=0.01),
         metrics=OPEN[-1],

@@ -32,7 +32,6 @@ class Range:
 
 
 Count = Annotated[int, Range(at_least=1)]
-Length = Annotated[float, Range(at_least=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
 Rate = Annotated[float, Range(at_least=0, below=1)]

@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and the lock that keeps two runs out of one directory."""
+"""Checkpoints, written whole or not at all, and the lock that keeps two runs out of one directory."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ FOLDER = "checkpoints"
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """Everything a run needs beside weights and optimizer to go on as if it had never stopped."""
+    """What a run needs besides weights and optimizer to resume as if it had never stopped."""
 
     step: int = 0
     """Optimizer steps done."""
     steps: int | None = None
-    """Steps in all; None until the length is fixed."""
+    """Total steps; None until the length is fixed."""
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
-    """Since the start of the process that began the run, stops left out."""
+    """Seconds since the start of the process that began the run, without interruptions."""
     loss_sum: float = 0.0
-    """Loss since the last line of metrics."""
+    """Summed loss since the last line of metrics."""
     loss_count: int = 0
     """Tokens since the last line of metrics."""
     best: float | None = None
     """Best validation metric so far."""
     best_step: int = 0
-    """The step of the model that is kept."""
+    """Step of the model that is kept."""
     stale: int = 0
     """Evaluations since the best metric was reached."""
     metrics_bytes: int = 0
@@ -52,9 +52,9 @@ class TrainState:
 
 
 def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
-    """Write ``checkpoints/STEP``: aside, synced, renamed; the marker with sizes and checksums last.
+    """Write ``checkpoints/STEP`` aside, sync and rename it; the marker with sizes and checksums comes last.
 
-    A process killed at any moment leaves either no directory of that name, one without a marker, or a whole one.
+    A process killed at any moment leaves no directory of that name, one without a marker, or a whole one.
     """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict
 
 
 def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
-    """Read one checkpoint. Raises UserError, naming the file, where anything is missing, cut short or damaged."""
+    """Read one checkpoint. Raises UserError, naming the file, where anything is missing, truncated or damaged."""
     try:
         sums = json.loads((path / MARKER).read_text())
         for name, (size, checksum) in sums.items():
@@ -113,12 +113,11 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
 
 def complete(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    found = (run / FOLDER).glob("[0-9]*")
-    return sorted(path for path in found if (path / MARKER).is_file())
+    return sorted(path for path in (run / FOLDER).glob("[0-9]*") if (path / MARKER).is_file())
 
 
 def prune(run: Path, *, keep: int, best_step: int) -> None:
-    """Delete all but the newest ``keep`` whole checkpoints and the best, and what killed processes left."""
+    """Delete all but the best and the newest ``keep`` whole checkpoints, and the leftovers of killed processes."""
     whole = complete(run)
     kept = {*whole[-max(1, keep) :], run / FOLDER / f"{best_step:08d}"}
     for path in (run / FOLDER).iterdir():
@@ -132,13 +131,13 @@ def clear(run: Path) -> None:
 
 
 def locked(run: Path) -> AbstractContextManager[None]:
-    """Hold the directory of a run, made if need be: a second run on it, also in another process, is refused."""
+    """Lock the directory of a run, made if need be: a second run on it, also in another process, is refused."""
     busy = UserError(f"another process is training in {run}", hint="wait for it, stop it, or choose another --out")
     return disk.locked(run, busy=busy)
 
 
 def resume_command(run: Path) -> str:
-    """What a person types to go on with a run."""
+    """The command that resumes a run."""
     kind = None
     with suppress(OSError, ValueError, AttributeError):
         kind = json.loads((run / "run.json").read_bytes()).get("kind")
@@ -147,14 +146,12 @@ def resume_command(run: Path) -> str:
 
 def _broken(path: Path, why: str) -> UserError:
     others = [other.name for other in complete(path.parent.parent) if other != path]
-    hint = (
-        f"delete {path} to go on from step {int(others[-1])}" if others else "no other checkpoint is left: start again"
-    )
+    hint = f"delete {path} to go on from step {int(others[-1])}" if others else "start again, for it is the only one"
     return UserError(f"the checkpoint {path} cannot be read: {why}", hint=hint)
 
 
 def _synced(path: Path) -> list[int]:
-    """Size and checksum of a file, once it is on the disk."""
+    """Sync a file and return its size and checksum."""
     disk.sync(path)
     return [path.stat().st_size, _sum(path)]
 

@@ -36,7 +36,7 @@ from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import stop_signals
-from tfcli.train.trainer import LoopConfig, Trainer
+from tfcli.train.trainer import Trainer
 
 MUON_LR = 0.02
 """Of the matrices of a new model under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
@@ -197,7 +197,7 @@ class _Run(Run):
                 model=loaded.model,
                 task=task,
                 plan=planned,
-                loop=_loop(self.config, planned, task.size),
+                config=_scheduled(self.config, planned, task.size),
                 state=state,
                 optimizers=optimizers,
                 metrics=metrics,
@@ -352,14 +352,15 @@ def make_plan(
     )
 
 
-def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> LoopConfig:
-    """The settings as the loop takes them, with a decay that begins no sooner than the warm-up has ended."""
+def _scheduled(config: FinetuneConfig, planned: plan.Plan, size: int) -> FinetuneConfig:
+    """The settings with a decay that begins after the warm-up, and with the steps between evaluations."""
     steps = planned.max_steps
     decay = min(config.optim.decay, (steps - plan.warmup_steps(config.optim.warmup, steps)) / steps)
     every = config.train.eval_every
     if every is None:  # at the ends of epochs; in parts of them where there are only a few
         every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
-    return replace(LoopConfig.of(config), decay=decay, eval_every=every)
+    optim, train = replace(config.optim, decay=decay), replace(config.train, eval_every=every)
+    return replace(config, optim=optim, train=train)
 
 
 def _renew(model: Transformer, seed: int) -> None:

@@ -26,7 +26,7 @@ from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import stop_signals
-from tfcli.train.trainer import LoopConfig, Trainer
+from tfcli.train.trainer import Trainer
 
 SHARDS = ".shards"
 
@@ -215,7 +215,7 @@ class _Run(Run):
                 model=model,
                 task=task,
                 plan=planned,
-                loop=LoopConfig.of(self.config),
+                config=self.config,
                 state=state,
                 optimizers=optimizers,
                 metrics=metrics,

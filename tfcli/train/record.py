@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +15,11 @@ import torch
 
 import tfcli
 from tfcli import disk
-from tfcli.config.model import from_stored, stored
-from tfcli.config.options import PretrainConfig
+from tfcli.config.model import from_stored
 from tfcli.config.resolve import from_dict, to_dict
 from tfcli.errors import RunError, TfcliError, UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
-from tfcli.tasks.common.options import FinetuneConfig
 from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, metrics
@@ -37,44 +34,17 @@ KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokeniz
 """What a record must have to be resumed, and of which kind."""
 
 
-def make(
-    specs: Sequence[str],
-    config: PretrainConfig | FinetuneConfig,
-    sources: dict[str, str],
-    planned: Plan,
-    runtime: Runtime,
-    command: Sequence[str],
-    *,
-    data_hash: str,
-    tokenizer_hash: str,
-) -> Record:
-    """What run.json says of every run when it begins."""
-    return {
-        "command": list(command),
-        "corpus": [absolute(spec) for spec in specs],
-        "started": now(),
-        "finished": None,
-        "config": to_dict(config),
-        "sources": sources,
-        "plan": {**asdict(planned), "model": stored(planned.model)},
-        "machine": machine(runtime),
-        "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
-        "git_commit": git_commit(),
-        "seed": config.seed,
-        "data_hash": data_hash,
-        "tokenizer_hash": tokenizer_hash,
-    }
-
-
-def machine(runtime: Runtime) -> dict[str, Any]:
-    """What a run computes on."""
-    return {
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """The entries of run.json on what a run computes on and with."""
+    machine = {
         "device": str(runtime.device),
         "precision": runtime.precision,
         "threads": runtime.threads,
         "processor": platform.processor() or platform.machine(),
         "system": platform.platform(),
     }
+    versions = {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"machine": machine, "versions": versions, "git_commit": git_commit()}
 
 
 def runtime_of(record: Record | None, *, device: str | None, precision: str | None, threads: int | None) -> Runtime:

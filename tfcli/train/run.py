@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tfcli.config.model import stored
 from tfcli.config.options import PretrainConfig
+from tfcli.config.resolve import to_dict
 from tfcli.model.base import Model
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.options import FinetuneConfig
@@ -43,17 +45,20 @@ class Run:
         self.tell(Note(text=line))
 
     def describe(self, planned: Plan, command: Sequence[str], *, data_hash: str, tokenizer_hash: str) -> record.Record:
-        """What run.json says of every run when it begins."""
-        return record.make(
-            self.specs,
-            self.config,
-            self.sources,
-            planned,
-            self.runtime,
-            command,
-            data_hash=data_hash,
-            tokenizer_hash=tokenizer_hash,
-        )
+        """The entries of run.json that every run has when it begins."""
+        return {
+            "command": list(command),
+            "corpus": [record.absolute(spec) for spec in self.specs],
+            "started": record.now(),
+            "finished": None,
+            "config": to_dict(self.config),
+            "sources": self.sources,
+            "plan": {**asdict(planned), "model": stored(planned.model)},
+            **record.describe(self.runtime),
+            "seed": self.config.seed,
+            "data_hash": data_hash,
+            "tokenizer_hash": tokenizer_hash,
+        }
 
     def begin(self, about: record.Record, data_report: dict[str, Any]) -> None:
         """Write what makes the directory a run, run.json first, so that it is never taken for anything else."""

@@ -31,35 +31,6 @@ TELL_EVERY = 0.5
 """Seconds between reports of progress, at least; every line of metrics is one too."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopConfig:
-    """What the loop is told by whoever trains: the fields of ``TrainOptions`` and ``OptimOptions`` that it follows."""
-
-    seed: int
-    warmup: float | None
-    decay: float
-    clip: float
-    eval_every: int | None
-    sample_every: int | None
-    checkpoint_every: int | None
-    keep: int
-
-    @classmethod
-    def of(cls, config: PretrainConfig | FinetuneConfig) -> LoopConfig:
-        """The settings that ``config`` has for the loop."""
-        optim, train = config.optim, config.train
-        return cls(
-            seed=config.seed,
-            warmup=optim.warmup,
-            decay=optim.decay,
-            clip=optim.clip,
-            eval_every=train.eval_every,
-            sample_every=train.sample_every,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-        )
-
-
 @dataclass(kw_only=True)
 class Trainer:
     """What is trained, on what, and where to."""
@@ -68,7 +39,8 @@ class Trainer:
     model: Model
     task: Task
     plan: plan.Plan
-    loop: LoopConfig
+    config: PretrainConfig | FinetuneConfig
+    """The loop follows its seed, its rates and how often to look."""
     state: TrainState
     optimizers: Optimizers
     metrics: Metrics
@@ -134,7 +106,7 @@ class Trainer:
         rows = examples.to(self.run.runtime.device)
         dropout = self.plan.dropout if epochs[0] >= self.plan.dropout_from else 0.0
         loss_sum, count = self.gradients(rows, dropout=dropout)
-        norm = clip(self.optimizers.named.values(), self.loop.clip)
+        norm = clip(self.optimizers.named.values(), self.config.optim.clip)
         loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             where = divergence.find(self.model, lambda: self.gradients(rows, dropout=dropout))
@@ -151,10 +123,10 @@ class Trainer:
         """Indices and epochs of a step's examples."""
         lengths = self.task.lengths
         if lengths is None or self.plan.bucket <= 1:
-            return order.batch(step, seed=self.loop.seed, size=self.task.size, batch=self.plan.batch_size)
+            return order.batch(step, seed=self.config.seed, size=self.task.size, batch=self.plan.batch_size)
         return order.bucketed(
             step,
-            seed=self.loop.seed,
+            seed=self.config.seed,
             lengths=lengths,
             batch=self.plan.batch_size,
             chunk=self.plan.bucket,
@@ -166,7 +138,7 @@ class Trainer:
 
         A micro-batch at a time; the count of the whole batch is known before, so each one is divided by it at once.
         """
-        seed, device = order.mix(self.loop.seed, self.state.step) % 2**63, self.run.runtime.device
+        seed, device = order.mix(self.config.seed, self.state.step) % 2**63, self.run.runtime.device
         count = self.task.count(rows)
         loss_sum = torch.zeros((), device=device)
         with fused.seeded(seed, device, compiled=self.plan.compile):
@@ -181,9 +153,9 @@ class Trainer:
 
         A warm-up that is a share of the run is until then that share of the longest that the run can be.
         """
-        loop, steps = self.loop, self.state.steps
-        warmup = plan.warmup_steps(loop.warmup, steps or self.plan.max_steps)
-        return schedule(self.state.step, steps or 2**40, warmup=warmup, decay=loop.decay)
+        optim, steps = self.config.optim, self.state.steps
+        warmup = plan.warmup_steps(optim.warmup, steps or self.plan.max_steps)
+        return schedule(self.state.step, steps or 2**40, warmup=warmup, decay=optim.decay)
 
     def _fix_steps(self) -> None:
         """Fix the number of steps of a budgeted run from its speed, and how often to save.
@@ -198,7 +170,7 @@ class Trainer:
             state.steps = self.plan.steps
         step_seconds = (self.run.clock() - self._timed[0]) / max(1, state.step - self._timed[1])
         first = state.steps is None and state.step >= plan.PROBE_STEPS
-        again = state.steps is not None and state.step == plan.decay_start(state.steps, self.loop.decay)
+        again = state.steps is not None and state.step == plan.decay_start(state.steps, self.config.optim.decay)
         if first or (again and self.plan.steps is None and state.step - self._timed[1] >= plan.PROBE_STEPS):
             # A token scored costs a forward pass, a third of a token trained on.
             evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
@@ -209,14 +181,14 @@ class Trainer:
                 step=state.step,
                 step_seconds=step_seconds,
                 evaluation_seconds=evaluation,
-                every=self.loop.eval_every,
+                every=self.config.train.eval_every,
             )
             self._timed = (self.run.clock(), state.step)
             if abs(state.steps - before) > before // 50:
                 self.on_steps(state.steps)
         if state.checkpoint_every is None:
-            if self.loop.checkpoint_every is not None:
-                state.checkpoint_every = self.loop.checkpoint_every
+            if self.config.train.checkpoint_every is not None:
+                state.checkpoint_every = self.config.train.checkpoint_every
             elif state.step >= plan.PROBE_STEPS:
                 state.checkpoint_every = max(1, round(60 / max(step_seconds, 1e-6)))
 
@@ -225,15 +197,15 @@ class Trainer:
 
     def _look(self, last: bool) -> None:
         """Metrics of training, evaluation and a sample, where they are due."""
-        state, loop = self.state, self.loop
+        state, train = self.state, self.config.train
         if state.step % LOG_EVERY == 0 or last:
             self._log()
-        number = plan.evaluation(state.step, steps=state.steps, every=loop.eval_every)
+        number = plan.evaluation(state.step, steps=state.steps, every=train.eval_every)
         if number is not None or last:
             self._evaluate()
-        if last or (self._due(loop.sample_every) if loop.sample_every else number is not None and number % 4 == 3):
+        if last or (self._due(train.sample_every) if train.sample_every else number is not None and number % 4 == 3):
             with self._beside():
-                text = self.task.sample(self.model, seed=order.mix(self.loop.seed, state.step))
+                text = self.task.sample(self.model, seed=order.mix(self.config.seed, state.step))
             if text is not None:
                 self.run.tell(Sampled(step=state.step, text=text))
 
@@ -367,7 +339,7 @@ class Trainer:
             self.metrics.sync()
             state.metrics_bytes = self.metrics.bytes
             checkpoint.save(self.run.directory, state, self._weights(), dict(self.optimizers.tensors()))
-            checkpoint.prune(self.run.directory, keep=self.loop.keep, best_step=state.best_step)
+            checkpoint.prune(self.run.directory, keep=self.config.train.keep, best_step=state.best_step)
         self.run.tell(Saved(step=state.step))
 
     def _leave_usable(self) -> None:
