@@ -16,12 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tfcli import disk
-from tfcli.config.model import (
-    Architecture,
-    AttentionConfig,
-    EmbeddingConfig,
-    ModelConfig,
-)
+from tfcli.config.model import Architecture, AttentionConfig, EmbeddingConfig, ModelConfig
 from tfcli.config.options import PretrainConfig
 from tfcli.errors import UserError
 from tfcli.formats.hf.stored import CONFIG, OWN
@@ -147,7 +142,7 @@ class Baseline(Objective):
         return like(shape)
 
     def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> Scored:
-        """Language modelling."""
+        """Language modeling."""
         return Scored(
             train=corpus.train, val=corpus.val, tokenizer=corpus.tokenizer, context=shape.context, runtime=runtime
         )

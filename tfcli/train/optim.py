@@ -61,13 +61,7 @@ class AdamW:
     """torch's functional AdamW (Loshchilov and Hutter 2019); in pretraining for embeddings, head and norms."""
 
     def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        *,
-        beta1: float,
-        beta2: float,
-        eps: float = 1e-10,
-        weight_decay: float = 0.0,
+        self, params: Iterable[nn.Parameter], *, beta1: float, beta2: float, eps: float, weight_decay: float = 0.0
     ) -> None:
         self.params = list(params)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay

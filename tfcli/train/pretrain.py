@@ -1,4 +1,4 @@
-"""Pretraining from files to a model directory: prepare the text, plan, train, leave a model that works everywhere."""
+"""Pretraining, from files to a model directory: prepare the text, plan, train, save."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import checkpoint, notebook, plan, record, shape
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Preparing
-from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import stop_signals
@@ -66,13 +65,13 @@ def pretrain(
     started: float | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Train a GPT, or another ``model.arch``, on text and leave a Hugging Face model directory.
+    """Train a GPT, or another ``model.arch``, on text and write a Hugging Face model directory.
 
-    ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig`` such as
-    {"train.steps": 500}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in ``out``, to bitwise
-    the same end as a run never stopped (CPU). ``listen`` is told every event; ``started`` is when the clock began
-    (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or a full disk, Interrupted
-    when a signal stopped it after saving.
+    ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig``, such as
+    {"train.steps": 500}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in ``out``; on a CPU the
+    result is bitwise that of an uninterrupted run. ``listen`` receives every event; ``started`` is the start of the
+    clock (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or a full disk,
+    Interrupted when a signal stopped the run after saving.
 
     Example:
         >>> import tfcli
@@ -83,15 +82,10 @@ def pretrain(
     """
     began = time.time() if started is None else started
     specs = [str(c) for c in ([corpus] if isinstance(corpus, str | Path) else corpus)]
-    config, sources = resolve(
-        PretrainConfig,
-        preset=preset,
-        file=None if config_file is None else Path(config_file),
-        sets=sets,
-        flags=settings,
-    )
+    file = None if config_file is None else Path(config_file)
+    config, sources = resolve(PretrainConfig, preset=preset, file=file, sets=sets, flags=settings)
     config = plan.one_length(config, sources)
-    _no_idle_settings(sources, tokenizer)
+    _refuse_idle(sources, tokenizer)
     tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
         before = None
@@ -117,8 +111,6 @@ def pretrain(
             stop=stop,
             before=before,
         )
-        if run.config.train.tensorboard:
-            check_tensorboard()
         given = None if tokenizer is None else Tokenizer.load(tokenizer)
         with holding(run.directory, run.directory.parent / SHARDS), run.runtime.active():
             return run.go(given, list(command))
@@ -147,9 +139,9 @@ def _checked(before: record.Record, directory: Path, specs: list[str]) -> record
     return {**before, "config": {**before["config"], "optim": {**optim, "warmup": None}}}
 
 
-def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
+def _refuse_idle(sources: dict[str, str], tokenizer: str | Path | None) -> None:
     """Raise UserError for a setting that another one makes ineffective."""
-    given = [key for key, source in sources.items() if source not in ("default",) and not source.startswith("preset ")]
+    given = [key for key, source in sources.items() if source != "default" and not source.startswith("preset ")]
     idle = [key for key in given if key.startswith("tokenizer.")]
     if tokenizer is not None and idle:
         raise UserError(f"--tokenizer is given, so {idle[0]} does nothing", hint="give one of the two")
@@ -169,12 +161,12 @@ class _Run(Run):
         return objective(self.config.model.arch)
 
     def go(self, tokenizer: Tokenizer | None, command: list[str]) -> Result:
-        """Prepare, plan, train, with the directory held."""
+        """Prepare, plan and train, with the directory locked."""
         if self.before is not None:
             self._tell_of_another_machine(self.before["machine"])
         self.note(f"device: {self.runtime.describe()}")
         if self.before is None:
-            record.new_directory(self.directory, self.specs)  # nobody else was quicker
+            record.new_directory(self.directory, self.specs)  # raises where another process was quicker
         corpus = self._corpus(tokenizer)
         if self.before is not None:
             planned = record.plan_of(self.before, self.directory)
@@ -186,13 +178,13 @@ class _Run(Run):
                 runtime=self.runtime,
                 on_note=self.note,
             )
-        made = self.objective
-        task = made.task(self.config, planned.model, corpus, self.runtime)
-        model = made.build(planned.model).to(self.runtime.device)
-        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not made.muon)
+        learnt = self.objective
+        task = learnt.task(self.config, planned.model, corpus, self.runtime)
+        model = learnt.build(planned.model).to(self.runtime.device)
+        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not learnt.muon)
         state = self.restore(model, optimizers)
         if state is None:
-            made.fill(model, self.config.seed)
+            learnt.fill(model, self.config.seed)
             state = TrainState()
         about = self.before or self._record(planned, corpus, command)
         self.begin(about, corpus.data_report)
@@ -202,12 +194,12 @@ class _Run(Run):
         self.announce(*_overview(planned, corpus, size), step=state.step)
 
         def save_model(weights: dict[str, Tensor]) -> None:
-            made.save(self.directory, planned.model, weights, corpus.tokenizer)
+            learnt.save(self.directory, planned.model, weights, corpus.tokenizer)
 
         def fixed(steps: int) -> None:
             tokens = steps * planned.tokens_per_step
             epochs = tokens / max(1, corpus.train.tokens)
-            self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
+            self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} epochs")
 
         with self.gently(state) as metrics:
             Trainer(
@@ -223,9 +215,8 @@ class _Run(Run):
                 on_steps=fixed,
             ).train()
         self.finish(about, state)
-        return Result(
-            directory=self.directory, steps=state.step, score=state.best, score_name=made.score, arch=made.name
-        )
+        score, name = state.best, learnt.score
+        return Result(directory=self.directory, steps=state.step, score=score, score_name=name, arch=learnt.name)
 
     def _tell_of_another_machine(self, machine: Mapping[str, Any]) -> None:
         """Note what the run that is resumed was started on, where this is another."""
@@ -233,7 +224,7 @@ class _Run(Run):
         here = {"device": device, "precision": precision, "threads": threads}
         other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
         if other:
-            self.note(f"the run was started with {', '.join(other)}: the end may differ in the last digits")
+            self.note(f"the run was started with {', '.join(other)}: the result may differ in the last digits")
 
     def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
         """The content of run.json when a run begins; "shards" is the path from its parent to the encoded text."""
@@ -293,11 +284,9 @@ def _overview(planned: plan.Plan, corpus: Corpus, size: int) -> Iterator[str]:
     """What will be done; ``size`` is the number of parameters."""
     m = planned.model
     yield f"text: {corpus.train.bytes:,} bytes, {corpus.train.tokens:,} tokens; {corpus.val.tokens:,} tokens held out"
-    yield (
-        f"model: {size / 1e6:.2f} M parameters: depth {m.depth}, width {m.width}, heads {m.heads}, "
-        f"context {m.context}, vocabulary {m.vocab_size}"
-    )
-    batch = f"{planned.batch_size} x {planned.window or m.context} = {planned.tokens_per_step:,} tokens a step"
+    sizes = f"depth {m.depth}, width {m.width}, heads {m.heads}, context {m.context}, vocabulary {m.vocab_size}"
+    yield f"model: {size / 1e6:.2f} M parameters: {sizes}"
+    batch = f"{planned.batch_size} x {planned.window or m.context} = {planned.tokens_per_step:,} tokens per step"
     if planned.steps is not None:
         yield f"length: {planned.steps:,} steps of {batch}"
     else:

@@ -17,7 +17,7 @@ from tfcli.tasks.common.options import FinetuneConfig
 from tfcli.train import checkpoint, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Note
-from tfcli.train.metrics import Metrics
+from tfcli.train.metrics import Metrics, check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.plan import Plan
 from tfcli.train.signals import Stop
@@ -39,6 +39,10 @@ class Run:
     """Returns whether to stop now."""
     before: record.Record | None = None
     """The record of the run that is resumed."""
+
+    def __post_init__(self) -> None:
+        if self.config.train.tensorboard:
+            check_tensorboard()
 
     def note(self, line: str) -> None:
         """Tell a line for people."""
