@@ -10,29 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
-    "BenchOptions",
-    "DataOptions",
-    "Engine",
-    "EvaluateOptions",
-    "Evaluation",
-    "Generation",
-    "Machine",
-    "RunError",
-    "Sampling",
-    "TaskModel",
-    "Tokenizer",
-    "TokenizerOptions",
-    "UserError",
-    "bench",
-    "compress",
-    "convert",
-    "evaluate",
-    "finetune",
-    "inspect",
-    "load",
-    "predict",
-    "pretrain",
-]
+    "BenchOptions", "DataOptions", "Engine", "EvaluateOptions", "Evaluation", "Generation", "Machine", "RunError",
+    "Sampling", "TaskModel", "Tokenizer", "TokenizerOptions", "UserError", "bench", "compress", "convert",
+    "evaluate", "finetune", "inspect", "load", "predict", "pretrain",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from tfcli.apply.evaluate import EvaluateOptions, evaluate

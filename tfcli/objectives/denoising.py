@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch
 from tfcli.tasks.common.windows import Seeded, seeded
 from tfcli.tasks.task import Headline, Task
+from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.corpus.shards import Shard
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
@@ -53,9 +54,19 @@ class Denoising(Task):
     tokenizer: Tokenizer
     context: int
     runtime: Runtime
+    options: Any
+    """What is hidden: the objective's own section of ``PretrainConfig``."""
     seed: int
     unit: ClassVar[str]
     """The unit of the loss, for people."""
+
+    @classmethod
+    def of(cls, corpus: Corpus, options: Any, *, context: int, runtime: Runtime, seed: int) -> Self:
+        """The task on both parts of a corpus."""
+        train, val, tokenizer = corpus.train, corpus.val, corpus.tokenizer
+        return cls(
+            train=train, val=val, tokenizer=tokenizer, options=options, context=context, runtime=runtime, seed=seed
+        )
 
     @property
     @abstractmethod

@@ -329,15 +329,7 @@ class Masked(Objective):
         self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime
     ) -> MaskedLanguageModeling:
         """Masked language modeling."""
-        return MaskedLanguageModeling(
-            train=corpus.train,
-            val=corpus.val,
-            tokenizer=corpus.tokenizer,
-            context=shape.context,
-            runtime=runtime,
-            options=config.mlm,
-            seed=config.seed,
-        )
+        return MaskedLanguageModeling.of(corpus, config.mlm, context=shape.context, runtime=runtime, seed=config.seed)
 
     def build(self, shape: ModelConfig) -> Transformer:
         """An encoder with ModernBERT's head."""

@@ -225,15 +225,7 @@ class Spans(Objective):
 
     def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> SpanCorruption:
         """Span corruption."""
-        return SpanCorruption(
-            train=corpus.train,
-            val=corpus.val,
-            tokenizer=corpus.tokenizer,
-            context=shape.context,
-            runtime=runtime,
-            options=config.spans,
-            seed=config.seed,
-        )
+        return SpanCorruption.of(corpus, config.spans, context=shape.context, runtime=runtime, seed=config.seed)
 
     def write(self, directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
         """Write the directory; its tokenizer appends the end-of-text id to every text."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import torch
 import tfcli
 from tfcli import disk
 from tfcli.config.model import from_stored
-from tfcli.config.resolve import from_dict, to_dict
+from tfcli.config.resolve import from_dict
 from tfcli.errors import RunError, TfcliError, UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
@@ -97,10 +98,10 @@ def unchanged(record: Record, config: C, sources: dict[str, str], directory: Pat
         before = from_dict(type(config), record["config"])
     except (TypeError, AttributeError, TfcliError) as error:
         raise _damaged(directory / RUN_FILE, f"has settings that cannot be read: {error}") from None
-    old, new = _flat(to_dict(before)), _flat(to_dict(config))
-    changed = [key for key, source in sources.items() if source != "default" and old.get(key) != new.get(key)]
+    given = [(key, attrgetter(key)) for key, source in sources.items() if source != "default"]
+    changed = [(key, _shown(of(before)), _shown(of(config))) for key, of in given if of(before) != of(config)]
     if changed:
-        lines = "; ".join(f"{key}: the run has {_shown(old.get(key))}, given {_shown(new.get(key))}" for key in changed)
+        lines = "; ".join(f"{key}: the run has {old}, given {new}" for key, old, new in changed)
         raise UserError(
             f"{directory} cannot be resumed with other settings: {lines}",
             hint="leave them out to continue as it was, or start a new run with another --out",
@@ -233,16 +234,6 @@ def _damaged(path: Path, what: str) -> UserError:
 
 def _shown(value: object) -> str:
     return "its own choice" if value is None else str(value)
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict) and key != "trainer":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def git_commit(checkout: Path = Path(tfcli.__file__).parents[1]) -> str | None:
