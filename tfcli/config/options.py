@@ -129,27 +129,18 @@ class LoraOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainOptions:
-    """Length, batch size, and intervals of evaluation and checkpoints."""
+class LoopOptions:
+    """Length, batch size, and intervals of evaluations and checkpoints, of any run."""
 
     steps: Count | None = None
-    """Optimizer steps."""
-    tokens: Count | None = None
-    """Length in training tokens."""
+    """Length in optimizer steps."""
     epochs: Positive | None = None
-    """Length in epochs of the training text."""
-    budget: str | None = None
-    """Length in wall-clock time: 90s, 10m, 1h30m."""
-    batch_size: Count | None = None
-    """Sequences per step, over all micro-batches."""
+    """Length in epochs; finetuning, left out: 3, of a new model that translates 15."""
     micro_batch: Count | None = None
     """Sequences per forward pass; gradients of the batch are accumulated."""
-    dropout: Rate | None = None
-    """Dropout from the second epoch on, when the text begins to repeat."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: only for runs long enough to repay it."""
     eval_every: Count | None = None
-    """Steps between evaluations; left out: often at first, then less often."""
+    """Steps between evaluations; left out: often at first, then less often, or in finetuning once an epoch, twice where
+    there are only a few."""
     sample_every: Count | None = None
     """Steps between samples; left out: at every fourth evaluation."""
     checkpoint_every: Count | None = None
@@ -158,6 +149,22 @@ class TrainOptions:
     """Newest checkpoints kept; the best model is in the run directory itself."""
     tensorboard: bool = False
     """Also write TensorBoard events."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions(LoopOptions):
+    """Length and batch size of pretraining."""
+
+    tokens: Count | None = None
+    """Length in training tokens."""
+    budget: str | None = None
+    """Length in wall-clock time: 90s, 10m, 1h30m."""
+    batch_size: Count | None = None
+    """Sequences per step, over all micro-batches."""
+    dropout: Rate | None = None
+    """Dropout from the second epoch on, when the text begins to repeat."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: only for runs long enough to repay it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

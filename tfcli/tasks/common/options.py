@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfcli.config.options import LoraOptions
+from tfcli.config.options import LoopOptions, LoraOptions
 from tfcli.config.ranges import Count, Fraction, NotNegative, Positive, Rate, RunShare, Seed
 from tfcli.errors import UserError
 
@@ -69,33 +69,19 @@ class FinetuneOptim:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneTrain:
-    """How long, how much at once, and how often to look."""
+class FinetuneTrain(LoopOptions):
+    """Length and batch size of finetuning, and which model is kept."""
 
-    epochs: Positive | None = None
-    """Length as passes over the data; left out: 3, of a new model that translates 15."""
-    steps: Count | None = None
-    """Length as optimizer steps."""
     batch_size: Count = 32
-    """Examples a step, over all micro-batches."""
-    micro_batch: Count | None = None
-    """Examples at once; left out: about 4,096 tokens."""
+    """Examples per step, over all micro-batches."""
     dropout: Rate = 0.1
     bucket: Count = 16
     """Batches whose examples are sorted by length among each other; 1: none are."""
-    eval_every: Count | None = None
-    """Steps between evaluations; left out: once an epoch, twice where there are only a few."""
     patience: Count | None = None
-    """Stop after this many evaluations without a better one."""
-    sample_every: Count | None = None
-    checkpoint_every: Count | None = None
-    """Steps between checkpoints; left out: about once a minute."""
+    """Stop after this many evaluations without improvement."""
     margin: NotNegative = 1.0
-    """Standard errors of an accuracy, or of the F1 of answers, by which an earlier model must be ahead to be kept for a
-    later one. The best of several on few examples is the luckiest; 0: it is kept all the same."""
-    keep: Count = 2
-    """Newest checkpoints kept; the best model is in the run directory itself."""
-    tensorboard: bool = False
+    """Standard errors of an accuracy, or of the F1 of answers, by which an earlier model must be better to be kept over
+    a later one. The best of several on few examples is the luckiest; 0: it is kept all the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
