@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
-    """What a run computes on: torch device, dtype of activations and products, CPU threads."""
+    """The torch device, dtype of activations and products, and CPU threads of a computation."""
 
     device: torch.device
     dtype: torch.dtype

@@ -165,9 +165,9 @@ def test_refused(task: SpanCorruption, tmp_path: Path) -> None:
     """A tokenizer without sentinels or with too few, and a text that is too short."""
     import tiny_models
 
-    with pytest.raises(UserError, match="no pieces that stand for hidden spans"):
+    with pytest.raises(UserError, match="no sentinel tokens for masked spans"):
         replace(task, tokenizer=tiny_models.tokenizer())
-    with pytest.raises(UserError, match="has 1 pieces that stand for hidden spans, a context of 64 needs 3"):
+    with pytest.raises(UserError, match="has 1 sentinel tokens, a context of 64 needs 3"):
         replace(task, tokenizer=pieces(1), context=64)
     with pytest.raises(UserError, match="too few for a context"):
         replace(task, train=shard(tmp_path / "short.bin", "a"))

@@ -87,7 +87,7 @@ def test_a_tokenizer_is_taken_along(room: Path, tmp_path: Path) -> None:
     small = {"tokenizer.vocab_size": None, "train.steps": 2, **SETTINGS}
     start(room / "corpus.txt", tmp_path / "again", settings=small, tokenizer=room / "whole")
     start(room / "corpus.txt", tmp_path / "gpt", settings={"train.steps": 2})
-    with pytest.raises(UserError, match="no pieces that stand for hidden spans"):
+    with pytest.raises(UserError, match="no sentinel tokens for masked spans"):
         start(room / "corpus.txt", tmp_path / "other", settings=small, tokenizer=tmp_path / "gpt")
 
 

@@ -37,7 +37,7 @@ from tfcli.train import notebook
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateOptions:
-    """How data is read and scored. An option that does not go with the model is an error."""
+    """Options of reading and scoring data. An option that does not go with the model is an error."""
 
     context: Count | None = None
     """Tokens of a window; None: as in pretraining, else what the model reads, ``WINDOW_TOKENS`` at most. For text."""
@@ -125,7 +125,7 @@ class _Scoring:
 
     def of_text(self) -> Evaluation:
         """Score a decoder or baseline on all tokens of a text."""
-        self._refuse_labelled({"--set": self.options.sets})
+        self._refuse_labeled({"--set": self.options.sets})
         options = self._data_options()
         decoder, codec, runtime = self._decoder()
         context, stride = self._window(decoder.config.context), self.options.stride
@@ -148,7 +148,7 @@ class _Scoring:
 
     def of_masked(self) -> Evaluation:
         """Score a masked-language model on masked tokens of a text, masked as in its training."""
-        self._refuse_labelled({})
+        self._refuse_labeled({})
         self._refuse({"--stride": self.options.stride}, "a decoder")
         options = self._data_options()
         masks = resolve(masked.MaskingConfig, sets=[*_trained_masks(self._run), *self.options.sets])[0].mlm
@@ -207,7 +207,7 @@ class _Scoring:
             if value:
                 raise UserError(f"{flag} goes with {whose}", hint=f"{self.opened.path} is none")
 
-    def _refuse_labelled(self, given: Mapping[str, object]) -> None:
+    def _refuse_labeled(self, given: Mapping[str, object]) -> None:
         """Raise UserError for a given option of labeled data, or of ``given``."""
         asked = self.options
         of_tasks = {"--predictions": asked.predictions, "--confusion": asked.confusion, "--encoding": asked.encoding}
@@ -261,7 +261,7 @@ class _Scoring:
 
 
 def _trained_masks(run: dict[str, Any]) -> list[str]:
-    """How tokens were masked when tfcli trained the model, as settings; [] where that is unknown."""
+    """The masking with which tfcli trained the model, as settings; [] where that is unknown."""
     try:
         return [f"mlm.{name}={json.dumps(value)}" for name, value in run["config"]["mlm"].items()]
     except (KeyError, TypeError, AttributeError):

@@ -14,7 +14,7 @@ from tfcli.errors import UserError, unknown
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched to a context longer than in training; ``none`` leaves them as they are."""
+    """Stretching of rotary frequencies to a context longer than in training; ``none`` leaves them as they are."""
 
     kind: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
@@ -97,7 +97,7 @@ class WindowConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """How the parts of a model are put together, which distinguishes one family from another.
+    """The layout of a model, which distinguishes one family from another.
 
     The defaults are tfcli's own decoder (Qwen3): causal, pre-RMSNorm, QK-norm, rotary positions, SwiGLU, no biases.
     """

@@ -20,7 +20,7 @@ class Range:
     below: float = inf
     at_most: float = inf
     hint: str | None = None
-    """What a person should give; left out: the bounds."""
+    """Hint of the error; left out: the bounds."""
 
     def check(self, key: str, value: float) -> None:
         """Raise UserError for a ``value`` of the setting ``key`` that lies outside."""

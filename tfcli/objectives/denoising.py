@@ -1,4 +1,4 @@
-"""What the objectives that hide tokens of a text share: windows, batches, and samples of what a model restores."""
+"""The base of objectives that mask tokens of a text: windows, held-out text, and samples of restored text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 Ids = npt.NDArray[np.int64]
 EVALUATION = 0
-"""The seed of what is hidden in the held-out text: every run is scored on the same tokens."""
+"""The seed of masks in the held-out text: every run is scored on the same tokens."""
 ROWS_TOKENS = 4096
 """Tokens that are scored at once."""
 SAMPLE_TOKENS = 48
@@ -43,10 +43,10 @@ def held_out(ids: npt.NDArray[Any], *, body: int, together: int, ragged: bool) -
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Task):
-    """Windows of one training shard with some tokens hidden, which are the targets.
+    """Windows of one training shard with masked tokens, which are the targets.
 
-    The windows begin elsewhere in every epoch. What is hidden is a function of the seed, the epoch and the window, and
-    so of the seed and the step.
+    Windows begin at other places in every epoch. Masks are a function of the seed, the epoch and the window, and so of
+    the seed and the step.
     """
 
     train: Shard
@@ -55,7 +55,7 @@ class Denoising(Task):
     context: int
     runtime: Runtime
     options: Any
-    """What is hidden: the objective's own section of ``PretrainConfig``."""
+    """The objective's own section of ``PretrainConfig``."""
     seed: int
     unit: ClassVar[str]
     """The unit of the loss, for people."""
@@ -75,11 +75,11 @@ class Denoising(Task):
 
     @abstractmethod
     def batch(self, windows: list[Seeded]) -> Batch:
-        """A batch of windows, each with the seed of what is hidden in it."""
+        """A batch of windows, each with the seed of its masks."""
 
     @abstractmethod
     def restored(self, model: Transformer, window: Seeded) -> tuple[list[int], dict[int, list[int]]]:
-        """The ids that the model reads of a window, and what it puts at the positions of hidden ones."""
+        """The ids that the model reads, and by position the ids that it predicts for masked ones."""
 
     def check_length(self, longest: int) -> None:
         """Raise UserError for a training text without a whole window; ``longest`` is a context that would do."""
@@ -108,7 +108,7 @@ class Denoising(Task):
         return Headline(name=self.unit, value=scores["val_loss"])
 
     def sample(self, model: Transformer, seed: int) -> str:
-        """An excerpt of the held-out text with the model's predictions in brackets in place of what is hidden."""
+        """An excerpt of the held-out text with the model's predictions for masked tokens in brackets."""
         start = seed % max(1, self.val.tokens - SAMPLE_TOKENS)
         ids = self.val.ids[start : start + min(SAMPLE_TOKENS, self.body)]
         read, predicted = self.restored(model, (ids, (EVALUATION, 1, start)))

@@ -62,7 +62,7 @@ def attach(model: Transformer) -> MaskedHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How tokens are masked. What is chosen depends only on the generator, which the caller seeds."""
+    """Masking of tokens. The choice depends only on the generator, which the caller seeds."""
 
     tokenizer: Codec
     options: MaskOptions
@@ -214,7 +214,7 @@ class MaskedLanguageModeling(Denoising):
     """Windows between [CLS] and [SEP] with masked tokens."""
 
     options: MaskOptions
-    unit = "nats per masked piece"
+    unit = "nats per masked token"
 
     def __post_init__(self) -> None:
         check_tokenizer(self.tokenizer)
@@ -231,7 +231,7 @@ class MaskedLanguageModeling(Denoising):
 
     @cached_property
     def masking(self) -> Masking:
-        """How tokens are masked."""
+        """Masking of tokens."""
         return Masking(tokenizer=self.tokenizer, options=self.options)
 
     def batch(self, windows: list[Seeded]) -> Batch:

@@ -60,7 +60,7 @@ def sentinels(context: int | None, options: SpanOptions) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """How spans of a text are masked. What is hidden depends only on the seed that comes with the text."""
+    """Masking of spans. The choice depends only on the seed that comes with a window."""
 
     tokenizer: Tokenizer
     options: SpanOptions
@@ -105,7 +105,7 @@ class SpanCorruption(Denoising):
     """Windows with masked spans, and the spans as targets."""
 
     options: SpanOptions
-    unit = "nats per hidden piece"
+    unit = "nats per masked token"
 
     def __post_init__(self) -> None:
         check_tokenizer(self.tokenizer, self.context, self.options)
@@ -118,7 +118,7 @@ class SpanCorruption(Denoising):
 
     @cached_property
     def corruption(self) -> Corruption:
-        """How spans are masked."""
+        """Masking of spans."""
         return Corruption(tokenizer=self.tokenizer, options=self.options)
 
     def batch(self, windows: list[Seeded]) -> Batch:
@@ -170,11 +170,10 @@ def check_tokenizer(tokenizer: Tokenizer, context: int | None, options: SpanOpti
     """Raise UserError for a tokenizer with too few sentinels for a ``context``, or with none where that is None."""
     have, hint = len(tokenizer.sentinel_ids), "leave --tokenizer out, or give one that pretrain --arch transformer made"
     if not have:
-        raise UserError(f"{tokenizer.name} has no pieces that stand for hidden spans, as <extra_id_0>", hint=hint)
+        raise UserError(f"{tokenizer.name} has no sentinel tokens for masked spans, such as <extra_id_0>", hint=hint)
     if context is not None and have < sentinels(context, options):
         raise UserError(
-            f"{tokenizer.name} has {have} pieces that stand for hidden spans, a context of {context} needs "
-            f"{sentinels(context, options)}",
+            f"{tokenizer.name} has {have} sentinel tokens, a context of {context} needs {sentinels(context, options)}",
             hint=f"{hint} with this --context, or give a shorter one",
         )
 

@@ -25,7 +25,7 @@ FOLDER = "checkpoints"
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """What a run needs besides weights and optimizer to resume as if it had never stopped."""
+    """The state of a run besides weights and optimizer, to resume as if it had never stopped."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -56,25 +56,15 @@ def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict
 
     A process killed at any moment leaves no directory of that name, one without a marker, or a whole one.
     """
-    folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    final, aside = folder / f"{state.step:08d}", folder / f".{state.step:08d}.tmp"
-    for leftover in (aside, final):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    aside.mkdir()
-    try:
-        save_file({name: t.detach().contiguous() for name, t in model.items()}, aside / "model.safetensors")
-        save_file({name: t.detach().contiguous() for name, t in optimizer.items()}, aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        sums = {path.name: _synced(path) for path in sorted(aside.iterdir())}
-        disk.sync(aside)
-        aside.rename(final)
-        disk.sync(folder)
-        disk.write(final / MARKER, json.dumps(sums, indent=1).encode())
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    final = run / FOLDER / f"{state.step:08d}"
+    if final.exists():
+        shutil.rmtree(final)
+    with disk.whole_folder(final, last=lambda name: False) as folder:
+        save_file({name: t.detach().contiguous() for name, t in model.items()}, folder / "model.safetensors")
+        save_file({name: t.detach().contiguous() for name, t in optimizer.items()}, folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        sums = {path.name: [path.stat().st_size, _sum(path)] for path in sorted(folder.iterdir())}
+    disk.write(final / MARKER, json.dumps(sums, indent=1).encode())
     return final
 
 
@@ -148,12 +138,6 @@ def _broken(path: Path, why: str) -> UserError:
     others = [other.name for other in complete(path.parent.parent) if other != path]
     hint = f"delete {path} to go on from step {int(others[-1])}" if others else "start again, for it is the only one"
     return UserError(f"the checkpoint {path} cannot be read: {why}", hint=hint)
-
-
-def _synced(path: Path) -> list[int]:
-    """Sync a file and return its size and checksum."""
-    disk.sync(path)
-    return [path.stat().st_size, _sum(path)]
 
 
 def _sum(path: Path) -> int:

@@ -45,7 +45,7 @@ MICRO_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken, and the best model's scores on the held-out part."""
+    """The result of a run: its directory, the steps taken, and the best model's scores on the held-out part."""
 
     directory: Path
     task: str
@@ -302,7 +302,7 @@ class _Run(Run):
 
 
 def _overview(planned: plan.Plan, task: Finetuning, model: Transformer) -> Iterator[str]:
-    """What will be done."""
+    """Lines on what will be done."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     yield f"model: {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained"

@@ -31,7 +31,7 @@ PROBE_STEPS = 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run will do; ``steps`` is None until the speed under a time budget has been measured."""
+    """The plan of a run; ``steps`` is None until the speed under a time budget has been measured."""
 
     model: ModelConfig
     steps: int | None
@@ -74,14 +74,14 @@ def make(
 
     ``on_note`` is told what is reduced for a small text. Raises UserError for impossible sizes.
     """
-    options, train, optim, learnt = config.model, config.train, config.optim, objective(config.model.arch)
+    options, train, optim, arch = config.model, config.train, config.optim, objective(config.model.arch)
     check(config)
     budget = time_budget(config)
     most_seconds = budget or seconds(DEFAULT_BUDGET)
     depth = options.depth or sizes.depth(
         config, vocab_size=vocab_size, train_tokens=train_tokens, budget=most_seconds, runtime=runtime
     )
-    model = learnt.shape(options, depth=depth, vocab_size=vocab_size)
+    model = arch.shape(options, depth=depth, vocab_size=vocab_size)
     most = max(8, (train_tokens - 1) // 2)
     if options.context is None and model.context > most:
         if on_note and most < train_tokens:
@@ -90,7 +90,7 @@ def make(
     batch = train.batch_size or sizes.batch_size(model, train_tokens)
     micro = min(train.micro_batch or max(1, MICRO_TOKENS // model.context), batch)
     sizes.check_text(model, train_tokens, batch)
-    window = learnt.window(config, model.context)
+    window = arch.window(config, model.context)
     tokens_per_step = batch * window
     epoch_steps = max(1, (train_tokens - 1) // tokens_per_step)
     passes = MAX_EPOCHS if train.budget is not None else DEFAULT_EPOCHS
@@ -103,16 +103,16 @@ def make(
     repeats = (steps or max_steps) / epoch_steps
     slower = min(1.0, (192 / model.width) ** 0.5)
     return Plan(
-        model=learnt.built(model),
+        model=arch.built(model),
         steps=steps,
         max_steps=max_steps,
         budget=budget,
         batch_size=batch,
         micro_batch=micro,
         dropout=train.dropout if train.dropout is not None else (0.2 if repeats > 12 else 0.1 if repeats > 4 else 0.0),
-        muon_lr=optim.muon_lr if optim.muon_lr is not None else learnt.muon_lr,
-        lr=optim.lr if optim.lr is not None else learnt.lr * slower,
-        compile=learnt.compiles
+        muon_lr=optim.muon_lr if optim.muon_lr is not None else arch.muon_lr,
+        lr=optim.lr if optim.lr is not None else arch.lr * slower,
+        compile=arch.compiles
         and (train.compile == "on" or (train.compile == "auto" and _compiling_pays(runtime, budget))),
         window=None if window == model.context else window,
     )
@@ -197,7 +197,7 @@ def _compiling_pays(runtime: Runtime, budget: float | None) -> bool:
 def check(config: PretrainConfig) -> None:
     """Raise UserError for settings that no text can be trained with: two lengths, or sizes that do not go together."""
     time_budget(config)
-    options, learnt = config.model, objective(config.model.arch)
-    learnt.check(config)
+    options, arch = config.model, objective(config.model.arch)
+    arch.check(config)
     if options.depth is not None or options.width is not None:
-        learnt.shape(options, depth=options.depth or 1, vocab_size=1)
+        arch.shape(options, depth=options.depth or 1, vocab_size=1)

@@ -32,7 +32,7 @@ SHARDS = ".shards"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken and the best model's score on the held-out text."""
+    """The result of a run: its directory, the steps taken and the best model's score on the held-out text."""
 
     directory: Path
     steps: int
@@ -157,7 +157,7 @@ class _Run(Run):
 
     @property
     def objective(self) -> Objective:
-        """What the model learns."""
+        """The objective of --arch."""
         return objective(self.config.model.arch)
 
     def go(self, tokenizer: Tokenizer | None, command: list[str]) -> Result:
@@ -178,13 +178,13 @@ class _Run(Run):
                 runtime=self.runtime,
                 on_note=self.note,
             )
-        learnt = self.objective
-        task = learnt.task(self.config, planned.model, corpus, self.runtime)
-        model = learnt.build(planned.model).to(self.runtime.device)
-        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not learnt.muon)
+        arch = self.objective
+        task = arch.task(self.config, planned.model, corpus, self.runtime)
+        model = arch.build(planned.model).to(self.runtime.device)
+        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not arch.muon)
         state = self.restore(model, optimizers)
         if state is None:
-            learnt.fill(model, self.config.seed)
+            arch.fill(model, self.config.seed)
             state = TrainState()
         about = self.before or self._record(planned, corpus, command)
         self.begin(about, corpus.data_report)
@@ -194,7 +194,7 @@ class _Run(Run):
         self.announce(*_overview(planned, corpus, size), step=state.step)
 
         def save_model(weights: dict[str, Tensor]) -> None:
-            learnt.save(self.directory, planned.model, weights, corpus.tokenizer)
+            arch.save(self.directory, planned.model, weights, corpus.tokenizer)
 
         def fixed(steps: int) -> None:
             tokens = steps * planned.tokens_per_step
@@ -215,14 +215,14 @@ class _Run(Run):
                 on_steps=fixed,
             ).train()
         self.finish(about, state)
-        score, name = state.best, learnt.score
-        return Result(directory=self.directory, steps=state.step, score=score, score_name=name, arch=learnt.name)
+        score, name = state.best, arch.score
+        return Result(directory=self.directory, steps=state.step, score=score, score_name=name, arch=arch.name)
 
     def _tell_of_another_machine(self, machine: Mapping[str, Any]) -> None:
         """Note what the run that is resumed was started on, where this is another."""
-        device, precision, threads = str(self.runtime.device), self.runtime.precision, self.runtime.threads
-        here = {"device": device, "precision": precision, "threads": threads}
-        other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
+        here = record.describe(self.runtime)["machine"]
+        keys = ("device", "precision", "threads")
+        other = [f"{key} {machine.get(key)}" for key in keys if machine.get(key) != here[key]]
         if other:
             self.note(f"the run was started with {', '.join(other)}: the result may differ in the last digits")
 
@@ -281,7 +281,7 @@ class _Run(Run):
 
 
 def _overview(planned: plan.Plan, corpus: Corpus, size: int) -> Iterator[str]:
-    """What will be done; ``size`` is the number of parameters."""
+    """Lines on what will be done; ``size`` is the number of parameters."""
     m = planned.model
     yield f"text: {corpus.train.bytes:,} bytes, {corpus.train.tokens:,} tokens; {corpus.val.tokens:,} tokens held out"
     sizes = f"depth {m.depth}, width {m.width}, heads {m.heads}, context {m.context}, vocabulary {m.vocab_size}"

@@ -1,4 +1,4 @@
-"""What runs of pretrain and finetune share: a directory that is locked, begun, resumed, written to and finished."""
+"""The common part of pretrain and finetune: a directory that is locked, begun, resumed, written to and finished."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tfcli.train.signals import Stop
 
 @dataclass(kw_only=True)
 class Run:
-    """What stays the same during one call."""
+    """One call of pretrain or finetune."""
 
     directory: Path
     specs: list[str]
@@ -65,7 +65,7 @@ class Run:
         }
 
     def begin(self, about: record.Record, data_report: dict[str, Any]) -> None:
-        """Write what makes the directory a run, run.json first, so that it is never taken for anything else."""
+        """Write run.json and data.json, run.json first, so that the directory is never taken for anything else."""
         if self.before is None:
             record.clear(self.directory)
             record.write(self.directory, record.RUN_FILE, about)
@@ -107,11 +107,11 @@ def holding(directory: Path, *own: Path) -> Iterator[None]:
 
     Removes folders that were made for a run which then wrote nothing, and those of ``own`` that are empty.
     """
-    made = [*own, *(folder for folder in directory.parents if not folder.exists())]
+    folders = [*own, *(folder for folder in directory.parents if not folder.exists())]
     try:
         with record.full_disk(directory), checkpoint.locked(directory):
             yield
     finally:
-        for folder in made:
+        for folder in folders:
             with suppress(OSError):  # not empty, or not there
                 folder.rmdir()

@@ -56,18 +56,18 @@ def flops_per_second(runtime: Runtime) -> float:
 
 def depth(config: PretrainConfig, *, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
     """The depth of the largest model that the budget and the text have enough tokens for."""
-    options, learnt = config.model, objective(config.model.arch)
+    options, arch = config.model, objective(config.model.arch)
     if options.width is not None:
-        return learnt.depth(options.width)
+        return arch.depth(options.width)
     rate = flops_per_second(runtime)
     best = 0
     for deeper in range(2, 25):
         try:
-            model = learnt.shape(options, depth=deeper, vocab_size=vocab_size)
+            model = arch.shape(options, depth=deeper, vocab_size=vocab_size)
         except UserError:  # the heads that were asked for do not divide this width
             continue
         best = best or deeper
-        tokens, matrices = budget * rate / learnt.training_flops(config, model), parameters(model).matrices
+        tokens, matrices = budget * rate / arch.training_flops(config, model), parameters(model).matrices
         if tokens < TOKENS_PER_PARAMETER * matrices or matrices > PARAMETERS_PER_TOKEN * train_tokens:
             break
         best = deeper
