@@ -18,12 +18,12 @@ from tfcli.model.transformer import Transformer, initialize
 from tfcli.objectives import spans
 from tfcli.objectives.denoising import held_out
 from tfcli.objectives.spans import Corruption, SpanCorruption
+from tfcli.objectives.table import objective
 from tfcli.tasks.common.forcing import IGNORED
 from tfcli.text.corpus.shards import Shard, ShardWriter
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train.shape import shape
 
 OPTIONS = [SpanOptions(), SpanOptions(rate=0.5, mean_length=1.0), SpanOptions(rate=0.9), SpanOptions(mean_length=50.0)]
 
@@ -53,7 +53,7 @@ def task(tmp_path: Path) -> SpanCorruption:
 
 def model() -> Transformer:
     options = ModelOptions(arch="transformer", width=32, heads=2, context=32)
-    made = Transformer(shape(options, depth=1, vocab_size=400))
+    made = Transformer(objective("transformer").shape(options, depth=1, vocab_size=400))
     initialize(made, 0)
     return made
 

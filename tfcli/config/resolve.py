@@ -40,7 +40,7 @@ def resolve(
     cls: type[C],
     *,
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> tuple[C, dict[str, str]]:
@@ -70,7 +70,7 @@ def resolve(
         for key, value in PRESETS[preset].items():
             put(key, value, f"preset {preset}")
     if file is not None:
-        for key, value in _flatten(_read_toml(file), cls).items():
+        for key, value in _flatten(_read_toml(Path(file)), cls).items():
             put(key, value, str(file))
     for item in sets:
         key, equals, value = item.partition("=")

@@ -105,8 +105,7 @@ def finetune(
             model, specs = None, [str(model), *specs]  # only data is named: the size of the model follows from it
         if not specs or (model is None and not (from_scratch and app.sizes_models)):
             raise UserError("a model and data are needed", hint=f"tfcli finetune MODEL DATA --task {task}")
-        file = None if config_file is None else Path(config_file)
-        config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
+        config, sources = resolve(app.config, file=config_file, sets=sets, flags=settings)
         check(config)
         if config.lora.on and from_scratch:
             raise UserError("--lora keeps a model's weights, --from-scratch discards them", hint="give one of them")

@@ -82,8 +82,7 @@ def pretrain(
     """
     began = time.time() if started is None else started
     specs = [str(c) for c in ([corpus] if isinstance(corpus, str | Path) else corpus)]
-    file = None if config_file is None else Path(config_file)
-    config, sources = resolve(PretrainConfig, preset=preset, file=file, sets=sets, flags=settings)
+    config, sources = resolve(PretrainConfig, preset=preset, file=config_file, sets=sets, flags=settings)
     config = plan.one_length(config, sources)
     _refuse_idle(sources, tokenizer)
     tell: Listener = listen or notebook.listener()

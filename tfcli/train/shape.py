@@ -33,14 +33,9 @@ def vocab_size(text_bytes: int, *, depth: int | None, budget: float | None) -> i
     return int(min(32768 if large else 8192, max(512, 2 ** round(exponent))))
 
 
-def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
-    """The shape of a model of ``depth`` blocks. Raises UserError for impossible sizes."""
-    return objective(options.arch).shape(options, depth=depth, vocab_size=vocab_size)
-
-
 def flops_per_second(runtime: Runtime) -> float:
     """Measure the machine on a feed-forward layer with its norm, forward and backward, on 1024 tokens."""
-    config = shape(ModelOptions(), depth=3, vocab_size=512)
+    config = objective("gpt").shape(ModelOptions(), depth=3, vocab_size=512)
     layer = torch.nn.Sequential(RMSNorm(config.width, 1e-6), FeedForward(config)).to(runtime.device)
     for p in layer.parameters():
         torch.nn.init.constant_(p, 0.01)
