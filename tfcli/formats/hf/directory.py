@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
+from tfcli.formats.hf.card import of_model
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import WRITTEN, Family, HeadNames
 from tfcli.formats.hf.stored import CONFIG, open_model, read_data, read_settings
@@ -53,7 +54,7 @@ def save(
     head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
     what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
     first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
-    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for an
+    README (default: ``card.of_model``). Raises UserError for a tokenizer with more ids than the model has and for an
     architecture that no family has, RunError for a full disk.
     """
     import torch
@@ -73,7 +74,7 @@ def save(
             _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
         ),
         **_tokenizer_texts(config, tokenizer),
-        "README.md": card if card is not None else model_card(config, tokenizer),
+        "README.md": card if card is not None else of_model(config),
     }
     if config.architecture.causal and head is None:
         texts["generation_config.json"] = _json(_generation_config(config, tokenizer))
@@ -236,82 +237,6 @@ def _generation_config(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
         "temperature": 0.8,
         "top_p": 0.95,
     }
-
-
-def model_card(config: ModelConfig, tokenizer: Codec) -> str:
-    """A README for the directory: what the model is and how to use it, with the header that model hubs read."""
-    if config.encoder_depth:
-        return f"""---
-library_name: transformers
-pipeline_tag: translation
-tags:
-- tfcli
----
-
-# An encoder-decoder, made with tfcli
-
-An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
-heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens. It turns one text into
-another.
-
-```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
-batch = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
-print(tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True))
-```
-"""
-    if not config.architecture.causal:
-        return f"""---
-library_name: transformers
-pipeline_tag: feature-extraction
-tags:
-- tfcli
----
-
-# An encoder, saved by tfcli
-
-{config.depth} blocks of width {config.width}, {config.heads} heads, a vocabulary of {config.vocab_size} pieces and a
-context of {config.context} tokens. It gives a vector for each token of a text.
-
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")
-print(model(**tokenizer("Once upon a time", return_tensors="pt")).last_hidden_state.shape)
-```
-"""
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- tfcli
----
-
-# A small language model, made with tfcli
-
-A decoder of {config.depth} blocks (width {config.width}, {config.heads} heads, {config.kv_heads} of keys and values),
-a vocabulary of {tokenizer.vocab_size} pieces and a context of {config.context} tokens.
-It continues text; it was not taught to follow instructions or to be right.
-
-With tfcli:
-
-```sh
-tfcli generate --model . --prompt "Once upon a time"
-```
-
-With transformers (the tokenizer adds no tokens of its own; an empty prompt begins with the end-of-text token):
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
-ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=100)[0], skip_special_tokens=True))
-```
-"""
 
 
 def load(

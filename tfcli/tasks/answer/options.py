@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from tfcli.errors import UserError
+from tfcli.config.ranges import Count, NotNegative, Range, RunShare
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneOptim
 
 
@@ -26,14 +26,14 @@ class AnswerData(FinetuneData):
 class AnswerOptions:
     """How questions are laid out and answered."""
 
-    overlap: int | None = None
+    overlap: Annotated[int, Range(at_least=0)] | None = None
     """Pieces of a long context that neighbouring windows share; its "stride" elsewhere. Left out: a third of a row, at
     most 128."""
-    question: int = 64
+    question: Count = 64
     """Pieces of a question at most, and at most a third of a row; what follows is cut."""
-    longest: int = 30
+    longest: Count = 30
     """Pieces of an answer at most."""
-    plausible: float = 1.0
+    plausible: NotNegative = 1.0
     """Weight of the loss of a plausible answer, where the data has one for a question without an answer; 0: none."""
     threshold: float | None = None
     """By how much "no answer" must score above the best answer to be given; left out: what is best on the held-out
@@ -48,7 +48,7 @@ class AnswerOptim(FinetuneOptim):
     begins. On 5,426 questions a warm-up of 0.06 cost 60 of 1,055 steps, and 1 of F1 on those with an answer.
     """
 
-    warmup: float = 0.0
+    warmup: RunShare = 0.0
     """Part of the run over which the rate rises."""
 
 
@@ -59,12 +59,3 @@ class AnswerConfig(FinetuneConfig):
     data: AnswerData = field(default_factory=AnswerData)
     optim: AnswerOptim = field(default_factory=AnswerOptim)
     answer: AnswerOptions = field(default_factory=AnswerOptions)
-
-
-def check(config: AnswerConfig) -> None:
-    """UserError for a setting that is out of its range."""
-    options = config.answer
-    for name, least in (("overlap", 0), ("question", 1), ("longest", 1), ("plausible", 0)):
-        value = getattr(options, name)
-        if value is not None and not least <= value < math.inf:
-            raise UserError(f"answer.{name} is {value}", hint=f"it must be at least {least}")

@@ -22,7 +22,7 @@ from tfcli.runtime import Runtime
 from tfcli.tasks.answer import data as rows
 from tfcli.tasks.answer import predictor as reader
 from tfcli.tasks.answer.data import Question
-from tfcli.tasks.answer.options import AnswerConfig, AnswerOptions, check
+from tfcli.tasks.answer.options import AnswerConfig, AnswerOptions
 from tfcli.tasks.answer.predictor import PADDED, Encoded, Reading, encode, logits, pairs
 from tfcli.tasks.answer.scores import Outcome, as_numbers, best_threshold, score, table
 from tfcli.tasks.answer.windows import Layout, Window, pieces_of
@@ -298,7 +298,6 @@ class Answer(Application):
     def prepare(self, start: Start) -> Answering:
         """Read questions, cut contexts into windows, and attach a head for the two ends of a span."""
         config: AnswerConfig = start.config
-        check(config)
         shape = start.model.config
         check_head(shape, heads.SpanHead.kind)
         report = Report(strict=config.data.strict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tfcli.config.options import TokenizerOptions
-from tfcli.errors import UserError
+from tfcli.config.ranges import Count, Rate
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneTrain
 
 NEW_EPOCHS = 15.0
@@ -26,9 +26,9 @@ class PairData(FinetuneData):
 class PairTrain(FinetuneTrain):
     """As for every task, in larger batches, for sentences are short."""
 
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pairs a step, over all micro-batches."""
-    dropout: float = 0.3
+    dropout: Rate = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +47,13 @@ class NewModel:
 class TranslateOptions:
     """The loss, and how answers are searched for."""
 
-    label_smoothing: float = 0.1
+    label_smoothing: Rate = 0.1
     """Part of the probability that is spread over the vocabulary (Szegedy et al. 2016)."""
-    beam: int = 4
+    beam: Count = 4
     """Beams of a source; 1 is greedy."""
     length_penalty: float = 1.0
     """alpha of log P(Y) / |Y|^alpha."""
-    watch: int = 200
+    watch: Count = 200
     """Held-out pairs that are translated, greedily, at each evaluation; the whole part at the end."""
 
 
@@ -66,13 +66,3 @@ class TranslateConfig(FinetuneConfig):
     translate: TranslateOptions = field(default_factory=TranslateOptions)
     model: NewModel = field(default_factory=NewModel)
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
-
-
-def check(config: TranslateConfig) -> None:
-    """Raise UserError for a number that means nothing."""
-    if not 0 <= config.translate.label_smoothing < 1:
-        raise UserError(
-            f"translate.label_smoothing is {config.translate.label_smoothing}", hint="it must be at least 0 and below 1"
-        )
-    if config.translate.beam < 1 or config.translate.watch < 1:
-        raise UserError("translate.beam and translate.watch must be at least 1")

@@ -25,7 +25,7 @@ from tfcli.tasks.task import Application, Evaluation, Finetuning, Headline, Pred
 from tfcli.tasks.translate import new_model, scores
 from tfcli.tasks.translate.data import Pair, Pairs
 from tfcli.tasks.translate.data import read as read_pairs
-from tfcli.tasks.translate.options import NEW_EPOCHS, TranslateConfig, TranslateOptions, check
+from tfcli.tasks.translate.options import NEW_EPOCHS, TranslateConfig, TranslateOptions
 from tfcli.text.data_report import Part
 from tfcli.text.tokenizers.codec import Codec
 
@@ -165,13 +165,11 @@ class Translate(Application):
         self, specs: Sequence[str], config: TranslateConfig, runtime: Runtime, note: Callable[[str], None]
     ) -> tuple[Transformer, Codec]:
         """A new model for these files, and its tokenizer, of the part that is trained on."""
-        check(config)
         return new_model.make(_parts(specs, config)[0].pairs, config, runtime, note)
 
     def prepare(self, start: Start) -> Translation:
         """Read, split and encode the pairs. Raises UserError for a model that is no encoder-decoder."""
         config: TranslateConfig = start.config
-        check(config)
         scores.check()
         if not start.model.config.encoder_depth:
             raise UserError(
