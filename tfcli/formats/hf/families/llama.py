@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import Architecture, AttentionConfig, FeedForwardConfig, ModelConfig, WindowConfig
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    FIXED,
-    GLOBAL,
-    SIZES,
-    WRITTEN,
-    Family,
-    Names,
-    classifier,
-    heads,
-)
+from tfcli.formats.hf.families.base import ACTIVATIONS, GLOBAL, WRITTEN, Family, Names, classifier, heads
 from tfcli.formats.hf.settings import Settings, read_rope, write_rope
 
 LAYER = {
@@ -45,12 +36,12 @@ DECODER = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "hidden_act": "silu", "
 
 
 def _read_llama_like(settings: Settings, arch: Architecture) -> dict[str, Any]:
-    """Fields of a decoder with rotary positions; ``arch`` is completed."""
+    """Return the fields of a decoder with rotary positions; ``arch`` is completed."""
     rope = settings.data.get("rope_scaling") or settings.data.get("rope_parameters") or {}
     theta, scaling = read_rope(settings, rope, settings.get("rope_theta"))
     if arch.windows.size:
         if scaling.kind != "none":
-            raise settings.error("sliding_window", "tfcli has no windows where rotary positions are scaled")
+            raise settings.error("sliding_window", "tfcli supports no windows where rotary positions are scaled")
         arch = replace(arch, windows=replace(arch.windows, theta=theta))
     return {
         **heads(settings),
@@ -111,37 +102,13 @@ def _write_mistral(config: ModelConfig) -> dict[str, Any]:
     return {**_write_llama_like(config), "sliding_window": config.architecture.windows.size or None}
 
 
-LLAMA = Family(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    names=NAMES,
-    heads=classifier("LlamaForSequenceClassification"),
-    sizes=SIZES,
-    defaults={**DECODER, "attention_bias": False, "mlp_bias": False},
-    fixed=FIXED,
-    read=_read_llama,
-    write=_write_llama,
-)
-MISTRAL = Family(
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    names=NAMES,
-    heads=classifier("MistralForSequenceClassification"),
-    sizes=SIZES,
-    defaults={**DECODER, "num_key_value_heads": 8, "sliding_window": 4096},
-    fixed=FIXED,
-    read=_read_mistral,
-    write=_write_mistral,
-)
-
-
 # Qwen2 and Qwen3 (Yang et al. 2024, 2025).
 
 
 def _read_qwen(settings: Settings, arch: Architecture) -> dict[str, Any]:
     kinds = settings.data.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != GLOBAL for kind in kinds)):
-        raise settings.error("layer_types", f"tfcli has only {GLOBAL} in this family")
+        raise settings.error("layer_types", f"tfcli supports only {GLOBAL} in this family")
     return _read_llama_like(settings, arch)
 
 
@@ -163,25 +130,27 @@ def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     return {**_write_qwen2(config), "attention_bias": config.architecture.attention.qkv_bias}
 
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
-    names=NAMES,
-    heads=classifier("Qwen2ForSequenceClassification"),
-    sizes=SIZES,
-    defaults=DECODER,
-    fixed={**FIXED, "use_sliding_window": False},
-    read=_read_qwen2,
-    write=_write_qwen2,
-)
-QWEN3 = Family(
-    model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
-    names=NAMES,
-    heads=classifier("Qwen3ForSequenceClassification"),
-    sizes=SIZES,
-    defaults={**DECODER, "head_dim": 128, "attention_bias": False},
-    fixed={**FIXED, "use_sliding_window": False},
-    read=_read_qwen3,
-    write=_write_qwen3,
-)
+def _family(
+    name: str,
+    read: Callable[[Settings], dict[str, Any]],
+    write: Callable[[ModelConfig], dict[str, Any]],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+) -> Family:
+    return Family(
+        model_type=name.lower(),
+        architecture=f"{name}ForCausalLM",
+        names=NAMES,
+        heads=classifier(f"{name}ForSequenceClassification"),
+        defaults={**DECODER, **defaults},
+        fixed=fixed,
+        read=read,
+        write=write,
+    )
+
+
+FULL = {"use_sliding_window": False}
+LLAMA = _family("Llama", _read_llama, _write_llama, {"attention_bias": False, "mlp_bias": False}, {})
+MISTRAL = _family("Mistral", _read_mistral, _write_mistral, {"num_key_value_heads": 8, "sliding_window": 4096}, {})
+QWEN2 = _family("Qwen2", _read_qwen2, _write_qwen2, {}, FULL)
+QWEN3 = _family("Qwen3", _read_qwen3, _write_qwen3, {"head_dim": 128, "attention_bias": False}, FULL)
