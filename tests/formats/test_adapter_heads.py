@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     adapters.save(tmp_path / "a", trained(directory, "sequence").model, base=directory, about=NAMED)
     other = write(tmp_path / "other", foreign("bert", seed=1))
     small = write(tmp_path / "small", foreign("bert", hidden_size=16))
-    for path, said in ((other, "its norms are others"), (small, "here 16 x 16")):
+    for path, said in ((other, "its norms are different"), (small, "here 16 x 16")):
         with pytest.raises(UserError, match=f"an adapter for another model: .*{said}.*names .*base as its base"):
             adapters.put_on(formats.load(path, runtime=cpu()), tmp_path / "a")
     from safetensors.torch import load_file, save_file

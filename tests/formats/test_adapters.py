@@ -163,7 +163,7 @@ def test_weights_that_are_given_are_those_that_are_written(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": 1}, "an adapter for another model: its norms are others.*names some/base as its base"),
+        ({"seed": 1}, "an adapter for another model: its norms are different.*names some/base as its base"),
         ({"depth": 1}, "another model: this model has no model.layers.1"),
         ({"ffn_width": 40}, "another model: .*mlp.gate_proj has 48 x 32, here 40 x 32"),
     ],
@@ -191,7 +191,7 @@ def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) ->
     ("changes", "said"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora is 'True', which tfcli does not have"),
+        ({"use_dora": True}, "use_dora is 'True', which tfcli does not support"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
@@ -217,7 +217,7 @@ def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
     name = next(name for name in tensors if "lora_A" in name)
     for change, said in (
         ({name: tensors[name][:1].clone()}, "do not fit each other"),
-        ({"base_model.model.lm_head.weight": torch.zeros(2, 2)}, "no matrix of LoRA"),
+        ({"base_model.model.lm_head.weight": torch.zeros(2, 2)}, "neither LoRA matrices"),
     ):
         save_file(tensors | change, tmp_path / "a" / adapters.WEIGHTS)
         with pytest.raises(UserError, match=said):

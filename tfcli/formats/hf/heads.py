@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families import registry as families
-from tfcli.formats.hf.families.base import ACTIVATIONS, Activation, Family, HeadNames
+from tfcli.formats.hf.families.base import ACTIVATIONS, Family
 from tfcli.formats.hf.settings import Settings
 from tfcli.formats.hf.stored import CONFIG, read_data
 from tfcli.formats.hf.weights import Weights
@@ -19,36 +19,36 @@ from tfcli.text.tokenizers.codec import Codec
 if TYPE_CHECKING:
     import torch
 
-    from tfcli.model.heads import Head, Transform
+    from tfcli.model.heads import Head
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
 TASK_KEYS = ("id2label", "label2id", "problem_type", "tfcli")
-"""What config.json says of a task, beside the shape of its model."""
+"""Keys of config.json that describe a task."""
 
 
-def of_task(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the task of its model, for another that answers the same."""
-    found = {key: about[key] for key in TASK_KEYS if key in about}
-    if isinstance(found.get("tfcli"), dict):  # without the mark of the tokenizer that lies beside it
-        found["tfcli"] = {key: value for key, value in found["tfcli"].items() if key != "tokenizer_sha256"}
-    return found
+def of_task(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a config.json that describe a task, for another model of the same task."""
+    task = {key: hf_config[key] for key in TASK_KEYS if key in hf_config}
+    if isinstance(task.get("tfcli"), dict):  # without the hash of the tokenizer next to it
+        task["tfcli"] = {key: value for key, value in task["tfcli"].items() if key != "tokenizer_sha256"}
+    return task
 
 
-def pooling_of(about: Mapping[str, Any]) -> str:
-    """How a model pools its hidden states for a new sequence head, by its config.json."""
-    return "mean" if about.get("classifier_pooling") == "mean" else "cls"
+def pooling_of(hf_config: Mapping[str, Any]) -> str:
+    """Return how a new sequence head of the model with this config.json pools its hidden states."""
+    return "mean" if hf_config.get("classifier_pooling") == "mean" else "cls"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model with its head (``heads.of(model)``), its tokenizer, and what its config.json says."""
+    """A model with its head (``heads.of(model)``), its tokenizer, and the content of its config.json."""
 
     model: Transformer
     codec: Codec
     hf_config: Mapping[str, Any]
     kind: str | None
-    """That of its head."""
+    """The kind of its head."""
 
 
 def load(
@@ -59,9 +59,9 @@ def load(
     hf_config: Mapping[str, Any] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Loaded:
-    """A model directory with its task head; the other arguments as those of ``hf.load``.
+    """Load a model directory with its task head; arguments as those of ``hf.load``.
 
-    A bare BERT with a pooler gets a sequence head of no labels, which holds that pooler. Raises UserError as
+    A bare BERT with a pooler gets a sequence head without labels, which holds that pooler. Raises UserError as
     ``hf.load`` does, and for a head that config.json names and the weights lack.
     """
     from tfcli.model import heads
@@ -90,8 +90,9 @@ def load(
 
 
 def _read(weights: Weights, family: Family, kind: str, model: Transformer, settings: Settings) -> Head:
-    """The head that the weights hold."""
+    """Return the head that the weights hold."""
     from tfcli.model import heads
+    from tfcli.model.heads import Transform
     from tfcli.model.masked_head import MaskedHead
 
     table = families.head_names(family, kind)
@@ -101,10 +102,18 @@ def _read(weights: Weights, family: Family, kind: str, model: Transformer, setti
             f"{weights.path} lacks {name}, which a {table.architecture} has", hint="copy or save the model again"
         )
 
-    act = model.config.architecture.feed_forward.activation
-    if "classifier_activation" in family.head_defaults:
-        act = settings.one_of("classifier_activation", ACTIVATIONS)
-    transform = _transform(weights, table, model, act) if "transform.dense" in table.parts else None
+    transform = None
+    if "transform.dense" in table.parts:
+        act = model.config.architecture.feed_forward.activation
+        if "classifier_activation" in family.head_defaults:
+            act = settings.one_of("classifier_activation", ACTIVATIONS)
+        transform = Transform(
+            model.config.width,
+            model.config.norm_eps,
+            norm_bias=f"{table.parts['transform.norm']}.bias" in weights.entries,
+            bias=f"{table.parts['transform.dense']}.bias" in weights.entries,
+            activation=act,
+        )
     last = list(table.parts.values())[-1]
     if transform is not None and kind == MaskedHead.kind:
         head: Head = MaskedHead(model.config.vocab_size, transform, bias=f"{last}.bias" in weights.entries)
@@ -123,22 +132,6 @@ def _read(weights: Weights, family: Family, kind: str, model: Transformer, setti
         found[ours] = weights.read(theirs)
     _fill(head, found, weights.path)
     return head
-
-
-def _transform(weights: Weights, table: HeadNames, model: Transformer, activation: Activation) -> Transform:
-    """The transform of a head, with the biases that the weights have, not yet filled."""
-    from tfcli.model.heads import Transform
-
-    def has_bias(part: str) -> bool:
-        return f"{table.parts[part]}.bias" in weights.entries
-
-    return Transform(
-        model.config.width,
-        model.config.norm_eps,
-        norm_bias=has_bias("transform.norm"),
-        bias=has_bias("transform.dense"),
-        activation=activation,
-    )
 
 
 def _fill(head: Head, found: Mapping[str, torch.Tensor], path: Path, *, partly: bool = False) -> None:
