@@ -102,7 +102,7 @@ def test_merged_it_is_the_whole_model(
         assert again.config.id2label == {0: "no", 1: "yes", 2: "so"}
         assert json.loads((out / "config.json").read_text())["tfcli"] == {"x": 1}
     if family == "qwen3":
-        with pytest.raises(UserError, match="has the head of a task, which a GGUF file does not hold"):
+        with pytest.raises(UserError, match="has a task head, which a GGUF file cannot hold"):
             convert.convert(directory, tmp_path / "m.gguf", to="gguf", merge=tmp_path / "a")
 
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     headless = {name: value for name, value in tensors.items() if ".classifier." not in name}
     broken = {
         "lacks base_model.model.classifier.weight, the head": headless,
-        "no part of a head: base_model.model.lm_head.w": {**tensors, "base_model.model.lm_head.w": torch.zeros(2)},
+        "nor parts of a head: base_model.model.lm_head.w": {**tensors, "base_model.model.lm_head.w": torch.zeros(2)},
         "classifier.bias is 5, here 3": {**tensors, "base_model.model.classifier.bias": torch.zeros(5)},
     }
     for said, changed in broken.items():
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.json is a JSON list"):
         open_path(tmp_path / "a").load_whole(runtime=cpu())
     directory.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"which is not there .*say where its base is now.*--merge"):
+    with pytest.raises(UserError, match=r"which does not exist .*put the path of its base into.*--merge"):
         open_path(tmp_path / "a").load_whole(runtime=cpu())
 
 

@@ -304,7 +304,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "one key too many": (craft([key(b"a", 4, U32)], data=b"", counts=(0, 2)), "cannot hold|cut short"),
     "long key": (craft([text(b"a", 1 << 62)]), "at most 65535"),
     "key without a name": (craft([key(b"", 4, U32)]), "no name"),
-    "key twice": (craft([key(b"a", 4, U32)] * 2), "'a' stands in it twice"),
+    "key twice": (craft([key(b"a", 4, U32)] * 2), "metadata key 'a' twice"),
     "key not UTF-8": (craft([key(b"\xff", 4, U32)]), "not UTF-8"),
     "text not UTF-8": (craft([key(b"a", 8, text(b"\xc3("))]), "'a' is not UTF-8"),
     "long text": (craft([key(b"a", 8, text(b"x", 1 << 40))]), "'a' has 1099511627776 bytes"),
@@ -320,7 +320,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "unknown type": (craft(tensors=[entry(type=99)]), "'w' is of type 99.*it reads F32, F16, BF16, Q8_0"),
     "type not read": (craft(tensors=[entry(type=23)]), "is of type IQ4_XS, which tfcli does not read"),
     "long name": (craft(tensors=[entry(b"x" * 64)]), "at most 63"),
-    "name twice": (craft(tensors=[entry(), entry(offset=96)]), "'w' stands in it twice"),
+    "name twice": (craft(tensors=[entry(), entry(offset=96)]), "tensor 'w' twice"),
     "no dimensions": (craft(tensors=[entry(dims=())]), "cannot hold|0 dimensions"),
     "no dimensions, room": (craft(tensors=[entry(dims=()), entry(b"v")]), "0 dimensions"),
     "five dimensions": (craft(tensors=[entry(dims=(32, 1, 1, 1, 1))]), "5 dimensions"),
@@ -331,8 +331,8 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "too large": (craft(tensors=[entry(dims=(32, 99))]), "'w' ends after byte"),
     "offset past the end": (craft(tensors=[entry(offset=1 << 62)]), "'w' ends after byte"),
     "offset askew": (craft(tensors=[entry(offset=16)]), "not a multiple of 32"),
-    "on each other": (craft(tensors=[entry(), entry(b"v", offset=64)]), "'w' and 'v' lie on each other"),
-    "same place": (craft(tensors=[entry(), entry(b"v")]), "lie on each other"),
+    "on each other": (craft(tensors=[entry(), entry(b"v", offset=64)]), "'w' and 'v' overlap"),
+    "same place": (craft(tensors=[entry(), entry(b"v")]), "overlap"),
 }
 
 

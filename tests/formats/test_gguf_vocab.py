@@ -157,7 +157,7 @@ def test_byte_level_bpe_there_and_back(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen", "smollm"])
 def test_llama_cpp_gives_the_ids_of_a_tokenizer_json(name: str, llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
     ours = hub(tmp_path, name)
-    assert differences(ours) == (["a text is not normalised to NFC first"] if name == "qwen" else [])
+    assert differences(ours) == (["a text is not normalized to NFC first"] if name == "qwen" else [])
     theirs = llama_cpp(tmp_path / "x.gguf", to_gguf(ours))
     same(ours, theirs, [unicodedata.normalize("NFC", text) for text in TEXTS])
 
@@ -286,7 +286,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("bpe", "merges", LESS, "merges is missing"),
     ("bpe", "merges", ["ab"], "is not two pieces"),
     ("bpe", "merges", ["zzz yyy"], "not a tokenizer.json"),
-    ("bpe", "pre", "klingon", "as 'klingon' does"),
+    ("bpe", "pre", "klingon", "pre-tokenizer 'klingon'"),
     ("bpe", "add_bos_token", True, "bos_token_id is missing"),
     ("bpe", "token_type", [1, 2, 3], "3 entries"),
 ]
@@ -337,10 +337,10 @@ def test_odd_but_read(tmp_path: Path) -> None:
 
 def test_what_llama_cpp_has_no_like_for(tmp_path: Path) -> None:
     for made, said in (
-        (lambda: hub(tmp_path, "bert"), "no BPE"),
-        (lambda: hub(tmp_path, "unigram"), "no BPE"),
-        (lambda: llama_pieces("bpe", "nmt_nfkc"), "not normalise"),
-        (lambda: JsonTokenizer(text_of("qwen").replace("{1,3}", "").replace("p{N}|", "p{N}{7}|")), "no name for how"),
+        (lambda: hub(tmp_path, "bert"), "is not BPE"),
+        (lambda: hub(tmp_path, "unigram"), "is not BPE"),
+        (lambda: llama_pieces("bpe", "nmt_nfkc"), "not normalize"),
+        (lambda: JsonTokenizer(text_of("qwen").replace("{1,3}", "").replace("p{N}|", "p{N}{7}|")), "does not have its pre-tokenizer"),
     ):
         with pytest.raises(UserError, match=said):
             to_gguf(made())

@@ -286,7 +286,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         ("tokenizer_config.json", "[]", "expected an object"),
         ("tokenizer_config.json", '{"eos_token": 3}', "given as a special piece"),
         ("tokenizer_config.json", '{"add_bos_token": "yes"}', "true or false"),
-        ("tokenizer_config.json", '{"chat_template": 3}', "not a text"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "not a string"),
         ("generation_config.json", '{"eos_token_id": "x"}', "an id or a list"),
         ("generation_config.json", '{"eos_token_id": [-1]}', "an id or a list"),
         ("generation_config.json", '{"eos_token_id": 99999}', "99999 is not an id"),
