@@ -340,7 +340,10 @@ def test_what_llama_cpp_has_no_like_for(tmp_path: Path) -> None:
         (lambda: hub(tmp_path, "bert"), "is not BPE"),
         (lambda: hub(tmp_path, "unigram"), "is not BPE"),
         (lambda: llama_pieces("bpe", "nmt_nfkc"), "not normalize"),
-        (lambda: JsonTokenizer(text_of("qwen").replace("{1,3}", "").replace("p{N}|", "p{N}{7}|")), "does not have its pre-tokenizer"),
+        (
+            lambda: JsonTokenizer(text_of("qwen").replace("{1,3}", "").replace("p{N}|", "p{N}{7}|")),
+            "not have its pre-tok",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             to_gguf(made())

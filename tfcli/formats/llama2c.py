@@ -149,10 +149,8 @@ def _beside(path: Path, config: ModelConfig) -> Path:
     for name in names:
         if (path.parent / name).is_file():
             return path.parent / name
-    raise UserError(
-        f"{path} holds only weights, and there is no {' or '.join(names)} next to it",
-        hint=f"put the tokenizer there, or convert both: tfcli convert {path} OUT --to hf --tokenizer FILE",
-    )
+    hint = f"put the tokenizer there, or convert both: tfcli convert {path} OUT --to hf --tokenizer FILE"
+    raise UserError(f"{path} holds only weights, and there is no {' or '.join(names)} next to it", hint=hint)
 
 
 def read_tokenizer(path: str | Path, vocab_size: int) -> Codec:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
+from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf.file import GgufFile, open_gguf
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families.registry import kind_of
@@ -64,9 +65,7 @@ class Opened:
         if self.kind == "hf":
             return hf.read_config(self.path, self.hf_config)
         if self.kind == "gguf":
-            from tfcli.formats.gguf import load as gguf_load
-
-            return gguf_load.read_config(self._gguf)
+            return gguf_families.read(self._gguf)[1]
         from tfcli.formats import llama2c
 
         return llama2c.read_config(self.path)
@@ -208,7 +207,5 @@ def _file(path: Path) -> Opened:
         raise UserError(f"{path} is one file of a model", hint=f"name the directory that it is in: {path.parent}")
     if path.suffix == ".bin" or head.startswith((b"PK\x03\x04", b"\x80")):
         return Opened(kind="llama2.c", path=path)
-    raise UserError(
-        f"{path} is {files.what_it_is(head) or 'text'}, expected a model",
-        hint="a model is a directory with config.json and model.safetensors, or a .gguf file",
-    )
+    hint = "a model is a directory with config.json and model.safetensors, or a .gguf file"
+    raise UserError(f"{path} is {files.what_it_is(head) or 'text'}, expected a model", hint=hint)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tfcli.errors import UserError
 
@@ -46,11 +46,6 @@ class Groups:
             out *= self.scale[:, :, None]
             out += self.low[:, :, None]
         return out.reshape(rows, cols)
-
-    def take(self, rows: ArrayLike) -> Groups:
-        """Return these rows, in this order."""
-        index = np.asarray(rows)
-        return Groups(bits=self.bits, group=self.group, q=self.q[index], scale=self.scale[index], low=self.low[index])
 
 
 def _spread(packed: Bytes, bits: int, run: int) -> Bytes:
@@ -270,11 +265,6 @@ _QUANTIZE: dict[str, Callable[[Floats], NDArray[Any]]] = {
 }
 
 
-def exact_type(groups: Groups) -> str | None:
-    """Return the type whose blocks hold these groups exactly: Q4_0, Q4_1, Q8_0, or None."""
-    return next((type for type in ("Q4_0", "Q8_0", "Q4_1") if _holds(type, groups)), None)
-
-
 def _holds(type: str, groups: Groups) -> bool:
     if groups.group != 32 or groups.bits != TYPES[type].bits or not _is_half(groups.scale):
         return False
@@ -284,20 +274,19 @@ def _holds(type: str, groups: Groups) -> bool:
     return np.array_equal(groups.low, -middle * groups.scale)
 
 
-def pack(groups: Groups, type: str | None = None) -> tuple[str, Bytes]:
-    """Return a type that holds these groups exactly (default: ``exact_type``) and its blocks (rows, bytes of a row).
+def pack(groups: Groups, type: str) -> Bytes:
+    """Return the blocks (rows, bytes of a row) of Q4_0, Q4_1 or Q8_0 with exactly these groups.
 
-    Raises ValueError where the type does not, or where there is none.
+    Raises ValueError where the type cannot hold them exactly.
     """
-    type = exact_type(groups) if type is None else type
-    if type is None or not _holds(type, groups):
-        raise ValueError(f"{type or 'no block type'} does not hold these groups exactly")
+    if not _holds(type, groups):
+        raise ValueError(f"{type} does not hold these groups exactly")
     rows = len(groups.q)
     out = _blocks(type, groups.q.reshape(rows, -1, 32))
     out["d"] = groups.scale
     if type == "Q4_1":
         out["m"] = groups.low
-    return type, out.view(np.uint8).reshape(rows, -1)
+    return out.view(np.uint8).reshape(rows, -1)
 
 
 def _is_half(values: Floats) -> bool:

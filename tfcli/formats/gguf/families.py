@@ -171,10 +171,8 @@ def read(file: GgufFile) -> tuple[Family, ModelConfig]:
     ignored = {ROPE_FREQS, *(IGNORED.format(layer) for layer in range(config.depth))}
     problems = mismatches(expected, {name: tensor.shape for name, tensor in file.tensors.items()}, ignored)
     if problems:
-        raise UserError(
-            f"{file.path} does not hold the tensors that its metadata describes: {problems}",
-            hint=f"expected a {family.name} model as llama.cpp's converter writes it",
-        )
+        hint = f"expected a {family.name} model as llama.cpp's converter writes it"
+        raise UserError(f"{file.path} does not hold the tensors that its metadata describes: {problems}", hint=hint)
     return family, config
 
 
@@ -208,10 +206,8 @@ def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, di
     if refusal is not None and not lacking:
         raise refusal
     nearest = min(lacking, key=len)
-    raise UserError(
-        f"{name} has an architecture that no family of GGUF files has: {', '.join(nearest)}",
-        hint=f"tfcli writes the families {', '.join(family.name for family in FAMILIES)}",
-    )
+    hint = f"tfcli writes the families {', '.join(family.name for family in FAMILIES)}"
+    raise UserError(f"{name} has an architecture that no family of GGUF files has: {', '.join(nearest)}", hint=hint)
 
 
 def rope_factors(family: Family, config: ModelConfig) -> NDArray[np.float32] | None:
@@ -226,10 +222,8 @@ def _refuse(file: GgufFile, settings: Settings) -> None:
     """Raise UserError for what tfcli supports in no family: parts of a file, experts, capped logits, ..."""
     part = file.metadata.get("split.count", 1)
     if part not in (0, 1):
-        raise UserError(
-            f"{file.path} is one of {part!s:.20} parts of a model",
-            hint="join them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf",
-        )
+        hint = "join them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf"
+        raise UserError(f"{file.path} is one of {part!s:.20} parts of a model", hint=hint)
     if file.metadata.get("general.type", "model") != "model":
         raise UserError(f"{file.path} holds no model: general.type is {str(file.metadata['general.type'])[:64]!r}")
     if file.metadata.get(f"{settings.architecture}.expert_count", 0) != 0:
@@ -337,10 +331,8 @@ def _windows(settings: Settings, depth: int) -> tuple[int, int]:
         raise settings.wrong(key, "a whole number")
     every = local.index(False) + 1 if False in local else 0
     if local != [every == 0 or (layer + 1) % every != 0 for layer in range(depth)]:
-        raise UserError(
-            f"{settings.name} has sliding windows in an irregular order of layers",
-            hint="tfcli supports models with every n-th layer global, and no other order",
-        )
+        hint = "tfcli supports models with every n-th layer global, and no other order"
+        raise UserError(f"{settings.name} has sliding windows in an irregular order of layers", hint=hint)
     return (window, every) if any(local) else (0, 0)
 
 

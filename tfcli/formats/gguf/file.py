@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tfcli import disk
 from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks
-from tfcli.formats.gguf.blocks import TYPES, Bytes, Floats, Groups
+from tfcli.formats.gguf.blocks import TYPES, Bytes, Floats
 from tfcli.text.read import files
 
 MAGIC = b"GGUF"
@@ -71,15 +71,9 @@ class GgufTensor:
         """Number of bytes in the file."""
         return self.data.nbytes
 
-    def groups(self, rows: slice | None = None) -> Groups:
-        """Return codes and scales of these rows (default: all). Raises ValueError for a type of plain numbers."""
-        return blocks.groups(self.type, self.data[rows if rows is not None else slice(None)])
-
-    def dequantize(self, rows: slice | None = None) -> Floats:
-        """Return the numbers of these rows (rows, cols), or all of them in the tensor's shape, in fp32."""
-        if rows is None:
-            return blocks.dequantize(self.type, self.data).reshape(self.shape)
-        return blocks.dequantize(self.type, self.data[rows])
+    def dequantize(self) -> Floats:
+        """Return the numbers in fp32."""
+        return blocks.dequantize(self.type, self.data).reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -184,10 +178,8 @@ class _Header:
         self.listed = 0
 
     def wrong(self, what: str) -> UserError:
-        return UserError(
-            f"{self.path} is a damaged GGUF file: {what}",
-            hint="download or convert it again; it was cut short or changed",
-        )
+        hint = "download or convert it again; it was cut short or changed"
+        return UserError(f"{self.path} is a damaged GGUF file: {what}", hint=hint)
 
     def ahead(self, size: int, what: str) -> int:
         """Return the position, after checking that ``size`` bytes follow and advancing past them."""
@@ -220,14 +212,10 @@ class _Header:
         if version in VERSIONS:
             return version
         if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, *VERSIONS):
-            raise UserError(
-                f"{self.path} is a big-endian GGUF file, expected little-endian",
-                hint="take the file for x86 and ARM machines, or convert it: gguf_convert_endian.py FILE little",
-            )
-        raise UserError(
-            f"{self.path} is GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}",
-            hint=AGAIN,
-        )
+            hint = "take the file for x86 and ARM machines, or convert it: gguf_convert_endian.py FILE little"
+            raise UserError(f"{self.path} is a big-endian GGUF file, expected little-endian", hint=hint)
+        hint = AGAIN
+        raise UserError(f"{self.path} is GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}", hint=hint)
 
     def check_count(self, what: str, count: int, size: int) -> None:
         """Check a count; ``size`` is the least number of bytes that one takes."""

@@ -33,11 +33,6 @@ CENTRED = ("Q4_0", "Q8_0")
 """Types whose middle code means 0, as in a ``QuantMatrix`` without ``low``."""
 
 
-def read_config(file: GgufFile) -> ModelConfig:
-    """Return the shape of the model in a GGUF file. Raises UserError as ``load`` does."""
-    return families.read(file)[1]
-
-
 def load(
     file: GgufFile, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
 ) -> tuple[Transformer, Codec]:
@@ -63,10 +58,8 @@ def load_model(
     """Load the model alone; ``family`` and ``config`` are ``families.read`` of the file."""
     kinds = sorted({t.type for t in file.tensors.values() if TYPES[t.type].quantized and len(t.shape) == 2})
     if quantize and kinds:
-        raise UserError(
-            f"{file.path} is quantized already ({', '.join(kinds)})",
-            hint="quantizing twice only loses quality: use it as it is, or start from the model that it was made from",
-        )
+        hint = "quantizing twice only loses quality: use it as it is, or start from the model that it was made from"
+        raise UserError(f"{file.path} is quantized already ({', '.join(kinds)})", hint=hint)
     with torch.device("meta"):
         model = Transformer(config)
     places = families.places(family, config)

@@ -96,7 +96,7 @@ def _blocks(matrix: QuantMatrix, name: str, order: NDArray[np.intp] | None) -> B
     out = np.empty((matrix.rows, TYPES[type].row_bytes(matrix.columns)), np.uint8)
     for some in slices(matrix.rows, matrix.columns):
         rows = np.arange(matrix.rows)[some] if order is None else order[some]
-        out[some] = blocks.pack(groups(matrix, torch.from_numpy(rows)), type)[1]
+        out[some] = blocks.pack(groups(matrix, torch.from_numpy(rows)), type)
     return out
 
 
@@ -104,10 +104,8 @@ def block_type(matrix: QuantMatrix, name: str = "the matrix") -> str:
     """Return the type whose blocks hold the codes of a matrix. Raises UserError where there is none."""
     if matrix.columns % GROUP or (matrix.bits == 8 and matrix.low is not None):
         what = f"rows of {matrix.columns}" if matrix.columns % GROUP else "8-bit codes with a minimum"
-        raise UserError(
-            f"{name} has {what}, which no block type that tfcli writes can hold",
-            hint="write plain numbers instead: --type f16",
-        )
+        hint = "write plain numbers instead: --type f16"
+        raise UserError(f"{name} has {what}, which no block type that tfcli writes can hold", hint=hint)
     return "Q8_0" if matrix.bits == 8 else "Q4_0" if matrix.low is None else "Q4_1"
 
 

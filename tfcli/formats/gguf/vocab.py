@@ -64,10 +64,8 @@ class _Vocab:
         if kind is None:
             raise UserError(f"{name} has no tokenizer", hint=f"its metadata lack {PREFIX}model")
         if kind not in DEFAULTS:
-            raise UserError(
-                f"{name} has a tokenizer of kind {str(kind)[:40]!r}, which tfcli does not read",
-                hint=f"it reads {', '.join(DEFAULTS)}",
-            )
+            hint = f"it reads {', '.join(DEFAULTS)}"
+            raise UserError(f"{name} has a tokenizer of kind {str(kind)[:40]!r}, which tfcli does not read", hint=hint)
         bare = cls(metadata=metadata, name=name, kind=kind, pieces=[], types=[])
         pieces = bare.listed("tokens", "texts")
         if not 0 < len(pieces) <= MOST_PIECES:

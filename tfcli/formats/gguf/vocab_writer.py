@@ -10,13 +10,13 @@ import numpy as np
 
 from tfcli.errors import UserError
 from tfcli.formats.gguf.vocab import ENDS, PREFIX
+from tfcli.formats.hf.tokenizer_json import BPE, UNIGRAM
 from tfcli.text.tokenizers import pretokenizers
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.json import JsonTokenizer
 from tfcli.text.tokenizers.json_parts import part, steps
 from tfcli.text.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
 
-UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 NEVER = -1e6
 """The score of a piece that no merge produces."""
 
@@ -75,7 +75,7 @@ def _can_be_merged(name: str, texts: set[str]) -> bool:
 
 
 def _refusal(codec: Codec, why: str) -> UserError:
-    return UserError(f"{codec.name} cannot be written into a GGUF file: {why}")
+    return UserError(f"{codec.name} cannot be written to a GGUF file: {why}")
 
 
 def _roles(codec: Codec) -> dict[str, Any]:
@@ -140,8 +140,9 @@ def _json(codec: JsonTokenizer) -> dict[str, Any]:
     model = json.loads(codec.text)["model"]
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise _refusal(codec, "it is not BPE")
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     normalizers, cutters = (steps(part(part_)) for part_ in (codec.backend.normalizer, codec.backend.pre_tokenizer))
+    types = [_type(codec, id) for id in range(codec.vocab_size)]
     pieces = [codec.piece(id) or f"[PAD{id}]" for id in range(codec.vocab_size)]
     if any(step["type"] == "ByteLevel" for step in cutters):
         pre = pretokenizers.name_of(normalizers, cutters, whole=bool(model.get("ignore_merges")))
@@ -151,28 +152,15 @@ def _json(codec: JsonTokenizer) -> dict[str, Any]:
             "model": "gpt2",
             "pre": pre,
             "tokens": pieces,
-            "token_type": [_type(codec, id) for id in range(codec.vocab_size)],
+            "token_type": types,
             "merges": [" ".join(merge) for merge in merges],
         }
-    return _spaced_bpe(codec, merges, pieces, normalizers, cutters, fallback=bool(model.get("byte_fallback")))
-
-
-def _spaced_bpe(
-    codec: JsonTokenizer,
-    merges: list[tuple[str, ...]],
-    pieces: list[str],
-    normalizers: list[dict[str, Any]],
-    cutters: list[dict[str, Any]],
-    *,
-    fallback: bool,
-) -> dict[str, Any]:
-    """Describe a SentencePiece BPE in a tokenizer.json: the ranks of its merges become the scores."""
+    # A SentencePiece BPE in a tokenizer.json: the ranks of its merges become the scores.
     known = [step for step in normalizers if step["type"] in ("Prepend", "Replace")]
     whole = [step for step in cutters if step["type"] == "Metaspace" and not step.get("split", True)]
     no_ops = [step for step in cutters if step["type"] == "Split" and step["pattern"] == {"String": " "}]
-    if not fallback or len(known) != len(normalizers) or len(whole) + len(no_ops) != len(cutters):
+    if not model.get("byte_fallback") or len(known) != len(normalizers) or len(whole) + len(no_ops) != len(cutters):
         raise _refusal(codec, "llama.cpp has no equivalent of its pre-tokenizer")
-    types = [_type(codec, id) for id in range(codec.vocab_size)]
     for id, piece in enumerate(pieces):
         if types[id] == NORMAL and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             types[id] = BYTE

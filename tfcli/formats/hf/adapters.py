@@ -306,10 +306,8 @@ def read_config(directory: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key} is {str(data[key])[:60]!r}, which tfcli does not support")
     if data.get("modules_to_save") and _kind(data) is None:
         saved = str(data["modules_to_save"])[:60]
-        raise UserError(
-            f"{path}: modules_to_save is {saved!r}, which tfcli supports for task heads only",
-            hint=f"those of task_type {', '.join(TYPES.values())}",
-        )
+        hint = f"those of task_type {', '.join(TYPES.values())}"
+        raise UserError(f"{path}: modules_to_save is {saved!r}, which tfcli supports for task heads only", hint=hint)
     return data
 
 
@@ -433,8 +431,6 @@ class _Adapter:
                     raise self.other_base(f"{theirs} is {shapes[0]}, here {shapes[1]}")
                 parameter.copy_(self.others[theirs])
             elif head is not before and (before is None or name not in before.state_dict()):
-                raise UserError(
-                    f"{self.path} lacks {theirs}, and so does its base",
-                    hint="train it again, with that part among what is saved",
-                )
+                hint = "train it again, with that part among what is saved"
+                raise UserError(f"{self.path} lacks {theirs}, and so does its base", hint=hint)
         return head

@@ -311,10 +311,8 @@ def load(
     _fits(tokenizer, config, directory)
     expected = extra.get("tokenizer_sha256")
     if expected is not None and expected != tokenizer.hash:
-        raise UserError(
-            f"{directory / TOKENIZER} is not the tokenizer that the model was trained with",
-            hint=f"its SHA-256 begins with {tokenizer.hash[:12]}, config.json says {str(expected)[:12]}",
-        )
+        hint = f"its SHA-256 begins with {tokenizer.hash[:12]}, config.json says {str(expected)[:12]}"
+        raise UserError(f"{directory / TOKENIZER} is not the tokenizer that the model was trained with", hint=hint)
     model = load_model(directory, runtime=runtime, dtype=dtype, hf_config=hf_config, quantize=quantize, on_note=on_note)
     return model, tokenizer
 

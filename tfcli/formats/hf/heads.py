@@ -71,21 +71,19 @@ def load(
     family, kind, weights = families.find(hf_config), families.kind_of(hf_config), Weights.open(directory)
     poolers = family.poolers if family is not None and kind is None else ()
     pooler = next((name for name in poolers if f"{name}.weight" in weights.entries), None)
-    read = kind is not None or pooler is not None
-    model, codec = hf.load(
-        directory, runtime=runtime, dtype=dtype, hf_config=hf_config, on_note=None if read else on_note
-    )
+    if kind is not None or pooler is not None:  # what hf.load does not read is read here
+        on_note = None
+    model, codec = hf.load(directory, runtime=runtime, dtype=dtype, hf_config=hf_config, on_note=on_note)
     if family is not None and kind is not None:
         settings = Settings(directory / CONFIG, hf_config, {"classifier_pooling": "cls", **family.head_defaults})
         heads.attach(model, _read(weights, family, kind, model, settings))
     elif pooler is not None and not model.config.architecture.causal:
         head = heads.make("sequence", model.config.width, 0, causal=False)
-        found = {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}
-        _fill(head, found, weights.path, partly=True)
+        _fill(head, {f"pooler.{end}": weights.read(f"{pooler}.{end}") for end in ("weight", "bias")}, weights.path)
         heads.attach(model, head)
-    head_of = heads.of(model)
-    if head_of is not None:
-        head_of.to(dtype or runtime.dtype)
+    attached = heads.of(model)
+    if attached is not None:
+        attached.to(dtype or runtime.dtype)
     return Loaded(model=model, codec=codec, hf_config=hf_config, kind=kind)
 
 
@@ -123,24 +121,23 @@ def _read(weights: Weights, family: Family, kind: str, model: Transformer, setti
         labels, causal = weights.entries[f"{last}.weight"].shape[0], model.config.architecture.causal
         pooling = settings.one_of("classifier_pooling", {"cls": "cls", "mean": "mean"})
         head = heads.make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
-    found = {}
+    tensors = {}
     for ours in head.state_dict():
         part, _, end = ours.rpartition(".")
         theirs = f"{table.parts[part]}.{end}"
         if theirs not in weights.entries:
             raise lacks(theirs)
-        found[ours] = weights.read(theirs)
-    _fill(head, found, weights.path)
+        tensors[ours] = weights.read(theirs)
+    _fill(head, tensors, weights.path)
     return head
 
 
-def _fill(head: Head, found: Mapping[str, torch.Tensor], path: Path, *, partly: bool = False) -> None:
-    for name, parameter in head.named_parameters():
-        if name not in found and partly:
-            continue
-        if found[name].shape != parameter.shape:
+def _fill(head: Head, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    parameters = dict(head.named_parameters())
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
             raise UserError(
-                f"{path}: the head's {name} is {list(found[name].shape)}, expected {list(parameter.shape)}",
+                f"{path}: the head's {name} is {list(tensor.shape)}, expected {list(parameters[name].shape)}",
                 hint="config.json and weights must come from one model",
             )
-        parameter.data = found[name].to(parameter.dtype)
+        parameters[name].data = tensor.to(parameters[name].dtype)

@@ -192,7 +192,5 @@ def _no_model(directory: Path) -> UserError:
         beside = []
     guess = nearest(directory.name, beside)
     advice = "is it in another directory?" if file else "name a directory that pretrain wrote"
-    return UserError(
-        f"no such {'file' if file else 'model'}: {directory}",
-        hint=f"did you mean {directory.parent / guess}?" if guess else advice,
-    )
+    hint = f"did you mean {directory.parent / guess}?" if guess else advice
+    return UserError(f"no such {'file' if file else 'model'}: {directory}", hint=hint)

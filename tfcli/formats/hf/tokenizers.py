@@ -47,10 +47,8 @@ def load_tokenizer(
         return _byte_level(directory, roles)
     if (directory / "vocab.txt").is_file():
         return _word_piece(directory, roles)
-    raise UserError(
-        f"no tokenizer in {directory}",
-        hint=f"expected {TOKENIZER_JSON}, {FILE_NAME}, vocab.json with merges.txt, or vocab.txt",
-    )
+    hint = f"expected {TOKENIZER_JSON}, {FILE_NAME}, vocab.json with merges.txt, or vocab.txt"
+    raise UserError(f"no tokenizer in {directory}", hint=hint)
 
 
 def read_roles(directory: Path, *, below: int | None = None, hf_config: Mapping[str, Any] | None = None) -> Roles:

@@ -110,10 +110,8 @@ class Weights:
 
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
-            raise UserError(
-                f"{entry.path}: {name} is stored as {entry.dtype}",
-                hint=f"tfcli reads weights in {', '.join(FLOATS)}; save the model in one of them",
-            )
+            hint = f"tfcli reads weights in {', '.join(FLOATS)}; save the model in one of them"
+            raise UserError(f"{entry.path}: {name} is stored as {entry.dtype}", hint=hint)
         out = torch.empty(entry.shape, dtype=getattr(torch, FLOATS[entry.dtype]))
         raw = memoryview(out.view(-1).view(torch.uint8).numpy().data)
         try:
@@ -148,10 +146,8 @@ def pickled(what: str, directory: Path) -> UserError:
         named = None
     model = named if isinstance(named, str) and named.isidentifier() else "AutoModel"
     call = f'from transformers import {model} as M; M.from_pretrained("{directory}").save_pretrained("NEW")'
-    return UserError(
-        f"{what}, which can run code when it is read",
-        hint=f"if you trust where it is from, convert it, and copy its tokenizer there: python -c '{call}'",
-    )
+    hint = f"if you trust where it is from, convert it, and copy its tokenizer there: python -c '{call}'"
+    return UserError(f"{what}, which can run code when it is read", hint=hint)
 
 
 def _shards(directory: Path) -> dict[str, Entry]:
@@ -170,10 +166,8 @@ def _shards(directory: Path) -> dict[str, Entry]:
             raise UserError(f"{index} names a shard {name!r}", hint="expected the name of a file next to it")
     absent = [name for name in files if not (directory / name).is_file()]
     if absent:
-        raise UserError(
-            f"{directory} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:3])}",
-            hint=f"{INDEX} lists them: copy the whole model",
-        )
+        hint = f"{INDEX} lists them: copy the whole model"
+        raise UserError(f"{directory} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:3])}", hint=hint)
     entries: dict[str, Entry] = {}
     for file in files:
         for name, entry in read_header(directory / file).items():

@@ -67,8 +67,7 @@ def _write_bert(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_eps": config.norm_eps,
         "hidden_act": WRITTEN[config.architecture.feed_forward.activation],
         "type_vocab_size": config.architecture.embedding.token_types,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
     }
 
 

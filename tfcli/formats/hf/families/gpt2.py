@@ -51,9 +51,7 @@ def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied,
         "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
         "scale_attn_weights": config.architecture.attention.scale is None,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     }
 
 

@@ -88,13 +88,9 @@ def _write_mbart(config: ModelConfig) -> dict[str, Any]:
         "scale_embedding": config.architecture.embedding.scale != 1.0,
         "tie_word_embeddings": True,
         "is_encoder_decoder": True,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
+        **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
         # For CTranslate2: the places of the norms, and (by the class) what begins a translation.
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
+        **dict.fromkeys(("normalize_before", "normalize_embedding", "add_final_layer_norm"), True),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
 

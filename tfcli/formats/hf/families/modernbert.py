@@ -119,9 +119,7 @@ def _write_modernbert(config: ModelConfig) -> dict[str, Any]:
             GLOBAL: write_rope(config.rope_theta, arch.attention.rope_scaling),
             LOCAL: {"rope_type": "default", "rope_theta": arch.windows.theta},
         },
-        "attention_dropout": 0.0,
-        "embedding_dropout": 0.0,
-        "mlp_dropout": 0.0,
+        **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), 0.0),
     }
 
 
@@ -134,9 +132,7 @@ MODERNBERT = Family(
     defaults={
         "hidden_activation": "gelu",
         "norm_eps": 1e-5,
-        "norm_bias": False,
-        "attention_bias": False,
-        "mlp_bias": False,
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias"), False),
         "tie_word_embeddings": True,
         "local_attention": 128,
         "global_attn_every_n_layers": 3,

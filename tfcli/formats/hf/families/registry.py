@@ -35,10 +35,8 @@ def head_names(family: Family, kind: str) -> HeadNames:
     """Return the names of a head of a family. Raises UserError for a family without it."""
     if kind not in family.heads:
         have = [family.model_type for family in FAMILIES if kind in family.heads]
-        raise UserError(
-            f"a model of type {family.model_type} has no head of kind {kind!r} in transformers",
-            hint=f"models that have: {', '.join(have)}; make one: tfcli pretrain TEXT --arch bert",
-        )
+        hint = f"models that have: {', '.join(have)}; make one: tfcli pretrain TEXT --arch bert"
+        raise UserError(f"a model of type {family.model_type} has no head of kind {kind!r} in transformers", hint=hint)
     return family.heads[kind]
 
 
