@@ -273,7 +273,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("spm", "model", "rwkv", "of kind 'rwkv'"),
     ("spm", "tokens", LESS, "tokens is missing"),
     ("spm", "tokens", [], "0 pieces"),
-    ("spm", "tokens", [1, 2], "not a list of texts"),
+    ("spm", "tokens", [1, 2], "not a list of strings"),
     ("spm", "tokens", ["a", "a"], "entries in tokenizer.ggml.token_type"),
     ("spm", "scores", LESS, "scores is missing"),
     ("spm", "scores", [0.0], "1 entries in tokenizer.ggml.scores"),

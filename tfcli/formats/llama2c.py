@@ -107,7 +107,7 @@ def load(
 
     path = Path(path)
     config = read_config(path)
-    codec = read_tokenizer(_beside(path, config) if tokenizer is None else tokenizer, config.vocab_size)
+    codec = read_tokenizer(_default_tokenizer(path, config) if tokenizer is None else tokenizer, config.vocab_size)
     with torch.device("meta"):
         model = Transformer(config)
     for name, values in _tensors(path, config):
@@ -144,7 +144,7 @@ def _tensors(path: Path, config: ModelConfig) -> Iterator[tuple[str, npt.NDArray
                 yield f"blocks.{layer}.{part}.weight" if layered else f"{part}.weight", values
 
 
-def _beside(path: Path, config: ModelConfig) -> Path:
+def _default_tokenizer(path: Path, config: ModelConfig) -> Path:
     names = (f"tok{config.vocab_size}.bin", "tokenizer.bin")
     for name in names:
         if (path.parent / name).is_file():

@@ -57,7 +57,7 @@ IGNORED = "blk.{}.attn_rot_embd.weight"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """What one ``general.architecture`` says of its models, beside their metadata."""
+    """The models of one ``general.architecture``, as far as metadata do not describe them."""
 
     name: str
     architecture: Architecture

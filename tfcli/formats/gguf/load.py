@@ -64,8 +64,8 @@ def load_model(
         model = Transformer(config)
     places = families.places(family, config)
     reader = _Reader(file, places, dtype or runtime.dtype, quantize)
-    for name, lies in places.items():
-        path, _, kind = lies.ours.rpartition(".")
+    for name, stored in places.items():
+        path, _, kind = stored.ours.rpartition(".")
         if kind == "weight":
             reader.put(model, path, name)
     if config.tied and isinstance(model.embed, nn.Embedding):

@@ -29,8 +29,8 @@ class Settings:
         """Return the error for an invalid setting."""
         full = f"{self.architecture}.{key}"
         value = self.metadata.get(full)
-        found = f"has no {full}" if value is None else f"says that {full} is {str(value)[:64]}"
-        return UserError(f"{self.name} {found}, expected {expected}", hint="the file was not made for this model")
+        given = f"has no {full}" if value is None else f"says that {full} is {str(value)[:64]}"
+        return UserError(f"{self.name} {given}, expected {expected}", hint="the file was not made for this model")
 
     def get(self, key: str) -> Any:
         """Return the value, None where there is none; llama.cpp allows a list with one per layer."""

@@ -20,7 +20,7 @@ from tfcli.text.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UN
 PREFIX = "tokenizer.ggml."
 KINDS = {"llama": 2, "t5": 1}
 """{kind that is a SentencePiece model: its TrainerSpec.ModelType}."""
-LISTS: dict[str, set[type]] = {"texts": {str}, "whole numbers": {int}, "numbers": {int, float}}
+LISTS: dict[str, set[type]] = {"strings": {str}, "integers": {int}, "numbers": {int, float}}
 MOST_PIECES = 1 << 22
 BEGINS = "a text begins with the beginning-of-text piece"
 DEFAULTS: dict[str, dict[str, int]] = {
@@ -50,7 +50,7 @@ def from_gguf(metadata: Mapping[str, Any], *, name: str) -> Codec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Vocab:
-    """The metadata, checked."""
+    """The metadata of a tokenizer, checked."""
 
     metadata: Mapping[str, Any]
     name: str
@@ -67,12 +67,12 @@ class _Vocab:
             hint = f"it reads {', '.join(DEFAULTS)}"
             raise UserError(f"{name} has a tokenizer of kind {str(kind)[:40]!r}, which tfcli does not read", hint=hint)
         bare = cls(metadata=metadata, name=name, kind=kind, pieces=[], types=[])
-        pieces = bare.listed("tokens", "texts")
+        pieces = bare.listed("tokens", "strings")
         if not 0 < len(pieces) <= MOST_PIECES:
             raise UserError(f"{name} has a vocabulary of {len(pieces)} pieces")
         types = [NORMAL] * len(pieces)
         if kind in KINDS or PREFIX + "token_type" in metadata:
-            types = [type or NORMAL for type in bare.listed("token_type", "whole numbers", len(pieces))]
+            types = [type or NORMAL for type in bare.listed("token_type", "integers", len(pieces))]
             if not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
                 raise UserError(f"{name}: {PREFIX}token_type has a type that is none of 1 to 6")
         for id, piece in enumerate(pieces):
@@ -190,7 +190,7 @@ def _charsmap(vocab: _Vocab) -> bytes:
     key = "precompiled_charsmap"
     if vocab.kind == "llama" or PREFIX + key not in vocab.metadata:
         return b""
-    values = vocab.listed(key, "whole numbers")
+    values = vocab.listed(key, "integers")
     if not all(-128 <= value < 256 for value in values):
         raise UserError(f"{vocab.name}: {PREFIX}{key} is not a list of bytes")
     return bytes(value & 0xFF for value in values)
@@ -206,7 +206,7 @@ def _byte_level(vocab: _Vocab) -> JsonTokenizer:
             hint=f"it has {', '.join(known)}",
         )
     merges: list[tuple[str, str]] = []
-    for number, merge in enumerate(vocab.listed("merges", "texts")):
+    for number, merge in enumerate(vocab.listed("merges", "strings")):
         at = merge.find(" ", 1)
         if at < 0 or at == len(merge) - 1:
             raise UserError(f"{vocab.name}: merge {number} in {PREFIX}merges, {merge[:40]!r}, is not two pieces")

@@ -52,7 +52,7 @@ def save(
     """Write a model directory that tfcli and transformers read; ``dtype`` of the weights (default: fp32).
 
     The family follows from the architecture, and its class from the model's task head, where it has one (the language
-    model head is then left out). ``about`` are entries of config.json beside the shape, such as id2label; its "tfcli"
+    model head is then left out). ``about`` are other entries of config.json, such as id2label; its "tfcli"
     is merged into what tfcli writes there. Every file is written aside and synced before the first is renamed into
     place, so that a full disk or a crash leaves what was there. ``card`` is the text of the README (default:
     ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for an architecture that no
@@ -88,7 +88,7 @@ def save(
             tokenizer.save(aside / TOKENIZER)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8", newline="\n")
-        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask decides
+        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask should decide
 
 
 def _head_settings(head: Head) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNa
 
 @contextlib.contextmanager
 def _aside(directory: Path) -> Iterator[Path]:
-    """A folder to write into whose files become those of ``directory`` at the end, the weights last."""
+    """Yield a folder whose files are moved to ``directory`` at the end, the weights last."""
     try:
         with disk.telling_full(f"the model was not saved in {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
     """Return tokenizer.json and its settings; a tokenizer that was read from a tokenizer.json keeps it unchanged."""
     from tfcli.formats.hf.tokenizer_json import tokenizer_json
 
-    # CTranslate2 requires a bos_token; a decoder beside an encoder begins with the end-of-text piece.
+    # CTranslate2 requires a bos_token; an encoder-decoder begins with the end-of-text piece.
     bos_id = tokenizer.eos_id if config.encoder_depth and tokenizer.bos_id is None else tokenizer.bos_id
     ids = {"bos": bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     settings: dict[str, Any] = {
@@ -199,7 +199,7 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
 
 
 def _start(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
-    """Return how a decoder beside an encoder starts: with the end-of-text id, as in fairseq; no id is forced last."""
+    """Return how an encoder-decoder starts: with the end-of-text id, as in fairseq; no id is forced last."""
     return {"decoder_start_token_id": tokenizer.eos_id, "forced_eos_token_id": None} if config.encoder_depth else {}
 
 

@@ -87,8 +87,7 @@ def read_rope(settings: Settings, rope: Any, theta: float) -> tuple[float, RopeS
     for owner in (settings, inner):
         if owner.data.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise owner.error("partial_rotary_factor", "tfcli rotates whole heads only")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    return inner.number("rope_theta"), _scaling(inner, kind, settings)
+    return inner.number("rope_theta"), _scaling(inner, rope.get("rope_type", rope.get("type", "default")), settings)
 
 
 def _scaling(rope: Settings, kind: Any, settings: Settings) -> RopeScaling:

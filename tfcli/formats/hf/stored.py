@@ -91,23 +91,24 @@ def open_model(
     prefix = next((prefix for prefix, name in embed.items() if name in entries), names.prefixes[0])
     places = names.places(shapes, prefix)
     weights = Weights(entries, weights.path)
-    found = {name: entry.shape for name, entry in entries.items() if not name.endswith(names.buffers)}
-    not_read = tuple(name for name in found if name.startswith(names.others))
+    present = {name: entry.shape for name, entry in entries.items() if not name.endswith(names.buffers)}
+    not_read = tuple(name for name in present if name.startswith(names.others))
     for name in not_read:
-        del found[name]
-    head, table = f"{names.head}.weight", found.get(places["embed.weight"].name)
-    if not config.tied and head not in found and not_read:  # a classifier: its class has no head of the vocabulary
+        del present[name]
+    head, table = f"{names.head}.weight", present.get(places["embed.weight"].name)
+    if not config.tied and head not in present and not_read:  # a classifier: its class has no head of the vocabulary
         config = replace(config, tied=True)
         del places["head.weight"], shapes["head.weight"]
     copies = [head] if config.tied else []
     for name in (*copies, *(prefix + copy for copy in names.copies)):
-        if name in found and found[name] == table:
-            del found[name]
-    for name in set(names.zeros) & found.keys():
+        if name in present and present[name] == table:
+            del present[name]
+    for name in set(names.zeros) & present.keys():
         if weights.read(name).any():
             raise UserError(f"{weights.path}: {name} is not zero", hint="tfcli has no such part")
-        del found[name]
-    problems = mismatches(_expected(places, shapes), found)
+        del present[name]
+    expected = {place.name: place.stored_shape(shapes[ours]) for ours, place in places.items()}
+    problems = mismatches(expected, present)
     if problems:
         raise UserError(
             f"{weights.path} does not hold the tensors that its config.json describes: {problems}",
@@ -116,16 +117,6 @@ def open_model(
     if not_read and on_note:
         on_note(f"{directory}: {len(not_read)} tensors of other parts are not read ({few(not_read)})")
     return Stored(config=config, family=family, weights=weights, places=places, not_read=not_read)
-
-
-def _expected(places: Mapping[str, Place], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return {name in the file: shape}."""
-    expected = {}
-    for ours, place in places.items():
-        rows, *rest = shapes[ours]
-        shape = (rows * place.parts + place.skip, *rest)
-        expected[place.name] = shape[::-1] if place.transposed else shape
-    return expected
 
 
 def mismatches(
@@ -157,7 +148,7 @@ def read_config(directory: str | Path, hf_config: Mapping[str, Any] | None = Non
 def read_settings(
     directory: Path, hf_config: Mapping[str, Any] | None = None
 ) -> tuple[Family, ModelConfig, dict[str, Any]]:
-    """Return family and shape of the model in a directory, and what tfcli wrote beside them; as ``read_config``.
+    """Return family and shape of the model in a directory, and what tfcli added to them; as ``read_config``.
 
     ``hf_config`` is the content of config.json, where it was read already.
     """

@@ -62,10 +62,15 @@ class Place:
     plus: float = 0.0
     """Added to what is stored: Gemma stores the weight of a norm minus one."""
 
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in the file of a part of this shape."""
+        stored = (shape[0] * self.parts + self.skip, *shape[1:])
+        return stored[::-1] if self.transposed else stored
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
-    """The names of a family's tensors, beside tfcli's.
+    """The names of a family's tensors, by tfcli's.
 
     A table maps a part of ``tfcli.model.transformer.Transformer`` to the part of the file that holds its ``weight`` and
     ``bias``; ``{}`` is the layer. It lists every part that any member of the family has.
@@ -134,7 +139,7 @@ class Family:
     """Settings that are a field of ModelConfig under another name."""
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Settings for which tfcli supports one value, beside ``registry.FIXED``."""
+    """Settings for which tfcli supports one value, in addition to ``registry.FIXED``."""
     read: Callable[[Settings], dict[str, Any]]
     """Return the other fields of ModelConfig."""
     write: Callable[[ModelConfig], dict[str, Any]]
@@ -158,12 +163,9 @@ def heads(settings: Settings) -> dict[str, int]:
     """Return key/value heads and head width, which follow from others where they are not given."""
     given = settings.data.get
     kv_heads = "num_attention_heads" if given("num_key_value_heads") is None else "num_key_value_heads"
-    return {
-        "kv_heads": settings.whole(kv_heads),
-        "head_width": head_width(settings, "num_attention_heads", "hidden_size")
-        if given("head_dim") is None
-        else settings.whole("head_dim"),
-    }
+    divided = given("head_dim") is None
+    width = head_width(settings, "num_attention_heads", "hidden_size") if divided else settings.whole("head_dim")
+    return {"kv_heads": settings.whole(kv_heads), "head_width": width}
 
 
 def layer_types(settings: Settings, depth: int) -> list[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import (
@@ -56,6 +55,10 @@ def _read_modernbert(settings: Settings) -> dict[str, Any]:
     theta, scaling, local_theta = base.read_ropes(settings, _modernbert_ropes(settings), 160_000.0)
     every = _global_every(settings, settings.whole("num_hidden_layers"))
     bias = settings.flag("attention_bias")
+    windows = WindowConfig()
+    if every > 1:
+        size = settings.whole("local_attention")
+        windows = WindowConfig(size=size, every=every, global_first=True, theta=local_theta)
     arch = Architecture(
         causal=False,
         norms=NormConfig(kind="layer", bias=settings.flag("norm_bias"), first=False),
@@ -64,11 +67,8 @@ def _read_modernbert(settings: Settings) -> dict[str, Any]:
             activation=settings.one_of("hidden_activation", ACTIVATIONS), bias=settings.flag("mlp_bias")
         ),
         embedding=EmbeddingConfig(norm=True),
+        windows=windows,
     )
-    if every > 1:
-        size = settings.whole("local_attention")
-        windows = WindowConfig(size=size, every=every, global_first=True, theta=local_theta)
-        arch = replace(arch, windows=windows)
     return {
         "kv_heads": settings.whole("num_attention_heads"),
         "head_width": base.head_width(settings, "num_attention_heads", "hidden_size"),
