@@ -53,7 +53,7 @@ def trained(directory: Path, kind: str) -> formats.Loaded:
 
 
 def tuned(directory: Path, adapter: Path, kind: str) -> Any:
-    """What peft makes of a base and an adapter; every warning of peft's is an error."""
+    """Load a base and an adapter with peft; every warning of peft is an error."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     labels = {} if kind == "span" else {"num_labels": 3}
     made = getattr(transformers, f"AutoModelFor{AUTO[kind]}").from_pretrained(directory, **labels)
@@ -108,7 +108,7 @@ def test_merged_it_is_the_whole_model(
 
 @pytest.mark.parametrize(("family", "architecture"), [("bert", "BertModel"), ("modernbert", "ModernBertForMaskedLM")])
 def test_what_peft_trained_is_read(family: str, architecture: str, tmp_path: Path) -> None:
-    """Of a head PEFT saves the classifier alone: what stands before it is the base's."""
+    """PEFT saves only the classifier of a head: the part before it is the base's."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     directory = base(tmp_path / "base", family, architecture, {})
     made = transformers.AutoModelForSequenceClassification.from_pretrained(directory, num_labels=4)
@@ -131,7 +131,7 @@ def test_what_peft_trained_is_read(family: str, architecture: str, tmp_path: Pat
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    """Another base, one that is not there, a head that is not whole, and parts that are no head."""
+    """Another base, one that does not exist, an incomplete head, and tensors that belong to no head."""
     directory = base(tmp_path / "base", "bert", "BertModel", {})
     adapters.save(tmp_path / "a", trained(directory, "sequence").model, base=directory, about=NAMED)
     other = write(tmp_path / "other", foreign("bert", seed=1))

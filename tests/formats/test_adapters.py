@@ -122,7 +122,7 @@ def test_convert_merges_what_peft_merges(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize("type", ["f16", "q8_0", "q4_1"])
 def test_adapters_of_a_file_in_4_bits_are_merged_into_files(tmp_path: Path, type: str) -> None:
-    """Those without adapters too are quantized anew; a directory of adapters converts by itself."""
+    """Matrices without adapters are requantized too; a directory of adapters converts by itself."""
     source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
     core, _ = open_path(source).load(runtime=cpu())
     adapters.save(tmp_path / "adapter", trained(core, targets=("q", "v")), base=source)
@@ -176,7 +176,7 @@ def test_another_base_is_refused(tmp_path: Path, changes: dict[str, Any], said: 
 
 
 def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) -> None:
-    """Norms are what all forms of a model share; that its matrices are others is said."""
+    """All precisions of a model share the norms; a note says that its matrices differ."""
     from tfcli.model.quant.quantize import Quantization, quantize_model
 
     notes: list[str] = []

@@ -167,7 +167,7 @@ print(json.dumps([tokens, new]))
 
 
 def test_llama_cpp_gives_the_same_ids_and_text(tmp_path: Path) -> None:
-    """Where its bindings are installed: greedy text, and ids of texts with all that tokenizers trip over."""
+    """Compare greedy text, and ids of difficult texts, if the bindings are installed."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama_cpp is not installed")
     run = save(tmp_path / "run", context=64, width=64, ffn_width=64, head_width=16)

@@ -378,7 +378,7 @@ def test_a_big_endian_file_of_gguf_is_named(tmp_path: Path) -> None:
 
 
 def touch(file: GgufFile) -> None:
-    """Everything that reading a model does with a file."""
+    """Do everything with a file that loading a model does."""
     for tensor in file.tensors.values():
         assert tensor.dequantize().size == math.prod(tensor.shape)
         if TYPES[tensor.type].quantized:

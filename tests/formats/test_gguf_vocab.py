@@ -29,7 +29,7 @@ TEXTS = [*HARD, *(" ".join(pair) for pair in zip(HARD, HARD[5:], strict=False)),
 
 
 def plain(metadata: dict[str, Any]) -> dict[str, Any]:
-    """As a reader gives it: lists."""
+    """Return metadata as a reader gives them: arrays as lists."""
     return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metadata.items()}
 
 
@@ -188,7 +188,7 @@ def test_spaced_bpe_of_a_tokenizer_json(llama_cpp: type[LlamaCpp], tmp_path: Pat
 
 
 def test_unigram_with_normalisation(llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
-    """As T5's: NFKC by SentencePiece's table, spaces joined, characters without a piece unknown."""
+    """Like T5's: NFKC by SentencePiece's table, spaces joined, characters without a piece unknown."""
     ours = llama_pieces("unigram", "nmt_nfkc")
     metadata = to_gguf(ours)
     assert metadata[PREFIX + "model"] == "t5" and len(metadata[PREFIX + "precompiled_charsmap"]) > 1000
@@ -212,7 +212,7 @@ def test_what_is_not_exact_is_said() -> None:
 
 
 def bert_metadata(ours: JsonTokenizer) -> dict[str, Any]:
-    """As llama.cpp's converter writes it: ▁ before words, nothing before what goes on."""
+    """Return metadata as llama.cpp's converter writes them: ▁ before words, nothing before continuations."""
     pieces = [ours.piece(id) for id in range(ours.vocab_size)]
     words = [
         piece if id < 5 else piece[2:] if piece.startswith("##") else "\u2581" + piece

@@ -192,7 +192,7 @@ def test_a_directory_of_our_own(tmp_path: Path) -> None:
 
 
 def test_special_pieces_of_sentencepiece() -> None:
-    """As llama.cpp has it: a space before the text and after each special piece; user symbols are found by encode."""
+    """Like llama.cpp: a space before the text and after each special piece; user symbols are found by encode."""
     ours = llama_pieces()
     assert ours.encode_special("<s>a</s>b") == [1, *ours.encode("a"), 2, *ours.encode("b")]
     assert 1 not in ours.encode("<s>") and ours.decode(ours.encode("<s>")) == "<s>"

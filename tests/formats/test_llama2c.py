@@ -39,7 +39,7 @@ def save(path: Path, *, tied: bool = True, seed: int = 0) -> dict[str, npt.NDArr
 
 
 def save_tokenizer(path: Path, pieces: int = V) -> list[str]:
-    """As llama2.c's tokenizer.py writes one; a piece's score is less the later it stands."""
+    """Write a tokenizer as llama2.c's tokenizer.py does; later pieces have lower scores."""
     texts = ["<unk>", "\n<s>\n", "\n</s>\n"] + [f"<0x{byte:02X}>" for byte in range(256)]
     texts += [" ", "a", "b", "c", " a", "ab", " ab", "é", "abc", " abc", "bc", "cc", "ca", "ba", "aa", "bb", "ac"]
     texts += [f"{letter}{other}" for letter in "xyz" for other in "xyz"][: pieces - len(texts)]

@@ -232,7 +232,7 @@ def _refuse(file: GgufFile, settings: Settings) -> None:
         raise UserError(f"{file.path} holds an encoder (attention.causal is false)", hint="tfcli reads decoders here")
     if settings.get("final_logit_softcapping"):
         cap = settings.number("final_logit_softcapping")
-        raise UserError(f"{file.path} caps its logits at {cap}", hint="tfcli has no such cap")
+        raise UserError(f"{file.path} caps its logits at {cap}", hint="tfcli does not support that")
     if settings.count("block_count") * len(LAYER) > len(file.tensors):  # before any allocation per layer
         raise settings.wrong("block_count", f"no more than its {len(file.tensors)} tensors make")
 

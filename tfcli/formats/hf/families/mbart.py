@@ -61,7 +61,7 @@ FIXED = (
 def _read_mbart(settings: Settings) -> dict[str, Any]:
     for key in ("attention_heads", "ffn_dim"):
         if settings.whole(f"encoder_{key}") != settings.whole(f"decoder_{key}"):
-            raise settings.error(f"encoder_{key}", f"tfcli has only decoder_{key}, {settings.get(f'decoder_{key}')}")
+            raise settings.error(f"encoder_{key}", f"expected that of decoder_{key}, {settings.get(f'decoder_{key}')}")
     return {
         "kv_heads": settings.whole("decoder_attention_heads"),
         "head_width": head_width(settings, "decoder_attention_heads", "d_model"),

@@ -62,7 +62,7 @@ def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
     settings = Settings(path, data, family.defaults)
     for key, value in {**FIXED, **family.fixed}.items():
         if settings.data.get(key) not in (None, value):
-            raise settings.error(key, f"tfcli has only {value!r}")
+            raise settings.error(key, f"tfcli supports only {value!r}")
     fields = {ours: settings.get(theirs) for theirs, ours in family.sizes.items()}
     return family, ModelConfig(**fields | family.read(settings))
 
