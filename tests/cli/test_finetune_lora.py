@@ -113,6 +113,6 @@ def test_what_an_adapter_lacks_is_said(folder: Path, tmp_path: Path, capsys: pyt
         out, err = capsys.readouterr()
         assert (
             out == ""
-            and "an adapter for '/nowhere/base', which is not there" in err
-            and "say where its base is now" in err
+            and "an adapter for '/nowhere/base', which does not exist" in err
+            and "put the path of its base into" in err
         )
