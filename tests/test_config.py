@@ -27,8 +27,10 @@ from tfcli.config.model import (
     stored,
 )
 from tfcli.config.options import DataOptions, ModelOptions, PretrainConfig, Sampling, TokenizerOptions, TrainOptions
+from tfcli.config.ranges import Count, check_ranges
 from tfcli.config.resolve import PRESETS, from_dict, known_keys, resolve, seconds, to_dict
 from tfcli.errors import UserError
+from tfcli.tasks.applications import configs
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64, "context": 8, "depth": 1, "width": 8, "heads": 2, "kv_heads": 1, "head_width": 4, "ffn_width": 16,
@@ -309,4 +311,44 @@ def test_a_stored_shape_with_an_unknown_setting_is_refused() -> None:
 
 def test_every_setting_of_an_architecture_has_a_name_in_files() -> None:
     leaves = {key for key in known_keys(Architecture) if not key.startswith("attention.rope_scaling.")}
-    assert {".".join(path) for path in STORED.values()} == leaves | {"attention.rope_scaling"}
+    assert set(STORED.values()) == leaves | {"attention.rope_scaling"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says", "hint"),
+    [
+        ("train.batch_size", 0, "train.batch_size is 0", "it must be at least 1"),
+        ("train.dropout", 1.0, "train.dropout is 1.0", "it must be at least 0 and below 1"),
+        ("train.epochs", float("inf"), "train.epochs is inf", "it must be more than 0"),
+        ("optim.lr", float("nan"), "optim.lr is nan", "it must be at least 0"),
+        ("optim.warmup", 1.5, "optim.warmup is 1.5", "it is a share of the run, from 0 to 1"),
+        ("data.val_fraction", 1.0, "data.val_fraction is 1.0", "it must be more than 0 and below 1"),
+        ("lora.rank", 0, "lora.rank is 0", "it must be at least 1"),
+        ("seed", 2**63, f"seed is {2**63}", "it must fit into 64 bits"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_for_every_task(key: str, value: float, says: str, hint: str) -> None:
+    """Would catch a subclass that gives a field another default and forgets its range, and the edges of ranges."""
+    for config in configs().values():
+        with pytest.raises(UserError) as error:
+            resolve(config, flags={key: value})
+        assert (error.value.message, error.value.hint) == (says, hint)
+
+
+def test_the_defaults_are_inside_their_ranges_and_edges_that_mean_something_are_too() -> None:
+    for config in (PretrainConfig, Sampling, *configs().values()):
+        resolve(config)
+    edges = {"train.margin": 0, "train.dropout": 0, "optim.lr": 0, "optim.decay": 1, "seed": -(2**63)}
+    for config in configs().values():
+        resolve(config, flags=edges)
+
+
+@dataclasses.dataclass
+class Flags:
+    limit: Count | None = None
+
+
+def test_none_is_inside_every_range_and_a_prefix_names_flags() -> None:
+    check_ranges(Flags(), "--")
+    with pytest.raises(UserError, match=r"--limit is 0 \(it must be at least 1\)"):
+        check_ranges(Flags(limit=0), "--")

@@ -1,7 +1,6 @@
 """tfcli: from a text file to a small, fast language model on the machine you have.
 
-The command line and the library are the same thing: what a command does is one of these functions. Importing tfcli
-costs nothing; torch enters when a function is used.
+Each command of the command line is one of these functions. Importing tfcli is fast: torch is imported on first use.
 """
 
 from __future__ import annotations
@@ -11,29 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
-    "BenchOptions",
-    "DataOptions",
-    "Engine",
-    "EvaluateOptions",
-    "Evaluation",
-    "Generation",
-    "Machine",
-    "RunError",
-    "Sampling",
-    "TaskModel",
-    "Tokenizer",
-    "TokenizerOptions",
-    "UserError",
-    "bench",
-    "compress",
-    "convert",
-    "evaluate",
-    "finetune",
-    "inspect",
-    "load",
-    "predict",
-    "pretrain",
-]
+    "BenchOptions", "DataOptions", "Engine", "EvaluateOptions", "Evaluation", "Generation", "Machine", "RunError",
+    "Sampling", "TaskModel", "Tokenizer", "TokenizerOptions", "UserError", "bench", "compress", "convert",
+    "evaluate", "finetune", "inspect", "load", "predict", "pretrain",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from tfcli.apply.evaluate import EvaluateOptions, evaluate
@@ -70,7 +50,7 @@ _MODULES = {
 
 
 def __dir__() -> list[str]:
-    """What there is, imported or not yet."""
+    """The public names, imported or not yet."""
     return [*__all__, "__version__"]
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, locks on folders, and the one word on a full disk."""
+"""Files and folders that appear whole or not at all, locks on folders, and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import IO
 from tfcli.errors import RunError, UserError
 
 LOCK = ".lock"
-"""The file in a folder by which ``locked`` holds it."""
+"""The file by which ``locked`` holds a folder."""
 ELSEWHERE = "free some space, or choose another place; what was there before is whole"
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space; libraries of other languages say so only in their message."""
+    """Return whether a write failed for lack of space, which libraries in other languages only say in their message."""
     codes = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in codes
@@ -40,81 +40,77 @@ def telling_full(what: str, *, hint: str = ELSEWHERE) -> Iterator[None]:
 
 
 def mark() -> str:
-    """What the names of unfinished files of this process end in: machine, process, .tmp."""
+    """The suffix of unfinished files of this process: machine, process, .tmp."""
     return f".{_machine()}.{os.getpid()}.tmp"
 
 
 def aside(path: Path) -> Path:
-    """Where to write what becomes ``path`` when it is whole: a name that no other process uses."""
+    """The path beside ``path`` to write it to until it is whole, which no other process uses."""
     return path.with_name(f".{path.name}{mark()}")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that becomes ``path`` when the block ends without an error, synced first.
+    """Open a file that is synced and becomes ``path`` when the block ends without an error.
 
-    A file that is there stays as it is when writing fails, with an OSError. Of a link, what it leads to is written; a
-    device or a pipe is written to as it is.
+    An existing file stays as it is when writing fails, with an OSError. A link's target is written; a device or a pipe
+    is written to directly.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             yield file
         return
-    made = aside(path)
+    temporary = aside(path)
     try:
-        with made.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        made.replace(path)
+        temporary.replace(path)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; a file that is there stays as it is when writing fails, with an OSError."""
+    """Write a file whole or not at all; an existing file stays as it is when writing fails, with an OSError."""
     with whole_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def whole_folder(folder: Path, *, last: Callable[[str], bool]) -> Iterator[Path]:
-    """A folder to write files into, which become those of ``folder`` when the block ends without an error.
+    """Make a folder whose files become those of ``folder`` when the block ends without an error.
 
-    They are synced before the first is renamed into place, and files whose name is ``last`` come last: a reader finds
-    these only when all else is there. A folder that is not there yet appears in one step. When writing fails nothing
-    has changed.
+    All are synced before the first is renamed into place. Files whose name is ``last`` come last: a reader finds these
+    only when everything else is there. A new folder appears in one step. When writing fails, nothing has changed.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():  # it may be a disk of its own, to which nothing from beside it can be renamed
-        sweep(folder)
-        made = aside(folder / "saving")
-    else:
-        sweep(folder.parent)
-        made = aside(folder)
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
+    inside = folder.exists()  # it may be a mount point, into which nothing from outside can be renamed
+    sweep(folder if inside else folder.parent)
+    temporary = aside(folder / "saving" if inside else folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        yield made
-        files = sorted(made.iterdir(), key=lambda path: (last(path.name), path.name))
+        yield temporary
+        files = sorted(temporary.iterdir(), key=lambda path: (last(path.name), path.name))
         for path in files:
             sync(path)
-        if made.parent == folder:
+        if inside:
             for path in files:
                 path.replace(folder / path.name)
             sync(folder)
         else:
-            sync(made)
-            made.replace(folder)
+            sync(temporary)
+            temporary.replace(folder)
             sync(folder.parent)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, would survive a power cut."""
+    """Wait until a file, or the listing of a folder, would survive a power failure."""
     if path.is_file():
         with path.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
@@ -133,8 +129,8 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes of this machine that are gone (killed, say) left half-made in ``folder``."""
-    if os.name != "posix":  # elsewhere there is no harmless way to ask whether a process runs
+    """Remove unfinished files in ``folder`` that killed processes of this machine left behind."""
+    if os.name != "posix":  # elsewhere there is no harmless way to test whether a process runs
         return
     for path in folder.glob("*.tmp"):
         named = re.search(r"\.([\w-]+)\.(\d{1,9})\.tmp$", path.name)
@@ -151,9 +147,9 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, busy: UserError) -> Iterator[None]:
-    """Hold a folder, made if need be; raises ``busy`` where another process, or another part of this one, holds it.
+    """Lock a folder, made if need be; raises ``busy`` where another process, or another part of this one, holds it.
 
-    A killed process lets go. A folder in which nothing was written is removed again at the end.
+    The lock of a killed process is released. A folder into which nothing was written is removed at the end.
     """
     with _take(folder, busy):
         try:
@@ -165,7 +161,7 @@ def locked(folder: Path, *, busy: UserError) -> Iterator[None]:
 
 
 def held(folder: Path) -> bool | None:
-    """Whether a process holds the folder now; None where the system has no such locks."""
+    """Return whether a process holds the folder now; None where the system has no such locks."""
     try:
         import fcntl
     except ImportError:
@@ -181,7 +177,7 @@ def held(folder: Path) -> bool | None:
 
 
 def _take(folder: Path, busy: UserError) -> AbstractContextManager[object]:
-    """The open, locked file of a folder; where the system has no such locks, nothing."""
+    """Open and lock the file of a folder; do nothing where the system has no such locks."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -190,7 +186,7 @@ def _take(folder: Path, busy: UserError) -> AbstractContextManager[object]:
             file = (folder / LOCK).open("w")
         except ImportError:
             return nullcontext()
-        except FileNotFoundError:  # who held it just removed the folder
+        except FileNotFoundError:  # its last holder just removed the folder
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,7 +197,7 @@ def _take(folder: Path, busy: UserError) -> AbstractContextManager[object]:
             raise busy from None
         except FileNotFoundError:
             pass
-        file.close()  # a lock on a file that was removed meanwhile keeps nobody out
+        file.close()  # a lock on a file that was removed in the meantime excludes nobody
 
 
 def _machine() -> str:

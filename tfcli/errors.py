@@ -1,4 +1,4 @@
-"""Errors that are meant for people, and the exit code that each stands for."""
+"""Errors that are meant for people, and their exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class TfcliError(Exception):
-    """An error whose message is complete: what was given, what was expected, what to do.
+    """An error with a complete message: what was given, what was expected, what to do.
 
     ``exit_code`` follows the shell contract: 1 the run failed, 2 usage or bad input, 130 interrupted.
     """
@@ -21,13 +21,13 @@ class TfcliError(Exception):
 
 
 class UserError(TfcliError):
-    """Bad input or usage: the person can fix it (exit code 2)."""
+    """Bad input or usage, which the user can fix (exit code 2)."""
 
     exit_code = 2
 
 
 class RunError(TfcliError):
-    """The work itself failed: divergence, a full disk, a broken invariant of a run (exit code 1)."""
+    """A run that failed: divergence, a full disk, a broken invariant (exit code 1)."""
 
 
 class Interrupted(TfcliError):
@@ -38,8 +38,7 @@ class Interrupted(TfcliError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known spelling closest to ``word``, or None when nothing is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 def absent(message: str, word: str, there: Iterable[str]) -> UserError:

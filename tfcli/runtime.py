@@ -1,7 +1,4 @@
-"""Where and how numbers are computed: device, precision, threads, seeds, as one explicit value.
-
-Nothing here runs at import; ``Runtime.detect`` looks at the machine once and the result is passed along.
-"""
+"""Device, precision and threads, as one explicit value that ``Runtime.detect`` makes. Nothing runs at import."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
-    """The machine as a run sees it: torch device, dtype of activations and products, CPU threads."""
+    """The torch device, dtype of activations and products, and CPU threads of a computation."""
 
     device: torch.device
     dtype: torch.dtype
@@ -38,8 +35,8 @@ class Runtime:
     def detect(cls, *, device: str | None = None, precision: str | None = None, threads: int | None = None) -> Runtime:
         """Choose cuda, then mps, then cpu, and bf16 where the processor multiplies it natively.
 
-        ``threads`` defaults to torch's count in the calling thread. Changes nothing: ``active`` applies the count.
-        Raises UserError for a device that is not there, with the reason.
+        ``threads`` defaults to torch's count in the calling thread; ``active`` applies it. Raises UserError for a
+        device that is not there, with the reason.
         """
         import torch
 
@@ -51,7 +48,7 @@ class Runtime:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Compute with ``threads`` CPU threads, in the calling thread alone, and restore its own count afterwards."""
+        """Compute with ``threads`` CPU threads in the calling thread alone, whose own count is restored afterwards."""
         import torch
 
         before, library = torch.get_num_threads(), _openmp()
@@ -80,7 +77,7 @@ class Runtime:
             set_mkl(mkl_before)
 
     def stepped(self, items: Iterator[T]) -> Iterator[T]:
-        """Each item computed while this is ``active``; whoever takes the items keeps their own count between them."""
+        """Compute each item while this is ``active``; between items the consumer has its own count of threads."""
         while True:
             with self.active():
                 try:
@@ -97,7 +94,7 @@ class Runtime:
         return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
 
     def describe(self) -> str:
-        """One phrase for people: ``cpu, 2 threads, bf16`` or ``cuda (NVIDIA H100), bf16``."""
+        """A phrase for people, such as ``cpu, 2 threads, bf16`` or ``cuda (NVIDIA H100), bf16``."""
         import torch
 
         if self.device.type == "cuda":
@@ -106,7 +103,7 @@ class Runtime:
         return f"{self.device.type}{threads}, {self.precision}"
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that was asked of it, so that a clock read after it is true."""
+        """Wait until the device has finished its work, so that timings are right."""
         import torch
 
         if self.device.type == "cuda":
@@ -115,7 +112,7 @@ class Runtime:
             torch.mps.synchronize()
 
     def peak_memory(self) -> int:
-        """Peak bytes so far: the device's where it has memory of its own, else the process's resident set."""
+        """Peak bytes so far: of a device with its own memory, else of the process's resident set."""
         import torch
 
         if self.device.type == "cuda":
@@ -125,7 +122,7 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What a model is to compute on and in, as it was asked for; None: the best there is."""
+    """The device, precision and threads that are asked for; None: the best available."""
 
     device: str | None = None
     """auto, cuda, mps or cpu."""
@@ -134,15 +131,15 @@ class Machine:
     threads: int | None = None
     """CPU threads."""
     quantize: str | None = None
-    """int8 or int4: weights in fewer bits than they are stored in."""
+    """int8 or int4: quantize the weights."""
 
     def runtime(self) -> Runtime:
-        """The runtime that was asked for. Raises UserError for what is not there."""
+        """The runtime that is asked for. Raises UserError for a device that is not there."""
         return Runtime.detect(device=self.device, precision=self.precision, threads=self.threads)
 
 
 def peak_resident() -> int:
-    """Peak resident set of this process in bytes (0 where the system does not tell)."""
+    """Peak resident set of this process in bytes; 0 where the system does not report it."""
     try:
         # Not getrusage, which on Linux starts from the peak of the process that started this one.
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
@@ -158,10 +155,10 @@ def peak_resident() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what torch frees instead of handing it back to the system: for a whole process.
+    """Make glibc's malloc keep the memory that torch frees, in the whole process. Has no effect elsewhere.
 
-    A training step allocates the same large tensors again and again; by default each one is a fresh mmap whose
-    pages fault in anew, which costs up to half the time of a product with a large result. No effect elsewhere.
+    A training step allocates the same large tensors again and again. By default each one is a new mmap whose pages
+    fault again, which takes up to half the time of a product with a large result.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -176,7 +173,7 @@ def keep_freed_memory() -> None:
 
 @functools.cache
 def _openmp() -> ctypes.CDLL | None:
-    """The library through which torch's OpenMP and MKL are reached; None where their symbols are not (Windows)."""
+    """The library with the symbols of torch's OpenMP and MKL; None where it lacks them (Windows)."""
     import torch
 
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
@@ -190,7 +187,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 def cpu_threads() -> int:
-    """Processors that this process may use, without asking torch."""
+    """Processors that this process may use; does not import torch."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -234,7 +231,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; emulated bf16 is slower than fp32."""
+    """Return whether the device multiplies bf16 in hardware; emulated bf16 is slower than fp32."""
     import torch
 
     if device.type == "cuda":
@@ -250,7 +247,7 @@ def _native_bf16(device: torch.device) -> bool:
 
 
 def process_started() -> float:
-    """When this process began, as ``time.time()`` counts; now, where the system does not tell."""
+    """The start of this process as of ``time.time()``; now, where the system does not report it."""
     try:
         with open("/proc/self/stat") as file:  # noqa: PTH123
             ticks = float(file.read().rpartition(")")[2].split()[19])  # proc(5): field 22, starttime

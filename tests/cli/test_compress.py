@@ -41,7 +41,7 @@ def test_json_is_one_object(run: Path, capsys: pytest.CaptureFixture[str]) -> No
 CASES = [
     (["run", "out"], "choose --quantize int8 or --quantize int4"),
     (["run", "out", "--quantize", "int2"], "unknown kind of quantization 'int2'"),
-    (["run", "run", "--quantize", "int4"], "run is what is read"),
+    (["run", "run", "--quantize", "int4"], "run is the model that is read"),
     (["run", "text.txt", "--quantize", "int4"], "text.txt is a file"),
     (["run", "out", "--quantize", "int4", "--text", "txt.txt"], "no such file: txt.txt"),
     (["none", "out", "--quantize", "int4"], "no such model: none"),

@@ -50,7 +50,7 @@ CASES = [
     (["run", "m.gguf", "--to", "ggjt"], 2, "unknown format 'ggjt'"),
     (["run", "m.gguf", "--type", "q8"], 2, "did you mean 'q8_0'?"),
     (["run", "out", "--to", "gguf"], 2, "name a file: out.gguf"),
-    (["run", "run"], 2, "run is what is read"),
+    (["run", "run"], 2, "run is the model that is read"),
     (["none", "m.gguf"], 2, "no such model: none"),
     (["run", "there.gguf"], 2, "overwrite it: --force"),
     (["run"], 2, "Missing argument"),

@@ -105,7 +105,7 @@ def test_what_an_adapter_lacks_is_said(folder: Path, tmp_path: Path, capsys: pyt
     assert "is an adapter itself" in capsys.readouterr().err
     scratch = ["finetune", str(folder / "base"), data, "--task", "classify", "--lora", "--from-scratch"]
     assert main([*scratch, "--out", str(tmp_path / "x")]) == 2
-    assert "--lora keeps what a model learnt" in capsys.readouterr().err
+    assert "--lora keeps a model's weights" in capsys.readouterr().err
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "/nowhere/base"}))
     for command in (["predict", str(adapter), data], ["evaluate", str(adapter), data]):
@@ -113,6 +113,6 @@ def test_what_an_adapter_lacks_is_said(folder: Path, tmp_path: Path, capsys: pyt
         out, err = capsys.readouterr()
         assert (
             out == ""
-            and "an adapter for '/nowhere/base', which is not there" in err
-            and "say where its base is now" in err
+            and "an adapter for '/nowhere/base', which does not exist" in err
+            and "put the path of its base into" in err
         )

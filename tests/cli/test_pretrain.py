@@ -220,7 +220,7 @@ def test_a_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "good.txt", "--budget", "1s", *SMALL]) == 0
     err = capsys.readouterr().err
     assert "length: about 1 s " in err
-    assert re.search(r"length: [\d,]+ steps, [\d,]+ tokens, [\d.]+ passes over the text", err)
+    assert re.search(r"length: [\d,]+ steps, [\d,]+ tokens, [\d.]+ epochs", err)
 
 
 def test_the_library(folder: Path) -> None:

@@ -122,7 +122,7 @@ def test_what_cannot_be_compressed_is_refused(run: Path, tmp_path: Path) -> None
     hf.save(tmp_path / "classifier", classifier, tokenizer())
     cases: list[tuple[Path, str, dict[str, Any], str]] = [
         (tmp_path / "bert", "int8", {}, "is an encoder, for which tfcli writes no GGUF file"),
-        (tmp_path / "classifier", "int8", {}, "classifier has the head of a task, which a GGUF file does not hold"),
+        (tmp_path / "classifier", "int8", {}, "classifier has a task head, which a GGUF file cannot hold"),
         (q4, "int4", {}, r"is quantized already \(Q4_0\)"),
         (run, "int3", {}, "unknown kind of quantization 'int3'"),
         (run, "int4", {"text": [str(tmp_path / "none.txt")]}, "no such file"),
@@ -138,8 +138,8 @@ def test_what_cannot_be_compressed_is_refused(run: Path, tmp_path: Path) -> None
 def test_places_that_are_taken_are_refused(run: Path, tmp_path: Path) -> None:
     other = save(tmp_path / "other")
     for out, options, message in (
-        (run, {"force": True}, "is what is read"),
-        (other, {}, "is there already"),
+        (run, {"force": True}, "is the model that is read"),
+        (other, {}, "exists already"),
         (other, {"force": True}, r"holds another model \(model.safetensors\)"),
     ):
         with pytest.raises(UserError, match=message):
@@ -159,6 +159,6 @@ def test_what_reads_differently_is_not_left_behind(run: Path, tmp_path: Path, mo
         right(path, made, codec, **options)
 
     monkeypatch.setattr(gguf_save, "save", wrong)
-    with pytest.raises(RunError, match="gives other logits when it is read again"):
+    with pytest.raises(RunError, match="gives other logits when it is loaded again"):
         smaller(run, tmp_path / "out", "int8")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -53,7 +53,7 @@ def trained(directory: Path, kind: str) -> formats.Loaded:
 
 
 def tuned(directory: Path, adapter: Path, kind: str) -> Any:
-    """What peft makes of a base and an adapter; every warning of peft's is an error."""
+    """Load a base and an adapter with peft; every warning of peft is an error."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     labels = {} if kind == "span" else {"num_labels": 3}
     made = getattr(transformers, f"AutoModelFor{AUTO[kind]}").from_pretrained(directory, **labels)
@@ -102,13 +102,13 @@ def test_merged_it_is_the_whole_model(
         assert again.config.id2label == {0: "no", 1: "yes", 2: "so"}
         assert json.loads((out / "config.json").read_text())["tfcli"] == {"x": 1}
     if family == "qwen3":
-        with pytest.raises(UserError, match="has the head of a task, which a GGUF file does not hold"):
+        with pytest.raises(UserError, match="has a task head, which a GGUF file cannot hold"):
             convert.convert(directory, tmp_path / "m.gguf", to="gguf", merge=tmp_path / "a")
 
 
 @pytest.mark.parametrize(("family", "architecture"), [("bert", "BertModel"), ("modernbert", "ModernBertForMaskedLM")])
 def test_what_peft_trained_is_read(family: str, architecture: str, tmp_path: Path) -> None:
-    """Of a head PEFT saves the classifier alone: what stands before it is the base's."""
+    """PEFT saves only the classifier of a head: the part before it is the base's."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     directory = base(tmp_path / "base", family, architecture, {})
     made = transformers.AutoModelForSequenceClassification.from_pretrained(directory, num_labels=4)
@@ -131,12 +131,12 @@ def test_what_peft_trained_is_read(family: str, architecture: str, tmp_path: Pat
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    """Another base, one that is not there, a head that is not whole, and parts that are no head."""
+    """Another base, one that does not exist, an incomplete head, and tensors that belong to no head."""
     directory = base(tmp_path / "base", "bert", "BertModel", {})
     adapters.save(tmp_path / "a", trained(directory, "sequence").model, base=directory, about=NAMED)
     other = write(tmp_path / "other", foreign("bert", seed=1))
     small = write(tmp_path / "small", foreign("bert", hidden_size=16))
-    for path, said in ((other, "its norms are others"), (small, "here 16 x 16")):
+    for path, said in ((other, "its norms are different"), (small, "here 16 x 16")):
         with pytest.raises(UserError, match=f"an adapter for another model: .*{said}.*names .*base as its base"):
             adapters.put_on(formats.load(path, runtime=cpu()), tmp_path / "a")
     from safetensors.torch import load_file, save_file
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     headless = {name: value for name, value in tensors.items() if ".classifier." not in name}
     broken = {
         "lacks base_model.model.classifier.weight, the head": headless,
-        "no part of a head: base_model.model.lm_head.w": {**tensors, "base_model.model.lm_head.w": torch.zeros(2)},
+        "nor parts of a head: base_model.model.lm_head.w": {**tensors, "base_model.model.lm_head.w": torch.zeros(2)},
         "classifier.bias is 5, here 3": {**tensors, "base_model.model.classifier.bias": torch.zeros(5)},
     }
     for said, changed in broken.items():
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.json is a JSON list"):
         open_path(tmp_path / "a").load_whole(runtime=cpu())
     directory.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"which is not there .*say where its base is now.*--merge"):
+    with pytest.raises(UserError, match=r"which does not exist .*put the path of its base into.*--merge"):
         open_path(tmp_path / "a").load_whole(runtime=cpu())
 
 

@@ -122,7 +122,7 @@ def test_convert_merges_what_peft_merges(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize("type", ["f16", "q8_0", "q4_1"])
 def test_adapters_of_a_file_in_4_bits_are_merged_into_files(tmp_path: Path, type: str) -> None:
-    """Those without adapters too are quantized anew; a directory of adapters converts by itself."""
+    """Matrices without adapters are requantized too; a directory of adapters converts by itself."""
     source = tiny_gguf.save(tmp_path / "m.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
     core, _ = open_path(source).load(runtime=cpu())
     adapters.save(tmp_path / "adapter", trained(core, targets=("q", "v")), base=source)
@@ -163,7 +163,7 @@ def test_weights_that_are_given_are_those_that_are_written(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": 1}, "an adapter for another model: its norms are others.*names some/base as its base"),
+        ({"seed": 1}, "an adapter for another model: its norms are different.*names some/base as its base"),
         ({"depth": 1}, "another model: this model has no model.layers.1"),
         ({"ffn_width": 40}, "another model: .*mlp.gate_proj has 48 x 32, here 40 x 32"),
     ],
@@ -176,7 +176,7 @@ def test_another_base_is_refused(tmp_path: Path, changes: dict[str, Any], said: 
 
 
 def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) -> None:
-    """Norms are what all forms of a model share; that its matrices are others is said."""
+    """All precisions of a model share the norms; a note says that its matrices differ."""
     from tfcli.model.quant.quantize import Quantization, quantize_model
 
     notes: list[str] = []
@@ -191,7 +191,7 @@ def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) ->
     ("changes", "said"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora is 'True', which tfcli does not have"),
+        ({"use_dora": True}, "use_dora is 'True', which tfcli does not support"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
@@ -217,7 +217,7 @@ def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
     name = next(name for name in tensors if "lora_A" in name)
     for change, said in (
         ({name: tensors[name][:1].clone()}, "do not fit each other"),
-        ({"base_model.model.lm_head.weight": torch.zeros(2, 2)}, "no matrix of LoRA"),
+        ({"base_model.model.lm_head.weight": torch.zeros(2, 2)}, "neither LoRA matrices"),
     ):
         save_file(tensors | change, tmp_path / "a" / adapters.WEIGHTS)
         with pytest.raises(UserError, match=said):

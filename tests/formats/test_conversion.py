@@ -167,7 +167,7 @@ print(json.dumps([tokens, new]))
 
 
 def test_llama_cpp_gives_the_same_ids_and_text(tmp_path: Path) -> None:
-    """Where its bindings are installed: greedy text, and ids of texts with all that tokenizers trip over."""
+    """Compare greedy text, and ids of difficult texts, if the bindings are installed."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama_cpp is not installed")
     run = save(tmp_path / "run", context=64, width=64, ffn_width=64, head_width=16)
@@ -194,12 +194,12 @@ def test_what_reads_differently_is_not_left_behind(run: Path, tmp_path: Path, mo
 
     (tmp_path / "m.gguf").write_text("before")
     monkeypatch.setattr(gguf_save, "save", wrong)
-    with pytest.raises(RunError, match="gives other logits when it is read again"):
+    with pytest.raises(RunError, match="gives other logits when it is loaded again"):
         written(run, tmp_path / "m.gguf", force=True)
     assert (tmp_path / "m.gguf").read_text() == "before"
     other = tokenizer(vocab_size=399)
     monkeypatch.setattr(gguf_save, "save", lambda path, made, codec, **options: right(path, made, other, **options))
-    with pytest.raises(RunError, match="the tokenizer that was written gives other ids"):
+    with pytest.raises(RunError, match="the written tokenizer gives other ids"):
         written(run, tmp_path / "n.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "run"]
 
@@ -208,7 +208,7 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     written(run, out)
     before = out.read_bytes()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         written(run, out, type="q8_0")
     assert out.read_bytes() == before
     written(run, out, type="q8_0", force=True)
@@ -216,7 +216,7 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "hf"
     directory.mkdir()
     (directory / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         written(out, directory)
     written(out, directory, force=True)
     assert (directory / "notes.txt").read_text() == "mine"
@@ -226,11 +226,11 @@ def test_nothing_is_overwritten_unasked(run: Path, tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"to": "onnx", "out": "x"}, "unknown format 'onnx'"),
     ({"to": "gguf", "out": "x.gguf", "type": "q3_k"}, "unknown type 'q3_k'"),
-    ({"to": "hf", "out": "x", "type": "q8_0"}, "does not hold q8_0"),
+    ({"to": "hf", "out": "x", "type": "q8_0"}, "cannot hold q8_0"),
     ({"to": "gguf", "out": "x"}, "does not end in .gguf"),
     ({"to": "hf", "out": "file"}, "is a file"),
-    ({"to": "hf", "out": "run", "force": True}, "is what is read"),
-    ({"to": "hf", "out": "file/under"}, "cannot be made"),
+    ({"to": "hf", "out": "run", "force": True}, "is the model that is read"),
+    ({"to": "hf", "out": "file/under"}, "cannot be created"),
     ({"to": "hf", "out": "x", "tokenizer": "tok.bin"}, "has a tokenizer of its own"),
 ]
 

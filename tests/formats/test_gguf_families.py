@@ -187,7 +187,7 @@ def test_gemma_says_which_layers_slide(tmp_path: Path) -> None:
         assert read(save(tmp_path / "m.gguf", made, **changes))[1].architecture.windows.size == 0
     with pytest.raises(UserError, match=r"m\.gguf has sliding windows in an irregular order"):
         read(save(tmp_path / "m.gguf", made, **{key: [True, False, False, True, True, False, True]}))
-    with pytest.raises(UserError, match=r"sliding_window_pattern is .* expected 7 truth values"):
+    with pytest.raises(UserError, match=r"sliding_window_pattern is .* expected 7 booleans"):
         read(save(tmp_path / "m.gguf", made, **{key: [True, False]}))
 
 
@@ -215,7 +215,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "depth a text": ({"qwen3__block_count": "2"}, "block_count is 2, expected a whole number"),
     "context 0": ({"qwen3__context_length": 0}, "context_length is 0"),
     "context absurd": ({"qwen3__context_length": 10**12}, "context_length is 1000000000000"),
-    "width": ({"qwen3__embedding_length": 32}, r"mis-shaped \(token_embd\.weight \(40, 24\), expected \(40, 32\)"),
+    "width": ({"qwen3__embedding_length": 32}, r"mis-shaped \(token_embd\.weight \[40, 24\], expected \[40, 32\]"),
     "width negative": ({"qwen3__embedding_length": -24}, "embedding_length is -24"),
     "heads 0": ({"qwen3__attention__head_count": 0}, "head_count is 0"),
     "heads true": ({"qwen3__attention__head_count": True}, "head_count is True"),
@@ -265,7 +265,7 @@ def test_tensors_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     refused("has no token_embd", **{"token_embd.weight": None})
     refused(r"1 missing \(blk\.1\.ffn_up\.weight\)", **{"blk.1.ffn_up.weight": None})
     refused(r"1 unexpected \(cls\.output\.weight\)", x=tensor("cls.output.weight", 2, 24))
-    refused(r"expected \(32, 24\)", **{"blk.0.attn_q.weight": tensor("blk.0.attn_q.weight", 24, 32)})
+    refused(r"expected \[32, 24\]", **{"blk.0.attn_q.weight": tensor("blk.0.attn_q.weight", 24, 32)})
     refused(r"5 missing \(blk\.0\.attn_k\.bias, blk\.0", x=tensor("blk.0.attn_q.bias", 32))
     refused("rope_freqs.weight is F32 of shape", **{"rope_freqs.weight": tensor("rope_freqs.weight", 8)})
     refused("not positive", **{"rope_freqs.weight": tensor("rope_freqs.weight", 4, value=0.0)})

@@ -171,7 +171,7 @@ def test_the_vocabulary_is_the_file_s(tmp_path: Path) -> None:
     path = tiny_gguf.save(tmp_path / "m.gguf", config("qwen3"), tokenizer=tokenizer())
     file = open_gguf(path)
     model, codec = gguf_load.load(file, runtime=cpu())
-    assert gguf_load.read_config(file) == model.config
+    assert families.read(file)[1] == model.config
     text = "a king, wondered\n 从前 <|endoftext|>"
     assert codec.encode(text) == tokenizer().encode(text)
     assert codec.eos_id == tokenizer().eos_id
@@ -189,5 +189,5 @@ def test_damaged_scales_are_refused(tmp_path: Path) -> None:
     data, offset = bytearray(path.read_bytes()), open_gguf(path).tensors["blk.1.ffn_up.weight"].offset
     data[offset : offset + 2] = b"\xff\x7f"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"blk.1.ffn_up.weight has scales that are not numbers"):
+    with pytest.raises(UserError, match=r"blk.1.ffn_up.weight has scales that are not finite"):
         load(path)

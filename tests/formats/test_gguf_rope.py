@@ -18,7 +18,7 @@ from tfcli.model.layers import rope_frequencies
 
 
 def converted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """What llama.cpp's convert_hf_to_gguf.py does to q and k of llama models (its ``permute``)."""
+    """Permute q and k of llama models as llama.cpp's convert_hf_to_gguf.py does (its ``permute``)."""
     return (
         weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
     )
@@ -26,15 +26,15 @@ def converted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(("heads", "head_width"), [(3, 64), (1, 2), (4, 10)])
 def test_rotary_rows_are_put_back(heads: int, head_width: int) -> None:
-    """Of numbers, biases and quantized rows: nothing is quantized twice."""
+    """Numbers, biases and quantized rows are put back, and nothing is quantized twice."""
     rows = np.random.default_rng(0).normal(0, 1, (heads * head_width, 64)).astype(np.float32)
     stored = converted(rows, heads)
     np.testing.assert_array_equal(rows[rotary_pairs(heads, head_width)], stored)
     np.testing.assert_array_equal(stored[rotary_halves(heads, head_width)], rows)
     np.testing.assert_array_equal(converted(rows[:, 0], heads)[rotary_halves(heads, head_width)], rows[:, 0])
     blocks = ggml_blocks.quantize("Q4_1", rows)
-    put_back = ggml_blocks.groups("Q4_1", ggml_blocks.quantize("Q4_1", stored)).take(rotary_halves(heads, head_width))
-    np.testing.assert_array_equal(put_back.dequantize(), ggml_blocks.dequantize("Q4_1", blocks))
+    put_back = ggml_blocks.quantize("Q4_1", stored)[rotary_halves(heads, head_width)]
+    np.testing.assert_array_equal(put_back, blocks)
 
 
 def test_stored_rows_turn_as_pairs() -> None:
@@ -51,7 +51,7 @@ def test_stored_rows_turn_as_pairs() -> None:
 
 
 def test_rows_come_back() -> None:
-    """Of the tensors that a family stores in pairs, weights and biases, and of no others."""
+    """Weights and biases that a family stores in pairs are permuted, and no others."""
     made = config("llama", qkv_bias=True, out_bias=True, ffn_bias=True)
     found = places(written(made)[0], made)
     paired = {name for name, place in found.items() if place.rows_read is not None}

@@ -29,7 +29,7 @@ TEXTS = [*HARD, *(" ".join(pair) for pair in zip(HARD, HARD[5:], strict=False)),
 
 
 def plain(metadata: dict[str, Any]) -> dict[str, Any]:
-    """As a reader gives it: lists."""
+    """Return metadata as a reader gives them: arrays as lists."""
     return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metadata.items()}
 
 
@@ -157,7 +157,7 @@ def test_byte_level_bpe_there_and_back(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen", "smollm"])
 def test_llama_cpp_gives_the_ids_of_a_tokenizer_json(name: str, llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
     ours = hub(tmp_path, name)
-    assert differences(ours) == (["a text is not normalised to NFC first"] if name == "qwen" else [])
+    assert differences(ours) == (["a text is not normalized to NFC first"] if name == "qwen" else [])
     theirs = llama_cpp(tmp_path / "x.gguf", to_gguf(ours))
     same(ours, theirs, [unicodedata.normalize("NFC", text) for text in TEXTS])
 
@@ -188,7 +188,7 @@ def test_spaced_bpe_of_a_tokenizer_json(llama_cpp: type[LlamaCpp], tmp_path: Pat
 
 
 def test_unigram_with_normalisation(llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
-    """As T5's: NFKC by SentencePiece's table, spaces joined, characters without a piece unknown."""
+    """Like T5's: NFKC by SentencePiece's table, spaces joined, characters without a piece unknown."""
     ours = llama_pieces("unigram", "nmt_nfkc")
     metadata = to_gguf(ours)
     assert metadata[PREFIX + "model"] == "t5" and len(metadata[PREFIX + "precompiled_charsmap"]) > 1000
@@ -212,7 +212,7 @@ def test_what_is_not_exact_is_said() -> None:
 
 
 def bert_metadata(ours: JsonTokenizer) -> dict[str, Any]:
-    """As llama.cpp's converter writes it: ▁ before words, nothing before what goes on."""
+    """Return metadata as llama.cpp's converter writes them: ▁ before words, nothing before continuations."""
     pieces = [ours.piece(id) for id in range(ours.vocab_size)]
     words = [
         piece if id < 5 else piece[2:] if piece.startswith("##") else "\u2581" + piece
@@ -273,7 +273,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("spm", "model", "rwkv", "of kind 'rwkv'"),
     ("spm", "tokens", LESS, "tokens is missing"),
     ("spm", "tokens", [], "0 pieces"),
-    ("spm", "tokens", [1, 2], "not a list of texts"),
+    ("spm", "tokens", [1, 2], "not a list of strings"),
     ("spm", "tokens", ["a", "a"], "entries in tokenizer.ggml.token_type"),
     ("spm", "scores", LESS, "scores is missing"),
     ("spm", "scores", [0.0], "1 entries in tokenizer.ggml.scores"),
@@ -286,7 +286,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("bpe", "merges", LESS, "merges is missing"),
     ("bpe", "merges", ["ab"], "is not two pieces"),
     ("bpe", "merges", ["zzz yyy"], "not a tokenizer.json"),
-    ("bpe", "pre", "klingon", "as 'klingon' does"),
+    ("bpe", "pre", "klingon", "pre-tokenizer 'klingon'"),
     ("bpe", "add_bos_token", True, "bos_token_id is missing"),
     ("bpe", "token_type", [1, 2, 3], "3 entries"),
 ]
@@ -337,10 +337,13 @@ def test_odd_but_read(tmp_path: Path) -> None:
 
 def test_what_llama_cpp_has_no_like_for(tmp_path: Path) -> None:
     for made, said in (
-        (lambda: hub(tmp_path, "bert"), "no BPE"),
-        (lambda: hub(tmp_path, "unigram"), "no BPE"),
-        (lambda: llama_pieces("bpe", "nmt_nfkc"), "not normalise"),
-        (lambda: JsonTokenizer(text_of("qwen").replace("{1,3}", "").replace("p{N}|", "p{N}{7}|")), "no name for how"),
+        (lambda: hub(tmp_path, "bert"), "is not BPE"),
+        (lambda: hub(tmp_path, "unigram"), "is not BPE"),
+        (lambda: llama_pieces("bpe", "nmt_nfkc"), "not normalize"),
+        (
+            lambda: JsonTokenizer(text_of("qwen").replace("{1,3}", "").replace("p{N}|", "p{N}{7}|")),
+            "not have its pre-tok",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             to_gguf(made())

@@ -192,7 +192,7 @@ def test_a_directory_of_our_own(tmp_path: Path) -> None:
 
 
 def test_special_pieces_of_sentencepiece() -> None:
-    """As llama.cpp has it: a space before the text and after each special piece; user symbols are found by encode."""
+    """Like llama.cpp: a space before the text and after each special piece; user symbols are found by encode."""
     ours = llama_pieces()
     assert ours.encode_special("<s>a</s>b") == [1, *ours.encode("a"), 2, *ours.encode("b")]
     assert 1 not in ours.encode("<s>") and ours.decode(ours.encode("<s>")) == "<s>"
@@ -286,7 +286,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         ("tokenizer_config.json", "[]", "expected an object"),
         ("tokenizer_config.json", '{"eos_token": 3}', "given as a special piece"),
         ("tokenizer_config.json", '{"add_bos_token": "yes"}', "true or false"),
-        ("tokenizer_config.json", '{"chat_template": 3}', "not a text"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "not a string"),
         ("generation_config.json", '{"eos_token_id": "x"}', "an id or a list"),
         ("generation_config.json", '{"eos_token_id": [-1]}', "an id or a list"),
         ("generation_config.json", '{"eos_token_id": 99999}', "99999 is not an id"),

@@ -39,7 +39,7 @@ def save(path: Path, *, tied: bool = True, seed: int = 0) -> dict[str, npt.NDArr
 
 
 def save_tokenizer(path: Path, pieces: int = V) -> list[str]:
-    """As llama2.c's tokenizer.py writes one; a piece's score is less the later it stands."""
+    """Write a tokenizer as llama2.c's tokenizer.py does; later pieces have lower scores."""
     texts = ["<unk>", "\n<s>\n", "\n</s>\n"] + [f"<0x{byte:02X}>" for byte in range(256)]
     texts += [" ", "a", "b", "c", " a", "ab", " ab", "é", "abc", " abc", "bc", "cc", "ca", "ba", "aa", "bb", "ac"]
     texts += [f"{letter}{other}" for letter in "xyz" for other in "xyz"][: pieces - len(texts)]
@@ -133,8 +133,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     cases = {
         "header describes a model of": whole[:-4],
         "its header describes a model": whole + b"\0\0\0\0",
-        "is no model: it has 9 bytes": whole[:9],
-        "is no model that tfcli reads": struct.pack("<7i", D, F, L, 5, G, V, S) + whole[28:],
+        "is not a model: it has 9 bytes": whole[:9],
+        "is not a model that tfcli reads": struct.pack("<7i", D, F, L, 5, G, V, S) + whole[28:],
         "is a pickle": b"PK\x03\x04" + whole,
         "is a pickle, which": b"\x80\x02}q\x00." + whole,
         "is a later version": struct.pack("<II", 0x616B3432, 1) + whole,
@@ -145,7 +145,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             _ = open_path(path).config
     path.write_bytes(whole)
-    with pytest.raises(UserError, match=r"no tok280.bin or tokenizer.bin lies beside it"):
+    with pytest.raises(UserError, match=r"no tok280.bin or tokenizer.bin next to it"):
         open_path(path).load(runtime=cpu())
 
 

@@ -34,7 +34,7 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def foreign(seed: int = 0, **changes: Any) -> Any:
-    """Of transformers, every number random."""
+    """Return a model of transformers with random numbers."""
     import transformers
 
     torch.manual_seed(seed)

@@ -13,7 +13,6 @@ from tiny_models import cpu, model, tokenizer
 from tfcli.config.model import Architecture, AttentionConfig, FeedForwardConfig, ModelConfig
 from tfcli.errors import UserError
 from tfcli.formats.gguf import families as gguf_families
-from tfcli.formats.gguf import load as gguf_load
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.file import NewTensor, open_gguf, write_gguf
 from tfcli.formats.gguf.rope import rotary_halves
@@ -185,7 +184,7 @@ def test_a_gguf_file_of_a_new_family_has_the_logits_of_the_llama_that_it_is(
         tensors.append(NewTensor(name=name, shape=values.shape, type="F32", data=np.ascontiguousarray(ordered)))
     write_gguf(tmp_path / "toy.gguf", {"general.architecture": "toy"} | metadata, tensors)
     with pytest.raises(UserError, match="the architecture 'toy', which tfcli does not read"):
-        gguf_load.read_config(open_gguf(tmp_path / "toy.gguf"))
+        gguf_families.read(open_gguf(tmp_path / "toy.gguf"))
 
     row = gguf_families.Family(name="toy", architecture=Architecture(attention=AttentionConfig(qk_norm=False)))
     monkeypatch.setattr(gguf_families, "FAMILIES", (row, *gguf_families.FAMILIES))

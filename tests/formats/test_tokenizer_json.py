@@ -28,7 +28,7 @@ KINDS = {
 
 
 def llama_like() -> Tokenizer:
-    """As Llama's and Mistral's: a space is put before a text."""
+    """Like Llama's and Mistral's: a space is put before a text."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()), model_writer=out, model_type="bpe", vocab_size=400, minloglevel=2,

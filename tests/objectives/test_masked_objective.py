@@ -16,12 +16,12 @@ from tfcli.errors import UserError
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.objectives import masked as mlm
 from tfcli.objectives.masked import NONE, MaskedLanguageModeling, Masking
+from tfcli.objectives.table import objective
 from tfcli.tasks.common.batch import Batch
 from tfcli.text.corpus.shards import Shard, ShardWriter
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train.shape import shape
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def test_a_mask_takes_the_space_before_it() -> None:
 def test_shares() -> None:
     """The rate, and 80/10/10 of it, over many windows; what stays is a target as well."""
     made, ids = masking(rate=0.3), np.array(pieces().encode(TEXT * 4))[:4096]
-    pairs = [made.cover(ids, np.random.default_rng(seed)) for seed in range(30)]
+    pairs = [made.mask(ids, np.random.default_rng(seed)) for seed in range(30)]
     inputs, targets = (np.stack(part) for part in zip(*pairs, strict=True))
     chosen = targets != NONE
     assert (chosen.sum(axis=1) == round(0.3 * len(ids))).all()
@@ -94,7 +94,7 @@ def test_special_pieces_are_not_guessed() -> None:
     """The end of a document between two is not a target."""
     ids = np.array([5, pieces().eos_id, 300, 301, pieces().eos_id, 302] * 30)
     for seed in range(20):
-        _, targets = masking(rate=0.5).cover(ids, np.random.default_rng(seed))
+        _, targets = masking(rate=0.5).mask(ids, np.random.default_rng(seed))
         assert (targets[ids == pieces().eos_id] == NONE).all()
 
 
@@ -134,7 +134,7 @@ def test_rows_are_a_function_of_seed_epoch_and_window(task: MaskedLanguageModeli
 
 def test_loss_is_over_the_covered_pieces_alone(task: MaskedLanguageModeling) -> None:
     """Against cross-entropy written out, in parts as well as whole."""
-    model = Transformer(shape(ModelOptions(arch="bert", width=32, heads=2), depth=1, vocab_size=400))
+    model = Transformer(objective("bert").shape(ModelOptions(arch="bert", width=32, heads=2), depth=1, vocab_size=400))
     head = mlm.attach(model)
     initialize(model, 0)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_loss_is_over_the_covered_pieces_alone(task: MaskedLanguageModeling) -> 
 
 def test_evaluation_covers_the_whole_text_with_the_same_masks(task: MaskedLanguageModeling) -> None:
     """Would catch a last window left out, and masks that follow the seed of the run."""
-    model = Transformer(shape(ModelOptions(arch="bert", width=32, heads=2), depth=1, vocab_size=400))
+    model = Transformer(objective("bert").shape(ModelOptions(arch="bert", width=32, heads=2), depth=1, vocab_size=400))
     mlm.attach(model)
     initialize(model, 0)
     scores = task.evaluate(model)

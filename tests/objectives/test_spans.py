@@ -16,13 +16,14 @@ from tfcli.config.options import ModelOptions, SpanOptions, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.model.transformer import Transformer, initialize
 from tfcli.objectives import spans
+from tfcli.objectives.denoising import held_out
 from tfcli.objectives.spans import Corruption, SpanCorruption
+from tfcli.objectives.table import objective
 from tfcli.tasks.common.forcing import IGNORED
 from tfcli.text.corpus.shards import Shard, ShardWriter
 from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
-from tfcli.train.shape import shape
 
 OPTIONS = [SpanOptions(), SpanOptions(rate=0.5, mean_length=1.0), SpanOptions(rate=0.9), SpanOptions(mean_length=50.0)]
 
@@ -52,7 +53,7 @@ def task(tmp_path: Path) -> SpanCorruption:
 
 def model() -> Transformer:
     options = ModelOptions(arch="transformer", width=32, heads=2, context=32)
-    made = Transformer(shape(options, depth=1, vocab_size=400))
+    made = Transformer(objective("transformer").shape(options, depth=1, vocab_size=400))
     initialize(made, 0)
     return made
 
@@ -64,7 +65,7 @@ def test_source_and_target_together_are_the_text(options: SpanOptions, length: i
     tokenizer = pieces(120)
     ids = np.random.default_rng(0).choice(np.flatnonzero(tokenizer.piece_bytes > 0), length)
     for seed in range(20):
-        source, target = Corruption(tokenizer=tokenizer, options=options).corrupt(ids, np.random.default_rng(seed))
+        source, target = Corruption(tokenizer=tokenizer, options=options).corrupt((ids, (seed,)))
         assert source.pop() == target.pop() == tokenizer.eos_id
         said: dict[int, list[int]] = {}
         for id in target:
@@ -143,7 +144,8 @@ def test_evaluation_covers_the_whole_text_with_the_same_holes(task: SpanCorrupti
     assert scores == task.evaluate(made) == replace(task, seed=99).evaluate(made)
     special = (*pieces().sentinel_ids, pieces().eos_id)
     seen = 0
-    for rows in task._held_out():
+    for windows in held_out(task.val.ids, body=task.body, together=2, ragged=True):
+        rows = task.batch(windows)
         real = torch.cat([rows["tokens_BT"][rows["mask_BT"]], rows["targets_BU"][rows["targets_BU"] != IGNORED]])
         seen += int((~torch.isin(real, torch.tensor(special))).sum())
     assert seen == int((pieces().piece_bytes[task.val.ids] > 0).sum())
@@ -163,9 +165,9 @@ def test_refused(task: SpanCorruption, tmp_path: Path) -> None:
     """A tokenizer without sentinels or with too few, and a text that is too short."""
     import tiny_models
 
-    with pytest.raises(UserError, match="no pieces that stand for hidden spans"):
+    with pytest.raises(UserError, match="no sentinel tokens for masked spans"):
         replace(task, tokenizer=tiny_models.tokenizer())
-    with pytest.raises(UserError, match="has 1 pieces that stand for hidden spans, a context of 64 needs 3"):
+    with pytest.raises(UserError, match="has 1 sentinel tokens, a context of 64 needs 3"):
         replace(task, tokenizer=pieces(1), context=64)
     with pytest.raises(UserError, match="too few for a context"):
         replace(task, train=shard(tmp_path / "short.bin", "a"))

@@ -174,7 +174,7 @@ def test_adapters_are_trained_on_a_quantized_file(tmp_path: Path) -> None:
         assert not torch.equal(made.logits(made(ids)), plain.logits(plain(ids)))
     assert not (tmp_path / "run" / hf.WEIGHTS).exists()
     moved = (tmp_path / "m.gguf").rename(tmp_path / "n.gguf")
-    with pytest.raises(UserError, match=r"is an adapter for .*m\.gguf', which is not there .*--merge"):
+    with pytest.raises(UserError, match=r"is an adapter for .*m\.gguf', which does not exist .*--merge"):
         open_path(tmp_path / "run").load(runtime=cpu())
     assert moved.exists()
 

@@ -73,6 +73,7 @@ def trainer(
         run=Run(
             directory=folder,
             specs=[],
+            config=config,
             sources={},
             runtime=tiny_models.cpu(),
             tell=listen,

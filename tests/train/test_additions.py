@@ -166,7 +166,7 @@ def test_an_objective_is_a_file_and_a_line(tmp_path: Path, capsys: pytest.Captur
     corpus, short = text(tmp_path), {**SETTINGS, "train.steps": 3}
     made = tfcli.pretrain(corpus, out=tmp_path / "a", settings={**short, "model.arch": "again"}, **MACHINE)
     assert (made.steps, made.arch, made.bits_per_byte) == (3, "again", None)
-    assert made.masked_loss == made.score is not None
+    assert made.score_name == "loss" and made.score is not None
     hf.load(tmp_path / "a", runtime=tiny_models.cpu())
     start(corpus, tmp_path / "gpt", settings={"train.steps": 3})
     assert facts(tmp_path / "a")["weights"] == facts(tmp_path / "gpt")["weights"]

@@ -124,7 +124,7 @@ def test_a_run_whose_part_was_drawn_otherwise_is_refused(start: tuple[Path, Path
         about = json.loads((tmp_path / name / "run.json").read_text())
         del about["split"]
         (tmp_path / name / "run.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="an older version, whose held-out part was chosen differently"):
+    with pytest.raises(UserError, match="an older version, which split off other validation data"):
         finetune(None, out=tmp_path / "drawn", resume=True)
     assert finetune(None, out=tmp_path / "given", resume=True).steps > 0
 

@@ -23,9 +23,9 @@ from tfcli.infer.score import evaluate
 from tfcli.model.cost import parameters
 from tfcli.objectives import lstm
 from tfcli.objectives.lstm import Lstm
+from tfcli.objectives.table import objective
 from tfcli.text.corpus.shards import Shard
 from tfcli.train.events import Event, Saved
-from tfcli.train.shape import shape
 
 SETTINGS: dict[str, Any] = {"model.arch": "lstm", "train.steps": 60, "optim.lr": 0.02, "train.checkpoint_every": 20}
 
@@ -48,7 +48,7 @@ def shards(room: Path) -> tuple[Shard, Shard]:
 @pytest.mark.parametrize("vocabulary", [512, 8192])
 def test_as_many_parameters_as_the_gpt(depth: int, vocabulary: int) -> None:
     """Would catch a count that forgets a bias, or a comparison of unequal models."""
-    gpt = shape(ModelOptions(), depth=depth, vocab_size=vocabulary)
+    gpt = objective("gpt").shape(ModelOptions(), depth=depth, vocab_size=vocabulary)
     with torch.device("meta"):
         made = Lstm(lstm.like(gpt))
     count = sum(parameter.numel() for parameter in made.parameters())

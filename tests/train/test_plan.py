@@ -75,7 +75,7 @@ def test_one_dial() -> None:
 def test_what_cannot_be_is_refused_before_any_work(settings: dict[str, Any], word: str) -> None:
     """Catches a 0 that is silently replaced by a default, an endless loop, and a traceback from deep inside."""
     with pytest.raises(UserError) as error:
-        plan.check(config(**settings))
+        plan.check(resolve(PretrainConfig, flags={k.replace("__", "."): v for k, v in settings.items()})[0])
     assert word in error.value.message
     assert error.value.hint
 
@@ -84,7 +84,7 @@ def test_a_warm_up_is_a_share_of_the_run() -> None:
     """As in finetuning; left out it is ten steps, and steps are refused with a word on shares."""
     assert [plan.warmup_steps(share, 200) for share in (None, 0.0, 0.1)] == [10, 0, 20]
     with pytest.raises(UserError) as error:
-        plan.check(config(optim__warmup=10.0))
+        resolve(PretrainConfig, flags={"optim.warmup": 10.0})
     assert "it is a share of the run" in str(error.value.hint)
 
 

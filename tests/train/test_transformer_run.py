@@ -17,13 +17,13 @@ from tfcli.errors import Interrupted, UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.model.cost import parameters
 from tfcli.model.transformer import Transformer
+from tfcli.objectives.table import objective
 from tfcli.tasks.translate import new_model
 from tfcli.tasks.translate.options import NewModel
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import optim
 from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune
-from tfcli.train.shape import shape
 
 SETTINGS: dict[str, Any] = {"model.arch": "transformer", "model.width": 32, "model.heads": 2}
 
@@ -87,14 +87,14 @@ def test_a_tokenizer_is_taken_along(room: Path, tmp_path: Path) -> None:
     small = {"tokenizer.vocab_size": None, "train.steps": 2, **SETTINGS}
     start(room / "corpus.txt", tmp_path / "again", settings=small, tokenizer=room / "whole")
     start(room / "corpus.txt", tmp_path / "gpt", settings={"train.steps": 2})
-    with pytest.raises(UserError, match="no pieces that stand for hidden spans"):
+    with pytest.raises(UserError, match="no sentinel tokens for masked spans"):
         start(room / "corpus.txt", tmp_path / "other", settings=small, tokenizer=tmp_path / "gpt")
 
 
 @pytest.mark.parametrize(("depth", "pairs"), [(3, 1000), (6, 1_000_000)])
 def test_it_is_the_model_that_pairs_get(depth: int, pairs: int) -> None:
     """Would catch two architectures or sizes under one name, and matrices of the encoder that Muon leaves out."""
-    made = shape(ModelOptions(arch="transformer", context=256), depth=depth, vocab_size=512)
+    made = objective("transformer").shape(ModelOptions(arch="transformer", context=256), depth=depth, vocab_size=512)
     assert made == new_model.shape(NewModel(), vocab_size=512, pairs=pairs)
     with torch.device("meta"):
         model = Transformer(made)

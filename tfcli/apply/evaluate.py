@@ -1,4 +1,4 @@
-"""Evaluate: a model scored on text, or on the labelled data of the task that it was finetuned for."""
+"""Evaluation of a model on text, or on labeled data of the task that it was finetuned for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from tfcli import disk
 from tfcli.apply.predict import Note, load_whole, runtime_of, silent, task_of
 from tfcli.config.options import WINDOW_TOKENS, DataOptions
+from tfcli.config.ranges import Count, check_ranges
 from tfcli.config.resolve import known_keys, resolve
 from tfcli.errors import RunError, UserError
 from tfcli.formats.open import Opened, open_path
@@ -36,28 +37,28 @@ from tfcli.train import notebook
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateOptions:
-    """How data is read and scored. What does not go with the model is refused, not ignored."""
+    """Options of reading and scoring data. An option that does not go with the model is an error."""
 
-    context: int | None = None
-    """Tokens of a window; None: as in pretraining, else the model's, ``WINDOW_TOKENS`` at most. Of text."""
-    stride: int | None = None
-    """Tokens from window to window; None: three quarters of a window. Of a decoder."""
-    limit: int | None = None
-    """Only the first so many documents, or rows of labelled data."""
+    context: Count | None = None
+    """Tokens of a window; None: as in pretraining, else what the model reads, ``WINDOW_TOKENS`` at most. For text."""
+    stride: Count | None = None
+    """Tokens from window to window; None: three quarters of a window. For decoders."""
+    limit: Count | None = None
+    """Most documents, or rows of labeled data."""
     text_key: str | None = None
     """The field with the text; None: text, content or the only one."""
     encoding: str | None = None
-    """Of files of labelled data; None: utf-8."""
+    """Encoding of labeled data; None: utf-8."""
     errors: str | None = None
-    """What is invalid in that encoding: "strict" is an error (None too), "replace" replaces and counts it."""
+    """Bytes that are invalid in the encoding: "strict" (or None) is an error, "replace" replaces and counts them."""
     strict: bool = False
-    """Rows of labelled data that cannot be used are an error, instead of being counted."""
+    """Whether rows of labeled data that cannot be used are an error, instead of being counted."""
     sets: Sequence[str] = ()
-    """KEY=VALUE of other settings of the task, such as data.label_key=topic; of an encoder that fills in its masks."""
+    """Other settings of the task as KEY=VALUE, such as data.label_key=topic; for a masked-language model, its masks."""
     predictions: Path | None = None
-    """A file for each answer, as JSON lines. Of a finetuned model."""
+    """A file for the answers, as JSON lines. For finetuned models."""
     confusion: Path | None = None
-    """A PNG of the confusion matrix. Of a classifier."""
+    """A PNG of the confusion matrix. For classifiers."""
 
 
 def evaluate(
@@ -72,15 +73,15 @@ def evaluate(
     on_note: Note | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Score a model on text, or one that was finetuned for a task on labelled data.
+    """Score a model on text, or one that was finetuned for a task on labeled data.
 
     ``data`` names files, directories, globs, hf:NAME:SPLIT, or "-". The ``scores`` of a decoder are loss (nats per
-    token), perplexity and bits_per_byte of the UTF-8 text; each token is scored once. An encoder that fills in is
-    scored on masked tokens, the same ones every time; a task by its own numbers (accuracy, macro_f1, f1, exact_match,
-    bleu and the like) with 95 % bootstrap intervals, and ``predictions`` holds every answer. ``on_note`` is told the
-    device, ``on_progress`` (tokens done, tokens in all) of text. ``device``, ``precision``, ``threads`` and
-    ``quantize`` as in ``load``. Raises UserError for data that cannot be read or scored, and for an option that does
-    not go with the model; RunError where the loss is not a number.
+    token), perplexity and bits_per_byte of the UTF-8 text; each token is scored once. A masked-language model is scored
+    on masked tokens, the same ones every time; a task by its own metrics (accuracy, macro_f1, f1, exact_match, bleu and
+    the like) with 95 % bootstrap intervals, and ``predictions`` holds every answer. ``on_note`` receives the device,
+    ``on_progress`` (tokens done, tokens in total) of text. ``device``, ``precision``, ``threads`` and ``quantize`` are
+    as in ``load``. Raises UserError for data that cannot be read or scored, and for an option that does not go with the
+    model; RunError where the loss is not finite.
 
     Example:
         >>> import tfcli
@@ -96,9 +97,7 @@ def evaluate(
     for spec in specs:
         hf_data.check_split(spec, f"tfcli evaluate {opened.path}")
     asked = options or EvaluateOptions()
-    for name, number in {"context": asked.context, "stride": asked.stride, "limit": asked.limit}.items():
-        if number is not None and number < 1:
-            raise UserError(f"--{name} is {number}", hint="it must be at least 1")
+    check_ranges(asked, "--")
     scoring = _Scoring(
         opened=opened,
         data=specs,
@@ -125,15 +124,13 @@ class _Scoring:
     on_progress: Callable[[int, int], None] | None
 
     def of_text(self) -> Evaluation:
-        """Score a model that continues text on all of its tokens."""
-        self._refuse_labelled({"--set": self.options.sets})
+        """Score a decoder or baseline on all tokens of a text."""
+        self._refuse_labeled({"--set": self.options.sets})
         options = self._data_options()
         decoder, codec, runtime = self._decoder()
         context, stride = self._window(decoder.config.context), self.options.stride
         if stride is not None and stride > context:
-            raise UserError(
-                f"--stride is {stride}, the context {context}", hint="a longer stride would leave tokens out"
-            )
+            raise UserError(f"--stride is {stride}, the context {context}", hint="a longer stride would skip tokens")
         with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
             text = self._encode(options, codec, begin=True, folder=Path(folder))
             scores = score.evaluate(
@@ -150,14 +147,14 @@ class _Scoring:
         return _plain(dataclasses.asdict(scores.checked()))
 
     def of_masked(self) -> Evaluation:
-        """Score an encoder on text, with tokens masked as it learnt it."""
-        self._refuse_labelled({})
+        """Score a masked-language model on masked tokens of a text, masked as in its training."""
+        self._refuse_labeled({})
         self._refuse({"--stride": self.options.stride}, "a decoder")
         options = self._data_options()
         masks = resolve(masked.MaskingConfig, sets=[*_trained_masks(self._run), *self.options.sets])[0].mlm
         masked.check_shares(masks)
         loaded, runtime = load_whole(self.opened, self.machine, self.note)
-        codec = FillPredictor(loaded.model, loaded.codec).filler.codec  # which refuses what does not fill in
+        codec = FillPredictor(loaded.model, loaded.codec).filler.codec  # raises UserError for other models
         masking = masked.Masking(tokenizer=codec, options=masks)
         context = self._window(loaded.model.config.context)
         if masking.room(context) < 1:
@@ -165,17 +162,17 @@ class _Scoring:
         on_progress = self.on_progress or notebook.counter("tokens")
         with runtime.active(), tempfile.TemporaryDirectory(prefix="tfcli-") as folder:
             text = self._encode(options, codec, begin=False, folder=Path(folder))
-            found = masked.score(
+            scores = masked.score(
                 loaded.model, text.ids, masking, context=context, runtime=runtime, on_progress=on_progress
             )
             text_bytes = text.bytes
             del text
-        if not math.isfinite(found.masked_loss):
-            raise RunError(f"the loss of the text is {found.masked_loss}", hint="try --precision fp32")
-        return _plain({**dataclasses.asdict(found), "bytes": text_bytes})
+        if not math.isfinite(scores.masked_loss):
+            raise RunError(f"the loss of the text is {scores.masked_loss}", hint="try --precision fp32")
+        return _plain({**dataclasses.asdict(scores), "bytes": text_bytes})
 
     def of_task(self, name: str) -> Evaluation:
-        """Score a finetuned model on labelled data, and write what is to be written."""
+        """Score a finetuned model on labeled data, and write the files that are asked for."""
         asked, kind = self.options, application(name).config
         self._refuse({"--context": asked.context, "--stride": asked.stride}, "a model of text")
         flags: dict[str, str | bool | None] = {"data.encoding": asked.encoding, "data.errors": asked.errors}
@@ -188,9 +185,7 @@ class _Scoring:
         check(config)
         for written in (asked.predictions, asked.confusion):
             if written is not None and not written.parent.is_dir():
-                raise UserError(
-                    f"no such directory: {written.parent}", hint=f"make it, for {written.name} to be written"
-                )
+                raise UserError(f"no such directory: {written.parent}", hint=f"make it, for {written.name}")
         if asked.confusion is not None:
             application(name).check_drawing(asked.confusion)
         loaded, runtime = load_whole(self.opened, self.machine, self.note)
@@ -207,13 +202,13 @@ class _Scoring:
         return result
 
     def _refuse(self, given: Mapping[str, object], whose: str) -> None:
-        """UserError for an option that is given and goes with other models."""
+        """Raise UserError for a given option that goes with other models."""
         for flag, value in given.items():
             if value:
                 raise UserError(f"{flag} goes with {whose}", hint=f"{self.opened.path} is none")
 
-    def _refuse_labelled(self, given: Mapping[str, object]) -> None:
-        """UserError for an option of labelled data, or one more of ``given``."""
+    def _refuse_labeled(self, given: Mapping[str, object]) -> None:
+        """Raise UserError for a given option of labeled data, or of ``given``."""
         asked = self.options
         of_tasks = {"--predictions": asked.predictions, "--confusion": asked.confusion, "--encoding": asked.encoding}
         self._refuse({**of_tasks, "--strict": asked.strict, **given}, "a model that was finetuned for a task")
@@ -223,7 +218,7 @@ class _Scoring:
 
     @cached_property
     def _run(self) -> dict[str, Any]:
-        """What run.json says of the run that left the model; {} where there is none."""
+        """The content of run.json beside the model; {} where there is none."""
         try:
             run = json.loads((self.opened.path / "run.json").read_bytes())
         except (OSError, ValueError):
@@ -231,9 +226,9 @@ class _Scoring:
         return run if isinstance(run, dict) else {}
 
     def _window(self, most: int) -> int:
-        """Tokens of a window of a model that reads ``most``; said where it is not all of them.
+        """Tokens of a window of a model that reads ``most``, with a note where that is not all of them.
 
-        What tfcli pretrained is scored in windows of its whole context, as it was then.
+        A model that tfcli pretrained is scored in windows of its whole context, as in training.
         """
         asked, run = self.options.context, self._run
         if asked is not None and asked > most:
@@ -245,7 +240,7 @@ class _Scoring:
         return asked or min(most, WINDOW_TOKENS)
 
     def _decoder(self) -> tuple[Model, Codec, Runtime]:
-        """The model to score, a baseline too, and its tokenizer."""
+        """The model to score, which may be a baseline, and its tokenizer."""
         own, quantize = of_format(self.opened.hf_config), self.machine.quantize
         if own is not None and quantize is not None:
             raise UserError(f"--quantize does not go with {own.called}", hint="leave it out")
@@ -253,20 +248,20 @@ class _Scoring:
         if own is not None:
             return *own.load(self.opened.path, self.opened.hf_config, runtime), runtime
         with runtime.active():
-            made, codec = self.opened.load(runtime=runtime, quantize=quantize)
-        return made.requires_grad_(False), codec, runtime
+            model, codec = self.opened.load(runtime=runtime, quantize=quantize)
+        return model.requires_grad_(False), codec, runtime
 
     def _encode(self, options: DataOptions, codec: Codec, *, begin: bool, folder: Path) -> Encoded:
-        """The ids of all documents, in a memory-mapped file in ``folder``; ``begin`` is False for an encoder."""
+        """The ids of all documents, in a memory-mapped file in ``folder``; ``begin`` is False for encoders."""
         chunks = _first(read(find(self.data, spool=folder, on_note=self.note), options), self.options.limit)
         text = encode(chunks, codec, begin=begin, threads=self.machine.threads, file=folder / "ids")
         if not text.bytes:
-            raise UserError(f"there is no text in {', '.join(self.data)}", hint="the score of nothing is not defined")
+            raise UserError(f"there is no text in {', '.join(self.data)}", hint="name files that have some")
         return text
 
 
 def _trained_masks(run: dict[str, Any]) -> list[str]:
-    """How tokens were masked when tfcli trained the model, as settings; [] where that is not known."""
+    """The masking with which tfcli trained the model, as settings; [] where that is unknown."""
     try:
         return [f"mlm.{name}={json.dumps(value)}" for name, value in run["config"]["mlm"].items()]
     except (KeyError, TypeError, AttributeError):
@@ -284,6 +279,6 @@ def _first(chunks: Iterable[Chunk], limit: int | None) -> Iterator[Chunk]:
 
 
 def _plain(scores: dict[str, float | int]) -> Evaluation:
-    """Scores of a text, for programs and for people."""
+    """Scores of a text, as values and as lines for people."""
     lines = [f"{name:14} {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in scores.items()]
     return Evaluation(scores=dict(scores), lines=lines, predictions=[])

@@ -1,4 +1,4 @@
-"""Predict: a model of any kind applied to texts, one answer for each."""
+"""Prediction: a model of any task applied to texts, one answer for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfcli.formats.hf.heads import Loaded
 from tfcli.formats.open import Opened, open_path
 from tfcli.infer.engine import Engine
 from tfcli.model.quant.quantize import Quantization, quantize_model
-from tfcli.objectives.fill import FillPredictor
+from tfcli.objectives.fill import FillPredictor, TextPredictor
 from tfcli.runtime import Machine, Runtime
 from tfcli.tasks.applications import APPLICATIONS, application, of_head
 from tfcli.tasks.task import Predictor
@@ -21,13 +21,13 @@ from tfcli.train import notebook
 
 Note: TypeAlias = Callable[[str], None]
 EMBED, FILL = "embed", "fill"
-"""Tasks beside those that a model is finetuned for: texts as vectors, words for [MASK]."""
+"""Tasks that need no finetuning: vectors of texts, words for [MASK]."""
 WINDOW = 1024
-"""Inputs that are held at once."""
+"""Inputs that are in memory at once."""
 
 
 def silent(line: str) -> None:
-    """Who listens to notes where nobody does."""
+    """Ignore a note."""
     return
 
 
@@ -43,16 +43,15 @@ def predict(
     quantize: str | None = None,
     on_note: Note | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer each text by the model's task: one object for each, in their order, as ``tfcli predict`` prints them.
+    """Answer each text by the model's task: one object for each, in order, as ``tfcli predict`` prints them.
 
     A text is a string, or an object with the fields that the task reads, such as {"question": ..., "context": ...}.
-    ``task`` defaults to the one that the model was finetuned for, else "embed": vectors of length 1, computed in fp32
-    unless ``precision`` says otherwise; "fill" gives words for each [MASK]. ``beam`` is the width of a translation's
-    search. An answer has "cut" where its text was longer than the model's context. ``device``, ``precision``,
-    ``threads`` and ``quantize`` as in ``load``. Raises UserError for a task that the model does not have, and for a
-    text that is none.
+    ``task`` defaults to the one that the model was finetuned for, else "embed": unit vectors, computed in fp32 unless
+    ``precision`` is given; "fill" gives words for each [MASK]. ``beam`` is the beam width of a translation. An answer
+    has "cut" where its text was truncated to the model's context. ``device``, ``precision``, ``threads`` and
+    ``quantize`` are as in ``load``. Raises UserError for a task that the model does not have, and for an invalid text.
 
-    To ask a loaded model again, or to answer a stream of texts, use ``TaskModel``.
+    To reuse a loaded model, or to answer a stream of texts, use ``TaskModel``.
 
     Example:
         >>> import tfcli
@@ -77,7 +76,7 @@ def predict(
 
 @dataclass(frozen=True, kw_only=True)
 class TaskModel:
-    """A model that is loaded and answers one task, as often as it is asked.
+    """A loaded model for one task.
 
     Example:
         >>> import tfcli
@@ -104,7 +103,7 @@ class TaskModel:
         machine: Machine | None = None,
         on_note: Note | None = None,
     ) -> TaskModel:
-        """The model at a path, ready for ``task``; ``on_note`` is told the device. Raises UserError as ``predict``."""
+        """Load the model at a path for ``task``; ``on_note`` receives the device. Raises UserError as ``predict``."""
         opened = model if isinstance(model, Opened) else open_path(model)
         machine, note = machine or Machine(), on_note or silent
         name = choose_task(opened, task)
@@ -114,7 +113,7 @@ class TaskModel:
         return cls(task=name, predictor=predictor, runtime=runtime)
 
     def parsed(self, texts: Iterable[str | Mapping[str, Any]]) -> Iterator[Any]:
-        """What ``predict`` takes, of strings and objects. Raises UserError for one that the task does not read."""
+        """Parse strings and objects for ``predict``. Raises UserError for one that the task cannot read."""
         for number, text in enumerate(texts, 1):
             try:
                 yield self.predictor.plain(text) if isinstance(text, str) else self.predictor.parse(dict(text))
@@ -122,7 +121,7 @@ class TaskModel:
                 raise UserError(f"text {number} {error.message}", hint=error.hint) from None
 
     def predict(self, inputs: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """The answer of each input as the predictor parsed it, in order; of any number in bounded memory."""
+        """The answers of parsed inputs, in order and in bounded memory."""
         inputs = iter(inputs)
         while window := list(islice(inputs, WINDOW)):
             with self.runtime.active():
@@ -130,27 +129,14 @@ class TaskModel:
             yield from answers
 
 
-class EmbedPredictor(Predictor):
-    """Vectors of texts: the mean of the last hidden states, of length 1."""
-
-    key = "text"
+class EmbedPredictor(TextPredictor):
+    """Vectors of texts: the normalized mean of the last hidden states."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def plain(self, line: str) -> str:
-        """A line is a text."""
-        return line
-
-    def parse(self, row: dict[str, Any]) -> str:
-        """The "text" of an object."""
-        text = row.get(self.key)
-        if not isinstance(text, str):
-            raise UserError(f'has no "{self.key}" with a string')
-        return text
-
     def predict(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """{"text", "embedding"}, with "cut" where the text was longer than the context."""
+        """{"text", "embedding"}, with "cut" where the text was truncated."""
         encoded = [self.engine.fitted(text) for text in inputs]
         vectors = self.engine.embed(encoded)
         return [
@@ -160,15 +146,12 @@ class EmbedPredictor(Predictor):
         ]
 
     def show(self, answer: Mapping[str, Any]) -> str:
-        """The text, a tab and the numbers of its vector."""
+        """The text, a tab and its vector."""
         return f"{' '.join(answer['text'].split())}\t{' '.join(map(str, answer['embedding']))}"
 
 
 def task_of(model: Opened) -> str | None:
-    """The task that a model was finetuned for; None for none and for files.
-
-    Raises UserError where there is nothing.
-    """
+    """The task that a model was finetuned for; None for other models."""
     ours = model.hf_config.get("tfcli")
     name = ours.get("task") if isinstance(ours, dict) else None
     name = name or of_head(model.head)
@@ -176,10 +159,7 @@ def task_of(model: Opened) -> str | None:
 
 
 def choose_task(model: Opened, asked: str | None) -> str:
-    """The task that is asked for, else what the model was finetuned for, else "embed".
-
-    Raises UserError for a task that it does not have.
-    """
+    """The task that is asked for, else that of the model, else "embed". Raises UserError for one it does not have."""
     finetuned = task_of(model)
     name = asked or finetuned or EMBED
     if name in (finetuned, EMBED, FILL):
@@ -191,7 +171,7 @@ def choose_task(model: Opened, asked: str | None) -> str:
 
 
 def load_predictor(model: Opened, task: str, machine: Machine, note: Note) -> tuple[Predictor, Runtime]:
-    """The model, ready to answer a task of its own. Raises UserError as ``Opened.load_whole`` does."""
+    """Load the model for one of its tasks. Raises UserError as ``Opened.load_whole`` does."""
     if task == EMBED:
         machine = replace(machine, precision=machine.precision or "fp32")
         runtime = runtime_of(machine, note)
@@ -204,7 +184,7 @@ def load_predictor(model: Opened, task: str, machine: Machine, note: Note) -> tu
 
 
 def load_whole(model: Opened, machine: Machine, note: Note) -> tuple[Loaded, Runtime]:
-    """The model with its head, quantized where that is asked for."""
+    """Load the model with its head, quantized if asked for."""
     runtime = runtime_of(machine, note)
     with runtime.active():
         loaded = model.load_whole(runtime=runtime, on_note=note)
@@ -215,7 +195,7 @@ def load_whole(model: Opened, machine: Machine, note: Note) -> tuple[Loaded, Run
 
 
 def runtime_of(machine: Machine, note: Note) -> Runtime:
-    """The runtime that is asked for; ``note`` is told its device."""
+    """The runtime that is asked for; ``note`` receives its device."""
     runtime = machine.runtime()
     note(f"device: {runtime.describe()}")
     return runtime

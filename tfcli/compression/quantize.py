@@ -20,6 +20,7 @@ from tfcli.formats import convert
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
 from tfcli.formats.gguf.vocab_writer import differences
+from tfcli.formats.hf import card
 from tfcli.formats.open import Opened, open_path
 from tfcli.infer.score import Scores, evaluate
 from tfcli.model import cost
@@ -158,8 +159,10 @@ def _write(
     for name in BESIDE if source.is_dir() else ():
         if (source / name).is_file():
             shutil.copyfile(source / name, aside / name)
-    card = _card(source.resolve().stem, BITS[quantize], config=(aside / "config.json").is_file())
-    (aside / "README.md").write_text(card, encoding="utf-8", newline="\n")
+    readme = card.of_gguf(
+        source.resolve().stem, MODEL, bits=BITS[quantize], transformers=(aside / "config.json").is_file()
+    )
+    (aside / "README.md").write_text(readme, encoding="utf-8", newline="\n")
     del model
     on_note("verifying the file")
     again = convert.read_again(aside, expected, codec, runtime, exact=not inexact)
@@ -168,38 +171,3 @@ def _write(
 
 def _scores(model: Transformer, codec: Codec, runtime: Runtime, text: Encoded) -> Scores:
     return evaluate(model, text.ids, text_bytes=text.bytes, codec=codec, runtime=runtime).checked()
-
-
-def _card(name: str, bits: int, *, config: bool) -> str:
-    """Return a README for the directory: what it is and what reads it."""
-    python = f"""
-With transformers, which dequantizes it to 16 or 32 bits:
-
-```python
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{MODEL}", config=AutoConfig.from_pretrained("."))
-```
-"""
-    blocks = "Its matrices, embedding and head included, in blocks of 32 weights that share a scale (GGUF's Q8_0)"
-    if bits == 4:
-        blocks = "Its matrices in blocks of 32 weights that share a scale and a minimum (GGUF's Q4_1)"
-        blocks += ";\nembedding and head in 8 bits (Q8_0)"
-    return f"""---
-library_name: gguf
-pipeline_tag: text-generation
-tags:
-- gguf
-- tfcli
----
-
-# {name} in {bits} bits
-
-{blocks}; norms in fp32.
-
-```sh
-tfcli generate --model . --prompt "Once upon a time"
-llama-cli -m {MODEL} -p "Once upon a time"
-```
-{python if config else ""}"""

@@ -1,12 +1,11 @@
-"""The shape of a model, as data: what distinguishes one from another is here, never in a name or a subclass."""
+"""The shape of a model as data: models differ only here, never by a name or a subclass."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 from tfcli.config.resolve import from_dict, to_dict
@@ -15,7 +14,7 @@ from tfcli.errors import UserError, unknown
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched to a context longer than the one trained on; ``none`` leaves them."""
+    """Stretching of rotary frequencies to a context longer than in training; ``none`` leaves them as they are."""
 
     kind: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
@@ -24,38 +23,38 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     """llama3: wavelengths longer than original_context / this are divided by ``factor``."""
     high_freq_factor: float = 4.0
-    """llama3: wavelengths shorter than original_context / this stay."""
+    """llama3: wavelengths shorter than original_context / this stay as they are."""
     beta_fast: float = 32.0
     """yarn: rotations in the original context above which a frequency stays (Peng et al. 2023, 3.2)."""
     beta_slow: float = 1.0
     """yarn: rotations below which it is divided by ``factor``."""
     attention_factor: float = 1.0
-    """yarn: what cos and sin are multiplied by."""
+    """yarn: factor on cos and sin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormConfig:
-    """The norms of a model and where they stand."""
+    """The norms of a model and their places."""
 
     kind: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
     bias: bool = False
     place: Literal["pre", "post", "sandwich"] = "pre"
-    """Before each part; after the sum (Vaswani et al. 2017); or before and after each part (Gemma 2)."""
+    """Before each sublayer, after the residual sum (Vaswani et al. 2017), or before and after it (Gemma 2)."""
     first: bool = True
-    """Whether the first block norms what its attention reads; not after an ``embedding.norm`` (ModernBERT)."""
+    """Whether the first block has a norm before its attention; not needed after an ``embedding.norm`` (ModernBERT)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionConfig:
-    """What attention does to its queries, keys and values."""
+    """Settings of attention."""
 
     qk_norm: bool = True
     """RMSNorm of queries and keys, per head (Henry et al. 2020)."""
     qkv_bias: bool = False
     out_bias: bool = False
     scale: float | None = None
-    """What q k^T is multiplied by; left out: head_width^-1/2."""
+    """Factor on q k^T; left out: head_width^-1/2."""
     rope_scaling: RopeScaling = RopeScaling()
 
 
@@ -71,41 +70,40 @@ class FeedForwardConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingConfig:
-    """What the first block reads."""
+    """The input of the first block."""
 
     positions: Literal["rope", "learned"] = "rope"
     norm: bool = False
-    """A norm right after the embedding (BERT)."""
+    """Whether a norm follows the embedding (BERT)."""
     scale: float = 1.0
-    """What embeddings are multiplied by (Gemma: sqrt(width))."""
+    """Factor on embeddings (Gemma: sqrt(width))."""
     token_types: int = 0
     """Segment embeddings (BERT: 2)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowConfig:
-    """Which layers are local: see only a window of positions."""
+    """Which layers are local, that is, attend only within a window of positions."""
 
     size: int = 0
-    """Positions that a local layer sees, itself among them; an encoder's sees half to each side. 0: no local layers."""
+    """Positions in a window, the query's own included; in an encoder half lie on each side. 0: no local layers."""
     every: int = 0
-    """Every this-many-th layer sees all, the others are local; 0: all are local."""
+    """Every this-many-th layer is global, the others are local; 0: all are local."""
     global_first: bool = False
-    """Of each ``every`` layers the first sees all (ModernBERT), not the last."""
+    """Whether the first of each ``every`` layers is the global one (ModernBERT), not the last."""
     theta: float = 10_000.0
     """rope_theta of local layers, which are not stretched by ``attention.rope_scaling``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """How the parts of a model are put together: what distinguishes one family from another, as data.
+    """The layout of a model, which distinguishes one family from another.
 
-    The defaults are tfcli's own decoder (Qwen3): causal, RMSNorm before each part, QK-norm, rotary positions, SwiGLU,
-    no biases.
+    The defaults are tfcli's own decoder (Qwen3): causal, pre-RMSNorm, QK-norm, rotary positions, SwiGLU, no biases.
     """
 
     causal: bool = True
-    """Each position sees those before it (a decoder); else all (an encoder)."""
+    """Whether each position attends only to itself and those before it (a decoder), not to all (an encoder)."""
     norms: NormConfig = NormConfig()
     attention: AttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig = FeedForwardConfig()
@@ -114,52 +112,38 @@ class Architecture:
 
 
 STORED_AS = "wiring"
-"""The key of an architecture in files, which have its settings in one list."""
-STORED: Mapping[str, tuple[str, ...]] = {
-    "causal": ("causal",),
-    "norm": ("norms", "kind"),
-    "norm_bias": ("norms", "bias"),
-    "norm_place": ("norms", "place"),
-    "first_norm": ("norms", "first"),
-    "qk_norm": ("attention", "qk_norm"),
-    "positions": ("embedding", "positions"),
-    "activation": ("feed_forward", "activation"),
-    "gated": ("feed_forward", "gated"),
-    "qkv_bias": ("attention", "qkv_bias"),
-    "out_bias": ("attention", "out_bias"),
-    "ffn_bias": ("feed_forward", "bias"),
-    "embed_norm": ("embedding", "norm"),
-    "embed_scale": ("embedding", "scale"),
-    "token_types": ("embedding", "token_types"),
-    "attention_scale": ("attention", "scale"),
-    "local_window": ("windows", "size"),
-    "local_every": ("windows", "every"),
-    "global_first": ("windows", "global_first"),
-    "local_theta": ("windows", "theta"),
-    "rope_scaling": ("attention", "rope_scaling"),
-}
-"""The name of each setting in files and messages: where ``Architecture`` has it."""
+"""The key of an architecture in files, where its settings are one flat list."""
+STORED: Mapping[str, str] = {
+    "causal": "causal", "norm": "norms.kind", "norm_bias": "norms.bias", "norm_place": "norms.place",
+    "first_norm": "norms.first", "qk_norm": "attention.qk_norm", "positions": "embedding.positions",
+    "activation": "feed_forward.activation", "gated": "feed_forward.gated", "qkv_bias": "attention.qkv_bias",
+    "out_bias": "attention.out_bias", "ffn_bias": "feed_forward.bias", "embed_norm": "embedding.norm",
+    "embed_scale": "embedding.scale", "token_types": "embedding.token_types", "attention_scale": "attention.scale",
+    "local_window": "windows.size", "local_every": "windows.every", "global_first": "windows.global_first",
+    "local_theta": "windows.theta", "rope_scaling": "attention.rope_scaling",
+}  # fmt: skip
+"""The name of each setting in files and messages, and its path in ``Architecture``."""
 
 
 def flat(architecture: Architecture) -> dict[str, Any]:
     """The settings of an architecture under the names of ``STORED``."""
-    return {name: functools.reduce(getattr, path, architecture) for name, path in STORED.items()}
+    return {name: attrgetter(path)(architecture) for name, path in STORED.items()}
 
 
 def from_flat(settings: Mapping[str, Any], base: Architecture | None = None) -> Architecture:
     """``base`` (default: tfcli's own decoder) with other settings, under the names of ``STORED``."""
-    made = base or Architecture()
+    architecture = base or Architecture()
     for name, value in settings.items():
-        *group, field = STORED[name]
+        group, _, field = STORED[name].rpartition(".")
         if group:
-            field, value = group[0], dataclasses.replace(getattr(made, group[0]), **{field: value})
-        made = dataclasses.replace(made, **{field: value})
-    return made
+            field, value = group, dataclasses.replace(getattr(architecture, group), **{field: value})
+        architecture = dataclasses.replace(architecture, **{field: value})
+    return architecture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The shape of one model; every field is needed to build it. Dimensions as in ``tfcli/model/__init__.py``."""
+    """The shape of one model, all that is needed to build it. Dimensions as in ``tfcli/model/__init__.py``."""
 
     vocab_size: int
     context: int
@@ -173,7 +157,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     tied: bool = True
     encoder_depth: int = 0
-    """Blocks of an encoder beside the decoder, each of whose blocks then attends to what the encoder saw; 0: none."""
+    """Blocks of an encoder beside the decoder, to whose output the decoder cross-attends; 0: none."""
     architecture: Architecture = Architecture()
 
     @property
@@ -183,7 +167,7 @@ class ModelConfig:
         return dataclasses.replace(self, depth=self.encoder_depth, encoder_depth=0, architecture=architecture)
 
     def is_local(self, layer: int) -> bool:
-        """Whether a layer sees only a window of positions."""
+        """Return whether a layer attends only within a window."""
         window, every = self.architecture.windows.size, self.architecture.windows.every
         return window > 0 and (every == 0 or (layer + (not self.architecture.windows.global_first)) % every != 0)
 
@@ -208,18 +192,18 @@ class ModelConfig:
 def stored(config: ModelConfig) -> dict[str, Any]:
     """A shape as plain JSON values, as run.json, ``inspect`` and ``bench`` have it."""
     shape = to_dict(config)
-    own = shape.pop("architecture")
-    shape[STORED_AS] = {name: functools.reduce(operator.getitem, path, own) for name, path in STORED.items()}
-    return shape
+    del shape["architecture"]
+    settings = flat(config.architecture)
+    return {**shape, STORED_AS: {**settings, "rope_scaling": to_dict(settings["rope_scaling"])}}
 
 
 def from_stored(data: Mapping[str, Any]) -> ModelConfig:
-    """The shape that ``stored`` wrote. Raises UserError for settings that are unknown or no values."""
+    """The shape that ``stored`` wrote. Raises UserError for unknown settings and for values of a wrong type."""
     nested: dict[str, Any] = {}
     for name, value in data.get(STORED_AS, {}).items():
         if name not in STORED:
             raise unknown("setting", name, STORED)
-        *group, field = STORED[name]
-        (nested.setdefault(group[0], {}) if group else nested)[field] = value
+        group, _, field = STORED[name].rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[field] = value
     shape = {key: value for key, value in data.items() if key != STORED_AS}
     return from_dict(ModelConfig, {**shape, "architecture": nested})

@@ -1,40 +1,58 @@
-"""Ranges of settings, beside their fields: ``steps: Annotated[int | None, AT_LEAST_1] = None``."""
+"""Ranges of settings, which stand beside the fields as ``Annotated`` metadata and are checked by ``resolve``."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from math import inf
+from typing import Annotated, Any
 
 from tfcli.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """The numbers for which ``holds`` is true; ``hint`` says which they are."""
+    """The finite numbers that a setting may be."""
 
-    hint: str
-    holds: Callable[[float], bool]
+    at_least: float = -inf
+    above: float = -inf
+    below: float = inf
+    at_most: float = inf
+    hint: str | None = None
+    """Hint of the error; left out: the bounds."""
+
+    def check(self, key: str, value: float) -> None:
+        """Raise UserError for a ``value`` of the setting ``key`` that lies outside."""
+        if self.at_least <= value <= self.at_most and self.above < value < self.below:
+            return
+        bounds = {"at least": self.at_least, "more than": self.above, "below": self.below, "at most": self.at_most}
+        given = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if abs(bound) < inf)
+        raise UserError(f"{key} is {value}", hint=self.hint or f"it must be {given}")
 
 
-AT_LEAST_0 = Range("it must be at least 0", lambda x: 0 <= x < math.inf)
-AT_LEAST_1 = Range("it must be at least 1", lambda x: 1 <= x < math.inf)
-ABOVE_0 = Range("it must be more than 0", lambda x: 0 < x < math.inf)
-BELOW_1 = Range("it must be at least 0 and below 1", lambda x: 0 <= x < 1)
-INSIDE_0_1 = Range("it must be between 0 and 1", lambda x: 0 < x < 1)
-SHARE_OF_RUN = Range("it is a share of the run, from 0 to 1", lambda x: 0 <= x <= 1)
-SEED = Range("it must fit into 64 bits", lambda x: -(2**63) <= x < 2**63)
+Count = Annotated[int, Range(at_least=1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Rate = Annotated[float, Range(at_least=0, below=1)]
+"""A decay rate or a probability that must leave something over."""
+Fraction = Annotated[float, Range(above=0, below=1)]
+"""A part that is neither nothing nor all."""
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+RunShare = Annotated[float, Range(at_least=0, at_most=1, hint="it is a share of the run, from 0 to 1")]
+Seed = Annotated[int, Range(at_least=-(2**63), below=2**63, hint="it must fit into 64 bits")]
 
 
-def check(config: Any, prefix: str = "") -> None:
-    """Raise UserError for the first setting of ``config``, a dataclass of dataclasses, that is out of its range."""
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Raise UserError for a number in ``config``, or in the dataclasses inside it, that is outside its field's range.
+
+    ``prefix`` stands before the names of fields in messages. None is always allowed.
+    """
     for name, kind in typing.get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
-            check(value, f"{prefix}{name}.")
-        elif typing.get_origin(kind) is typing.Annotated and value is not None:
-            for limit in kind.__metadata__:
-                if not limit.holds(value):
-                    raise UserError(f"{prefix}{name} is {value}", hint=limit.hint)
+            check_ranges(value, f"{prefix}{name}.")
+        elif value is not None:
+            for option in (kind, *typing.get_args(kind)):  # X, or X | None
+                for limit in typing.get_args(option)[1:] if typing.get_origin(option) is Annotated else ():
+                    limit.check(prefix + name, value)

@@ -1,7 +1,4 @@
-"""How settings are put together: default < preset < --config file (TOML) < --set < flags, each over the one before.
-
-``resolve`` returns the settings and, for each, the layer it came from.
-"""
+"""Layers of settings: default < preset < --config file (TOML) < --set < flags, each over the one before."""
 
 from __future__ import annotations
 
@@ -13,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tfcli.config.ranges import check_ranges
 from tfcli.errors import UserError, unknown
 
 C = TypeVar("C")
 
-# Known points. Each is a few settings over the defaults; `--set` and flags go over it.
+# A preset is a few settings over the defaults.
 PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
         "tiny": {"model.depth": 2, "model.context": 64, "train.batch_size": 8, "train.steps": 60},
@@ -42,28 +40,28 @@ def resolve(
     cls: type[C],
     *,
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> tuple[C, dict[str, str]]:
-    """Put the layers together into a ``cls`` and say where each setting came from.
+    """Merge the layers into a ``cls`` and return it with the source of each setting.
 
     ``sets`` are ``key.path=value`` strings, ``flags`` map dotted keys to values (None: not given). Returns the
     configuration and {dotted key: "default" | "preset NAME" | "FILE" | "--set" | "flag"}. Raises UserError for an
-    unknown key (with the nearest name) or a value of the wrong type.
+    unknown key (with the nearest name) and for a value of the wrong type or outside its range.
     """
     sources = dict.fromkeys(known_keys(cls), "default")
     values: dict[str, Any] = {}
 
     def put(key: str, value: Any, source: str) -> None:
-        parent = key.rpartition(".")[0]
-        if key not in sources and sources.get(parent) is not None and _is_mapping(cls, parent):
-            values.setdefault(parent, {})[key.rpartition(".")[2]] = _scalar(value)
-            sources[parent] = source
-            return
-        if key not in sources:
+        parent, _, name = key.rpartition(".")
+        if key in sources:
+            values[key] = _coerce(key, value, _type_of(cls, key))
+        elif parent in sources and typing.get_origin(_type_of(cls, parent)) is Mapping:
+            values.setdefault(parent, {})[name] = _scalar(value)
+            key = parent
+        else:
             raise unknown("setting", key, sources)
-        values[key] = _coerce(key, value, _type_of(cls, key))
         sources[key] = source
 
     if preset is not None:
@@ -72,7 +70,7 @@ def resolve(
         for key, value in PRESETS[preset].items():
             put(key, value, f"preset {preset}")
     if file is not None:
-        for key, value in _flatten(_read_toml(file), cls).items():
+        for key, value in _flatten(_read_toml(Path(file)), cls).items():
             put(key, value, str(file))
     for item in sets:
         key, equals, value = item.partition("=")
@@ -82,18 +80,17 @@ def resolve(
     for key, value in (flags or {}).items():
         if value is not None:
             put(key, value, "flag")
-    return _build(cls, values), sources
+    config = _build(cls, values)
+    check_ranges(config)
+    return config, sources
 
 
 def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key of a configuration class, in order."""
     keys: list[str] = []
-    for name, kind in _hints(cls).items():
-        keys += (
-            known_keys(typing.cast(type[Any], kind), f"{prefix}{name}.")
-            if dataclasses.is_dataclass(kind)
-            else [prefix + name]
-        )
+    for name, kind in typing.get_type_hints(cls).items():
+        inner = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        keys += known_keys(kind, f"{prefix}{name}.") if inner else [prefix + name]
     return keys
 
 
@@ -103,7 +100,7 @@ def default_of(cls: type[Any], key: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON values, nested as its dataclasses are."""
+    """The configuration as plain JSON values, nested like its dataclasses."""
     return {
         f.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, f.name)) else _plain(value)
         for f in dataclasses.fields(config)
@@ -112,22 +109,20 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
     """The configuration that ``to_dict`` wrote. Raises UserError for keys that ``cls`` does not know."""
-    values: dict[str, Any] = {}
-    for key, value in _flatten(data, cls).items():
-        if key not in known_keys(cls):
-            raise unknown("setting", key, known_keys(cls))
-        values[key] = _coerce(key, value, _type_of(cls, key))
-    return _build(cls, values)
+    values, known = _flatten(data, cls), known_keys(cls)
+    for key in values:
+        if key not in known:
+            raise unknown("setting", key, known)
+    return _build(cls, {key: _coerce(key, value, _type_of(cls, key)) for key, value in values.items()})
 
 
 def seconds(text: str) -> float:
-    """A duration such as 90s, 10m or 1h30m in seconds. Raises UserError for anything else."""
+    """Parse a duration such as 90s, 10m or 1h30m. Raises UserError for anything else."""
     import re
 
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    total = (
-        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
-    )
+    parts = match.groups() if match else (0, 0, 0)
+    total = sum(float(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
     if total <= 0:
         raise UserError(f"{text!r} is not a duration", hint="write 90s, 10m or 1h30m")
     return total
@@ -139,19 +134,8 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _type_of(cls: type[Any], key: str) -> Any:
-    kind: Any = cls
-    for part in key.split("."):
-        kind = _hints(kind)[part]
-    return kind
-
-
-def _is_mapping(cls: type[Any], key: str) -> bool:
-    return typing.get_origin(_type_of(cls, key)) is Mapping
+    return functools.reduce(lambda kind, part: typing.get_type_hints(kind)[part], key.split("."), cls)
 
 
 def _flatten(data: Mapping[str, Any], cls: type[Any], prefix: str = "") -> dict[str, Any]:
@@ -214,12 +198,8 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
                 raise UserError(f"{key}.{name} is {item!r}", hint="it must be a number, a text, true or false")
         return dict(value)
     try:
-        if kind is bool:
-            return (
-                value
-                if isinstance(value, bool)
-                else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-            )
+        if kind is bool and not isinstance(value, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         if kind is int:
             if isinstance(value, bool) or int(float(value)) != float(value):
                 raise ValueError
@@ -232,17 +212,15 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise UserError(f"{key} is {value!r}", hint=f"it must be {expected}") from None
     if not isinstance(value, kind):
-        raise UserError(
-            f"{key} is {value!r}", hint="it must be a text" if kind is str else f"it must be a {kind.__name__}"
-        )
+        raise UserError(f"{key} is {value!r}", hint=f"it must be a {'text' if kind is str else kind.__name__}")
     return value
 
 
 def _build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     kwargs: dict[str, Any] = {}
-    for name, kind in _hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            kwargs[name] = _build(typing.cast(type[Any], kind), values, f"{prefix}{name}.")
+    for name, kind in typing.get_type_hints(cls).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            kwargs[name] = _build(kind, values, f"{prefix}{name}.")
         elif prefix + name in values:
             kwargs[name] = values[prefix + name]
     return cls(**kwargs)

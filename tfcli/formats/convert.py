@@ -1,4 +1,4 @@
-"""Models in other formats: written aside, read again, and left in place only where they give the same logits."""
+"""Conversion of models: written aside, loaded again, and moved into place only if the logits are the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tfcli import disk
-from tfcli.config.model import ModelConfig
 from tfcli.errors import RunError, UserError, unknown
 from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf import save as gguf_save
@@ -43,25 +42,25 @@ PROBE_TEXTS = (
     "Füße, 从前, café \U0001f600\n\n!",
 )
 CLOSE = 1e-4
-"""Of the largest logit: how far a model that was read again may be from the one that was written."""
+"""Largest difference, as a share of the largest logit, between a model that was written and loaded again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """What was written."""
+    """The result of a conversion."""
 
     path: Path
     format: str
     type: str
     bytes: int
-    """Of the weights."""
+    """Size of the weights."""
     logit_delta: float
-    """The largest difference between its logits on a probe and those of what was to be written."""
+    """The largest difference of its logits on a probe to those of the model in memory."""
     logit_change: float
-    """The largest difference between its logits and those of the model that it was made from: what ``type`` costs."""
+    """The largest difference of its logits to those of the source: the cost of ``type``."""
     largest_logit: float
     merge_delta: float | None = None
-    """The largest difference that merging adapters made to the logits, of base and adapters apart; None without."""
+    """The largest difference of the logits by merging adapters; None without adapters."""
 
 
 def convert(
@@ -79,14 +78,14 @@ def convert(
 
     ``to`` is "gguf" or "hf" (default: "gguf" where ``out`` ends in .gguf); ``type`` of the matrices f32, f16, bf16 and
     for GGUF also q8_0 and q4_1 (default: ``DEFAULTS``); q4_1 keeps embedding and head in q8_0. ``tokenizer`` goes with
-    a llama2.c checkpoint; ``merge`` is a directory of adapters in PEFT's format, which become a part of the weights.
-    ``force`` overwrites. Raises UserError for a model that the format does not have, RunError where what was written
-    does not give the same logits; then nothing is left.
+    a llama2.c checkpoint; ``merge`` is a directory of adapters in PEFT's format, which are merged into the weights.
+    ``force`` overwrites. Raises UserError for a model that the format does not support, RunError where the written
+    model does not give the same logits; then nothing is left.
 
     Example:
         >>> import tfcli
-        >>> made = tfcli.convert("runs/first", "first.gguf", type="q8_0")
-        >>> made.format, made.type, made.logit_delta < 0.001
+        >>> converted = tfcli.convert("runs/first", "first.gguf", type="q8_0")
+        >>> converted.format, converted.type, converted.logit_delta < 0.001
         ('gguf', 'q8_0', True)
         >>> tfcli.convert("first.gguf", "runs/again").format
         'hf'
@@ -95,9 +94,12 @@ def convert(
     to = to or ("gguf" if out.suffix == ".gguf" else "hf")
     type = check(to, type)
     opened = open_path(source)
-    check_family(opened.config, to, str(source))
-    if to == "gguf" and out.suffix != ".gguf":
-        raise UserError(f"{out} does not end in .gguf", hint=f"name a file: {out.with_suffix('.gguf')}")
+    if to == "hf":
+        families.written(opened.config)
+    else:
+        gguf_families.written(opened.config, name=str(source))
+        if out.suffix != ".gguf":
+            raise UserError(f"{out} does not end in .gguf", hint=f"name a file: {out.with_suffix('.gguf')}")
     check_place(opened, source, out, directory=to == "hf", force=force)
     runtime = Runtime.detect(device="cpu", precision="fp32")
     loaded = opened.load_whole(runtime=runtime, tokenizer=tokenizer, on_note=on_note)
@@ -107,13 +109,13 @@ def convert(
     model, codec = loaded.model, loaded.codec
     head = heads.of(model)
     if head is not None and not head.labels and on_note:
-        on_note(f"{source}: its pooler is not written, without a head that begins with it")
-    if to == "gguf" and not _writes(model):
+        on_note(f"{source}: its pooler is not written, as it has no head that uses it")
+    if to == "gguf" and head is not None and head.labels and not isinstance(head, MaskedHead):
         raise no_place_for_head(merge or source, hint="write --to hf")
     inexact = differences(codec) if to == "gguf" else []
-    for said in inexact:
+    for difference in inexact:
         if on_note:
-            on_note(f"llama.cpp will take some texts otherwise: {said}")
+            on_note(f"llama.cpp will tokenize some texts differently: {difference}")
     before = probe(model)
     as_stored(model, to, type, str(source))
     expected = probe(model)
@@ -139,16 +141,16 @@ def convert(
 
 
 def merged(base: Loaded, directory: Path, on_note: Callable[[str], None] | None = None) -> tuple[Loaded, float]:
-    """Merge the adapters of a directory into a model, in place, with the head and the task that lie with them.
+    """Merge the adapters of a directory into a model, in place, with the head and the task that are stored with them.
 
-    Returns also the largest difference to the logits of base and adapters apart. Raises UserError as ``adapters.load``,
-    RunError where the logits are not the same.
+    Returns also the largest difference of the logits by merging. Raises UserError as ``adapters.load``, RunError where
+    the logits are not the same.
     """
     loaded = adapters.put_on(base, directory, on_note=on_note)
     model = loaded.model
     apart = probe(model)
     lora.merge(model)
-    dequantize_model(model, torch.float32)  # what has no adapter: all can be quantized anew
+    dequantize_model(model, torch.float32)  # those without an adapter: all can be quantized again
     difference, largest = float((probe(model) - apart).abs().max()), float(apart.abs().max())
     if not difference <= CLOSE * max(1.0, largest):
         raise RunError(
@@ -159,18 +161,12 @@ def merged(base: Loaded, directory: Path, on_note: Callable[[str], None] | None 
 
 
 def no_place_for_head(name: str | Path, *, hint: str) -> UserError:
-    """What to raise for a model with the head of a task that is to become a GGUF file."""
-    return UserError(f"{name} has the head of a task, which a GGUF file does not hold", hint=hint)
-
-
-def _writes(model: Transformer) -> bool:
-    """Whether a model has no head of a task but that of the vocabulary."""
-    head = heads.of(model)
-    return head is None or not head.labels or isinstance(head, MaskedHead)
+    """Return the error for a model with a task head that is to become a GGUF file."""
+    return UserError(f"{name} has a task head, which a GGUF file cannot hold", hint=hint)
 
 
 def check(to: str, type: str | None) -> str:
-    """The type to store, once both are known to go together; UserError otherwise."""
+    """Return the type to store. Raises UserError for an unknown format or type and for a pair that does not exist."""
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     if type is None:
@@ -178,32 +174,24 @@ def check(to: str, type: str | None) -> str:
     if type not in (*PLAIN, *QUANTIZED):
         raise unknown("type", type, (*PLAIN, *QUANTIZED))
     if to == "hf" and type in QUANTIZED:
-        raise UserError(f"a Hugging Face directory does not hold {type}", hint="choose f32, f16 or bf16, or: --to gguf")
+        raise UserError(f"a Hugging Face directory cannot hold {type}", hint="choose f32, f16 or bf16, or: --to gguf")
     return type
 
 
-def check_family(config: ModelConfig, to: str, name: str) -> None:
-    """UserError for a model that the format does not have."""
-    if to == "gguf":
-        gguf_families.written(config, name=name)
-    else:
-        families.written(config)
-
-
 def check_place(model: Opened, source: Path, out: Path, *, directory: bool, force: bool) -> None:
-    """UserError where ``out`` is no place to write to: there already, or the model, of ``source``, that is read."""
+    """Raise UserError where ``out`` cannot be written: it exists, or is the model, at ``source``, that is read."""
     if not out.exists():
         return
     if out.is_dir() != directory:
         raise UserError(f"{out} is {'a directory' if out.is_dir() else 'a file'}", hint="choose another name")
     if out.resolve() in (source.resolve(), model.path.resolve()):
-        raise UserError(f"{out} is what is read", hint="choose another place")
+        raise UserError(f"{out} is the model that is read", hint="choose another place")
     if not force and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} is there already", hint="choose another place, or overwrite it: --force")
+        raise UserError(f"{out} exists already", hint="choose another place, or overwrite it: --force")
 
 
 def as_stored(model: Transformer, to: str, type: str, name: str) -> None:
-    """Give a model the numbers that a file of ``type`` will hold, in place."""
+    """Convert the numbers of a model to those that a file of ``type`` will hold, in place."""
     if type in QUANTIZED:
         quantize_model(model, Quantization.of(QUANTIZED[type], whole_groups=True), name=name)
     else:
@@ -214,7 +202,7 @@ def as_stored(model: Transformer, to: str, type: str, name: str) -> None:
 
 @torch.no_grad()
 def round_numbers(model: Transformer, matrices: torch.dtype, others: torch.dtype, name: str = "the model") -> None:
-    """Round what is not quantized, in place; UserError for numbers that are too large."""
+    """Round what is not quantized, in place. Raises UserError for numbers that are too large."""
     for parameter in model.parameters():
         rounded = parameter.data.to(matrices if parameter.dim() == 2 else others)
         if not torch.isfinite(rounded).all() and torch.isfinite(parameter).all():
@@ -224,9 +212,9 @@ def round_numbers(model: Transformer, matrices: torch.dtype, others: torch.dtype
 
 @torch.no_grad()
 def probe(model: Transformer) -> Tensor:
-    """Logits in fp32 (T, V) of tokens from all over the vocabulary; of an encoder the hidden states, or its head's.
+    """Return fp32 logits (T, V) of tokens from all of the vocabulary; of an encoder hidden states, or its head's.
 
-    Raises RunError where they are no numbers.
+    Raises RunError where they are not finite.
     """
     V, T = model.config.vocab_size, min(model.config.context, PROBE_TOKENS)
     ids = (torch.arange(T, device=model.device) * 7919 + 1) % V
@@ -238,12 +226,12 @@ def probe(model: Transformer) -> Tensor:
     else:
         logits = (model.logits(hidden) if model.config.architecture.causal else hidden)[0].cpu()
     if not torch.isfinite(logits).all():
-        raise RunError("the model's logits are not numbers", hint="its weights are damaged, or its training diverged")
+        raise RunError("the model's logits are not finite", hint="its weights are damaged, or its training diverged")
     return logits
 
 
 def read_again(path: Path, expected: Tensor, codec: Codec, runtime: Runtime, *, exact: bool) -> Tensor:
-    """The logits of what was written, after comparing them, and where it is ``exact`` the tokenizer's ids.
+    """Load what was written and return its logits, after comparing them, and if ``exact`` the tokenizer's ids.
 
     Raises RunError where they are not the same.
     """
@@ -252,21 +240,20 @@ def read_again(path: Path, expected: Tensor, codec: Codec, runtime: Runtime, *, 
     difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
     if not difference <= CLOSE * max(1.0, largest):
         raise RunError(
-            f"the model that was written gives other logits when it is read again: by up to {difference:.3g}, "
-            f"of {largest:.3g}",
-            hint="nothing was left in place; this is a defect of tfcli",
+            f"the written model gives other logits when it is loaded again: by {difference:.3g}, of {largest:.3g}",
+            hint="nothing was written; this is a bug in tfcli",
         )
     for text in PROBE_TEXTS if exact else ():
         if again.encode(text) != codec.encode(text) or again.prefix_ids != codec.prefix_ids:
             raise RunError(
-                f"the tokenizer that was written gives other ids for {text!r}",
-                hint="nothing was left in place; this tokenizer has no exact like there",
+                f"the written tokenizer gives other ids for {text!r}",
+                hint="nothing was written; the format has no exact equivalent of this tokenizer",
             )
     return logits
 
 
 def portable(codec: Codec) -> Tokenizer | JsonTokenizer:
-    """A SentencePiece tokenizer with ids before or after every text as the tokenizer.json that adds them too."""
+    """Convert a SentencePiece tokenizer that adds ids to every text to a tokenizer.json that does so too."""
     if isinstance(codec, JsonTokenizer):
         return codec
     assert isinstance(codec, Tokenizer)
@@ -286,20 +273,20 @@ def portable(codec: Codec) -> Tokenizer | JsonTokenizer:
 
 @contextlib.contextmanager
 def written(out: Path, *, directory: bool) -> Iterator[Path]:
-    """A place beside ``out`` to write to, which becomes it at the end; where that fails, nothing is left."""
-    out = out.resolve()  # of a link, what it leads to is written
+    """Yield a temporary path next to ``out``, renamed to it at the end; on failure nothing is left."""
+    out = out.resolve()  # the target of a link is written
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out.parent} cannot be made: {error.strerror}", hint="choose another place") from None
+        raise UserError(f"{out.parent} cannot be created: {error.strerror}", hint="choose another place") from None
     if directory:
         with disk.whole_folder(out, last=lambda name: name.endswith((".safetensors", ".gguf"))) as folder:
             yield folder
         return
     disk.sweep(out.parent)
-    made = disk.aside(out)
+    temporary = disk.aside(out)
     try:
-        yield made
-        made.replace(out)
+        yield temporary
+        temporary.replace(out)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

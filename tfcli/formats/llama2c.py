@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct("<7i")
 LATER = struct.pack("<I", 0x616B3432)
-"""What later versions begin with."""
+"""Magic number of later versions."""
 LARGEST = 1 << 24
-"""No dimension of a real checkpoint is larger."""
+"""Above every dimension of a real checkpoint."""
 LONGEST = 1 << 10
-"""Bytes of a piece."""
+"""Longest piece in bytes."""
 UNK_ID, BOS_ID, EOS_ID, BYTES = 0, 1, 2, 256
 LAYER = (
     "attention_norm", "attention.q", "attention.k", "attention.v", "attention.o", "ffn_norm", "ffn.gate", "ffn.down",
     "ffn.up",
 )  # fmt: skip
-"""The parts of a block in the order of the file, each of all layers at once."""
+"""The parts of a block in the order of the file, each for all layers at once."""
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The shape of a checkpoint, once its size was compared with it.
+    """Return the shape of a checkpoint, after comparing it with the size of the file.
 
-    Raises UserError for a file that is none: a pickle, a later version, one that was cut short.
+    Raises UserError for other files: a pickle, a later version, one that was cut short.
     """
     path = Path(path)
     try:
@@ -64,11 +64,11 @@ def read_config(path: str | Path) -> ModelConfig:
         raise UserError(f"{path} is a later version of llama2.c's format", hint="export it again: --version 0")
     hint = "expected a checkpoint of llama2.c, version 0, or name a model directory"
     if len(head) < HEADER.size:
-        raise UserError(f"{path} is no model: it has {size} bytes", hint=hint)
+        raise UserError(f"{path} is not a model: it has {size} bytes", hint=hint)
     width, ffn_width, depth, heads, kv_heads, vocab_size, context = HEADER.unpack(head)
     numbers = (width, ffn_width, depth, heads, kv_heads, abs(vocab_size), context)
     if not all(0 < number < LARGEST for number in numbers) or width % heads or heads % kv_heads or width // heads % 2:
-        raise UserError(f"{path} is no model that tfcli reads", hint=hint)
+        raise UserError(f"{path} is not a model that tfcli reads", hint=hint)
     config = ModelConfig(
         vocab_size=abs(vocab_size),
         context=context,
@@ -96,35 +96,27 @@ def load(
     dtype: torch.dtype | None = None,
     quantize: Quantization | None = None,
 ) -> tuple[Transformer, Codec]:
-    """The model in a checkpoint, on the runtime's device, and its tokenizer.
+    """Load the model in a checkpoint, on the runtime's device, and its tokenizer.
 
-    ``tokenizer`` is left out where ``tokN.bin`` (N the vocabulary) or ``tokenizer.bin`` lies beside the checkpoint.
+    ``tokenizer`` (default: ``tokN.bin``, N the vocabulary, or ``tokenizer.bin`` next to the checkpoint) is its file.
     """
-    path = Path(path)
-    config = read_config(path)
-    codec = read_tokenizer(_beside(path, config) if tokenizer is None else tokenizer, config.vocab_size)
-    return load_model(path, runtime=runtime, dtype=dtype, quantize=quantize), codec
-
-
-def load_model(
-    path: str | Path, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
-) -> Transformer:
-    """The model alone."""
     import torch
 
     from tfcli.model.quant.quantize import assign
     from tfcli.model.transformer import Transformer
 
+    path = Path(path)
     config = read_config(path)
+    codec = read_tokenizer(_default_tokenizer(path, config) if tokenizer is None else tokenizer, config.vocab_size)
     with torch.device("meta"):
         model = Transformer(config)
-    for name, values in _tensors(Path(path), config):
+    for name, values in _tensors(path, config):
         assign(model, name, torch.from_numpy(values), runtime.device, dtype or runtime.dtype, quantize)
-    return model
+    return model, codec
 
 
 def _parts(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(part, shape) in the order of the file; those of blocks have all layers in their first dimension."""
+    """Yield (part, shape) in the order of the file; parts of blocks have all layers in their first dimension."""
     L, D, F, K = config.depth, config.width, config.ffn_width, config.head_width
     queries, keys = config.heads * K, config.kv_heads * K
     yield "embed", (config.vocab_size, D)
@@ -137,7 +129,7 @@ def _parts(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _tensors(path: Path, config: ModelConfig) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """(the core's name, numbers) of every weight, one at a time."""
+    """Yield (tfcli's name, numbers) of every weight, one at a time."""
     at = HEADER.size
     for part, shape in _parts(config):
         layered = part in LAYER
@@ -146,27 +138,25 @@ def _tensors(path: Path, config: ModelConfig) -> Iterator[tuple[str, npt.NDArray
             values = np.fromfile(path, "<f4", prod(inner), offset=at).astype(np.float32, copy=False).reshape(inner)
             at += 4 * prod(inner)
             heads = {"attention.q": config.heads, "attention.k": config.kv_heads}.get(part)
-            if heads:  # run.c turns neighbours
+            if heads:  # run.c rotates neighbors
                 values = values[rotary_halves(heads, config.head_width)]
             if part:
                 yield f"blocks.{layer}.{part}.weight" if layered else f"{part}.weight", values
 
 
-def _beside(path: Path, config: ModelConfig) -> Path:
+def _default_tokenizer(path: Path, config: ModelConfig) -> Path:
     names = (f"tok{config.vocab_size}.bin", "tokenizer.bin")
     for name in names:
         if (path.parent / name).is_file():
             return path.parent / name
-    raise UserError(
-        f"{path} holds weights alone, and no {' or '.join(names)} lies beside it",
-        hint=f"put the tokenizer there, or convert both: tfcli convert {path} OUT --to hf --tokenizer FILE",
-    )
+    hint = f"put the tokenizer there, or convert both: tfcli convert {path} OUT --to hf --tokenizer FILE"
+    raise UserError(f"{path} holds only weights, and there is no {' or '.join(names)} next to it", hint=hint)
 
 
 def read_tokenizer(path: str | Path, vocab_size: int) -> Codec:
-    """The tokenizer in a file of llama2.c: a score and a text of each of ``vocab_size`` pieces.
+    """Read the tokenizer in a file of llama2.c: a score and a text of each of ``vocab_size`` pieces.
 
-    A text begins with <s>, which is also what ends one. Raises UserError for a file that is not whole or another's.
+    <s> begins a text, and also ends one. Raises UserError for a file that is incomplete or of another model.
     """
     path = Path(path)
     try:
@@ -202,7 +192,7 @@ def read_tokenizer(path: str | Path, vocab_size: int) -> Codec:
 
 
 def _metadata(pieces: list[str], scores: list[float]) -> dict[str, Any]:
-    """The same vocabulary as a GGUF file has it."""
+    """Return the vocabulary as metadata of a GGUF file."""
     named = ["<unk>", "<s>", "</s>"]  # its own have line breaks around them
     described = {
         "model": "llama",

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
+from tfcli.formats.gguf import families as gguf_families
 from tfcli.formats.gguf.file import GgufFile, open_gguf
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.families.registry import kind_of
-from tfcli.formats.hf.stored import ADAPTER, CONFIG, open_model, read_data
+from tfcli.formats.hf.stored import ADAPTER, CONFIG, read_data
 from tfcli.text.read import files
 from tfcli.text.tokenizers.codec import Codec
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from tfcli.formats.hf.heads import Loaded
-    from tfcli.model.quant.quantize import Quantization
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -30,18 +30,18 @@ GGUF = b"GGUF"
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model at a path, loaded or only asked what it is: what describes it is read once, when it is first needed.
+    """A model at a path, which can be described or loaded; its description is read once, when first needed.
 
-    The properties raise UserError for what is absent, damaged or not read by tfcli.
+    The properties raise UserError for files that are absent, damaged or unsupported.
     """
 
     kind: Literal["hf", "gguf", "llama2.c", "adapter"]
     path: Path
-    """The directory of "hf" and of "adapter", else the file."""
+    """The directory for "hf" and "adapter", else the file."""
 
     @cached_property
     def hf_config(self) -> Mapping[str, Any]:
-        """What config.json holds; of an adapter what it says of its task; nothing of files."""
+        """The content of config.json, of an adapter that of task.json; {} for files."""
         if self.kind == "adapter":
             from tfcli.formats.hf import adapters
 
@@ -50,7 +50,7 @@ class Opened:
 
     @cached_property
     def head(self) -> str | None:
-        """The kind of the head of its task, None for none."""
+        """The kind of its task head, None for none."""
         if self.kind == "adapter":
             from tfcli.formats.hf import adapters
 
@@ -59,15 +59,13 @@ class Opened:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The shape; of an adapter that of its base. No weights are read."""
+        """The shape; for an adapter that of its base. No weights are read."""
         if self.kind == "adapter":
             return self.base.config
         if self.kind == "hf":
             return hf.read_config(self.path, self.hf_config)
         if self.kind == "gguf":
-            from tfcli.formats.gguf import load as gguf_load
-
-            return gguf_load.read_config(self._gguf)
+            return gguf_families.read(self._gguf)[1]
         from tfcli.formats import llama2c
 
         return llama2c.read_config(self.path)
@@ -82,9 +80,9 @@ class Opened:
         path = Path(named) if isinstance(named, str) and named else None
         if path is None or not path.exists():
             raise UserError(
-                f"{directory} is an adapter for {named!r}, which is not there",
-                hint=f"say where its base is now, in {directory / ADAPTER}, or merge the two: tfcli convert BASE OUT "
-                f"--merge {directory}",
+                f"{directory} is an adapter for {named!r}, which does not exist",
+                hint=f"put the path of its base into {directory / ADAPTER}, or merge the two: "
+                f"tfcli convert BASE OUT --merge {directory}",
             )
         base = open_path(path)
         if base.kind == "adapter":
@@ -97,7 +95,7 @@ class Opened:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the weights as they are stored."""
+        """Bytes of the stored weights."""
         if self.kind == "adapter":
             return self.base.stored_bytes
         held = self.path.glob("*.safetensors") if self.kind == "hf" else [self.path]
@@ -113,23 +111,34 @@ class Opened:
         tokenizer: str | Path | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> tuple[Transformer, Codec]:
-        """The model, on the runtime's device, and its tokenizer.
+        """Load the model, on the runtime's device, and its tokenizer.
 
         ``dtype`` of what is not quantized (default: the runtime's). ``quantize`` is "int8" or "int4": matrices are
         quantized one at a time as they are read; ``whole_groups`` as in ``Quantization``. A directory of adapters is
-        its base with them merged in. ``tokenizer`` is the file of a llama2.c checkpoint, where it does not lie beside
-        it. ``on_note`` is told what of a directory was not read. Raises UserError for what is absent, damaged, not read
-        by tfcli or does not belong together, and for quantizing twice.
+        loaded as its base with them merged in. ``tokenizer`` is the file of a llama2.c checkpoint, where it is not next
+        to it. ``on_note`` is told what was not read. Raises UserError for files that are absent, damaged, unsupported
+        or do not belong together, and for quantizing twice.
         """
-        from tfcli.model.quant.quantize import Quantization
+        import torch
+
+        from tfcli.model.quant.quantize import Quantization, quantize_model
 
         to = None if quantize is None else Quantization.of(quantize, whole_groups=whole_groups)
         if tokenizer is not None and self.kind != "llama2.c":
-            raise UserError(
-                f"{self.path} has a tokenizer of its own", hint="--tokenizer goes with a checkpoint of llama2.c"
-            )
+            hint = "--tokenizer goes with a checkpoint of llama2.c"
+            raise UserError(f"{self.path} has a tokenizer of its own", hint=hint)
         if self.kind == "adapter":
-            return self._adapted(runtime, dtype, to, on_note)
+            from tfcli.model import heads
+
+            loaded = self.load_whole(runtime=runtime, dtype=torch.float32, on_note=on_note)
+            if loaded.kind is not None and on_note:
+                on_note(f"{self.path}: the head of its task is not read")
+            heads.detach(loaded.model)
+            if to is not None:
+                quantize_model(loaded.model, to, name=str(self.path))
+            for parameter in loaded.model.parameters():
+                parameter.data = parameter.data.to(dtype or runtime.dtype)
+            return loaded.model, loaded.codec
         if self.kind == "gguf":
             from tfcli.formats.gguf import load as gguf_load
 
@@ -138,9 +147,7 @@ class Opened:
             from tfcli.formats import llama2c
 
             return llama2c.load(self.path, tokenizer, runtime=runtime, dtype=dtype, quantize=to)
-        if to is None:
-            return hf.load(self.path, runtime=runtime, dtype=dtype, hf_config=self.hf_config, on_note=on_note)
-        return self._quantized(to, runtime, dtype, on_note)
+        return hf.load(self.path, runtime=runtime, dtype=dtype, hf_config=self.hf_config, quantize=to, on_note=on_note)
 
     def load_whole(
         self,
@@ -150,7 +157,7 @@ class Opened:
         tokenizer: str | Path | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> Loaded:
-        """As ``load``, with the head of its task where it has one, and what is said of that task."""
+        """Load the model with its task head where it has one, and the description of that task; as ``load``."""
         import torch
 
         from tfcli.formats.hf import adapters, heads
@@ -168,55 +175,11 @@ class Opened:
             parameter.data = parameter.data.to(dtype or runtime.dtype)
         return loaded
 
-    def _adapted(
-        self,
-        runtime: Runtime,
-        dtype: torch.dtype | None,
-        to: Quantization | None,
-        on_note: Callable[[str], None] | None,
-    ) -> tuple[Transformer, Codec]:
-        """The base of an adapter with it merged in, quantized where ``to`` says so, and the template that it learnt."""
-        import torch
-
-        from tfcli.model import heads
-        from tfcli.model.quant.quantize import quantize_model
-
-        loaded = self.load_whole(runtime=runtime, dtype=torch.float32, on_note=on_note)
-        if loaded.kind is not None and on_note:
-            on_note(f"{self.path}: the head of its task is not read")
-        heads.detach(loaded.model)
-        if to is not None:
-            quantize_model(loaded.model, to, name=str(self.path))
-        for parameter in loaded.model.parameters():
-            parameter.data = parameter.data.to(dtype or runtime.dtype)
-        return loaded.model, loaded.codec
-
-    def _quantized(
-        self,
-        to: Quantization,
-        runtime: Runtime,
-        dtype: torch.dtype | None,
-        on_note: Callable[[str], None] | None,
-    ) -> tuple[Transformer, Codec]:
-        """As ``hf.load``, one matrix at a time in the form that it is stored in."""
-        import torch
-
-        from tfcli.model.quant.quantize import assign
-        from tfcli.model.transformer import Transformer
-
-        codec = hf.read_tokenizer(self.path, self.hf_config)
-        stored = open_model(self.path, hf_config=self.hf_config, on_note=on_note)
-        with torch.device("meta"):
-            model = Transformer(stored.config)
-        for name, tensor in stored.tensors():
-            assign(model, name, tensor, runtime.device, dtype or runtime.dtype, to)
-        return model, codec
-
 
 def open_path(path: str | Path) -> Opened:
-    """The model at a path; of a directory with a GGUF file and no safetensors, that file.
+    """Return the model at a path; for a directory with a GGUF file and no safetensors, that file.
 
-    Raises UserError for what is no model at all; whether it is whole is found when it is read.
+    Raises UserError for what is not a model; damage is found when it is read.
     """
     path = Path(path)
     if path.is_file():
@@ -244,7 +207,5 @@ def _file(path: Path) -> Opened:
         raise UserError(f"{path} is one file of a model", hint=f"name the directory that it is in: {path.parent}")
     if path.suffix == ".bin" or head.startswith((b"PK\x03\x04", b"\x80")):
         return Opened(kind="llama2.c", path=path)
-    raise UserError(
-        f"{path} is {files.what_it_is(head) or 'text'}, expected a model",
-        hint="a model is a directory with config.json and model.safetensors, or a .gguf file",
-    )
+    hint = "a model is a directory with config.json and model.safetensors, or a .gguf file"
+    raise UserError(f"{path} is {files.what_it_is(head) or 'text'}, expected a model", hint=hint)

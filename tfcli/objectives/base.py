@@ -1,7 +1,7 @@
-"""What pretraining asks of an objective: all that one --arch decides, from the vocabulary to the saved directory.
+"""The contract of an objective: everything that --arch decides, from the vocabulary to the saved directory.
 
 An objective is a file here with an ``OBJECTIVE`` and a line in ``table``. The defaults are those of a decoder that
-learns to predict the next token.
+predicts the next token.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tfcli.config.model import (
-    Architecture,
-    ModelConfig,
-)
+from tfcli.config.model import Architecture, ModelConfig
 from tfcli.config.options import ModelOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
@@ -33,41 +30,41 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 
 class Objective(ABC):
-    """One --arch, without state: settings come in as ``config``; a ``model`` is of the kind that ``build`` makes."""
+    """One --arch, without state. A ``model`` is of the kind that ``build`` makes."""
 
     name: ClassVar[str]
     """The word after --arch."""
     called: ClassVar[str]
     """The kind of model, for messages: "a GPT"."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """Sections of ``PretrainConfig`` that do nothing under other objectives."""
+    """Sections of ``PretrainConfig`` that only this objective uses."""
     score: ClassVar[str] = "bits_per_byte"
-    """The name of the number that a run ends with, under which --json gives it."""
+    """The name of a run's final score, as in --json."""
     unit: ClassVar[str] = "bits per byte"
-    """The same for people, behind the number."""
+    """The unit of the score, for people."""
     muon: ClassVar[bool] = True
-    """Whether Muon trains the matrices; else AdamW trains everything."""
+    """Whether Muon updates the matrices; else AdamW updates everything."""
     muon_lr: ClassVar[float] = 0.02
     lr: ClassVar[float] = 0.02
-    """Peak rates up to a width of 192; ``lr`` falls beyond."""
+    """Peak rates up to a width of 192; beyond it ``lr`` falls."""
     compiles: ClassVar[bool] = True
-    """Whether torch.compile has something to gain."""
+    """Whether torch.compile may help."""
     begins_documents: ClassVar[bool] = True
-    """Whether the tokenizer's beginning of text stands before each document; else ``task`` puts it before windows."""
+    """Whether each document begins with the tokenizer's beginning-of-text id; else ``task`` puts it before windows."""
     least_context: ClassVar[int] = 1
     wider: ClassVar[tuple[int, int]] = (1, 1)
-    """The width is 64 a block, times the first over the second."""
+    """The width per block is 64 times the first over the second."""
     layout: ClassVar[Architecture] = Architecture()
     norm_eps: ClassVar[float] = 1e-6
     two_stacks: ClassVar[bool] = False
-    """Whether an encoder of as many blocks stands beside the decoder."""
+    """Whether there is an encoder with as many blocks beside the decoder."""
 
     def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
-        """How a new vocabulary is trained."""
+        """The options of a new tokenizer."""
         return config.tokenizer
 
     def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
-        """Raise UserError for a tokenizer that lacks special pieces; any will do."""
+        """Raise UserError for a tokenizer without the special tokens that are needed; by default none are."""
         return
 
     def check(self, config: PretrainConfig) -> None:
@@ -88,7 +85,7 @@ class Objective(ABC):
         return math.ceil(8 * width / 3 / 64) * 64
 
     def shape(self, options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
-        """The model of a depth with heads of 64, and with what ``options`` fixes. Raises UserError for odd heads."""
+        """The shape for a depth, with heads of 64 and with what ``options`` fixes. Raises UserError for odd heads."""
         times, over = self.wider
         width = options.width or 64 * math.ceil(times * depth / over)
         heads = options.heads or max(1, width // 64)
@@ -113,7 +110,7 @@ class Objective(ABC):
         )
 
     def built(self, shape: ModelConfig) -> ModelConfig:
-        """The shape that is trained where ``shape`` was planned: another one for a baseline of the same size."""
+        """The shape to train where ``shape`` was planned: for a baseline, another one of the same size."""
         return shape
 
     def window(self, config: PretrainConfig, context: int) -> int:
@@ -121,19 +118,19 @@ class Objective(ABC):
         return context
 
     def training_flops(self, config: PretrainConfig, shape: ModelConfig) -> float:
-        """FLOPs of training on one token of the text."""
+        """FLOPs of training per token of the text."""
         return training_flops(shape, shape.context)
 
     @abstractmethod
     def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> Task:
-        """What is learnt from the text, and how it is scored."""
+        """The task: examples, loss and scores of the text."""
 
     def build(self, shape: ModelConfig) -> Model:
-        """The model with its head, not yet filled."""
+        """The model with its head, not yet initialized."""
         return Transformer(shape)
 
     def fill(self, model: Any, seed: int) -> None:
-        """Give every parameter the value that it begins with."""
+        """Initialize every parameter."""
         initialize(model, seed)
 
     def write(self, directory: Path, model: Any, tokenizer: Tokenizer) -> None:
@@ -150,24 +147,21 @@ class Objective(ABC):
 
     @abstractmethod
     def next_step(self, directory: Path) -> str:
-        """The command that a person goes on with."""
+        """A command to go on with."""
 
-    # Of an objective that ``write``s a format of its own, with "model_type": "tfcli-NAME" in config.json.
+    # For objectives with a format of their own, "model_type": "tfcli-NAME" in config.json.
 
     def load(self, directory: Path, hf_config: Mapping[str, Any], runtime: Runtime) -> tuple[Model, Codec]:
-        """The model in ``directory``, whose config.json holds ``hf_config``, to be scored, and its tokenizer.
-
-        Raises UserError for damaged files.
-        """
+        """Load the model in ``directory``, with ``hf_config`` in config.json. Raises UserError for damaged files."""
         raise NotImplementedError
 
     def sizes(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``inspect`` shows of the shape."""
+        """The sizes that ``inspect`` shows."""
         raise NotImplementedError
 
 
 def check_encoder(options: ModelOptions) -> None:
-    """Raise UserError for settings that the families of encoders do not have."""
+    """Raise UserError for settings that families of encoders do not have."""
     if not options.tied:
         raise UserError("model.tied is false", hint="the head of an encoder is its token embedding: leave it out")
     if options.kv_heads not in (None, options.heads):

@@ -1,4 +1,4 @@
-"""Filling in: what stands where a text has [MASK], by an encoder as it was pretrained."""
+"""Filling in [MASK], with an encoder as it was pretrained."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from tfcli.tasks.task import Predictor
 from tfcli.text.tokenizers.codec import Codec
 
 TOP = 5
-"""Guesses for each mask."""
+"""Predictions for each mask."""
 
 
-class FillPredictor(Predictor):
-    """A masked-language model that answers. Raises UserError for a model that has no head for it."""
+class TextPredictor(Predictor):
+    """A predictor whose inputs are single texts."""
 
     key = "text"
 
-    def __init__(self, model: Transformer, codec: Codec) -> None:
-        self.filler = Filler(model, codec)
-
     def plain(self, line: str) -> str:
-        """A line with a mask; UserError for one without, or too long."""
-        self.filler.encode(line)
+        """A line is a text."""
         return line
 
     def parse(self, row: dict[str, Any]) -> str:
-        """The "text" of an object, as ``plain``."""
+        """The "text" of an object, checked as by ``plain``."""
         text = row.get(self.key)
         if not isinstance(text, str):
             raise UserError(f'has no "{self.key}" with a string')
         return self.plain(text)
 
+
+class FillPredictor(TextPredictor):
+    """Predict masked words. Raises UserError for a model without a masked-language head."""
+
+    def __init__(self, model: Transformer, codec: Codec) -> None:
+        self.filler = Filler(model, codec)
+
+    def plain(self, line: str) -> str:
+        """Check a line. Raises UserError for one without a mask, or too long."""
+        self.filler.encode(line)
+        return line
+
     def predict(self, inputs: Sequence[str]) -> list[dict[str, Any]]:
-        """{"text", "masks"}: for each mask in its order the likeliest words, {"word", "probability"}."""
-        answers = self.filler.fill(inputs, top=TOP)
-        return [
-            {
-                "text": text,
-                "masks": [
-                    [{"word": guess.word, "probability": round(guess.probability, 7)} for guess in guesses]
-                    for guesses in masks
-                ],
-            }
-            for text, masks in zip(inputs, answers, strict=True)
-        ]
+        """{"text", "masks"}: the likeliest words of each mask, {"word", "probability"}."""
+        answers: list[dict[str, Any]] = []
+        for text, masks in zip(inputs, self.filler.fill(inputs, top=TOP), strict=True):
+            words = [[{"word": one.word, "probability": round(one.probability, 7)} for one in mask] for mask in masks]
+            answers.append({"text": text, "masks": words})
+        return answers
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """The words of each mask, the likeliest first."""
-        masks = [
-            ", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in guesses) for guesses in answer["masks"]
-        ]
+        masks = (", ".join(f"{word['word']} {word['probability']:.2f}" for word in mask) for mask in answer["masks"])
         return f"{answer['text']}\t{' | '.join(masks)}"

@@ -19,7 +19,7 @@ class Gpt(Objective):
     called = "a GPT"
 
     def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> LanguageModeling:
-        """Language modelling."""
+        """Language modeling."""
         return LanguageModeling(
             train=corpus.train, val=corpus.val, tokenizer=corpus.tokenizer, context=shape.context, runtime=runtime
         )

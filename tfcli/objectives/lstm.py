@@ -1,4 +1,4 @@
-"""The baseline: a recurrent language model (Hochreiter and Schmidhuber 1997) as large as a decoder of any settings.
+"""The baseline: a recurrent language model (Hochreiter and Schmidhuber 1997) as large as a given decoder.
 
 Its directory, which only tfcli reads, holds config.json, model.safetensors and the tokenizer.
 """
@@ -16,12 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tfcli import disk
-from tfcli.config.model import (
-    Architecture,
-    AttentionConfig,
-    EmbeddingConfig,
-    ModelConfig,
-)
+from tfcli.config.model import Architecture, AttentionConfig, EmbeddingConfig, ModelConfig
 from tfcli.config.options import PretrainConfig
 from tfcli.errors import UserError
 from tfcli.formats.hf.stored import CONFIG, OWN
@@ -37,28 +32,23 @@ from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
 SIZES = ("vocab_size", "context", "width")
 LAYERS = 2
-"""As of Zaremba et al. 2014; deeper ones are harder to train and no better."""
+"""As in Zaremba et al. 2014; deeper models are harder to train and no better."""
 
 
 def size(vocab_size: int, width: int) -> int:
-    """Parameters: the embedding, which is the head too, and of each layer two matrices and two biases of four gates."""
+    """The number of parameters: the tied embedding, and for each layer two matrices and two biases of four gates."""
     return vocab_size * width + LAYERS * 4 * (2 * width * width + 2 * width)
 
 
 def like(decoder: ModelConfig) -> ModelConfig:
-    """The shape of an LSTM with as many parameters as a decoder, as nearly as a whole width gives them."""
-    wanted = parameters(decoder).total
-    width = 1
-    while size(decoder.vocab_size, width) < wanted:
-        width += 1
-    below = width - 1
-    if below and wanted - size(decoder.vocab_size, below) < size(decoder.vocab_size, width) - wanted:
-        width = below
-    return shape(vocab_size=decoder.vocab_size, context=decoder.context, width=width)
+    """The shape of the LSTM whose number of parameters is closest to a decoder's."""
+    wanted, vocabulary = parameters(decoder).total, decoder.vocab_size
+    width = min(range(1, wanted // vocabulary + 2), key=lambda width: abs(size(vocabulary, width) - wanted))
+    return shape(vocab_size=vocabulary, context=decoder.context, width=width)
 
 
 def shape(*, vocab_size: int, context: int, width: int) -> ModelConfig:
-    """The shape as the other parts of tfcli have it: no heads, a step of four gates."""
+    """The shape as a ``ModelConfig``: one head, and a feed-forward width of four gates."""
     return ModelConfig(
         vocab_size=vocab_size,
         context=context,
@@ -75,20 +65,20 @@ def shape(*, vocab_size: int, context: int, width: int) -> ModelConfig:
 
 
 class Lstm(Model):
-    """Token embedding, ``LAYERS`` LSTM layers and the embedding again as head; every row begins with an empty state."""
+    """A token embedding, ``LAYERS`` LSTM layers and the embedding as head; every row begins with a zero state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         D = config.width
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, D), freeze=False)
-        with torch.device("meta"):  # no numbers are drawn for what ``initialize`` or a file fills
+        with torch.device("meta"):  # no random numbers are drawn for what ``initialize`` or a file fills
             layers = [nn.LSTM(D, D, batch_first=True) for _ in range(LAYERS)]
         self.layers = nn.ModuleList(layer.to_empty(device="cpu") for layer in layers)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Embedding normal, std 0.1; matrices uniform, bound width^-1/2; biases 0, but of the forget gate 1."""
+        """Draw the embedding (std 0.1) and matrices (uniform, bound width^-1/2); biases are 0, the forget gate's 1."""
         generator = torch.Generator().manual_seed(seed)
         D = self.config.width
         for name, parameter in self.named_parameters():
@@ -104,7 +94,7 @@ class Lstm(Model):
     def forward(self, tokens_BT: Tensor, *, dtype: torch.dtype | None = None, dropout: float = 0.0) -> Tensor:
         """Token ids (B, T) -> hidden states (B, T, D) in ``dtype`` (default: of its weights).
 
-        Dropout is of what a layer reads and of what the head reads, not of its state (Zaremba et al. 2014).
+        Dropout applies to the inputs of layers and head, not to the state (Zaremba et al. 2014).
         """
         x_BTD = self.embed(tokens_BT).to(dtype or self.embed.weight.dtype)
         for layer in self.layers:
@@ -132,15 +122,14 @@ def read_config(directory: Path, data: Mapping[str, Any]) -> ModelConfig:
 
 
 class Scored(LanguageModeling):
-    """Language modelling by a model that writes nothing."""
+    """Language modeling by a model that generates no text."""
 
     def sample(self, model: Any, seed: int) -> None:
-        """Nothing to read."""
         return
 
 
 class Baseline(Objective):
-    """--arch lstm: planned as the GPT that it is compared with, on the same text, windows and order."""
+    """--arch lstm: planned like the GPT it is compared with, on the same text, windows and order."""
 
     name = "lstm"
     called = "an LSTM"
@@ -153,17 +142,16 @@ class Baseline(Objective):
         return like(shape)
 
     def task(self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime) -> Scored:
-        """Language modelling."""
+        """Language modeling."""
         return Scored(
             train=corpus.train, val=corpus.val, tokenizer=corpus.tokenizer, context=shape.context, runtime=runtime
         )
 
     def build(self, shape: ModelConfig) -> Lstm:
-        """An LSTM, not yet filled."""
+        """An LSTM, not yet initialized."""
         return Lstm(shape)
 
     def fill(self, model: Lstm, seed: int) -> None:
-        """Fill it by its own rule."""
         model.initialize(seed)
 
     def write(self, directory: Path, model: Lstm, tokenizer: Tokenizer) -> None:
@@ -177,7 +165,7 @@ class Baseline(Objective):
         disk.write(directory / FILE, save(state, metadata={"format": "pt"}))
 
     def next_step(self, directory: Path) -> str:
-        """A score, which is all that it gives."""
+        """An evaluation."""
         return f"tfcli evaluate {directory} TEXT"
 
     def load(self, directory: Path, hf_config: Mapping[str, Any], runtime: Runtime) -> tuple[Lstm, Tokenizer]:

@@ -1,9 +1,9 @@
-"""Masked language modelling (Devlin et al. 2019, 3.1): guess the pieces of a text that were covered up."""
+"""Masked language modeling (Devlin et al. 2019, 3.1): predict the masked tokens of a text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,42 +25,36 @@ from tfcli.config.model import (
 from tfcli.config.options import MaskOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.card import of_masked
 from tfcli.infer.fill import mask_piece
 from tfcli.model import heads, masked_head
 from tfcli.model.heads import Transform
 from tfcli.model.masked_head import MaskedHead
 from tfcli.model.transformer import Transformer
 from tfcli.objectives.base import Objective, check_encoder
+from tfcli.objectives.denoising import ROWS_TOKENS, Denoising, Ids, held_out
 from tfcli.runtime import Runtime
 from tfcli.tasks.common.batch import Batch, Rows
-from tfcli.tasks.common.windows import Seeded, seeded
-from tfcli.tasks.task import Headline, Task
+from tfcli.tasks.common.windows import Seeded
 from tfcli.text.corpus.prepare import Corpus
-from tfcli.text.corpus.shards import Shard
 from tfcli.text.tokenizers import training
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
-Ids = npt.NDArray[np.int64]
 NONE = -1
-"""The target where there is nothing to guess."""
-EVALUATION = 0
-"""The seed of the masks of the held-out text: all runs are scored on the same."""
-ROWS_TOKENS = 4096
-"""Tokens that are scored at once."""
-SPECIMEN = 48
-"""Pieces of a sample."""
+"""The target where there is none."""
+LEAST_CONTEXT = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskingConfig:
-    """Settings of an evaluation."""
+    """The settings of an evaluation."""
 
     mlm: MaskOptions = field(default_factory=MaskOptions)
 
 
 def attach(model: Transformer) -> MaskedHead:
-    """Make the head of ModernBERT a part of ``model``, not yet filled."""
+    """Attach ModernBERT's head to ``model``, not yet initialized."""
     head = MaskedHead(model.config.vocab_size, Transform(model.config.width, model.config.norm_eps))
     heads.attach(model, head)
     return head
@@ -68,39 +62,39 @@ def attach(model: Transformer) -> MaskedHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How pieces are covered up. What is chosen depends on the generator alone, which the caller seeds."""
+    """Masking of tokens. The choice depends only on the generator, which the caller seeds."""
 
     tokenizer: Codec
     options: MaskOptions
 
     @cached_property
     def mask_id(self) -> int:
-        """The piece that covers others. Raises UserError where there is none."""
-        found = mask_piece(self.tokenizer)
-        if found is None:
-            raise UserError(f"{self.tokenizer.name} has no [MASK]", hint="name an encoder that fills in")
-        return found[0]
+        """The id of [MASK]. Raises UserError where there is none."""
+        piece = mask_piece(self.tokenizer)
+        if piece is None:
+            raise UserError(f"{self.tokenizer.name} has no [MASK]", hint="name a masked language model")
+        return piece[0]
 
     @cached_property
     def _written(self) -> npt.NDArray[np.bool_]:
-        """[V] whether a piece has a text."""
+        """True (V,) for tokens that have a text."""
         return np.array([len(self.tokenizer.id_bytes(id)) > 0 for id in range(self.tokenizer.vocab_size)], bool)
 
     @cached_property
     def ordinary(self) -> Ids:
-        """The ids of pieces that have a text."""
+        """The ids of tokens that have a text."""
         return np.flatnonzero(self._written)
 
     @cached_property
     def _inside(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """[V] whether a piece begins, and ends, with a letter or a digit: two such meet within a word."""
+        """True (V,) for tokens that begin, and that end, with a letter or a digit: two such meet within a word."""
         texts = [self.tokenizer.id_bytes(id) for id in range(self.tokenizer.vocab_size)]
         begins = [_in_word(text, first=True) for text in texts]
         ends = [_in_word(text, first=False) for text in texts]
         return np.array(begins, bool), np.array(ends, bool)
 
     def words(self, ids: Ids) -> Ids:
-        """The number (T,) of the word that each id is in, from 0; a sign that is no letter is a word of its own."""
+        """The number (T,) of the word that each id is in, from 0; a sign that is not a letter is its own word."""
         begins, ends = self._inside
         goes_on = begins[ids].copy()
         goes_on[1:] &= ends[ids[:-1]]
@@ -109,9 +103,9 @@ class Masking:
         return numbers
 
     def choose(self, ids: Ids, random: np.random.Generator) -> npt.NDArray[np.bool_]:
-        """Which of the ids (T,) are to be guessed: the share ``rate`` of those with a text, at least one of them.
+        """Choose the targets among the ids (T,): the share ``rate`` of those with a text, at least one of them.
 
-        Of whole words as many as the share has room for.
+        Of whole words, as many as fit into that share.
         """
         chosen = np.zeros(len(ids), bool)
         places = np.flatnonzero(self._written[ids])
@@ -128,11 +122,11 @@ class Masking:
         chosen[places[np.isin(words, listed[order[:fits]])]] = True
         return chosen
 
-    def cover(self, ids: Ids, random: np.random.Generator) -> tuple[Ids, Ids]:
-        """Inputs and targets (T,) of a text: NONE where there is nothing to guess.
+    def mask(self, ids: Ids, random: np.random.Generator) -> tuple[Ids, Ids]:
+        """Inputs and targets (T,) of a text; NONE where there is no target.
 
-        Of what is chosen most becomes [MASK], some another piece, some stays, so that a model cannot know which of the
-        other pieces it may trust.
+        Most targets become [MASK], some another token, and some stay, so that a model cannot tell which of the other
+        tokens it may trust.
         """
         chosen = self.choose(ids, random)
         how = random.random(len(ids))
@@ -143,13 +137,13 @@ class Masking:
         return inputs, np.where(chosen, ids, NONE)
 
     def room(self, context: int) -> int:
-        """Ids of the text in a window of ``context`` tokens."""
+        """Tokens of the text in a window of ``context`` tokens."""
         return context - len(self.tokenizer.prefix_ids) - len(self.tokenizer.suffix_ids)
 
     def batch(self, windows: list[Seeded]) -> Batch:
         """A batch of equally long windows, each with the seed of its masks: tokens_BT, mask_BT and targets_BT."""
         before, after = list(self.tokenizer.prefix_ids), list(self.tokenizer.suffix_ids)
-        pairs = [self.cover(np.asarray(ids, np.int64), np.random.default_rng(seed)) for ids, seed in windows]
+        pairs = [self.mask(np.asarray(ids, np.int64), np.random.default_rng(seed)) for ids, seed in windows]
         tokens_BT = np.stack([np.concatenate([before, inputs, after]) for inputs, _ in pairs]).astype(np.int64)
         around = (len(before), len(after))
         targets_BT = np.stack([np.pad(targets, around, constant_values=NONE) for _, targets in pairs])
@@ -159,17 +153,12 @@ class Masking:
 
     def whole(self, ids: npt.NDArray[Any], context: int) -> Iterator[Batch]:
         """Batches of windows over a whole text, the last of which may be shorter; the masks are always the same."""
-        body = self.room(context)
-        full, together = len(ids) // body, max(1, ROWS_TOKENS // context)
-        for first in range(0, full, together):
-            numbers = range(first, min(full, first + together))
-            yield self.batch([(ids[n * body : (n + 1) * body], (EVALUATION, 0, n)) for n in numbers])
-        if len(ids) % body:
-            yield self.batch([(ids[full * body :], (EVALUATION, 0, full))])
+        together = max(1, ROWS_TOKENS // context)
+        return map(self.batch, held_out(ids, body=self.room(context), together=together, ragged=False))
 
 
 def _in_word(text: bytes, *, first: bool) -> bool:
-    """Whether the first, or last, character of a piece is a letter or a digit; a part of a character counts as one."""
+    """Return whether the first, or last, character of a token is a letter or a digit, or a part of a character."""
     characters = text.decode("utf-8", "replace")
     end = characters[:1] if first else characters[-1:]
     return end.isalnum() or end == "\ufffd"
@@ -177,7 +166,7 @@ def _in_word(text: bytes, *, first: bool) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedScores:
-    """Of the pieces of a text that were covered up: loss (nats a piece), perplexity, and how many are guessed right."""
+    """Scores of the masked tokens of a text: loss (nats a token), perplexity, and the share predicted correctly."""
 
     masked_loss: float
     perplexity: float
@@ -196,7 +185,7 @@ def score(
     runtime: Runtime,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MaskedScores:
-    """Score the whole of ``ids`` (N,) in windows of ``context`` tokens, with the same pieces covered up at every time.
+    """Score the whole of ``ids`` (N,) in windows of ``context`` tokens, with the same tokens masked every time.
 
     ``on_progress`` is told (tokens done, tokens in all). ``ids`` may be memory-mapped.
     """
@@ -221,123 +210,82 @@ def score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLanguageModeling(Task):
-    """Windows of one training shard between [CLS] and [SEP]; the cuts and the masks are others in every epoch."""
+class MaskedLanguageModeling(Denoising):
+    """Windows between [CLS] and [SEP] with masked tokens."""
 
-    train: Shard
-    val: Shard
-    tokenizer: Tokenizer
-    context: int
-    runtime: Runtime
     options: MaskOptions
-    seed: int
+    unit = "nats per masked token"
 
     def __post_init__(self) -> None:
         check_tokenizer(self.tokenizer)
-        if self.context < 8:
-            raise UserError(f"a context of {self.context} is too short for an encoder", hint="it must be at least 8")
-        if self.train.tokens < self.body:
+        if self.context < LEAST_CONTEXT:
             raise UserError(
-                f"the training text has {self.train.tokens} tokens, too few for a context of {self.context}",
-                hint=f"use more text, or --context {max(8, self.train.tokens)} at most",
+                f"a context of {self.context} is too short for an encoder", hint=f"it must be at least {LEAST_CONTEXT}"
             )
+        self.check_length(max(LEAST_CONTEXT, self.train.tokens))
 
     @property
     def body(self) -> int:
-        """Ids of the text in one window."""
+        """Tokens of the text in one window."""
         return self.masking.room(self.context)
-
-    @property
-    def size(self) -> int:
-        """Windows in one epoch; a last partial one waits for the next epoch's cuts."""
-        return max(1, self.train.tokens // self.body - 1)
-
-    @property
-    def evaluation_tokens(self) -> int:
-        """The held-out text once."""
-        return self.val.tokens
 
     @cached_property
     def masking(self) -> Masking:
-        """How pieces are covered up."""
+        """Masking of tokens."""
         return Masking(tokenizer=self.tokenizer, options=self.options)
 
-    def rows(self, indices: npt.NDArray[np.int64], epochs: npt.NDArray[np.int64]) -> Rows:
-        """Windows: tokens_BT, mask_BT and targets_BT; every epoch begins at an offset of its own, by the golden ratio.
-
-        Masks are a function of the seed, the epoch and the window, and so of the seed and the step.
-        """
-        return self.masking.batch(
-            seeded(self.train.ids, indices, epochs, size=self.size, step=self.body, seed=self.seed)
-        )
+    def batch(self, windows: list[Seeded]) -> Batch:
+        """Windows as tokens_BT, mask_BT and targets_BT."""
+        return self.masking.batch(windows)
 
     def count(self, rows: Rows) -> int:
-        """Pieces to guess."""
+        """Targets."""
         assert isinstance(rows, Batch)
         return int((rows["targets_BT"] != NONE).sum())
 
     def tokens(self, rows: Rows) -> int:
-        """Tokens that are read."""
+        """Tokens that are read, [CLS] and [SEP] included."""
         assert isinstance(rows, Batch)
         return rows["tokens_BT"].numel()
 
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the pieces that are covered up, and how many they are."""
+        """Summed cross-entropy of the targets, and how many they are."""
         hidden_ND, targets_N = _at_targets(model, rows, dtype, dropout)
         return masked_head.loss(model, hidden_ND, targets_N), len(targets_N)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
-        """Loss (nats) and accuracy over the pieces covered up in the held-out text, the same ones at every time."""
-        found = score(model, self.val.ids, self.masking, context=self.context, runtime=self.runtime)
-        return {"val_loss": found.masked_loss, "val_accuracy": found.accuracy}
-
-    def headline(self, scores: Mapping[str, float]) -> Headline:
-        """The loss."""
-        return Headline(name="nats per masked piece", value=scores["val_loss"])
+        """Loss (nats) and accuracy over the masked tokens of the held-out text, the same ones every time."""
+        scores = score(model, self.val.ids, self.masking, context=self.context, runtime=self.runtime)
+        return {"val_loss": scores.masked_loss, "val_accuracy": scores.accuracy}
 
     @torch.no_grad()
-    def sample(self, model: Transformer, seed: int) -> str:
-        """A piece of the held-out text with the model's guesses in brackets."""
-        start = seed % max(1, self.val.tokens - SPECIMEN)
-        length = min(SPECIMEN, self.body, self.val.tokens)
-        rows = self.masking.batch([(self.val.ids[start : start + length], (EVALUATION, 1, start))])
+    def restored(self, model: Transformer, window: Seeded) -> tuple[list[int], dict[int, list[int]]]:
+        """The window as it is read, and the likeliest token at each masked position."""
+        rows = self.batch([window])
         hidden_ND, _ = _at_targets(model, rows.to(self.runtime.device), self.runtime.dtype, 0.0)
-        guesses = iter(masked_head.logits(model, hidden_ND).argmax(dim=-1).tolist())
-        parts: list[str] = []
-        known: list[int] = []
-        for id, target in zip(rows["tokens_BT"][0].tolist(), rows["targets_BT"][0].tolist(), strict=True):
-            if target == NONE:
-                known.append(id)
-                continue
-            text = self.tokenizer.decode([next(guesses)])
-            space = text[: len(text) - len(text.lstrip())]
-            parts.append(f"{self.tokenizer.decode(known)}{space}[{text.strip()}]")
-            known = []
-        return "".join(parts) + self.tokenizer.decode(known)
+        likeliest = masked_head.logits(model, hidden_ND).argmax(dim=-1).tolist()
+        positions = (rows["targets_BT"][0] != NONE).nonzero().flatten().tolist()
+        return rows["tokens_BT"][0].tolist(), {at: [id] for at, id in zip(positions, likeliest, strict=True)}
 
 
 def _at_targets(model: Transformer, rows: Batch, dtype: torch.dtype, dropout: float) -> tuple[Tensor, Tensor]:
-    """Hidden states (N, D) where there is something to guess, and what (N,)."""
+    """Hidden states (N, D) at the targets, and the targets (N,)."""
     hidden_BTD = model(rows["tokens_BT"], dtype=dtype, dropout=dropout)
-    targets_BT = rows["targets_BT"]
-    there_BT = targets_BT != NONE
-    return hidden_BTD[there_BT], targets_BT[there_BT]
+    chosen_BT = rows["targets_BT"] != NONE
+    return hidden_BTD[chosen_BT], rows["targets_BT"][chosen_BT]
 
 
 def check_shares(options: MaskOptions) -> None:
-    """Raise UserError for shares that are none."""
-    if not 0 < options.rate < 1:
-        raise UserError(f"mlm.rate is {options.rate}", hint="it must be above 0 and below 1")
-    shares = (options.mask_share, options.random_share)
-    if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
+    """Raise UserError for shares of the targets that add up to more than all of them."""
+    if options.mask_share + options.random_share > 1 + 1e-9:
         raise UserError(
             f"mlm.mask_share is {options.mask_share} and mlm.random_share {options.random_share}",
-            hint="they are shares of what is guessed: at least 0, and at most 1 together",
+            hint="they are shares of the masked tokens: at most 1 together",
         )
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Raise UserError for a tokenizer without the pieces that an encoder needs."""
+    """Raise UserError for a tokenizer without the special tokens that an encoder needs."""
     if tokenizer.mask_id is None or not tokenizer.prefix_ids or not tokenizer.suffix_ids:
         raise UserError(
             f"{tokenizer.name} has no [MASK] between a beginning and an end of text, which an encoder needs",
@@ -346,14 +294,14 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
 
 
 class Masked(Objective):
-    """--arch bert: an encoder laid out as ModernBERT (Warner et al. 2024), each layer of which sees all."""
+    """--arch bert: an encoder with ModernBERT's architecture (Warner et al. 2024), whose layers are all global."""
 
     name = "bert"
     called = "an encoder"
     settings = ("mlm",)
-    score, unit = "loss", "nats per masked piece"
+    score, unit = "loss", MaskedLanguageModeling.unit
     begins_documents = False
-    least_context = 8
+    least_context = LEAST_CONTEXT
     layout = Architecture(
         causal=False,
         norms=NormConfig(kind="layer", first=False),
@@ -368,11 +316,11 @@ class Masked(Objective):
         return replace(config.tokenizer, trainer={**training.ENCODER, **config.tokenizer.trainer})
 
     def check_tokenizer(self, config: PretrainConfig, tokenizer: Tokenizer) -> None:
-        """Raise UserError for a tokenizer without those pieces."""
+        """Raise UserError for a tokenizer without these tokens."""
         check_tokenizer(tokenizer)
 
     def check(self, config: PretrainConfig) -> None:
-        """Raise UserError also for shares that are none, and for what ModernBERT does not have."""
+        """Raise UserError also for impossible shares, and for settings that ModernBERT does not have."""
         super().check(config)
         check_encoder(config.model)
         check_shares(config.mlm)
@@ -380,16 +328,8 @@ class Masked(Objective):
     def task(
         self, config: PretrainConfig, shape: ModelConfig, corpus: Corpus, runtime: Runtime
     ) -> MaskedLanguageModeling:
-        """Masked language modelling."""
-        return MaskedLanguageModeling(
-            train=corpus.train,
-            val=corpus.val,
-            tokenizer=corpus.tokenizer,
-            context=shape.context,
-            runtime=runtime,
-            options=config.mlm,
-            seed=config.seed,
-        )
+        """Masked language modeling."""
+        return MaskedLanguageModeling.of(corpus, config.mlm, context=shape.context, runtime=runtime, seed=config.seed)
 
     def build(self, shape: ModelConfig) -> Transformer:
         """An encoder with ModernBERT's head."""
@@ -398,45 +338,14 @@ class Masked(Objective):
         return model
 
     def write(self, directory: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-        """Write the directory, with how the model is finetuned: nothing has taught its [CLS] to speak for a text."""
+        """Write the directory, with how to finetune the model: by mean pooling, for its [CLS] was never trained."""
         ids = {"cls_token_id": tokenizer.bos_id, "sep_token_id": tokenizer.eos_id, "mask_token_id": tokenizer.mask_id}
         about = {**ids, "classifier_pooling": "mean", "tfcli": {"optimizer": "muon"}}
-        hf.save(directory, model, tokenizer, card=_card(model.config), about=about)
+        hf.save(directory, model, tokenizer, card=of_masked(model.config), about=about)
 
     def next_step(self, directory: Path) -> str:
         """A text with a mask filled in."""
         return f'tfcli predict {directory} --task fill "... [MASK] ..."'
-
-
-def _card(config: ModelConfig) -> str:
-    """The README of an encoder with its masked-language head."""
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- tfcli
----
-
-# A small encoder, made with tfcli
-
-{config.depth} blocks of width {config.width}, {config.heads} heads, a vocabulary of {config.vocab_size} pieces and a
-context of {config.context} tokens, wired as ModernBERT. It says what stands where a text has [MASK], and is what
-classifiers and taggers are finetuned from.
-
-With tfcli:
-
-```sh
-tfcli predict . --task fill "Once upon a [MASK]."
-```
-
-With transformers:
-
-```python
-from transformers import pipeline
-
-print(pipeline("fill-mask", ".")("Once upon a [MASK]."))
-```
-"""
 
 
 OBJECTIVE = Masked()

@@ -1,4 +1,4 @@
-"""The objectives by the word after --arch; the module of one is imported when it is asked for."""
+"""The objectives by the word after --arch; their modules are imported on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A module with an ``OBJECTIVE``, and what its models do."""
+    """A module with an ``OBJECTIVE``, and a phrase on what its models do."""
 
     module: str
     does: str
@@ -37,7 +37,7 @@ def objective(name: str) -> Objective:
 
 
 def of_format(hf_config: Mapping[str, Any]) -> Objective | None:
-    """The objective that alone reads a directory with this config.json; None for other models."""
+    """The objective whose own format a directory with this config.json has; None for other models."""
     from tfcli.formats.hf.stored import OWN
 
     kind = str(hf_config.get("model_type"))
@@ -46,7 +46,7 @@ def of_format(hf_config: Mapping[str, Any]) -> Objective | None:
 
 
 def check_given(config: PretrainConfig, sources: Mapping[str, str]) -> None:
-    """Raise UserError for a given setting that does nothing under the objective; ``sources`` as ``resolve`` gives."""
+    """Raise UserError for a given setting that does nothing under the objective; ``sources`` as of ``resolve``."""
     mine = objective(config.model.arch)
     owner = {section: name for name in OBJECTIVES for section in objective(name).settings}
     for key in (key for key, source in sources.items() if source != "default"):
@@ -54,7 +54,7 @@ def check_given(config: PretrainConfig, sources: Mapping[str, str]) -> None:
         if section in owner and section not in mine.settings:
             raise UserError(f"{key} does nothing in {mine.called}", hint=f"it goes with --arch {owner[section]}")
         if key in OF_MUON and not mine.muon:
-            raise UserError(f"{key} does nothing in {mine.called}, which AdamW trains", hint="its rate is optim.lr")
+            raise UserError(f"{key} does nothing in {mine.called}, which AdamW updates", hint="its rate is optim.lr")
     if config.train.compile == "on" and not mine.compiles:
         raise UserError(
             f"train.compile does nothing in {mine.called}, whose layers are compiled already", hint="leave it out"

@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and the lock that keeps two runs out of one directory."""
+"""Checkpoints, written whole or not at all, and the lock that keeps two runs out of one directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tfcli import disk
 from tfcli.errors import UserError
@@ -25,24 +25,24 @@ FOLDER = "checkpoints"
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """Everything a run needs beside weights and optimizer to go on as if it had never stopped."""
+    """The state of a run besides weights and optimizer, to resume as if it had never stopped."""
 
     step: int = 0
     """Optimizer steps done."""
     steps: int | None = None
-    """Steps in all; None until the length is fixed."""
+    """Total steps; None until the length is fixed."""
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
-    """Since the start of the process that began the run, stops left out."""
+    """Seconds since the start of the process that began the run, without interruptions."""
     loss_sum: float = 0.0
-    """Loss since the last line of metrics."""
+    """Summed loss since the last line of metrics."""
     loss_count: int = 0
     """Tokens since the last line of metrics."""
     best: float | None = None
     """Best validation metric so far."""
     best_step: int = 0
-    """The step of the model that is kept."""
+    """Step of the model that is kept."""
     stale: int = 0
     """Evaluations since the best metric was reached."""
     metrics_bytes: int = 0
@@ -52,34 +52,24 @@ class TrainState:
 
 
 def save(run: Path, state: TrainState, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> Path:
-    """Write ``checkpoints/STEP``: aside, synced, renamed; the marker with sizes and checksums last.
+    """Write ``checkpoints/STEP`` aside, sync and rename it; the marker with sizes and checksums comes last.
 
-    A process killed at any moment leaves either no directory of that name, one without a marker, or a whole one.
+    A process killed at any moment leaves no directory of that name, one without a marker, or a whole one.
     """
-    folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    final, aside = folder / f"{state.step:08d}", folder / f".{state.step:08d}.tmp"
-    for leftover in (aside, final):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    aside.mkdir()
-    try:
-        save_file({name: t.detach().contiguous() for name, t in model.items()}, aside / "model.safetensors")
-        save_file({name: t.detach().contiguous() for name, t in optimizer.items()}, aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        sums = {path.name: _synced(path) for path in sorted(aside.iterdir())}
-        disk.sync(aside)
-        aside.rename(final)
-        disk.sync(folder)
-        disk.write(final / MARKER, json.dumps(sums, indent=1).encode())
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    final = run / FOLDER / f"{state.step:08d}"
+    if final.exists():
+        shutil.rmtree(final)
+    with disk.whole_folder(final, last=lambda name: False) as folder:
+        save_file({name: t.detach().contiguous() for name, t in model.items()}, folder / "model.safetensors")
+        save_file({name: t.detach().contiguous() for name, t in optimizer.items()}, folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        sums = {path.name: [path.stat().st_size, _sum(path)] for path in sorted(folder.iterdir())}
+    disk.write(final / MARKER, json.dumps(sums, indent=1).encode())
     return final
 
 
 def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
-    """Read one checkpoint. Raises UserError, naming the file, where anything is missing, cut short or damaged."""
+    """Read one checkpoint. Raises UserError, naming the file, where anything is missing, truncated or damaged."""
     try:
         sums = json.loads((path / MARKER).read_text())
         for name, (size, checksum) in sums.items():
@@ -96,17 +86,15 @@ def load(path: Path) -> tuple[TrainState, dict[str, Tensor], dict[str, Tensor]]:
         raise _broken(path, str(error)) from None
 
 
-def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, path: Path, of: str, changed: str) -> None:
-    """Copy weights read at ``path`` into parameters. UserError where they are not of these names and shapes.
-
-    ``of`` is what has the parameters, ``changed`` what must have been changed since: both are said.
-    """
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights read at ``path`` into the trained parameters. UserError where they have other names or shapes."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     have, need = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights, parameters))
     if have != need:
         name = min(name for name in have.keys() | need.keys() if have.get(name) != need.get(name))
         raise UserError(
-            f"{path} does not fit {of}: {name} is {have.get(name)} in the one and {need.get(name)} in the other",
-            hint=f"{changed} was changed: start a new run with another --out",
+            f"{path} does not fit the model: {name} has the shape {have.get(name)}, expected {need.get(name)}",
+            hint="it, run.json or the model that the run began with was changed: start a new run with another --out",
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -115,12 +103,11 @@ def fill(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, pat
 
 def complete(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    found = (run / FOLDER).glob("[0-9]*")
-    return sorted(path for path in found if (path / MARKER).is_file())
+    return sorted(path for path in (run / FOLDER).glob("[0-9]*") if (path / MARKER).is_file())
 
 
 def prune(run: Path, *, keep: int, best_step: int) -> None:
-    """Delete all but the newest ``keep`` whole checkpoints and the best, and what killed processes left."""
+    """Delete all but the best and the newest ``keep`` whole checkpoints, and the leftovers of killed processes."""
     whole = complete(run)
     kept = {*whole[-max(1, keep) :], run / FOLDER / f"{best_step:08d}"}
     for path in (run / FOLDER).iterdir():
@@ -134,13 +121,13 @@ def clear(run: Path) -> None:
 
 
 def locked(run: Path) -> AbstractContextManager[None]:
-    """Hold the directory of a run, made if need be: a second run on it, also in another process, is refused."""
+    """Lock the directory of a run, made if need be: a second run on it, also in another process, is refused."""
     busy = UserError(f"another process is training in {run}", hint="wait for it, stop it, or choose another --out")
     return disk.locked(run, busy=busy)
 
 
 def resume_command(run: Path) -> str:
-    """What a person types to go on with a run."""
+    """The command that resumes a run."""
     kind = None
     with suppress(OSError, ValueError, AttributeError):
         kind = json.loads((run / "run.json").read_bytes()).get("kind")
@@ -149,16 +136,8 @@ def resume_command(run: Path) -> str:
 
 def _broken(path: Path, why: str) -> UserError:
     others = [other.name for other in complete(path.parent.parent) if other != path]
-    hint = (
-        f"delete {path} to go on from step {int(others[-1])}" if others else "no other checkpoint is left: start again"
-    )
+    hint = f"delete {path} to go on from step {int(others[-1])}" if others else "start again, for it is the only one"
     return UserError(f"the checkpoint {path} cannot be read: {why}", hint=hint)
-
-
-def _synced(path: Path) -> list[int]:
-    """Size and checksum of a file, once it is on the disk."""
-    disk.sync(path)
-    return [path.stat().st_size, _sum(path)]
 
 
 def _sum(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Where numbers stopped being finite: the first module to blame when training diverges."""
+"""The first place where numbers are not finite, when training diverges."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from torch import Tensor, nn
 
 
 def weights(model: nn.Module) -> str | None:
-    """The first parameter that is not finite, in words."""
-    for name, parameter in model.named_parameters():
-        if not _finite(parameter):
-            return f"the weights of {name}"
-    return None
+    """The first parameter that is not finite, in words; None where all are."""
+    names = (f"the weights of {name}" for name, parameter in model.named_parameters() if not _finite(parameter))
+    return next(names, None)
 
 
 def find(model: nn.Module, gradients: Callable[[], object]) -> str:
     """The first parameter, output of a module (in the order of the forward pass) or gradient that is not finite.
 
-    ``gradients`` takes the step again, forward and backward, up to where the gradients are whole and not yet clipped:
-    clipping spreads one bad gradient over all of them.
+    ``gradients`` repeats the step, forward and backward, without clipping, which spreads one bad gradient over all.
     """
     if (bad := weights(model)) is not None:
         return bad
-    found: list[str] = []
+    outputs: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def check(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and not _finite(output):
-                found.append(name)
+                outputs.append(name)
 
         return check
 
@@ -40,8 +37,8 @@ def find(model: nn.Module, gradients: Callable[[], object]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return f"the output of {found[0]}"
+    if outputs:
+        return f"the output of {outputs[0]}"
     # The backward pass goes from the last parameter to the first.
     gradient = {name: p.grad for name, p in reversed(list(model.named_parameters())) if p.grad is not None}
     for name, values in gradient.items():

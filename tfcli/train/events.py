@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; the command line draws it, a library user may listen too."""
+"""Events of a run in progress, which the command line draws and a library user may listen to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preparing:
-    """Reading, tokenizer training or encoding: bytes done of bytes in all."""
+    """Progress of reading, tokenizer training or encoding, in bytes."""
 
     stage: str
     done: int
@@ -25,7 +25,7 @@ class Preparing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """A few more steps are done. ``steps`` and ``seconds_left`` are None until the length is fixed."""
+    """Progress of training. ``steps`` and ``seconds_left`` are None until the length is fixed."""
 
     step: int
     steps: int | None
@@ -39,7 +39,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
-    """The held-out part was scored: by its first number, such as ("bits per byte", 1.9) or ("accuracy", 0.9)."""
+    """The headline score of an evaluation, such as ("bits per byte", 1.9) or ("accuracy", 0.9)."""
 
     step: int
     name: str
@@ -50,7 +50,7 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """The model wrote something."""
+    """A sample of the model's output."""
 
     step: int
     text: str

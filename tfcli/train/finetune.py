@@ -1,4 +1,4 @@
-"""Finetuning from a model and labelled files to a model directory: prepare the task, plan, train, keep the best."""
+"""Finetuning, from a model and labeled files to a model directory: prepare the task, plan, train, keep the best."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tfcli.errors import UserError
 from tfcli.formats.convert import portable
 from tfcli.formats.hf import adapters, heads
 from tfcli.formats.hf import directory as hf
+from tfcli.formats.hf.card import of_task
 from tfcli.formats.hf.stored import CONFIG
 from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads as task_heads
@@ -31,21 +32,20 @@ from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, notebook, plan, record
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener
-from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import stop_signals
 from tfcli.train.trainer import LoopConfig, Trainer
 
 MUON_LR = 0.02
-"""Of the matrices of a new model under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
+"""Peak rate of a new model's matrices under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
 LEAST_EVALUATIONS = 4
 MICRO_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken, and the best model's scores on the held-out part."""
+    """The result of a run: its directory, the steps taken, and the best model's scores on the held-out part."""
 
     directory: Path
     task: str
@@ -73,12 +73,12 @@ def finetune(
     started: float | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Train a model directory on labelled data for a task, and leave one that transformers reads under its class.
+    """Train a model on labeled data for a task, and write a directory that transformers loads with the task's class.
 
     ``settings`` are dotted keys of the task's configuration, such as {"train.epochs": 3}; ``from_scratch`` takes only
-    shape and tokenizer of ``model``. ``resume`` continues the run in ``out``, to bitwise the same end as a run never
-    stopped (CPU). Raises UserError for bad input, RunError for divergence or a full disk, Interrupted when a signal
-    stopped it after saving.
+    the shape and tokenizer of ``model``. ``resume`` continues the run in ``out``; on a CPU the result is bitwise that
+    of an uninterrupted run. Raises UserError for bad input, RunError for divergence or a full disk, Interrupted when a
+    signal stopped the run after saving.
 
     Example:
         >>> import tfcli
@@ -93,8 +93,7 @@ def finetune(
     with stop_signals() as stop:
         before = None
         if resume:
-            directory = record.resumable(out, specs, kind="finetune")
-            before = _before(directory)
+            directory, before = record.resumed(out, specs, kind="finetune")
             if task not in (None, before["task"]):
                 raise UserError(f"{directory} is of the task {before['task']}, not {task}")
             task, from_scratch = str(before["task"]), bool(before["from_scratch"])
@@ -103,14 +102,13 @@ def finetune(
             raise UserError("a --task is needed", hint="tfcli finetune MODEL DATA --task classify")
         app = application(task)
         if from_scratch and model is not None and app.sizes_models and not (Path(model) / CONFIG).is_file():
-            model, specs = None, [str(model), *specs]  # a model of a size for the data, which is all that is named
+            model, specs = None, [str(model), *specs]  # only data is named: the size of the model follows from it
         if not specs or (model is None and not (from_scratch and app.sizes_models)):
             raise UserError("a model and data are needed", hint=f"tfcli finetune MODEL DATA --task {task}")
-        file = None if config_file is None else Path(config_file)
-        config, sources = resolve(app.config, file=file, sets=sets, flags=settings)
+        config, sources = resolve(app.config, file=config_file, sets=sets, flags=settings)
         check(config)
         if config.lora.on and from_scratch:
-            raise UserError("--lora keeps what a model learnt, --from-scratch forgets it", hint="give one of them")
+            raise UserError("--lora keeps a model's weights, --from-scratch discards them", hint="give one of them")
         if config.data.val is not None:
             hf_data.check_split(config.data.val, "--val")
             config = replace(config, data=replace(config.data, val=_absolute(config.data.val)))
@@ -120,8 +118,6 @@ def finetune(
             directory = record.new_directory(out, [f"{record.stem(specs[0])}-{task}"])
             if model is not None and Path(model).resolve() == directory.resolve():
                 raise UserError(f"--out {directory} is the model itself", hint="choose another --out")
-        if config.train.tensorboard:
-            check_tensorboard()
         run = _Run(
             directory=directory,
             app=app,
@@ -141,20 +137,9 @@ def finetune(
 
 
 def _absolute(val: str) -> str:
-    """A held-out file, or two with a comma between, as found again from another directory."""
+    """A validation file, or two separated by a comma, as they can be found from another directory."""
     parts = [val] if Path(val).exists() else val.split(",")
     return ",".join(record.absolute(part) for part in parts)
-
-
-def _before(directory: Path) -> record.Record:
-    """The record of a run to resume."""
-    before = record.read(directory)
-    if before.get("kind") != "finetune":
-        again = checkpoint.resume_command(directory)
-        raise UserError(f"{directory} is a run of pretrain", hint=f"continue it: {again}")
-    if before.get("finished"):
-        raise UserError(f"{directory} is finished", hint=f"use it: tfcli predict {directory}")
-    return before
 
 
 @dataclass(kw_only=True)
@@ -163,13 +148,13 @@ class _Run(Run):
 
     app: Application
     model: str | None
-    """None for one of a size for the data (``fresh`` of the application)."""
+    """None for a new model whose size follows from the data (``Application.fresh``)."""
     config: FinetuneConfig
     from_scratch: bool
     _opened: Opened | None = None
 
     def go(self, command: list[str]) -> Result:
-        """Prepare, plan, train, score the best, with the directory held."""
+        """Prepare, plan, train and score the best model, with the directory locked."""
         self.note(f"device: {self.runtime.describe()}")
         loaded = self._load()
         if self.from_scratch and self.model is not None:
@@ -191,18 +176,18 @@ class _Run(Run):
         self._same_data(task)
         self._adapt(loaded.model)
         planned, optimizers = self._planned(loaded, task)
-        state = self.restore(lambda weights, path: _fill(loaded.model, weights, path), optimizers) or TrainState()
+        state = self.restore(loaded.model, optimizers) or TrainState()
         about = self.before or self._record(planned, task, loaded.codec.hash, command)
         self.begin(about, task.data_report)
-        self._announce(planned, task, loaded.model, state.step)
+        self.announce(*_overview(planned, task, loaded.model), step=state.step)
         best: dict[str, Tensor] = {}
 
         def save_model(weights: dict[str, Tensor]) -> None:
             best.update(weights)
-            with _holding(loaded.model, weights):
+            with _holding(loaded.model, weights, self.directory):
                 self._save(loaded.model, codec, task)
 
-        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+        with self.gently(state) as metrics:
             Trainer(
                 run=self,
                 model=loaded.model,
@@ -216,14 +201,12 @@ class _Run(Run):
             ).train()
         self._best(loaded.model, best, state)
         scores, lines = task.report(loaded.model)
-        record.write(
-            self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step, "scores": scores}
-        )
+        self.finish({**about, "scores": scores}, state)
         task.draw(self.directory, scores, self.note)
         return Result(directory=self.directory, task=self.app.name, steps=state.step, scores=scores, lines=lines)
 
     def _planned(self, loaded: heads.Loaded, task: Finetuning) -> tuple[plan.Plan, Optimizers]:
-        """What the run will do, and the optimizers that do it."""
+        """The plan of the run, and its optimizers."""
         optim = self.config.optim
         ours = settings_of(loaded.hf_config).get("optimizer") == "muon" and not self.config.lora.on
         kind = optim.kind or ("muon" if self.from_scratch or ours else "adamw")
@@ -232,7 +215,7 @@ class _Run(Run):
         return planned, Optimizers(loaded.model, optim, **rates, plain=kind == "adamw", eps=optim.eps)
 
     def _load(self) -> heads.Loaded:
-        """The model to begin with; one in fewer bits as the numbers that they stand for, unless it stays frozen."""
+        """The initial model; a quantized one is dequantized, unless LoRA keeps it frozen."""
         if self.model is None:
             model, codec = self.app.fresh(self.specs, self.config, self.runtime, self.note)
             return heads.Loaded(model=model, codec=codec, hf_config={}, kind=None)
@@ -252,7 +235,7 @@ class _Run(Run):
         return replace(loaded, codec=portable(loaded.codec))
 
     def _adapt(self, model: Transformer) -> None:
-        """With --lora, adapters that learn in place of the weights, and the head of the task beside them."""
+        """With --lora, attach adapters to train in place of the weights, beside the head of the task."""
         if not self.config.lora.on:
             return
         lora.attach(model, self.config.lora, seed=self.config.seed)
@@ -261,6 +244,7 @@ class _Run(Run):
             head.requires_grad_(True)
 
     def _same_data(self, task: Finetuning) -> None:
+        """Raise UserError where the data or its split are not those of the run that is resumed."""
         if self.before is not None and self.before["data_hash"] != task.data_report["content_hash"]:
             raise UserError(
                 f"the data is not what {self.directory} was trained on",
@@ -269,43 +253,36 @@ class _Run(Run):
         how = task.data_report["split"]
         if self.before is not None and self.before.get("split", how if "seed" not in how else None) != how:
             raise UserError(
-                f"{self.directory} was begun by an older version, whose held-out part was chosen differently",
+                f"{self.directory} was begun by an older version, which split off other validation data",
                 hint="start again, with another --out",
             )
 
     def _save(self, model: Transformer, codec: Any, task: Finetuning) -> None:
-        """The model directory."""
+        """Write the model directory."""
         about = dict(task.hf_config)
         about["tfcli"] = {"task": self.app.name, **about.get("tfcli", {})}
         if self.config.lora.on and self.model is not None:
             base = Path(self.model).absolute()
             adapters.save(self.directory, model, base=base, about=about, chat_template=codec.chat_template)
             return
-        hf.save(self.directory, model, codec, about=about, card=_card(self.app.name, self.model, model))
+        card = of_task(self.app.name, None if self.model is None else Path(self.model).name, model.config)
+        hf.save(self.directory, model, codec, about=about, card=card)
 
     def _best(self, model: Transformer, weights: dict[str, Tensor], state: TrainState) -> None:
-        """Put the best weights into the model: those saved last, also by the process that this one resumed."""
+        """Load the best weights into the model: those saved last, also by the process that this one resumed."""
         if state.best_step != state.step:
-            _fill(model, weights or lora.trainable(self._saved()), self.directory)
+            checkpoint.fill(model, weights or lora.trainable(self._saved()), self.directory)
 
     def _saved(self) -> Transformer:
-        """The model that the directory holds, as it is trained: adapters on their base."""
+        """The model in the directory, as it is trained: adapters on their base."""
         if self.config.lora.on:
             return adapters.put_on(self._load(), self.directory).model
         return heads.load(self.directory, runtime=self.runtime, dtype=torch.float32).model
 
     def _record(self, planned: plan.Plan, task: Finetuning, tokenizer_hash: str, command: list[str]) -> record.Record:
         """The content of run.json when a run begins."""
-        every = record.make(
-            self.specs,
-            self.config,
-            self.sources,
-            planned,
-            self.runtime,
-            command,
-            data_hash=task.data_report["content_hash"],
-            tokenizer_hash=tokenizer_hash,
-        )
+        data_hash = task.data_report["content_hash"]
+        every = self.describe(planned, command, data_hash=data_hash, tokenizer_hash=tokenizer_hash)
         return {
             "kind": "finetune",
             "task": self.app.name,
@@ -316,23 +293,22 @@ class _Run(Run):
             "checksums": {},
         }
 
-    def _announce(self, planned: plan.Plan, task: Finetuning, model: Transformer, resumed: int) -> None:
-        trained = [p.numel() for p in model.parameters() if p.requires_grad]
-        total = sum(p.numel() for p in model.parameters())
-        self.note(f"model: {sum(trained) / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained")
-        epochs = (planned.steps or 0) * planned.batch_size / task.size
-        self.note(
-            f"length: {planned.steps:,} steps of {planned.batch_size} examples, {epochs:.3g} passes over {task.size:,}"
-        )
-        self.note(f"{f'continuing at step {resumed:,}' if resumed else 'writing'} {self.directory}")
+
+def _overview(planned: plan.Plan, task: Finetuning, model: Transformer) -> Iterator[str]:
+    """Lines on what will be done."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    yield f"model: {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters are trained"
+    epochs = (planned.steps or 0) * planned.batch_size / task.size
+    yield f"length: {planned.steps:,} steps of {planned.batch_size} examples, {epochs:.3g} epochs of {task.size:,}"
 
 
 def make_plan(
     config: FinetuneConfig, model: Transformer, task: Finetuning, *, new: bool, ours: bool, optimizer: str
 ) -> plan.Plan:
-    """What a run will do: its steps, its rates, and how much at once.
+    """Decide steps, rates and batch sizes.
 
-    ``new``: from scratch. ``ours``: from an encoder that Muon made, with which it goes on.
+    ``new``: from scratch. ``ours``: from an encoder that was pretrained with Muon, which it continues with.
     """
     train, optim = config.train, config.optim
     if optim.muon_lr is not None and optimizer == "adamw":
@@ -368,69 +344,27 @@ def make_plan(
 
 
 def _loop(config: FinetuneConfig, planned: plan.Plan, size: int) -> LoopConfig:
-    """The settings as the loop takes them, with a fall that begins no sooner than the warm-up has ended."""
+    """Return the settings of the loop, with a decay that begins after the warm-up."""
     optim, train, steps = config.optim, config.train, planned.max_steps
-    warmup = plan.warmup_steps(optim.warmup, steps)
-    every = train.eval_every
-    if every is None:  # at the ends of epochs; in parts of them where there are only a few
-        every = max(1, round(steps / max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))))
-    return LoopConfig(
-        seed=config.seed,
-        warmup=optim.warmup,
-        decay=min(optim.decay, (steps - warmup) / steps),
-        clip=optim.clip,
-        eval_every=every,
-        sample_every=train.sample_every,
-        checkpoint_every=train.checkpoint_every,
-        keep=train.keep,
-    )
+    if train.eval_every is None:  # at the ends of epochs, or more often where there are only a few
+        evaluations = max(LEAST_EVALUATIONS, math.ceil(steps * planned.batch_size / size))
+        train = replace(train, eval_every=max(1, round(steps / evaluations)))
+    decay = min(optim.decay, (steps - plan.warmup_steps(optim.warmup, steps)) / steps)
+    return LoopConfig(seed=config.seed, warmup=optim.warmup, decay=decay, clip=optim.clip, intervals=train)
 
 
 def _renew(model: Transformer, seed: int) -> None:
-    """Forget what the model learnt."""
+    """Discard what the model has learned."""
     task_heads.detach(model)
     initialize(model, seed)
 
 
 @contextmanager
-def _holding(model: Transformer, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other weights for a while."""
-    named = dict(model.named_parameters())
-    own = {name: named[name].detach().clone() for name in weights}
-    with torch.no_grad():
-        for name, value in weights.items():
-            named[name].copy_(value)
+def _holding(model: Transformer, weights: Mapping[str, Tensor], directory: Path) -> Iterator[None]:
+    """Put other weights into the model inside the block."""
+    own = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    checkpoint.fill(model, weights, directory)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, value in own.items():
-                named[name].copy_(value)
-
-
-def _fill(model: Transformer, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put the weights of a checkpoint into the model."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    changed = "the model that the run began with"
-    checkpoint.fill(trained, weights, path=path, of="the model", changed=changed)
-
-
-def _card(task: str, base: str | None, model: Transformer) -> str:
-    """A README for the directory."""
-    c = model.config
-    made = "Trained from scratch" if base is None else f"From {Path(base).name}"
-    return f"""---
-library_name: transformers
-tags:
-- tfcli
----
-
-# A model for {task}, finetuned with tfcli
-
-{made}: {c.depth} blocks of width {c.width}, {c.heads} heads, a vocabulary of {c.vocab_size} pieces, a
-context of {c.context} tokens.
-
-```sh
-echo "Some text." | tfcli predict .
-```
-"""
+        checkpoint.fill(model, own, directory)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object a line, flushed, cut back to the checkpoint when a run is resumed."""
+"""metrics.jsonl: one object a line, flushed, truncated to the checkpoint when a run is resumed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NAME, BOARD = "metrics.jsonl", "tensorboard"
 
 
 class Metrics:
-    """Appends lines to ``metrics.jsonl``; with ``tensorboard`` also writes its events under ``tensorboard/``.
+    """Append to ``metrics.jsonl``; with ``tensorboard`` also to event files under ``tensorboard/``.
 
-    What a run wrote after its first ``keep_bytes``, and events after ``step``, are those of steps taken again: dropped.
+    Lines after the first ``keep_bytes`` and events after ``step`` are dropped: their steps are taken again.
     """
 
     def __init__(self, run: Path, *, keep_bytes: int = 0, step: int = 0, tensorboard: bool = False) -> None:
@@ -31,7 +31,7 @@ class Metrics:
         return self._file.tell()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; numbers of TensorBoard are filed under their own names by its "step"."""
+        """Append one record; TensorBoard gets each of its numbers at its "step"."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         if self._board is not None:
@@ -40,7 +40,7 @@ class Metrics:
                     self._board.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
-        """Make sure that the lines survive a power cut."""
+        """Make sure that the lines survive a power failure."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ def clear(run: Path) -> None:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line cut short by a kill is left out."""
+    """The records of a run, without a last line that was truncated by a kill."""
     path = run / NAME
     if not path.exists():
         return []

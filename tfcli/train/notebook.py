@@ -1,4 +1,4 @@
-"""Progress of a run in a notebook: one bar, drawn once and then changed in place."""
+"""Progress in a notebook: one bar, drawn once and then updated in place."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tfcli.train.events import Evaluated, Event, Listener, Note, Preparing, Prog
 
 
 def listener() -> Listener:
-    """What listens to a run whose caller does not: a bar in a notebook, nothing elsewhere."""
+    """The default listener of a run: a progress bar in a notebook, nothing elsewhere."""
     return _Bar() if _in_notebook() else lambda event: None
 
 
 def counter(what: str) -> Callable[[int, int], None]:
-    """What is told (done, in all) of so many tokens or texts: a bar in a notebook, nothing elsewhere."""
+    """A callback for (done, total) tokens or texts: a progress bar in a notebook, nothing elsewhere."""
     if not _in_notebook():
         return lambda done, total: None
     bar = _Bar()
@@ -24,7 +24,7 @@ def counter(what: str) -> Callable[[int, int], None]:
 
 
 def notes() -> Callable[[str], None]:
-    """What is told lines for people: in a notebook the last of them beside a bar, nothing elsewhere."""
+    """A callback for notes: in a notebook it shows the last one beside a bar, elsewhere nothing."""
     if not _in_notebook():
         return lambda line: None
     bar = _Bar()
@@ -32,14 +32,14 @@ def notes() -> Callable[[str], None]:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook; IPython in a terminal is not."""
+    """Return whether this process is the kernel of a notebook; IPython in a terminal is not."""
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
 
 
 class _Bar:
-    """A listener that shows how far a run is, its speed, its time left and its last score."""
+    """A listener that shows the progress of a run, its speed, its time left and its last score."""
 
     def __init__(self) -> None:
         from IPython.display import HTML, display
@@ -64,10 +64,10 @@ class _Bar:
                 self.show(event.step, event.steps or 0, f"step {event.step:,}: {speed}{self._score}{left}")
 
     def show(self, done: int, total: int, text: str) -> None:
-        """Draw it anew: how far, of how much (0: that is not known), and a line."""
+        """Redraw with ``done`` of ``total`` (0: unknown) and a line of text."""
         self._handle.update(self._html(_bar(done, total, text)))
 
 
 def _bar(done: int, total: int, text: str) -> str:
-    share = f' value="{done}" max="{total}"' if total else ""  # without a value it says "under way"
+    share = f' value="{done}" max="{total}"' if total else ""  # without a value it is indeterminate
     return f"<progress{share}></progress> {html.escape(text)}"

@@ -18,11 +18,11 @@ MUON, ADAMW = "muon", "adamw"
 
 
 class Muon:
-    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), matrices of one shape together.
+    """Momentum orthogonalized by Newton-Schulz (Jordan et al. 2024), matrices of one shape together.
 
-    The update of ``torch.optim.Muon``, which is the twin it is tested against. A small model has dozens of small
-    matrices, and torch's own takes fifteen products for each one; here all of a shape share them as batched products.
-    (Neither optimizer is a ``torch.optim.Optimizer``: making one imports torch's compiler, over a second.)
+    The update is that of ``torch.optim.Muon``, against which it is tested. A small model has dozens of small matrices,
+    each of which takes torch's own fifteen products; here all of a shape share batched products. (Neither optimizer is
+    a ``torch.optim.Optimizer``, because making one imports torch's compiler, which takes over a second.)
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, momentum: float = 0.95, weight_decay: float = 0.1) -> None:
@@ -30,7 +30,7 @@ class Muon:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self._shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for p in params:
-            self._shapes[tuple(sorted(p.shape))].append(p)  # a tall matrix is taken transposed
+            self._shapes[tuple(sorted(p.shape))].append(p)  # tall matrices are transposed
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -53,21 +53,15 @@ class Muon:
 
 
 def _wide(matrix: Tensor) -> Tensor:
-    """The matrix, or its transpose where it has more rows than columns."""
+    """The matrix, transposed if it has more rows than columns."""
     return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 class AdamW:
-    """torch's AdamW (Loshchilov and Hutter 2019), by its function; in pretraining for embeddings, head and norms."""
+    """torch's functional AdamW (Loshchilov and Hutter 2019); in pretraining for embeddings, head and norms."""
 
     def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        *,
-        beta1: float,
-        beta2: float,
-        eps: float = 1e-10,
-        weight_decay: float = 0.0,
+        self, params: Iterable[nn.Parameter], *, beta1: float, beta2: float, eps: float, weight_decay: float = 0.0
     ) -> None:
         self.params = list(params)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
@@ -120,16 +114,16 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def rule(name: str, parameter: nn.Parameter) -> str:
-    """Which optimizer a parameter belongs to: matrices inside blocks, or of a head between hidden states, to Muon."""
+    """The optimizer of a parameter: Muon for matrices inside blocks and between hidden states of a head."""
     inner = name.startswith(("blocks.", "encoder.blocks.", "task_head.transform."))
     return MUON if inner and parameter.ndim == 2 else ADAMW
 
 
 class Optimizers:
-    """The optimizers of a model, stepped together, with one schedule factor over their peak rates.
+    """The optimizers of a model, stepped together, with one schedule factor on their peak rates.
 
-    With ``plain`` there is no Muon: AdamW with ``options.weight_decay`` for all matrices, and without for the rest.
-    Frozen parameters belong to none.
+    With ``plain`` AdamW updates everything, with ``options.weight_decay`` on matrices only. Frozen parameters have no
+    optimizer.
     """
 
     def __init__(
@@ -146,7 +140,7 @@ class Optimizers:
         self.lr = lr
         self.muon_lr = muon_lr
         self.shown_lr = lr if plain else muon_lr
-        """Peak rate that stands in the metrics."""
+        """Peak rate for the metrics."""
         matrices = [p for name, p in self.named.items() if not plain and rule(name, p) == MUON]
         decayed = [p for p in self.named.values() if plain and p.ndim > 1]
         taken = {id(p) for p in (*matrices, *decayed)}
@@ -172,22 +166,17 @@ class Optimizers:
                 yield f"{name}.{key}", value
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``tensors`` gave."""
-        for name, p in self.named.items():
-            prefix = name + "."
-            state = {
-                key.removeprefix(prefix): value.to(p.device)
-                for key, value in tensors.items()
-                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-            }
-            if state:  # a parameter that never had a gradient has none
-                self._owners[id(p)].state[p] = state
+        """Restore the state that ``tensors`` gave."""
+        for key, value in tensors.items():
+            name, _, state = key.rpartition(".")
+            p = self.named[name]
+            self._owners[id(p)].state.setdefault(p, {})[state] = value.to(p.device)
 
 
 def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:
-    """Factor on the peak rates at ``step`` (from 0): linear warm-up, constant, then linear to zero over ``decay``.
+    """The factor on the peak rates at ``step`` (from 0): linear warm-up, constant, then linear to zero over ``decay``.
 
-    Warm-up, stable, decay (Hu et al. 2024, MiniCPM, 4.1): the length may be fixed while the rate is still constant.
+    Warmup-stable-decay (Hu et al. 2024, MiniCPM, 4.1): the length may be fixed while the rate is still constant.
     """
     warm = (step + 1) / (min(warmup, steps) + 1)
     left = (steps - step) / max(1.0, steps * decay)
@@ -195,5 +184,5 @@ def schedule(step: int, steps: int, *, warmup: int, decay: float) -> float:
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most ``limit``; returns the norm before, as a tensor."""
+    """Scale all gradients so that their joint norm is at most ``limit``; return the norm before, as a tensor."""
     return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)

@@ -1,4 +1,4 @@
-"""From a corpus, a machine and what a person fixed: how long a model is trained, at which rates, how much at once."""
+"""The length, learning rates and batch sizes of a run, from corpus, machine and settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfcli.config.model import ModelConfig
-from tfcli.config.options import DEFAULT_BUDGET, PretrainConfig
+from tfcli.config.options import DEFAULT_BUDGET, WARMUP_STEPS, PretrainConfig
 from tfcli.config.resolve import seconds
 from tfcli.errors import UserError
 from tfcli.objectives.table import objective
@@ -17,28 +17,26 @@ from tfcli.train import shape as sizes
 
 LENGTHS = ("steps", "tokens", "epochs", "budget")
 DEFAULT_EPOCHS, MAX_EPOCHS = 8, 40
-"""Passes over the text at most: of a run whose length is not given, and of one with a budget. Beyond the first a small
-text is overfitted faster than it teaches, beyond the second nothing is left (Muennighoff et al. 2023, 6)."""
+"""Most epochs of a run of default length, and of one with a budget. Beyond the first a small text is overfit faster
+than it teaches, beyond the second there is nothing left to gain (Muennighoff et al. 2023, 6)."""
 COMPILE_PAYS_AFTER = 600.0
-"""Seconds of planned training on a GPU beyond which compiling is repaid. On CPU the kernels by hand are faster."""
+"""Seconds of planned training on a GPU beyond which compiling pays. On CPU the handwritten kernels are faster."""
 MICRO_TOKENS = 8192
-"""Tokens at once; a larger batch is accumulated."""
-WARMUP_STEPS = 10
-"""Steps of warm-up where optim.warmup is left out."""
+"""Tokens per forward pass; gradients of a larger batch are accumulated."""
 FIRST_EVALUATION = 70
-"""Steps before the first look at the held-out text."""
+"""Steps before the first evaluation."""
 PROBE_STEPS = 24
 """Steps after which the length of a run with a time budget is fixed from its measured speed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run will do; ``steps`` is None while a time budget waits for the machine's measured speed."""
+    """The plan of a run; ``steps`` is None until the speed under a time budget has been measured."""
 
     model: ModelConfig
     steps: int | None
     max_steps: int
-    """As long as the corpus supports."""
+    """Most steps that the corpus supports."""
     budget: float | None
     """Seconds of wall-clock time from the start of the process, or None."""
     batch_size: int
@@ -48,19 +46,19 @@ class Plan:
     lr: float
     compile: bool
     dropout_from: int = 1
-    """The first epoch with dropout: text that is seen for the first time cannot be overfitted."""
+    """The first epoch with dropout: text seen for the first time cannot be overfit."""
     bucket: int = 1
-    """Batches among which examples are sorted by length, where they have lengths."""
+    """Batches among which examples are sorted by length, if they differ in length."""
     patience: int | None = None
-    """Evaluations without a better one after which the run ends."""
+    """Evaluations without improvement after which the run ends."""
     margin: float = 0.0
-    """Standard errors of the score by which an earlier model must be ahead to be kept for a later one."""
+    """Standard errors of the score by which an earlier model must be better to be kept over a later one."""
     window: int | None = None
-    """Tokens of the text in an example, where these are not the context."""
+    """Tokens of the text in an example, where that is not the context."""
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of the text in one optimizer step."""
+        """Tokens of the text per optimizer step."""
         return self.batch_size * (self.window or self.model.context)
 
 
@@ -74,19 +72,16 @@ def make(
 ) -> Plan:
     """Decide what ``config`` leaves open. ``train_tokens`` is the length of the encoded training text.
 
-    ``on_note`` is told what is smaller than usual because the text is. Raises UserError for sizes that cannot be.
+    ``on_note`` is told what is reduced for a small text. Raises UserError for impossible sizes.
     """
-    options, train, optim, made = config.model, config.train, config.optim, objective(config.model.arch)
+    options, train, optim, arch = config.model, config.train, config.optim, objective(config.model.arch)
     check(config)
     budget = time_budget(config)
+    most_seconds = budget or seconds(DEFAULT_BUDGET)
     depth = options.depth or sizes.depth(
-        config,
-        vocab_size=vocab_size,
-        train_tokens=train_tokens,
-        budget=budget or seconds(DEFAULT_BUDGET),
-        runtime=runtime,
+        config, vocab_size=vocab_size, train_tokens=train_tokens, budget=most_seconds, runtime=runtime
     )
-    model = made.shape(options, depth=depth, vocab_size=vocab_size)
+    model = arch.shape(options, depth=depth, vocab_size=vocab_size)
     most = max(8, (train_tokens - 1) // 2)
     if options.context is None and model.context > most:
         if on_note and most < train_tokens:
@@ -95,7 +90,7 @@ def make(
     batch = train.batch_size or sizes.batch_size(model, train_tokens)
     micro = min(train.micro_batch or max(1, MICRO_TOKENS // model.context), batch)
     sizes.check_text(model, train_tokens, batch)
-    window = made.window(config, model.context)
+    window = arch.window(config, model.context)
     tokens_per_step = batch * window
     epoch_steps = max(1, (train_tokens - 1) // tokens_per_step)
     passes = MAX_EPOCHS if train.budget is not None else DEFAULT_EPOCHS
@@ -108,25 +103,25 @@ def make(
     repeats = (steps or max_steps) / epoch_steps
     slower = min(1.0, (192 / model.width) ** 0.5)
     return Plan(
-        model=made.built(model),
+        model=arch.built(model),
         steps=steps,
         max_steps=max_steps,
         budget=budget,
         batch_size=batch,
         micro_batch=micro,
         dropout=train.dropout if train.dropout is not None else (0.2 if repeats > 12 else 0.1 if repeats > 4 else 0.0),
-        muon_lr=optim.muon_lr if optim.muon_lr is not None else made.muon_lr,
-        lr=optim.lr if optim.lr is not None else made.lr * slower,
-        compile=made.compiles
+        muon_lr=optim.muon_lr if optim.muon_lr is not None else arch.muon_lr,
+        lr=optim.lr if optim.lr is not None else arch.lr * slower,
+        compile=arch.compiles
         and (train.compile == "on" or (train.compile == "auto" and _compiling_pays(runtime, budget))),
         window=None if window == model.context else window,
     )
 
 
 def evaluation_steps(steps: int | None) -> Iterator[int]:
-    """The steps at which the held-out text is scored unless fixed: 70 x 1.25^k, gaps a fifteenth of the run at most.
+    """The default steps of evaluations: 70 x 1.25^k, with gaps of at most a fifteenth of the run.
 
-    Learning is fast at first. The last step is scored beside these.
+    Learning is fast at first. The last step is evaluated as well.
     """
     largest = max(FIRST_EVALUATION, (steps or 2**40) // 15)
     at = float(FIRST_EVALUATION)
@@ -136,7 +131,7 @@ def evaluation_steps(steps: int | None) -> Iterator[int]:
 
 
 def evaluation(step: int, *, steps: int | None, every: int | None) -> int | None:
-    """Which evaluation, from 0, is due at ``step``, with ``every`` so many steps or by the ladder; None for no one."""
+    """The number, from 0, of the evaluation at ``step``, by ``every`` or else ``evaluation_steps``; None for none."""
     if every is not None:
         return step // every - 1 if step and step % every == 0 else None
     number, at = next((number, at) for number, at in enumerate(evaluation_steps(steps)) if at >= step)
@@ -144,7 +139,7 @@ def evaluation(step: int, *, steps: int | None, every: int | None) -> int | None
 
 
 def warmup_steps(share: float | None, steps: int) -> int:
-    """Steps of linear warm-up of a run of ``steps``, of which it is a ``share`` unless that is left out."""
+    """Steps of linear warm-up in a run of ``steps``: a ``share`` of them, or ``WARMUP_STEPS`` where that is None."""
     return WARMUP_STEPS if share is None else round(share * steps)
 
 
@@ -158,8 +153,8 @@ def fix_steps(
 ) -> int:
     """The number of steps that ends a budgeted run in time, from its measured speed; at most what the corpus supports.
 
-    Evaluations, the last one and one ``every`` so many steps or by the ladder, are paid for, and a twentieth is kept
-    for checkpoints, samples and the end.
+    The time of evaluations (see ``evaluation``) and of the last one is taken off, and a twentieth is kept for
+    checkpoints, samples and the end.
     """
     assert plan.budget is not None
     left = 0.95 * (plan.budget - elapsed) - evaluation_seconds
@@ -173,7 +168,7 @@ def fix_steps(
 
 
 def time_budget(config: PretrainConfig) -> float | None:
-    """Seconds, where time decides the length; raises UserError where two lengths are given."""
+    """The seconds of a run that time limits, else None. Raises UserError where two lengths are given."""
     train = config.train
     given = [name for name in LENGTHS if getattr(train, name) is not None]
     if len(given) > 1:
@@ -184,15 +179,14 @@ def time_budget(config: PretrainConfig) -> float | None:
 
 
 def one_length(config: PretrainConfig, sources: Mapping[str, str]) -> PretrainConfig:
-    """``config`` with only the lengths of the highest layer that gives one: a flag replaces a preset's steps."""
-    given = {name: sources[f"train.{name}"] for name in LENGTHS if getattr(config.train, name) is not None}
-    layers = [_layer(source) for source in given.values()]
-    lower: dict[str, Any] = {name: None for name, source in given.items() if _layer(source) < max(layers)}
+    """Drop the lengths that a higher layer replaces, as a flag does a preset's steps."""
+    layers = {name: _layer(sources[f"train.{name}"]) for name in LENGTHS if getattr(config.train, name) is not None}
+    lower: dict[str, Any] = {name: None for name, layer in layers.items() if layer < max(layers.values())}
     return replace(config, train=replace(config.train, **lower))
 
 
 def _layer(source: str) -> int:
-    """Rank of where a setting came from: default, preset, file, then --set and flags."""
+    """The rank of a setting's source: default, preset, file, then --set and flags."""
     return 0 if source == "default" else 1 if source.startswith("preset ") else 3 if source in ("--set", "flag") else 2
 
 
@@ -201,35 +195,9 @@ def _compiling_pays(runtime: Runtime, budget: float | None) -> bool:
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuse what cannot be for any text: raises UserError for a number that means nothing, or two lengths."""
-    train, optim = config.train, config.optim
-    at_least_1 = ("steps", "tokens", "batch_size", "micro_batch", "eval_every", "sample_every", "checkpoint_every")
-    for name in (*at_least_1, "keep"):
-        value = getattr(train, name)
-        if value is not None and value < 1:
-            raise UserError(f"train.{name} is {value}", hint="it must be at least 1")
-    above_0 = {"train.epochs": train.epochs, "optim.clip": optim.clip}
-    at_least_0 = {"optim.muon_lr": optim.muon_lr, "optim.lr": optim.lr, "optim.weight_decay": optim.weight_decay}
-    for name, value in {**above_0, **at_least_0}.items():
-        if value is not None and not (0 < value < math.inf or (value == 0 and name not in above_0)):
-            raise UserError(f"{name} is {value}", hint=f"it must be {'more than' if name in above_0 else 'at least'} 0")
-    shares = {"optim.beta1": optim.beta1, "optim.beta2": optim.beta2, "optim.momentum": optim.momentum}
-    for name, value in {**shares, "train.dropout": train.dropout}.items():
-        if value is not None and not 0 <= value < 1:
-            raise UserError(f"{name} is {value}", hint="it must be at least 0 and below 1")
-    if optim.warmup is not None and not 0 <= optim.warmup < 1:
-        hint = f"it is a share of the run, from 0 to 1, not a number of steps; left out it is {WARMUP_STEPS} steps"
-        raise UserError(f"optim.warmup is {optim.warmup:g}", hint=hint)
-    if not 0 <= optim.decay <= 1:
-        raise UserError(f"optim.decay is {optim.decay}", hint="it is a share of the run, from 0 to 1")
-    if not -(2**63) <= config.seed < 2**63:
-        raise UserError(f"seed is {config.seed}", hint="it must fit into 64 bits")
+    """Raise UserError for settings that no text can be trained with: two lengths, or sizes that do not go together."""
     time_budget(config)
-    options = config.model
-    sizes.check(options)
-    made = objective(options.arch)
-    made.check(config)
-    if config.tokenizer.vocab_size is not None and config.tokenizer.vocab_size < 1:
-        raise UserError(f"tokenizer.vocab_size is {config.tokenizer.vocab_size}", hint="it must be at least 1")
+    options, arch = config.model, objective(config.model.arch)
+    arch.check(config)
     if options.depth is not None or options.width is not None:
-        made.shape(options, depth=options.depth or 1, vocab_size=1)
+        arch.shape(options, depth=options.depth or 1, vocab_size=1)

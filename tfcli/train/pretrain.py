@@ -1,4 +1,4 @@
-"""Pretraining from files to a model directory: prepare the text, plan, train, leave a model that works everywhere."""
+"""Pretraining, from files to a model directory: prepare the text, plan, train, save."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tfcli.config.options import PretrainConfig, TokenizerOptions
+from tfcli.config.options import WARMUP_STEPS, PretrainConfig, TokenizerOptions
 from tfcli.config.resolve import resolve
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
-from tfcli.model.base import Model
 from tfcli.objectives.base import Objective
 from tfcli.objectives.table import check_given, objective
 from tfcli.text.corpus.prepare import Corpus, cached, prepare
@@ -23,7 +22,6 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 from tfcli.train import checkpoint, notebook, plan, record, shape
 from tfcli.train.checkpoint import TrainState
 from tfcli.train.events import Listener, Preparing
-from tfcli.train.metrics import check_tensorboard
 from tfcli.train.optim import Optimizers
 from tfcli.train.run import Run, holding
 from tfcli.train.signals import stop_signals
@@ -34,25 +32,20 @@ SHARDS = ".shards"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a finished run left: its directory, the steps taken and the best model's score."""
+    """The result of a run: its directory, the steps taken and the best model's score on the held-out text."""
 
     directory: Path
     steps: int
     score: float | None
-    """Of the held-out text; None where it was never scored."""
+    """None where it was never scored."""
     score_name: str = "bits_per_byte"
-    """Or "loss": nats a masked token of an encoder, a hidden one of an encoder-decoder."""
+    """Or "loss": nats per masked token, of an encoder or an encoder-decoder."""
     arch: str = "gpt"
 
     @property
     def bits_per_byte(self) -> float | None:
         """The score where that is its name."""
         return self.score if self.score_name == "bits_per_byte" else None
-
-    @property
-    def masked_loss(self) -> float | None:
-        """The score where it is a loss."""
-        return self.score if self.score_name == "loss" else None
 
 
 def pretrain(
@@ -72,13 +65,13 @@ def pretrain(
     started: float | None = None,
     command: Sequence[str] = (),
 ) -> Result:
-    """Train a GPT, or another ``model.arch``, on text and leave a Hugging Face model directory.
+    """Train a GPT, or another ``model.arch``, on text and write a Hugging Face model directory.
 
-    ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig`` such as
-    {"train.steps": 500}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in ``out``, to bitwise
-    the same end as a run never stopped (CPU). ``listen`` is told every event; ``started`` is when the clock began
-    (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or a full disk, Interrupted
-    when a signal stopped it after saving.
+    ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig``, such as
+    {"train.steps": 500}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in ``out``; on a CPU the
+    result is bitwise that of an uninterrupted run. ``listen`` receives every event; ``started`` is the start of the
+    clock (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or a full disk,
+    Interrupted when a signal stopped the run after saving.
 
     Example:
         >>> import tfcli
@@ -89,21 +82,15 @@ def pretrain(
     """
     began = time.time() if started is None else started
     specs = [str(c) for c in ([corpus] if isinstance(corpus, str | Path) else corpus)]
-    config, sources = resolve(
-        PretrainConfig,
-        preset=preset,
-        file=None if config_file is None else Path(config_file),
-        sets=sets,
-        flags=settings,
-    )
+    config, sources = resolve(PretrainConfig, preset=preset, file=config_file, sets=sets, flags=settings)
     config = plan.one_length(config, sources)
-    _no_idle_settings(sources, tokenizer)
+    _refuse_idle(sources, tokenizer)
     tell: Listener = listen or notebook.listener()
     with stop_signals() as stop:
         before = None
         if resume:
-            directory = record.resumable(out, specs)
-            before = _before(directory, specs)
+            directory, before = record.resumed(out, specs)
+            before = _checked(before, directory, specs)
             config = record.unchanged(before, config, sources, directory)
             specs, sources = before["corpus"], before.get("sources") or sources
         elif not specs:
@@ -123,36 +110,27 @@ def pretrain(
             stop=stop,
             before=before,
         )
-        if run.config.train.tensorboard:
-            check_tensorboard()
         given = None if tokenizer is None else Tokenizer.load(tokenizer)
         with holding(run.directory, run.directory.parent / SHARDS), run.runtime.active():
             return run.go(given, list(command))
 
 
-def _before(directory: Path, specs: list[str]) -> record.Record:
-    """The record of a run to resume. Raises UserError where it is finished, or of other files."""
-    before = _with_a_share(record.read(directory), directory)
-    if before.get("finished"):
-        raise UserError(f"{directory} is finished", hint=f"use it: tfcli generate --model {directory}")
+def _checked(before: record.Record, directory: Path, specs: list[str]) -> record.Record:
+    """The record of a run to resume, whose warm-up is a share of it, as in this version.
+
+    Raises UserError for a run on other files, and for one that an older version began with another number of steps of
+    warm-up than is usual.
+    """
     if specs and [record.absolute(spec) for spec in specs] != before["corpus"]:
         raise UserError(
             f"{directory} was trained on other files: {', '.join(before['corpus'])}",
             hint="leave the files out to continue, or start a new run with another --out",
         )
-    return before
-
-
-def _with_a_share(before: record.Record, directory: Path) -> record.Record:
-    """The record of a run; of one that an older version began, whose optim.warmup was steps, as that of this one.
-
-    Raises UserError for another number of steps than is usual.
-    """
     optim = before["config"].get("optim")
     steps = optim.get("warmup") if isinstance(optim, dict) else None
     if not isinstance(steps, int) or not steps:
         return before
-    if steps != plan.WARMUP_STEPS:
+    if steps != WARMUP_STEPS:
         raise UserError(
             f"{directory} was begun by an older version with a warm-up of {steps} steps, now a share of the run",
             hint="start again, with another --out",
@@ -160,9 +138,9 @@ def _with_a_share(before: record.Record, directory: Path) -> record.Record:
     return {**before, "config": {**before["config"], "optim": {**optim, "warmup": None}}}
 
 
-def _no_idle_settings(sources: dict[str, str], tokenizer: str | Path | None) -> None:
-    """Raise UserError for a setting that another one makes idle."""
-    given = [key for key, source in sources.items() if source not in ("default",) and not source.startswith("preset ")]
+def _refuse_idle(sources: dict[str, str], tokenizer: str | Path | None) -> None:
+    """Raise UserError for a setting that another one makes ineffective."""
+    given = [key for key, source in sources.items() if source != "default" and not source.startswith("preset ")]
     idle = [key for key in given if key.startswith("tokenizer.")]
     if tokenizer is not None and idle:
         raise UserError(f"--tokenizer is given, so {idle[0]} does nothing", hint="give one of the two")
@@ -178,16 +156,16 @@ class _Run(Run):
 
     @property
     def objective(self) -> Objective:
-        """What is learnt."""
+        """The objective of --arch."""
         return objective(self.config.model.arch)
 
     def go(self, tokenizer: Tokenizer | None, command: list[str]) -> Result:
-        """Prepare, plan, train, with the directory held."""
+        """Prepare, plan and train, with the directory locked."""
         if self.before is not None:
             self._tell_of_another_machine(self.before["machine"])
         self.note(f"device: {self.runtime.describe()}")
         if self.before is None:
-            record.new_directory(self.directory, self.specs)  # nobody else was quicker
+            record.new_directory(self.directory, self.specs)  # raises where another process was quicker
         corpus = self._corpus(tokenizer)
         if self.before is not None:
             planned = record.plan_of(self.before, self.directory)
@@ -199,28 +177,30 @@ class _Run(Run):
                 runtime=self.runtime,
                 on_note=self.note,
             )
-        made = self.objective
-        task = made.task(self.config, planned.model, corpus, self.runtime)
-        model = made.build(planned.model).to(self.runtime.device)
-        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not made.muon)
-        state = self._restored(model, optimizers)
+        arch = self.objective
+        task = arch.task(self.config, planned.model, corpus, self.runtime)
+        model = arch.build(planned.model).to(self.runtime.device)
+        optimizers = Optimizers(model, self.config.optim, muon_lr=planned.muon_lr, lr=planned.lr, plain=not arch.muon)
+        state = self.restore(model, optimizers)
+        if state is None:
+            arch.fill(model, self.config.seed)
+            state = TrainState()
         about = self.before or self._record(planned, corpus, command)
         self.begin(about, corpus.data_report)
         if not (self.directory / hf.TOKENIZER).exists():
             corpus.tokenizer.save(self.directory / hf.TOKENIZER)
         size = sum(parameter.numel() for parameter in model.parameters())
-        for line in _announce(planned, corpus, self.directory, size, resumed=state.step):
-            self.note(line)
+        self.announce(*_overview(planned, corpus, size), step=state.step)
 
         def save_model(weights: dict[str, Tensor]) -> None:
-            made.save(self.directory, planned.model, weights, corpus.tokenizer)
+            arch.save(self.directory, planned.model, weights, corpus.tokenizer)
 
         def fixed(steps: int) -> None:
             tokens = steps * planned.tokens_per_step
             epochs = tokens / max(1, corpus.train.tokens)
-            self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} passes over the text")
+            self.note(f"length: {steps:,} steps, {tokens:,} tokens, {epochs:.1f} epochs")
 
-        with self.gently(state, tensorboard=self.config.train.tensorboard) as metrics:
+        with self.gently(state) as metrics:
             Trainer(
                 run=self,
                 model=model,
@@ -233,39 +213,27 @@ class _Run(Run):
                 save_model=save_model,
                 on_steps=fixed,
             ).train()
-        record.write(self.directory, record.RUN_FILE, {**about, "finished": record.now(), "steps": state.step})
-        return Result(
-            directory=self.directory, steps=state.step, score=state.best, score_name=made.score, arch=made.name
-        )
+        self.finish(about, state)
+        score, name = state.best, arch.score
+        return Result(directory=self.directory, steps=state.step, score=score, score_name=name, arch=arch.name)
 
     def _tell_of_another_machine(self, machine: Mapping[str, Any]) -> None:
         """Note what the run that is resumed was started on, where this is another."""
-        here = {
-            "device": str(self.runtime.device),
-            "precision": self.runtime.precision,
-            "threads": self.runtime.threads,
-        }
-        other = [f"{key} {machine.get(key)}" for key, value in here.items() if machine.get(key) != value]
+        here = record.describe(self.runtime)["machine"]
+        keys = ("device", "precision", "threads")
+        other = [f"{key} {machine.get(key)}" for key in keys if machine.get(key) != here[key]]
         if other:
-            self.note(f"the run was started with {', '.join(other)}: the end may differ in the last digits")
+            self.note(f"the run was started with {', '.join(other)}: the result may differ in the last digits")
 
     def _record(self, planned: plan.Plan, corpus: Corpus, command: list[str]) -> record.Record:
-        """The content of run.json when a run begins; "shards" is the way from its parent to its encoded text."""
-        every = record.make(
-            self.specs,
-            self.config,
-            self.sources,
-            planned,
-            self.runtime,
-            command,
-            data_hash=corpus.data_report["content_hash"],
-            tokenizer_hash=corpus.tokenizer.hash,
-        )
+        """The content of run.json when a run begins; "shards" is the path from its parent to the encoded text."""
+        data_hash, tokenizer_hash = corpus.data_report["content_hash"], corpus.tokenizer.hash
+        every = self.describe(planned, command, data_hash=data_hash, tokenizer_hash=tokenizer_hash)
         shards = str(corpus.train.path.parent.relative_to(self.directory.parent))
         return {**every, "shards": shards, "checksums": record.checksums(corpus)}
 
     def _corpus(self, tokenizer: Tokenizer | None) -> Corpus:
-        """The encoded text: of a run to resume just as it was left, without reading the sources again."""
+        """The encoded text; a run that is resumed finds it as it was left, without reading the sources again."""
         if self.before is None:
             if tokenizer is not None:
                 self.objective.check_tokenizer(self.config, tokenizer)
@@ -310,47 +278,23 @@ class _Run(Run):
             raise UserError("nothing is held out for validation", hint="use --val FILE, or a larger --val-fraction")
         return corpus
 
-    def _restored(self, model: Model, optimizers: Optimizers) -> TrainState:
-        """Weights, optimizer and counters: of the newest whole checkpoint, or new ones where there is none yet."""
-
-        def fill(weights: Mapping[str, Tensor], path: Path) -> None:
-            named, of = dict(model.named_parameters()), str(self.directory / record.RUN_FILE)
-            checkpoint.fill(named, weights, path=path, of=of, changed="one of them")
-
-        state = self.restore(fill, optimizers)
-        if state is None:
-            self.objective.fill(model, self.config.seed)
-        return state or TrainState()
-
 
 def loop_of(config: PretrainConfig) -> LoopConfig:
-    """The settings as the loop takes them."""
-    optim, train = config.optim, config.train
-    return LoopConfig(
-        seed=config.seed,
-        warmup=optim.warmup,
-        decay=optim.decay,
-        clip=optim.clip,
-        eval_every=train.eval_every,
-        sample_every=train.sample_every,
-        checkpoint_every=train.checkpoint_every,
-        keep=train.keep,
-    )
+    """Return the settings of the training loop."""
+    optim = config.optim
+    return LoopConfig(seed=config.seed, warmup=optim.warmup, decay=optim.decay, clip=optim.clip, intervals=config.train)
 
 
-def _announce(planned: plan.Plan, corpus: Corpus, directory: Path, size: int, *, resumed: int) -> Iterator[str]:
-    """What will be done, before it is done; ``size`` is the number of parameters."""
+def _overview(planned: plan.Plan, corpus: Corpus, size: int) -> Iterator[str]:
+    """Lines on what will be done; ``size`` is the number of parameters."""
     m = planned.model
     yield f"text: {corpus.train.bytes:,} bytes, {corpus.train.tokens:,} tokens; {corpus.val.tokens:,} tokens held out"
-    yield (
-        f"model: {size / 1e6:.2f} M parameters: depth {m.depth}, width {m.width}, heads {m.heads}, "
-        f"context {m.context}, vocabulary {m.vocab_size}"
-    )
-    batch = f"{planned.batch_size} x {planned.window or m.context} = {planned.tokens_per_step:,} tokens a step"
+    sizes = f"depth {m.depth}, width {m.width}, heads {m.heads}, context {m.context}, vocabulary {m.vocab_size}"
+    yield f"model: {size / 1e6:.2f} M parameters: {sizes}"
+    batch = f"{planned.batch_size} x {planned.window or m.context} = {planned.tokens_per_step:,} tokens per step"
     if planned.steps is not None:
         yield f"length: {planned.steps:,} steps of {batch}"
     else:
         budget = planned.budget or 0
-        said = f"{budget / 60:.3g} minutes" if budget >= 90 else f"{budget:.3g} s"
-        yield f"length: about {said} (choose with --steps, --epochs, --tokens or --budget); {batch}"
-    yield f"{'continuing at step ' + format(resumed, ',') if resumed else 'writing'} {directory}"
+        duration = f"{budget / 60:.3g} minutes" if budget >= 90 else f"{budget:.3g} s"
+        yield f"length: about {duration} (choose with --steps, --epochs, --tokens or --budget); {batch}"

@@ -1,4 +1,4 @@
-"""The record of a run, run.json: where a run may go, what it was started with, and what resuming it may change."""
+"""The record of a run, run.json: its directory, what it was started with, and what may change on resuming."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,11 @@ import torch
 
 import tfcli
 from tfcli import disk
-from tfcli.config.model import from_stored, stored
-from tfcli.config.options import PretrainConfig
-from tfcli.config.resolve import from_dict, to_dict
+from tfcli.config.model import from_stored
+from tfcli.config.resolve import from_dict
 from tfcli.errors import RunError, TfcliError, UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.runtime import Runtime
-from tfcli.tasks.common.options import FinetuneConfig
 from tfcli.text.corpus.prepare import Corpus
 from tfcli.text.read import hf_data
 from tfcli.train import checkpoint, metrics
@@ -34,51 +32,24 @@ from tfcli.train.runs import RUNS
 Record = dict[str, Any]
 C = TypeVar("C", bound=object)
 KINDS = {"config": dict, "plan": dict, "corpus": list, "machine": dict, "tokenizer_hash": str, "checksums": dict}
-"""What a record must have to be resumed, and of which kind."""
+"""The entries that a record must have to be resumed, and their types."""
 
 
-def make(
-    specs: Sequence[str],
-    config: PretrainConfig | FinetuneConfig,
-    sources: dict[str, str],
-    planned: Plan,
-    runtime: Runtime,
-    command: Sequence[str],
-    *,
-    data_hash: str,
-    tokenizer_hash: str,
-) -> Record:
-    """What run.json says of every run when it begins."""
-    return {
-        "command": list(command),
-        "corpus": [absolute(spec) for spec in specs],
-        "started": now(),
-        "finished": None,
-        "config": to_dict(config),
-        "sources": sources,
-        "plan": {**asdict(planned), "model": stored(planned.model)},
-        "machine": machine(runtime),
-        "versions": {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()},
-        "git_commit": git_commit(),
-        "seed": config.seed,
-        "data_hash": data_hash,
-        "tokenizer_hash": tokenizer_hash,
-    }
-
-
-def machine(runtime: Runtime) -> dict[str, Any]:
-    """What a run computes on."""
-    return {
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """The entries of run.json on what a run computes on and with."""
+    machine = {
         "device": str(runtime.device),
         "precision": runtime.precision,
         "threads": runtime.threads,
         "processor": platform.processor() or platform.machine(),
         "system": platform.platform(),
     }
+    versions = {"tfcli": version("tfcli"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"machine": machine, "versions": versions, "git_commit": git_commit()}
 
 
 def runtime_of(record: Record | None, *, device: str | None, precision: str | None, threads: int | None) -> Runtime:
-    """What is asked for; of a run to resume, what it was started on where nothing is."""
+    """The runtime that is asked for; what is left out is as it was in the run to resume."""
     before = record["machine"] if record is not None else {}
     return Runtime.detect(
         device=device or before.get("device"),
@@ -88,7 +59,7 @@ def runtime_of(record: Record | None, *, device: str | None, precision: str | No
 
 
 def checksums(corpus: Corpus) -> dict[str, int]:
-    """Of the ids that the run trains on and is scored on."""
+    """Checksums of the ids that the run trains on and is scored on."""
     return {"train": corpus.train.checksum, "val": corpus.val.checksum}
 
 
@@ -113,7 +84,7 @@ def read(directory: Path) -> Record:
 
 
 def plan_of(record: Record, directory: Path) -> Plan:
-    """The plan that the run was started with."""
+    """The plan of the run. Raises UserError where it is damaged."""
     try:
         fields = dict(record["plan"])
         return Plan(**{**fields, "model": from_stored(fields["model"])})
@@ -122,15 +93,15 @@ def plan_of(record: Record, directory: Path) -> Plan:
 
 
 def unchanged(record: Record, config: C, sources: dict[str, str], directory: Path) -> C:
-    """The run's own settings. Raises UserError, with the difference, where a given one is not the run's."""
+    """The run's own settings. Raises UserError with the differences where given settings are others."""
     try:
         before = from_dict(type(config), record["config"])
     except (TypeError, AttributeError, TfcliError) as error:
         raise _damaged(directory / RUN_FILE, f"has settings that cannot be read: {error}") from None
-    old, new = _flat(to_dict(before)), _flat(to_dict(config))
-    changed = [key for key, source in sources.items() if source != "default" and old.get(key) != new.get(key)]
+    given = [(key, attrgetter(key)) for key, source in sources.items() if source != "default"]
+    changed = [(key, _shown(of(before)), _shown(of(config))) for key, of in given if of(before) != of(config)]
     if changed:
-        lines = "; ".join(f"{key}: the run has {_said(old.get(key))}, given {_said(new.get(key))}" for key in changed)
+        lines = "; ".join(f"{key}: the run has {old}, given {new}" for key, old, new in changed)
         raise UserError(
             f"{directory} cannot be resumed with other settings: {lines}",
             hint="leave them out to continue as it was, or start a new run with another --out",
@@ -139,9 +110,9 @@ def unchanged(record: Record, config: C, sources: dict[str, str], directory: Pat
 
 
 def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
-    """Where a new run goes: ``out``, else the first of runs/NAME, runs/NAME-2, ... that is free.
+    """The directory of a new run: ``out``, else the first of runs/NAME, runs/NAME-2, ... that is free.
 
-    Raises UserError for a directory that holds anything but what a run killed at its very beginning left.
+    Raises UserError for a directory that holds more than the leftovers of a run killed at its very beginning.
     """
     if out is not None:
         directory = Path(out)
@@ -160,13 +131,13 @@ def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
 
 
 def stem(spec: str) -> str:
-    """What a source is called, for the name of a run."""
+    """The name of a source, for the name of a run."""
     named = hf_data.short(spec) if hf_data.is_named(spec) else Path(spec).name
     return named.split(".")[0]
 
 
 def is_free(directory: Path) -> bool:
-    """Whether a new run may have the directory: it is not there, empty, or left by a run that had nothing to lose.
+    """Return whether a new run may use the directory: it is absent, empty, or was left by a run with nothing to lose.
 
     Such a run was killed before its first checkpoint and before its model was first written.
     """
@@ -180,7 +151,7 @@ def is_free(directory: Path) -> bool:
 
 
 def clear(directory: Path) -> None:
-    """Remove what such a run left of itself."""
+    """Remove the leftovers of such a run."""
     checkpoint.clear(directory)
     metrics.clear(directory)
     for path in directory.iterdir():
@@ -193,9 +164,9 @@ def _is_ours(name: str) -> bool:
 
 
 def resumable(out: str | Path | None, specs: Sequence[str], *, kind: str | None = None) -> Path:
-    """The run to continue: ``out``, else that under runs/ which was started last, of the same text where it is given.
+    """The run to continue: ``out``, else the one under runs/ that was started last, on ``specs`` if these are given.
 
-    Finished ones count only where no other is left.
+    Finished runs count only where there are no others.
     """
     if out is not None:
         directory = Path(out)
@@ -205,20 +176,33 @@ def resumable(out: str | Path | None, specs: Sequence[str], *, kind: str | None 
             )
         return directory
     wanted = [absolute(spec) for spec in specs]
-    found: list[tuple[bool, str, Path]] = []
+    runs: list[tuple[bool, str, Path]] = []
     for path in RUNS.glob(f"*/{RUN_FILE}"):
-        with suppress(UserError):  # a damaged one is not the one that is meant, unless it is named with --out
+        with suppress(UserError):  # a damaged one is meant only if --out names it
             record = read(path.parent)
             if record.get("kind") == kind and (not wanted or record["corpus"] == wanted):
-                found.append((not record.get("finished"), str(record.get("started")), path.parent))
-    if not found:
+                runs.append((not record.get("finished"), str(record.get("started")), path.parent))
+    if not runs:
         raise UserError("no run to resume under runs/", hint="name it with --out DIR")
-    return max(found)[2]
+    return max(runs)[2]
+
+
+def resumed(out: str | Path | None, specs: Sequence[str], *, kind: str | None = None) -> tuple[Path, Record]:
+    """The run to continue and its record. Raises UserError for one of another command, or one that is finished."""
+    directory = resumable(out, specs, kind=kind)
+    before = read(directory)
+    if before.get("kind") != kind:
+        again = checkpoint.resume_command(directory)
+        raise UserError(f"{directory} is a run of {before.get('kind') or 'pretrain'}", hint=f"continue it: {again}")
+    if before.get("finished"):
+        use = "predict" if kind == "finetune" else "generate --model"
+        raise UserError(f"{directory} is finished", hint=f"use it: tfcli {use} {directory}")
+    return directory, before
 
 
 @contextmanager
 def full_disk(directory: Path) -> Iterator[None]:
-    """Turn a write that found the disk full into a RunError that says what is safe and how to go on."""
+    """Turn a write that finds the disk full into a RunError that says what is saved and how to go on."""
     try:
         yield
     except Exception as error:
@@ -226,15 +210,14 @@ def full_disk(directory: Path) -> Iterator[None]:
             raise
         whole = checkpoint.complete(directory)
         saved = f"; step {int(whole[-1].name):,} is saved" if whole else ""
-        again = f"then go on with: {checkpoint.resume_command(directory)}"
-        raise RunError(
-            f"the disk is full: {directory} cannot be written{saved}",
-            hint=f"free some space, {again if (directory / RUN_FILE).exists() else 'or choose another --out'}",
-        ) from None
+        begun = (directory / RUN_FILE).exists()
+        how = f"then go on with: {checkpoint.resume_command(directory)}" if begun else "or choose another --out"
+        message = f"the disk is full: {directory} cannot be written{saved}"
+        raise RunError(message, hint=f"free some space, {how}") from None
 
 
 def absolute(spec: str) -> str:
-    """A source as it is found again from another directory."""
+    """A source, as it can be found from another directory."""
     if hf_data.is_named(spec):
         return hf_data.absolute(spec)
     return spec if spec == "-" else str(Path(spec).absolute())
@@ -249,28 +232,18 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path} {what}", hint="it is damaged or not tfcli's; start a new run with another --out")
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     return "its own choice" if value is None else str(value)
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict) and key != "trainer":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def git_commit(checkout: Path = Path(tfcli.__file__).parents[1]) -> str | None:
-    """The commit of tfcli's own checkout or worktree, read without running git; None where it is installed elsewhere.
+    """The commit of tfcli's own checkout or worktree, read without running git; None where there is none.
 
-    Never that of a repository around it, such as the one whose environment tfcli is installed in.
+    It is never that of a repository around it, such as the one whose environment tfcli is installed in.
     """
     with suppress(OSError, ValueError):
         git = checkout / ".git"
-        if git.is_file():  # a worktree: "gitdir: " and where its own part is
+        if git.is_file():  # a worktree: "gitdir: " and the path of its own part
             git = checkout / git.read_text().removeprefix("gitdir:").strip()
         head = (git / "HEAD").read_text().strip()
         if not head.startswith("ref: "):

@@ -1,4 +1,4 @@
-"""The runs that there are, and which of them is meant where none is named. Imports no torch."""
+"""The runs under runs/, and the default model among them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tfcli.errors import UserError
 from tfcli.formats.hf.stored import ADAPTER, CONFIG
 
 RUNS = Path("runs")
-"""Where runs go whose place is not named."""
+"""Where runs go by default."""
 RUN_FILE, DATA_FILE = "run.json", "data.json"
-"""What makes a directory a run, and its data report."""
+"""The record that makes a directory a run, and its data report."""
 MARKER = "complete.json"
-"""The file that a checkpoint is whole with."""
+"""The file that marks a checkpoint as whole."""
 
 
 def find_model(given: str | None, *, generates: bool = False) -> Path:
     """The model to use: ``given``, else $TFCLI_MODEL, else the run under ``runs/`` that finished last.
 
-    ``generates``: of these runs, one whose model writes text. Raises UserError where there is none. A command says on
-    stderr which it is, where it was not given.
+    With ``generates`` only runs whose model generates text count. Raises UserError where there is none. A command names
+    the model on stderr where it was not given.
     """
     if given is not None:
         return Path(given)
@@ -30,7 +30,7 @@ def find_model(given: str | None, *, generates: bool = False) -> Path:
         return Path(os.environ["TFCLI_MODEL"])
     finished: list[tuple[float | str, Path]] = []
     for path in RUNS.glob(f"*/{RUN_FILE}"):
-        if not any(path.parent.glob("*model.safetensors")):  # of adapters another name than of a whole model
+        if not any(path.parent.glob("*model.safetensors")):  # adapters have another name than a whole model
             continue
         with suppress(OSError, ValueError, AttributeError):
             if generates and not _generates(path.parent):
@@ -47,7 +47,7 @@ def find_model(given: str | None, *, generates: bool = False) -> Path:
 
 
 def _generates(directory: Path) -> bool:
-    """Whether a run's model writes text, by the class that it is for; adapters, by PEFT's name of their task."""
+    """Return whether a run's model generates text, by its architectures; adapters, by PEFT's name of their task."""
     config = directory / CONFIG
     if not config.is_file():
         return "LM" in str(json.loads((directory / ADAPTER).read_bytes()).get("task_type"))

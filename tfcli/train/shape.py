@@ -1,4 +1,4 @@
-"""How large a new model is: what the text, the machine and the time are enough for. The depth decides the rest."""
+"""The size of a new model, from the text, the machine and the time. The rest follows from the depth."""
 
 from __future__ import annotations
 
@@ -16,31 +16,26 @@ from tfcli.objectives.table import objective
 from tfcli.runtime import Runtime
 
 PARAMETERS_PER_TOKEN = 5
-"""Most parameters of the blocks for each token of the text; with more the model only memorises it."""
+"""Most parameters of the blocks per token of the text; with more the model only memorizes it."""
 TOKENS_PER_PARAMETER = 5
-"""Least tokens for each parameter of the blocks. Compute-optimal is 20 (Hoffmann et al. 2022, table 3), but the optimum
-is flat, and a model that is somewhat too large for its first run is the better one to continue."""
+"""Fewest tokens per parameter of the blocks. Compute-optimal is 20 (Hoffmann et al. 2022, table 3), but the optimum is
+flat, and a model that is somewhat too large for its first run is the better one to continue."""
 
 
 def vocab_size(text_bytes: int, *, depth: int | None, budget: float | None) -> int:
-    """Pieces for a corpus of that many bytes: 4096 for 1 MB, twice as many for every ten times as much.
+    """The vocabulary for a corpus of that many bytes: 4096 for 1 MB, doubling with every factor of ten.
 
-    At most 8192, or 32768 for a model of more than 8 blocks or a ``budget`` of more than an hour (in seconds): the head
-    of a small model would cost more than all of its blocks.
+    At most 8192, or 32768 for more than 8 blocks or a ``budget`` of more than an hour (in seconds): the head of a small
+    model would cost more than all of its blocks.
     """
     exponent = 12 + math.log10(max(text_bytes, 1) / 1e6)
     large = (depth or 0) > 8 or (budget or 0.0) > 3600
     return int(min(32768 if large else 8192, max(512, 2 ** round(exponent))))
 
 
-def shape(options: ModelOptions, *, depth: int, vocab_size: int) -> ModelConfig:
-    """The model of a depth. Raises UserError for sizes that cannot be."""
-    return objective(options.arch).shape(options, depth=depth, vocab_size=vocab_size)
-
-
 def flops_per_second(runtime: Runtime) -> float:
-    """What the machine does on work of the kind: a feed-forward layer with its norm, there and back, on 1024 tokens."""
-    config = shape(ModelOptions(), depth=3, vocab_size=512)
+    """Measure the machine on a feed-forward layer with its norm, forward and backward, on 1024 tokens."""
+    config = objective("gpt").shape(ModelOptions(), depth=3, vocab_size=512)
     layer = torch.nn.Sequential(RMSNorm(config.width, 1e-6), FeedForward(config)).to(runtime.device)
     for p in layer.parameters():
         torch.nn.init.constant_(p, 0.01)
@@ -55,19 +50,19 @@ def flops_per_second(runtime: Runtime) -> float:
 
 
 def depth(config: PretrainConfig, *, vocab_size: int, train_tokens: int, budget: float, runtime: Runtime) -> int:
-    """The deepest model that sees its share of tokens within the budget, and that the text is enough for."""
-    options, made = config.model, objective(config.model.arch)
+    """The depth of the largest model that the budget and the text have enough tokens for."""
+    options, arch = config.model, objective(config.model.arch)
     if options.width is not None:
-        return made.depth(options.width)
+        return arch.depth(options.width)
     rate = flops_per_second(runtime)
     best = 0
     for deeper in range(2, 25):
         try:
-            model = made.shape(options, depth=deeper, vocab_size=vocab_size)
-        except UserError:  # heads that a person chose do not fit this width
+            model = arch.shape(options, depth=deeper, vocab_size=vocab_size)
+        except UserError:  # the heads that were asked for do not divide this width
             continue
         best = best or deeper
-        tokens, matrices = budget * rate / made.training_flops(config, model), parameters(model).matrices
+        tokens, matrices = budget * rate / arch.training_flops(config, model), parameters(model).matrices
         if tokens < TOKENS_PER_PARAMETER * matrices or matrices > PARAMETERS_PER_TOKEN * train_tokens:
             break
         best = deeper
@@ -75,22 +70,14 @@ def depth(config: PretrainConfig, *, vocab_size: int, train_tokens: int, budget:
 
 
 def batch_size(model: ModelConfig, train_tokens: int) -> int:
-    """Sequences a step: 1024 tokens for the smallest model, growing with depth, never more than a tenth of the text."""
+    """Sequences per step: 1024 tokens for the smallest model, more with depth, at most a tenth of the text."""
     tokens = 1024 * 2 ** max(0, (model.depth - 3) // 2)
     most = max(1, (train_tokens - 1) // model.context // 10)
     return max(1, min(tokens // model.context, most))
 
 
-def check(options: ModelOptions) -> None:
-    """Raise UserError for a size below 1."""
-    for name in ("depth", "context", "width", "heads", "kv_heads", "ffn_width"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"model.{name} is {value}", hint="it must be at least 1; leave it out to let it follow")
-
-
 def check_text(model: ModelConfig, train_tokens: int, batch: int) -> None:
-    """Refuse a context or a batch that is larger than the text."""
+    """Raise UserError for a context or a batch that is larger than the text."""
     if model.context + 1 > train_tokens:
         raise UserError(
             f"the training text has {train_tokens:,} tokens, too few for a context of {model.context}",

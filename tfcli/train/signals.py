@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once while nothing is lost by it, after saving while a model is trained."""
+"""Ctrl-C and SIGTERM: stop at once while nothing is lost, and after saving while a model is trained."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 @dataclass
 class Stop:
-    """What the signals of a run have asked for so far; call it to know whether to save and stop."""
+    """The signals of a run so far; calling it returns whether to save and stop."""
 
     asked: bool = False
     gentle: bool = False
-    """Whether the first signal only asks; the second, or any before this is set, raises KeyboardInterrupt."""
+    """Whether the first signal only asks to stop; the second, or any before this is set, raises KeyboardInterrupt."""
 
     def __call__(self) -> bool:
         return self.asked
 
     def handle(self, number: int, frame: object) -> None:
-        """The handler of both signals."""
+        """Handle either signal."""
         again, self.asked = self.asked, True
         if again or not self.gentle:
             raise KeyboardInterrupt
@@ -28,9 +28,9 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Listen to both signals; outside the main thread whoever owns it owns the signals, and nothing ever asks.
+    """Handle both signals inside the block; only in the main thread, which owns them.
 
-    Neither does a signal whose handler was not set from Python, because Python could not put that back.
+    A signal whose handler was not set from Python is left alone, because Python could not restore that.
     """
     stop = Stop()
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
@@ -43,7 +43,7 @@ def stop_signals() -> Iterator[Stop]:
         yield stop
     except Exception:
         if stop.asked and not stop.gentle:
-            raise KeyboardInterrupt from None  # a library in between took it for a failure of its own
+            raise KeyboardInterrupt from None  # a library in between took it for its own failure
         raise
     finally:
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""The one training loop. What is trained, on what and how it is scored comes in as a model and a Task."""
+"""The training loop. A ``Task`` provides examples, loss and metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from tfcli.config.options import LoopOptions
 from tfcli.errors import Interrupted, RunError
 from tfcli.model import fused
 from tfcli.model.base import Model
@@ -18,7 +19,7 @@ from tfcli.tasks.common.batch import Rows
 from tfcli.tasks.task import Task
 from tfcli.train import checkpoint, divergence, order, plan
 from tfcli.train.checkpoint import TrainState
-from tfcli.train.events import Evaluated, Note, Progress, Sampled, Saved
+from tfcli.train.events import Evaluated, Progress, Sampled, Saved
 from tfcli.train.metrics import Metrics
 from tfcli.train.optim import Optimizers, clip, schedule
 from tfcli.train.run import Run
@@ -26,26 +27,23 @@ from tfcli.train.run import Run
 LOG_EVERY = 10
 """Steps between lines of metrics."""
 TELL_EVERY = 0.5
-"""Seconds between reports of progress, at least; every line of metrics is one too."""
+"""Least seconds between reports of progress; every line of metrics is one, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """What the loop is told by whoever trains: the fields of ``TrainOptions`` and ``OptimOptions`` that it follows."""
+    """Settings of the loop: the seed, the schedule of rates, the clipping of gradients, and when to look and save."""
 
     seed: int
     warmup: float | None
     decay: float
     clip: float
-    eval_every: int | None
-    sample_every: int | None
-    checkpoint_every: int | None
-    keep: int
+    intervals: LoopOptions
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """What is trained, on what, and where to."""
+    """One run of the training loop."""
 
     run: Run
     model: Model
@@ -56,9 +54,9 @@ class Trainer:
     optimizers: Optimizers
     metrics: Metrics
     save_model: Callable[[dict[str, Tensor]], None]
-    """Writes the model directory from a state dict."""
+    """Write the model directory from a state dict."""
     on_steps: Callable[[int], None] = lambda steps: None
-    """Told the number of steps once a budgeted run has measured its speed."""
+    """Called with the number of steps once a budgeted run has measured its speed."""
 
     def __post_init__(self) -> None:
         now = self.run.clock()
@@ -70,9 +68,9 @@ class Trainer:
         self._offset = self.state.seconds - now if self.state.step else 0.0
 
     def train(self) -> None:
-        """Train to the end, or until stopped: then save and raise Interrupted.
+        """Train to the end; when stopped, save and raise Interrupted. Raises RunError on divergence.
 
-        Order of a step: fix the length, evaluate, sample, save, stop?, then the update. Raises RunError on divergence.
+        The order of a step: fix the length, evaluate, sample, save, stop if asked to, update.
         """
         if self.plan.compile:
             self._compile()
@@ -89,9 +87,9 @@ class Trainer:
             last = self.state.steps is not None and step >= self.state.steps
             if step and step != saved:
                 self._look(last)
-                if self._exhausted() and not last:
+                if self.plan.patience is not None and self.state.stale >= self.plan.patience and not last:
                     self.state.steps, last = step, True
-                    self.run.tell(Note(text=f"stopped early: {self.state.stale} evaluations without a better one"))
+                    self.run.note(f"stopped early: {self.state.stale} evaluations without improvement")
             stopping = self.run.stop()
             if step != saved and (last or stopping or self._due(self.state.checkpoint_every)):
                 self._save()
@@ -109,7 +107,7 @@ class Trainer:
                 self._tell()
 
     def _step(self) -> None:
-        """One update from ``batch_size`` examples."""
+        """Update from ``batch_size`` examples."""
         state = self.state
         indices, epochs = self._examples(state.step)
         examples = self.task.rows(indices, epochs)
@@ -132,22 +130,17 @@ class Trainer:
 
     def _examples(self, step: int) -> tuple[order.Indices, order.Indices]:
         """Indices and epochs of a step's examples."""
-        lengths = self.task.lengths
-        if lengths is None or self.plan.bucket <= 1:
-            return order.batch(step, seed=self.loop.seed, size=self.task.size, batch=self.plan.batch_size)
+        lengths, seed, plan = self.task.lengths, self.loop.seed, self.plan
+        if lengths is None or plan.bucket <= 1:
+            return order.batch(step, seed=seed, size=self.task.size, batch=plan.batch_size)
         return order.bucketed(
-            step,
-            seed=self.loop.seed,
-            lengths=lengths,
-            batch=self.plan.batch_size,
-            chunk=self.plan.bucket,
-            steps=self.plan.max_steps,
+            step, seed=seed, lengths=lengths, batch=plan.batch_size, chunk=plan.bucket, steps=plan.max_steps
         )
 
     def gradients(self, rows: Rows, *, dropout: float) -> tuple[Tensor, int]:
-        """Leave in every parameter the gradient of the mean loss of ``rows``; returns the summed loss and the count.
+        """Accumulate the gradients of the mean loss of ``rows``; return the summed loss and the count.
 
-        A micro-batch at a time; the count of the whole batch is known before, so each one is divided by it at once.
+        The count of the whole batch is known before, so the loss of each micro-batch is divided by it at once.
         """
         seed, device = order.mix(self.loop.seed, self.state.step) % 2**63, self.run.runtime.device
         count = self.task.count(rows)
@@ -160,9 +153,9 @@ class Trainer:
         return loss_sum, count
 
     def _factor(self) -> float:
-        """Of the learning rates; until the length is fixed the rate is still rising or constant.
+        """The factor on the peak rates; until the length is fixed, the rates are rising or constant.
 
-        A warm-up that is a share of the run is until then that share of the longest that the run can be.
+        Until then a warm-up that is a share of the run is that share of the longest possible run.
         """
         loop, steps = self.loop, self.state.steps
         warmup = plan.warmup_steps(loop.warmup, steps or self.plan.max_steps)
@@ -171,8 +164,8 @@ class Trainer:
     def _fix_steps(self) -> None:
         """Fix the number of steps of a budgeted run from its speed, and how often to save.
 
-        The number is looked at again where the rates are about to fall: a machine that was busy at first, or became so,
-        neither wastes the budget nor overruns it, and until there the course of the run did not depend on it.
+        The number is computed again when the rates are about to fall, which until then did not depend on it: a machine
+        that was busy at first, or became so, neither wastes the budget nor overruns it.
         """
         state = self.state
         if state.step == plan.PROBE_STEPS // 3:
@@ -183,7 +176,7 @@ class Trainer:
         first = state.steps is None and state.step >= plan.PROBE_STEPS
         again = state.steps is not None and state.step == plan.decay_start(state.steps, self.loop.decay)
         if first or (again and self.plan.steps is None and state.step - self._timed[1] >= plan.PROBE_STEPS):
-            # A token scored costs a forward pass, a third of a token trained on.
+            # Scoring a token takes a forward pass, a third of training on it.
             evaluation = step_seconds * self.task.evaluation_tokens / self.plan.tokens_per_step / 3
             before = state.steps or 0
             state.steps = plan.fix_steps(
@@ -192,14 +185,14 @@ class Trainer:
                 step=state.step,
                 step_seconds=step_seconds,
                 evaluation_seconds=evaluation,
-                every=self.loop.eval_every,
+                every=self.loop.intervals.eval_every,
             )
             self._timed = (self.run.clock(), state.step)
             if abs(state.steps - before) > before // 50:
                 self.on_steps(state.steps)
         if state.checkpoint_every is None:
-            if self.loop.checkpoint_every is not None:
-                state.checkpoint_every = self.loop.checkpoint_every
+            if self.loop.intervals.checkpoint_every is not None:
+                state.checkpoint_every = self.loop.intervals.checkpoint_every
             elif state.step >= plan.PROBE_STEPS:
                 state.checkpoint_every = max(1, round(60 / max(step_seconds, 1e-6)))
 
@@ -207,25 +200,23 @@ class Trainer:
         return every is not None and self.state.step % every == 0
 
     def _look(self, last: bool) -> None:
-        """Metrics of training, evaluation and a sample, where they are due."""
-        state, loop = self.state, self.loop
+        """Log, evaluate and sample where that is due."""
+        state, intervals = self.state, self.loop.intervals
         if state.step % LOG_EVERY == 0 or last:
             self._log()
-        number = plan.evaluation(state.step, steps=state.steps, every=loop.eval_every)
+        number = plan.evaluation(state.step, steps=state.steps, every=intervals.eval_every)
         if number is not None or last:
             self._evaluate()
-        if last or (self._due(loop.sample_every) if loop.sample_every else number is not None and number % 4 == 3):
+        every = intervals.sample_every
+        if last or (self._due(every) if every else number is not None and number % 4 == 3):
             with self._beside():
                 text = self.task.sample(self.model, seed=order.mix(self.loop.seed, state.step))
             if text is not None:
                 self.run.tell(Sampled(step=state.step, text=text))
 
-    def _exhausted(self) -> bool:
-        return self.plan.patience is not None and self.state.stale >= self.plan.patience
-
     @contextmanager
     def _beside(self) -> Iterator[None]:
-        """Work that is not training: it does not count in its speed, and is not what the blocks were compiled for."""
+        """Run work other than training, which does not count towards its speed and for which no block was compiled."""
         started = self.run.clock()
         self._eager()
         try:
@@ -237,27 +228,28 @@ class Trainer:
         self._timed = (self._timed[0] + spent, self._timed[1])
 
     def _speed(self) -> float:
-        """Tokens a second since the last line of metrics."""
+        """Tokens per second since the last line of metrics."""
         return (self.state.tokens - self._logged[1]) / max(1e-9, self.run.clock() - self._logged[0])
 
     def _log(self) -> None:
-        """A line of metrics."""
+        """Write a line of metrics on training."""
         state = self.state
         self._tell()
-        record = {
-            "step": state.step,
-            "seconds": round(state.seconds, 3),
-            "tokens": state.tokens,
-            "train_loss": state.loss_sum / max(1, state.loss_count),
-            "lr": self.optimizers.shown_lr * self._factor(),
-            "tokens_per_second": round(self._speed(), 1),
-        }
-        self.metrics.write(record)
+        self._write(
+            train_loss=state.loss_sum / max(1, state.loss_count),
+            lr=self.optimizers.shown_lr * self._factor(),
+            tokens_per_second=round(self._speed(), 1),
+        )
         self._logged = (self.run.clock(), state.tokens)
         state.loss_sum, state.loss_count = 0.0, 0
 
+    def _write(self, **values: float) -> None:
+        """Write a line of metrics with other values behind the step, the time and the tokens."""
+        state = self.state
+        self.metrics.write({"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens, **values})
+
     def _tell(self) -> None:
-        """Progress since the last line of metrics."""
+        """Tell progress since the last line of metrics."""
         state, speed = self.state, self._speed()
         self._told = self.run.clock()
         step_tokens = state.tokens / max(1, state.step)
@@ -276,7 +268,7 @@ class Trainer:
         )
 
     def _compile(self) -> None:
-        """Compile the blocks in place (parameter names stay as they are) and try them; go on without where it fails."""
+        """Compile the blocks in place (parameter names stay as they are) and try them; fall back where that fails."""
         self._compiled = [(part, torch.compile(part.forward)) for part in self.model.compiled_parts()]
         self._faster()
         indices, epochs = order.batch(0, seed=0, size=self.task.size, batch=self.plan.micro_batch)
@@ -284,26 +276,25 @@ class Trainer:
         try:
             loss, _ = self.task.loss(self.model, rows, dtype=self.run.runtime.dtype, dropout=0.0)
             loss.backward()
-        except Exception as error:  # whatever the compiler says: a missing C++ compiler, an unsupported processor
+        except Exception as error:  # whatever the compiler raises: a missing C++ compiler, an unsupported processor
             self._eager()
             self._compiled = []
-            self.run.tell(
-                Note(text=f"training without torch.compile, which failed: {str(error).strip().splitlines()[0]}")
-            )
+            self.run.note(f"training without torch.compile, which failed: {str(error).strip().splitlines()[0]}")
         for parameter in self.optimizers.named.values():
             parameter.grad = None
 
     def _faster(self) -> None:
-        """Let the blocks run what was compiled of them."""
+        """Run the compiled blocks."""
         for block, forward in self._compiled:
             block.forward = forward
 
     def _eager(self) -> None:
-        """Let the blocks run as they are written; a compiler's stance would do so for the whole process."""
+        """Run the blocks uncompiled; a compiler's stance would do so for the whole process."""
         for block, _ in self._compiled:
             vars(block).pop("forward", None)
 
     def _evaluate(self) -> None:
+        """Score the model on the held-out part, and keep its weights if they are the best."""
         state = self.state
         with self._beside():
             scores = self.task.evaluate(self.model)
@@ -314,12 +305,11 @@ class Trainer:
             self._diverged(f"after step {state.step} the held-out loss is {wrong[0]}; first in {where}")
         headline = self.task.headline(scores)
         score = -headline.value if headline.higher_is_better else headline.value
-        record = {"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens}
-        self.metrics.write({**record, **scores})
+        self._write(**scores)
         better = state.best is None or score < state.best
         state.best = score if state.best is None else min(state.best, score)
         slack = self.plan.margin * headline.error
-        # What a standard error does not tell apart is the later one, which learnt more.
+        # Of two that a standard error does not tell apart the later one is kept: it has learned more.
         kept = better or (slack > 0 and score <= state.best + slack)
         if kept:
             state.best_step = state.step
@@ -337,11 +327,11 @@ class Trainer:
         )
 
     def _weights(self) -> dict[str, Tensor]:
-        """What is trained: all parameters but frozen ones."""
+        """The parameters that are trained."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _save(self) -> None:
-        """The best model into the run directory, then a checkpoint, then clear old ones."""
+        """Save the best model into the run directory, then a checkpoint, then delete old checkpoints."""
         state = self.state
         with self._beside():
             if self._best_weights is not None:
@@ -350,16 +340,16 @@ class Trainer:
             self.metrics.sync()
             state.metrics_bytes = self.metrics.bytes
             checkpoint.save(self.run.directory, state, self._weights(), dict(self.optimizers.tensors()))
-            checkpoint.prune(self.run.directory, keep=self.loop.keep, best_step=state.best_step)
+            checkpoint.prune(self.run.directory, keep=self.loop.intervals.keep, best_step=state.best_step)
         self.run.tell(Saved(step=state.step))
 
     def _leave_usable(self) -> None:
-        """A run stopped before its first evaluation leaves the model that it has."""
+        """Save the current model where none was evaluated yet."""
         if self.state.best is None and self.state.step:
             self.save_model(self._weights())
 
     def _diverged(self, what: str) -> NoReturn:
-        """Stop before the update and keep what was good."""
+        """Save the best model and raise RunError."""
         whole = checkpoint.complete(self.run.directory)
         if self._best_weights is not None:
             self.save_model(self._best_weights)

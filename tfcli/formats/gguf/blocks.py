@@ -1,7 +1,7 @@
-"""The block formats of GGUF's tensors in numpy: bytes as integer groups, as numbers, and back.
+"""The block formats of GGUF's tensors in numpy: bytes to integer groups, to numbers, and back.
 
-A row of a quantized tensor is a run of blocks; a block holds a few scales and its weights' codes, packed. Layouts as in
-ggml-common.h, numbers as in ggml-quants.c (llama.cpp): equal bit by bit to ``gguf.quants``.
+A row of a quantized tensor is a sequence of blocks; a block holds a few scales and the packed codes of its weights.
+Layouts as in ggml-common.h, numbers as in ggml-quants.c (llama.cpp): equal bit by bit to ``gguf.quants``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tfcli.errors import UserError
 
@@ -19,7 +19,6 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Unpacked = tuple[Bytes, Floats, Floats]
 """Codes (rows, blocks, weights of a block), scales and lows (rows, blocks, groups of a block)."""
-
 
 _TWO, _FOUR, _SIGN = np.uint8(2), np.uint8(4), np.uint8(0x80)
 
@@ -31,16 +30,16 @@ class Groups:
     bits: int
     """4: codes 0..15; 8: codes 0..255."""
     group: int
-    """Neighbours in a row that share a scale and a low end."""
+    """Number of neighbors in a row that share a scale and a low end."""
     q: Bytes
     """(rows, cols)."""
     scale: Floats
     """(rows, cols / group)."""
     low: Floats
-    """(rows, cols / group): the number that code 0 stands for."""
+    """(rows, cols / group): the value of code 0."""
 
     def dequantize(self) -> Floats:
-        """(rows, cols): ``q * scale + low``; every product here is exact in fp32, the sum rounds once."""
+        """Return ``q * scale + low`` (rows, cols); every product here is exact in fp32, the sum rounds once."""
         rows, cols = self.q.shape
         out = self.q.reshape(rows, -1, self.group).astype(np.float32)
         with np.errstate(invalid="ignore", over="ignore"):  # a damaged file may hold any bits
@@ -48,14 +47,9 @@ class Groups:
             out += self.low[:, :, None]
         return out.reshape(rows, cols)
 
-    def take(self, rows: ArrayLike) -> Groups:
-        """These rows, in this order."""
-        index = np.asarray(rows)
-        return Groups(bits=self.bits, group=self.group, q=self.q[index], scale=self.scale[index], low=self.low[index])
-
 
 def _spread(packed: Bytes, bits: int, run: int) -> Bytes:
-    """Codes of ``bits`` from bytes (..., n): of each run of bytes first the lowest bits, then the next ones, ..."""
+    """Unpack codes of ``bits`` from bytes (..., n): of each run of bytes first the lowest bits, then the next, ..."""
     runs = packed.reshape(*packed.shape[:-1], -1, run)
     out = np.empty((*runs.shape[:-1], 8 // bits, run), np.uint8)
     for at in range(8 // bits):
@@ -65,35 +59,21 @@ def _spread(packed: Bytes, bits: int, run: int) -> Bytes:
 
 
 def _one(numbers: NDArray[Any]) -> Floats:
-    """A number of each block, as one that goes for all its groups."""
+    """Return a number per block in a shape that broadcasts over its groups."""
     return numbers.astype(np.float32)[..., None]
 
 
-def _q4_0(b: NDArray[Any]) -> Unpacked:
-    d = _one(b["d"])
-    return _spread(b["q"], 4, 16), d, -8 * d
-
-
-def _q4_1(b: NDArray[Any]) -> Unpacked:
-    return _spread(b["q"], 4, 16), _one(b["d"]), _one(b["m"])
-
-
-def _q5(b: NDArray[Any]) -> Bytes:
-    return _spread(b["q"], 4, 16) | (np.unpackbits(b["h"], axis=-1, bitorder="little") << _FOUR)
-
-
-def _q5_0(b: NDArray[Any]) -> Unpacked:
-    d = _one(b["d"])
-    return _q5(b), d, -16 * d
-
-
-def _q5_1(b: NDArray[Any]) -> Unpacked:
-    return _q5(b), _one(b["d"]), _one(b["m"])
+def _q4_q5(b: NDArray[Any]) -> Unpacked:
+    """Unpack Q4_0, Q4_1, Q5_0 or Q5_1: a fifth bit in "h", a minimum in "m", else codes around the middle one."""
+    q, d, fields = _spread(b["q"], 4, 16), _one(b["d"]), b.dtype.names or ()
+    if "h" in fields:
+        q |= np.unpackbits(b["h"], axis=-1, bitorder="little") << _FOUR
+    return q, d, _one(b["m"]) if "m" in fields else -(16 if "h" in fields else 8) * d
 
 
 def _q8_0(b: NDArray[Any]) -> Unpacked:
     d = _one(b["d"])
-    return b["q"] ^ _SIGN, d, -128 * d  # two's complement with the sign bit turned is offset by 128
+    return b["q"] ^ _SIGN, d, -128 * d  # two's complement with the sign bit flipped is offset by 128
 
 
 def _q2_k(b: NDArray[Any]) -> Unpacked:
@@ -111,20 +91,15 @@ def _q3_k(b: NDArray[Any]) -> Unpacked:
     return q, d, -4 * d
 
 
-def _scales_k(b: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Eight scales and eight minima of six bits each, times the block's own; a minimum is subtracted."""
+def _q4_q5_k(b: NDArray[Any]) -> Unpacked:
+    """Unpack Q4_K or Q5_K (a fifth bit in "h"): eight scales and minima of six bits each, times the block's own."""
+    q = _spread(b["q"], 4, 32)
+    if "h" in (b.dtype.names or ()):
+        q |= _spread(b["h"], 1, 32) << _FOUR
     s, m, high = b["s"][..., 0:4], b["s"][..., 4:8], b["s"][..., 8:12]
     scales = np.concatenate([s & 63, (high & 15) | (s >> 2 & 48)], axis=-1)
     minima = np.concatenate([m & 63, (high >> 4) | (m >> 2 & 48)], axis=-1)
-    return _one(b["d"]) * scales, -_one(b["m"]) * minima
-
-
-def _q4_k(b: NDArray[Any]) -> Unpacked:
-    return _spread(b["q"], 4, 32), *_scales_k(b)
-
-
-def _q5_k(b: NDArray[Any]) -> Unpacked:
-    return _spread(b["q"], 4, 32) | (_spread(b["h"], 1, 32) << _FOUR), *_scales_k(b)
+    return q, _one(b["d"]) * scales, -_one(b["m"]) * minima
 
 
 def _q6_k(b: NDArray[Any]) -> Unpacked:
@@ -141,91 +116,67 @@ class BlockType:
     layout: np.dtype[Any]
     block: int = 1
     bits: int = 0
-    """Of ``Groups``; 0 for plain numbers."""
+    """Those of ``Groups``; 0 for plain numbers."""
     group: int = 0
     unpack: Callable[[NDArray[Any]], Unpacked] | None = field(default=None, repr=False)
 
     @property
     def quantized(self) -> bool:
-        """Whether it holds codes with scales, so that ``groups`` reads it."""
+        """True if it holds codes with scales, which ``groups`` reads."""
         return self.unpack is not None
 
     def row_bytes(self, cols: int) -> int:
-        """Bytes of a row. Raises ValueError for one that is not a whole number of blocks."""
+        """Return the bytes of a row. Raises ValueError for one that is not a whole number of blocks."""
         if cols % self.block:
             raise ValueError(f"a row of {cols} is not a multiple of {self.block}")
         return cols // self.block * self.layout.itemsize
 
 
+def _layout(**fields: str) -> np.dtype[Any]:
+    """Return the dtype of a block: d its scale, m its minimum, s the scales of groups, q codes, h their high bits."""
+    return np.dtype(list(fields.items()))
+
+
+F2 = "<f2"
 TYPES = {
     "F32": BlockType(id=0, layout=np.dtype("<f4")),
     "F16": BlockType(id=1, layout=np.dtype("<f2")),
     "BF16": BlockType(id=30, layout=np.dtype("<u2")),
-    "Q8_0": BlockType(
-        id=8, block=32, bits=8, group=32, unpack=_q8_0,
-        layout=np.dtype([("d", "<f2"), ("q", "32u1")]),
-    ),
-    "Q4_0": BlockType(
-        id=2, block=32, bits=4, group=32, unpack=_q4_0,
-        layout=np.dtype([("d", "<f2"), ("q", "16u1")]),
-    ),
-    "Q4_1": BlockType(
-        id=3, block=32, bits=4, group=32, unpack=_q4_1,
-        layout=np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "16u1")]),
-    ),
-    "Q5_0": BlockType(
-        id=6, block=32, bits=8, group=32, unpack=_q5_0,
-        layout=np.dtype([("d", "<f2"), ("h", "4u1"), ("q", "16u1")]),
-    ),
-    "Q5_1": BlockType(
-        id=7, block=32, bits=8, group=32, unpack=_q5_1,
-        layout=np.dtype([("d", "<f2"), ("m", "<f2"), ("h", "4u1"), ("q", "16u1")]),
-    ),
-    "Q2_K": BlockType(
-        id=10, block=256, bits=4, group=16, unpack=_q2_k,
-        layout=np.dtype([("s", "16u1"), ("q", "64u1"), ("d", "<f2"), ("m", "<f2")]),
-    ),
-    "Q3_K": BlockType(
-        id=11, block=256, bits=4, group=16, unpack=_q3_k,
-        layout=np.dtype([("h", "32u1"), ("q", "64u1"), ("s", "12u1"), ("d", "<f2")]),
-    ),
-    "Q4_K": BlockType(
-        id=12, block=256, bits=4, group=32, unpack=_q4_k,
-        layout=np.dtype([("d", "<f2"), ("m", "<f2"), ("s", "12u1"), ("q", "128u1")]),
-    ),
-    "Q5_K": BlockType(
-        id=13, block=256, bits=8, group=32, unpack=_q5_k,
-        layout=np.dtype([("d", "<f2"), ("m", "<f2"), ("s", "12u1"), ("h", "32u1"), ("q", "128u1")]),
-    ),
-    "Q6_K": BlockType(
-        id=14, block=256, bits=8, group=16, unpack=_q6_k,
-        layout=np.dtype([("q", "128u1"), ("h", "64u1"), ("s", "16i1"), ("d", "<f2")]),
-    ),
-}  # fmt: skip
+    "Q8_0": BlockType(id=8, block=32, bits=8, group=32, unpack=_q8_0, layout=_layout(d=F2, q="32u1")),
+    "Q4_0": BlockType(id=2, block=32, bits=4, group=32, unpack=_q4_q5, layout=_layout(d=F2, q="16u1")),
+    "Q4_1": BlockType(id=3, block=32, bits=4, group=32, unpack=_q4_q5, layout=_layout(d=F2, m=F2, q="16u1")),
+    "Q5_0": BlockType(id=6, block=32, bits=8, group=32, unpack=_q4_q5, layout=_layout(d=F2, h="4u1", q="16u1")),
+    "Q5_1": BlockType(id=7, block=32, bits=8, group=32, unpack=_q4_q5, layout=_layout(d=F2, m=F2, h="4u1", q="16u1")),
+    **{
+        name: BlockType(id=id, block=256, bits=bits, group=group, unpack=unpack, layout=layout)
+        for name, id, bits, group, unpack, layout in (
+            ("Q2_K", 10, 4, 16, _q2_k, _layout(s="16u1", q="64u1", d=F2, m=F2)),
+            ("Q3_K", 11, 4, 16, _q3_k, _layout(h="32u1", q="64u1", s="12u1", d=F2)),
+            ("Q4_K", 12, 4, 32, _q4_q5_k, _layout(d=F2, m=F2, s="12u1", q="128u1")),
+            ("Q5_K", 13, 8, 32, _q4_q5_k, _layout(d=F2, m=F2, s="12u1", h="32u1", q="128u1")),
+            ("Q6_K", 14, 8, 16, _q6_k, _layout(q="128u1", h="64u1", s="16i1", d=F2)),
+        )
+    },
+}
 """The types that are read, by their names in llama.cpp."""
 WRITES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 """The types that ``quantize`` makes."""
 
 
 def groups(type: str, data: Bytes) -> Groups:
-    """The codes and scales in rows of blocks (rows, bytes of a row) of a quantized type."""
+    """Return the codes and scales in rows of blocks (rows, bytes of a row) of a quantized type."""
     kind = TYPES[type]
     if kind.unpack is None:
         raise ValueError(f"{type} has no groups")
-    rows = data.shape[0]
+    rows = len(data)
     with np.errstate(invalid="ignore", over="ignore"):  # a damaged file may hold any bits
         q, scale, low = kind.unpack(data.view(kind.layout))
-    return Groups(
-        bits=kind.bits,
-        group=kind.group,
-        q=q.reshape(rows, -1),
-        scale=scale.reshape(rows, -1),
-        low=low.reshape(rows, -1),
-    )
+    q, scale, low = q.reshape(rows, -1), scale.reshape(rows, -1), low.reshape(rows, -1)
+    return Groups(bits=kind.bits, group=kind.group, q=q, scale=scale, low=low)
 
 
 def dequantize(type: str, data: Bytes) -> Floats:
-    """The numbers in rows of bytes (rows, bytes of a row), as new memory (rows, cols)."""
+    """Return the numbers in rows of bytes (rows, bytes of a row), as new memory (rows, cols)."""
     kind = TYPES[type]
     if kind.quantized:
         return groups(type, data).dequantize()
@@ -237,7 +188,7 @@ def dequantize(type: str, data: Bytes) -> Floats:
 
 
 def quantize(type: str, values: NDArray[Any]) -> Bytes:
-    """Numbers (rows, cols) as blocks of a type in ``WRITES`` (rows, bytes of a row), as llama.cpp's reference does it.
+    """Quantize numbers (rows, cols) to blocks of a type in ``WRITES`` (rows, bytes of a row), as llama.cpp's reference.
 
     Raises UserError for numbers that are not finite or too large for the type, ValueError for cols that are not whole
     blocks.
@@ -256,27 +207,19 @@ def quantize(type: str, values: NDArray[Any]) -> Bytes:
 
 
 def _inverse(d: Floats) -> Floats:
-    """1/d, and 0 where fp32 has none."""
+    """Return 1/d, and 0 where it overflows fp32."""
     return np.divide(1, d, out=np.zeros_like(d), where=np.abs(d) > 1 / np.finfo(np.float32).max)
 
 
 def _blocks(type: str, q: Bytes) -> NDArray[Any]:
-    """New blocks of a 4- or 8-bit type with these codes (rows, blocks, 32) in them; scales are to be filled in."""
+    """Return new blocks of a 4- or 8-bit type with these codes (rows, blocks, 32), scales not yet filled in."""
     out = np.empty(q.shape[:-1], TYPES[type].layout)
     out["q"] = q[..., :16] | (q[..., 16:] << _FOUR) if TYPES[type].bits == 4 else q ^ _SIGN
     return out
 
 
-def _to_f32(x: Floats) -> NDArray[Any]:
-    return x.astype("<f4")
-
-
-def _to_f16(x: Floats) -> NDArray[Any]:
-    return x.astype("<f2")
-
-
 def _to_bf16(x: Floats) -> NDArray[Any]:
-    """To nearest, ties to even."""
+    """Round to nearest, ties to even."""
     bits = x.view(np.uint32)
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")
 
@@ -313,18 +256,13 @@ def _to_q4_1(x: Floats) -> NDArray[Any]:
 
 
 _QUANTIZE: dict[str, Callable[[Floats], NDArray[Any]]] = {
-    "F32": _to_f32,
-    "F16": _to_f16,
+    "F32": lambda x: x.astype("<f4"),
+    "F16": lambda x: x.astype("<f2"),
     "BF16": _to_bf16,
     "Q8_0": _to_q8_0,
     "Q4_0": _to_q4_0,
     "Q4_1": _to_q4_1,
 }
-
-
-def exact_type(groups: Groups) -> str | None:
-    """The type whose blocks hold these groups without any change: Q4_0, Q4_1, Q8_0, or None."""
-    return next((type for type in ("Q4_0", "Q8_0", "Q4_1") if _holds(type, groups)), None)
 
 
 def _holds(type: str, groups: Groups) -> bool:
@@ -336,20 +274,19 @@ def _holds(type: str, groups: Groups) -> bool:
     return np.array_equal(groups.low, -middle * groups.scale)
 
 
-def pack(groups: Groups, type: str | None = None) -> tuple[str, Bytes]:
-    """A type that holds these groups exactly (default: ``exact_type``) and its blocks (rows, bytes of a row).
+def pack(groups: Groups, type: str) -> Bytes:
+    """Return the blocks (rows, bytes of a row) of Q4_0, Q4_1 or Q8_0 with exactly these groups.
 
-    Raises ValueError where it does not, or where there is none.
+    Raises ValueError where the type cannot hold them exactly.
     """
-    type = exact_type(groups) if type is None else type
-    if type is None or not _holds(type, groups):
-        raise ValueError(f"{type or 'no block type'} does not hold these groups exactly")
+    if not _holds(type, groups):
+        raise ValueError(f"{type} does not hold these groups exactly")
     rows = len(groups.q)
     out = _blocks(type, groups.q.reshape(rows, -1, 32))
     out["d"] = groups.scale
     if type == "Q4_1":
         out["m"] = groups.low
-    return type, out.view(np.uint8).reshape(rows, -1)
+    return out.view(np.uint8).reshape(rows, -1)
 
 
 def _is_half(values: Floats) -> bool:

@@ -1,4 +1,4 @@
-"""The families of models in GGUF files: metadata and tensors as the core's ``ModelConfig``, and back. No weights.
+"""The families of models in GGUF files: metadata and tensors as tfcli's ``ModelConfig``, and back. No weights.
 
 A new family is a row of ``FAMILIES``. Sources: llama.cpp's src/llama-model.cpp (what it reads) and
 convert_hf_to_gguf.py (how the files come from Hugging Face models); names are those of the package ``gguf``.
@@ -7,7 +7,7 @@ convert_hf_to_gguf.py (how the files come from Hugging Face models); names are t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,10 +27,10 @@ from tfcli.errors import UserError
 from tfcli.formats.gguf.file import GgufFile
 from tfcli.formats.gguf.rope import CLOSE, llama3_factors, rotary_halves, rotary_pairs, stretch
 from tfcli.formats.gguf.settings import ROPE_FREQS, Settings, read_rope, write_rope
-from tfcli.formats.hf.stored import counted
+from tfcli.formats.hf.stored import mismatches
 
 OUTER = {"token_embd": ("embed", "VD"), "output_norm": ("norm", "D"), "output": ("head", "VD")}
-"""A part in the file: the core's part, and the dimensions of its weight. q, k: rows of all queries, of all keys."""
+"""{part in the file: (tfcli's part, dimensions of its weight)}. q, k: rows of all queries, of all keys."""
 LAYER = {
     "attn_norm": ("attention_norm", "D"),
     "attn_q": ("attention.q", "qD"),
@@ -42,7 +42,7 @@ LAYER = {
     "ffn_up": ("ffn.up", "FD"),
     "ffn_down": ("ffn.down", "DF"),
 }
-"""The same of each layer; its parts in the file begin with "blk.3."."""
+"""The same for each layer; its parts in the file begin with "blk.3."."""
 QK_NORM = {"attn_q_norm": ("attention.q_norm", "K"), "attn_k_norm": ("attention.k_norm", "K")}
 POST_NORMS = {"post_attention_norm": ("attention_post_norm", "D"), "post_ffw_norm": ("ffn_post_norm", "D")}
 BIASES = {
@@ -50,40 +50,39 @@ BIASES = {
     "out_bias": ("attn_output",),
     "ffn_bias": ("ffn_gate", "ffn_up", "ffn_down"),
 }
-"""A setting (``config.model.STORED``): the parts that then have a bias."""
+"""{setting (``config.model.STORED``): the parts that then have a bias}."""
 IGNORED = "blk.{}.attn_rot_embd.weight"
 """A table of old converters; llama.cpp skips it too."""
 
 
-def _as_it_is(config: ModelConfig) -> ModelConfig:
-    return config
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """What one ``general.architecture`` says of its models, beside their metadata."""
+    """The models of one ``general.architecture``, as far as metadata do not describe them."""
 
     name: str
     architecture: Architecture
     """What its models have in common."""
     biases: tuple[str, ...] = ()
-    """Keys of ``BIASES`` that its models may have or not."""
+    """Keys of ``BIASES`` that are optional in its models."""
     rotary_pairs: bool = False
-    """The rows of q and k are stored so that rotary positions turn neighbours: see ``rotary_halves``."""
+    """Rows of q and k are stored so that rotary positions turn neighbors: see ``rotary_halves``."""
     rope_factors: bool = False
     """llama.cpp reads ``ROPE_FREQS``."""
     windows: bool = False
-    """Some layers may see a window of positions."""
-    complete: Callable[[ModelConfig], ModelConfig] = _as_it_is
-    """Adds what follows from a model's sizes."""
+    """Some layers may be local."""
+    scales: Callable[[ModelConfig], Mapping[str, Any]] = lambda _: {}
+    """Return settings of the architecture that follow from a model's sizes."""
+
+    def complete(self, config: ModelConfig) -> ModelConfig:
+        """Add the settings that follow from a model's sizes."""
+        return replace(config, architecture=from_flat(self.scales(config), config.architecture))
 
 
-def _gemma3(config: ModelConfig) -> ModelConfig:
-    """Embeddings times sqrt(width); the products of queries and keys of the 27B (62 layers) by its width."""
+def _gemma3(config: ModelConfig) -> dict[str, Any]:
+    """Return scales: embeddings times sqrt(width); attention of the 27B (62 layers) is scaled by its width."""
     by_width, by_head = (config.width / config.heads) ** -0.5, config.head_width**-0.5
     scale = by_width if config.depth == 62 and by_width != by_head else None
-    scales = {"embed_scale": config.width**0.5, "attention_scale": scale}
-    return replace(config, architecture=from_flat(scales, config.architecture))
+    return {"embed_scale": config.width**0.5, "attention_scale": scale}
 
 
 FAMILIES = (
@@ -102,36 +101,36 @@ FAMILIES = (
             norms=NormConfig(place="sandwich"), feed_forward=FeedForwardConfig(activation="gelu_tanh")
         ),
         windows=True,
-        complete=_gemma3,
+        scales=_gemma3,
     ),
 )
-"""A model is written as the first that has it."""
+"""A model is written as the first family that has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """How a weight of the core lies in a file."""
+    """How a weight is stored in a file."""
 
     ours: str
-    """The core's name."""
+    """tfcli's name."""
     shape: tuple[int, ...]
-    """Outermost first, as the core's."""
+    """Outermost first, as tfcli's."""
     paired_heads: int = 0
-    """Heads whose rows are stored in pairs; 0: the rows stand in order."""
+    """Heads whose rows are stored in pairs; 0: rows are in order."""
 
     @property
     def rows_read(self) -> NDArray[np.intp] | None:
-        """Which of the file's rows are the core's rows 0, 1, ...; None: they stand in order."""
+        """The file's rows that are tfcli's rows 0, 1, ...; None: rows are in order."""
         return rotary_halves(self.paired_heads, self.shape[0] // self.paired_heads) if self.paired_heads else None
 
     @property
     def rows_written(self) -> NDArray[np.intp] | None:
-        """Which of the core's rows are the file's rows 0, 1, ...; None: they stand in order."""
+        """The rows of tfcli that are the file's rows 0, 1, ...; None: rows are in order."""
         return rotary_pairs(self.paired_heads, self.shape[0] // self.paired_heads) if self.paired_heads else None
 
 
 def places(family: Family, config: ModelConfig) -> dict[str, Place]:
-    """{name in the file: its place} of every weight of such a model."""
+    """Return {name in the file: its place} of every weight of a model."""
     held, K = flat(config.architecture), config.head_width
     sizes = {"V": config.vocab_size, "D": config.width, "F": config.ffn_width, "K": K}
     sizes |= {"q": config.heads * K, "k": config.kv_heads * K}
@@ -142,17 +141,17 @@ def places(family: Family, config: ModelConfig) -> dict[str, Place]:
     parts = [("", part, ours, dims) for part, (ours, dims) in outer.items()]
     for at in range(config.depth):
         parts += [(f"blk.{at}.", part, f"blocks.{at}.{ours}", dims) for part, (ours, dims) in layer.items()]
-    found = {}
+    places = {}
     for prefix, part, ours, dims in parts:
         shape, heads = tuple(sizes[dim] for dim in dims), paired.get(part, 0)
-        found[f"{prefix}{part}.weight"] = Place(ours=f"{ours}.weight", shape=shape, paired_heads=heads)
+        places[f"{prefix}{part}.weight"] = Place(ours=f"{ours}.weight", shape=shape, paired_heads=heads)
         if part in biased:
-            found[f"{prefix}{part}.bias"] = Place(ours=f"{ours}.bias", shape=shape[:1], paired_heads=heads)
-    return found
+            places[f"{prefix}{part}.bias"] = Place(ours=f"{ours}.bias", shape=shape[:1], paired_heads=heads)
+    return places
 
 
 def read(file: GgufFile) -> tuple[Family, ModelConfig]:
-    """The family and the shape of the model in an open file, after comparing them with every tensor.
+    """Return the family and the shape of the model in an open file, after comparing them with every tensor.
 
     Raises UserError for an architecture that is not read, settings that are missing, absurd or not supported, and
     tensors that are missing, unexpected or mis-shaped.
@@ -166,53 +165,53 @@ def read(file: GgufFile) -> tuple[Family, ModelConfig]:
         )
     settings = Settings(str(file.path), family.name, file.metadata)
     _refuse(file, settings)
-    config = _model(
-        family,
-        settings,
-        file.tensors,
-        vocab_size=_vocab_size(file, settings),
-        factors=_stored_factors(file, _head_width(settings)),
-    )
-    _check_tensors(file, family, config)
+    vocab_size, factors = _vocab_size(file, settings), _stored_factors(file, _head_width(settings))
+    config = _model(family, settings, file.tensors, vocab_size=vocab_size, factors=factors)
+    expected = {name: place.shape for name, place in places(family, config).items()}
+    ignored = {ROPE_FREQS, *(IGNORED.format(layer) for layer in range(config.depth))}
+    problems = mismatches(expected, {name: tensor.shape for name, tensor in file.tensors.items()}, ignored)
+    if problems:
+        hint = f"expected a {family.name} model as llama.cpp's converter writes it"
+        raise UserError(f"{file.path} does not hold the tensors that its metadata describes: {problems}", hint=hint)
     return family, config
 
 
 def written(config: ModelConfig, *, name: str = "the model") -> tuple[Family, dict[str, Any]]:
-    """The family that has this model, the first whose settings are read back as it, and those settings.
+    """Return the first family whose settings are read back as this model, and those settings.
 
     ``name`` is the model's, for messages. Raises UserError for a model that no family has.
     """
     if not config.architecture.causal or config.encoder_depth:
         raise UserError(
             f"{name} is an encoder{'-decoder' if config.encoder_depth else ''}, for which tfcli writes no GGUF file",
-            hint="GGUF files are written of decoders; others can be quantized as they are read: --quantize int8",
+            hint="GGUF files hold decoders; other models can be quantized as they are loaded: --quantize int8",
         )
     lacking: list[list[str]] = []
     refusal = None
     for family in FAMILIES:
         metadata = _metadata(family, config)
         settings, factors = Settings(name, family.name, metadata), rope_factors(family, config)
-        held = places(family, _with_biases_of(family, config))
+        own, theirs = flat(config.architecture), flat(family.architecture)
+        biases = {key: theirs[key] or (key in family.biases and own[key]) for key in BIASES}  # that llama.cpp reads
+        held = places(family, replace(config, architecture=from_flat(biases, config.architecture)))
         try:
-            made = _model(family, settings, held, vocab_size=config.vocab_size, factors=factors)
+            again = _model(family, settings, held, vocab_size=config.vocab_size, factors=factors)
         except UserError as error:
             refusal = error
             continue
-        differences = _differences(config, made)
+        differences = _differences(config, again)
         if not differences:
             return family, metadata
         lacking.append(differences)
     if refusal is not None and not lacking:
         raise refusal
     nearest = min(lacking, key=len)
-    raise UserError(
-        f"{name} has an architecture that no family of GGUF files has: {', '.join(nearest)}",
-        hint=f"tfcli writes the families {', '.join(family.name for family in FAMILIES)}",
-    )
+    hint = f"tfcli writes the families {', '.join(family.name for family in FAMILIES)}"
+    raise UserError(f"{name} has an architecture that no family of GGUF files has: {', '.join(nearest)}", hint=hint)
 
 
 def rope_factors(family: Family, config: ModelConfig) -> NDArray[np.float32] | None:
-    """The tensor ``ROPE_FREQS`` of a model that is written as a family; None: it has none."""
+    """Return the tensor ``ROPE_FREQS`` of a model that is written as a family, None where it has none."""
     scaling = config.architecture.attention.rope_scaling
     if scaling.kind != "llama3" or not family.rope_factors:
         return None
@@ -220,13 +219,11 @@ def rope_factors(family: Family, config: ModelConfig) -> NDArray[np.float32] | N
 
 
 def _refuse(file: GgufFile, settings: Settings) -> None:
-    """UserError for what the core does not have, whatever the family: parts of a file, experts, capped logits, ..."""
+    """Raise UserError for what tfcli supports in no family: parts of a file, experts, capped logits, ..."""
     part = file.metadata.get("split.count", 1)
     if part not in (0, 1):
-        raise UserError(
-            f"{file.path} is one of {part!s:.20} parts of a model",
-            hint="join them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf",
-        )
+        hint = "join them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf"
+        raise UserError(f"{file.path} is one of {part!s:.20} parts of a model", hint=hint)
     if file.metadata.get("general.type", "model") != "model":
         raise UserError(f"{file.path} holds no model: general.type is {str(file.metadata['general.type'])[:64]!r}")
     if file.metadata.get(f"{settings.architecture}.expert_count", 0) != 0:
@@ -235,8 +232,8 @@ def _refuse(file: GgufFile, settings: Settings) -> None:
         raise UserError(f"{file.path} holds an encoder (attention.causal is false)", hint="tfcli reads decoders here")
     if settings.get("final_logit_softcapping"):
         cap = settings.number("final_logit_softcapping")
-        raise UserError(f"{file.path} caps its logits at {cap}", hint="tfcli has no such cap")
-    if settings.count("block_count") * len(LAYER) > len(file.tensors):  # before anything is made for each layer
+        raise UserError(f"{file.path} caps its logits at {cap}", hint="tfcli does not support that")
+    if settings.count("block_count") * len(LAYER) > len(file.tensors):  # before any allocation per layer
         raise settings.wrong("block_count", f"no more than its {len(file.tensors)} tensors make")
 
 
@@ -248,7 +245,7 @@ def _model(
     vocab_size: int,
     factors: NDArray[np.float32] | None,
 ) -> ModelConfig:
-    """The model that metadata describe, with the biases and the head that its tensors' names give."""
+    """Return the model that metadata describe, with the biases and the head that its tensors' names give."""
     depth, heads = settings.count("block_count"), settings.count("attention.head_count")
     kv_heads = settings.count("attention.head_count_kv", heads)
     if heads % kv_heads:
@@ -256,7 +253,7 @@ def _model(
     head_width, theta = _head_width(settings), settings.number("rope.freq_base", 10_000.0)
     window, every = _windows(settings, depth) if family.windows else (0, 0)
     local_theta = settings.number("rope.freq_base_swa", 10_000.0)
-    found: dict[str, Any] = {
+    own: dict[str, Any] = {
         **{key: any(f"blk.0.{part}.bias" in tensors for part in parts) for key, parts in BIASES.items()},
         **({"local_window": window, "local_every": every, "local_theta": local_theta} if window else {}),
         "rope_scaling": read_rope(settings, factors, head_width, theta),
@@ -273,7 +270,7 @@ def _model(
         rope_theta=theta,
         norm_eps=settings.number("attention.layer_norm_rms_epsilon"),
         tied="output.weight" not in tensors,
-        architecture=from_flat(found, family.architecture),
+        architecture=from_flat(own, family.architecture),
     )
     return family.complete(config)
 
@@ -290,7 +287,7 @@ def _head_width(settings: Settings) -> int:
 
 
 def _vocab_size(file: GgufFile, settings: Settings) -> int:
-    """The rows of the embedding, which the vocabulary of the file must name one by one."""
+    """Return the number of rows of the embedding, which must be that of the vocabulary in the file."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise UserError(
@@ -319,49 +316,28 @@ def _stored_factors(file: GgufFile, head_width: int) -> NDArray[np.float32] | No
 
 
 def _windows(settings: Settings, depth: int) -> tuple[int, int]:
-    """``local_window`` and ``local_every``: five layers of six slide unless the file says which."""
+    """Return ``local_window`` and ``local_every``: five layers of six are local unless the file says which."""
     if not settings.get("attention.sliding_window"):
         return 0, 0
     window, key = settings.count("attention.sliding_window"), "attention.sliding_window_pattern"
     pattern = settings.metadata.get(f"{settings.architecture}.{key}", 6)
     if isinstance(pattern, list):
         if len(pattern) != depth or not all(isinstance(item, int) for item in pattern):
-            raise settings.wrong(key, f"{depth} truth values")
-        slide = [bool(item) for item in pattern]
+            raise settings.wrong(key, f"{depth} booleans")
+        local = [bool(item) for item in pattern]
     elif isinstance(pattern, int) and pattern >= 0:
-        slide = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(depth)]
+        local = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(depth)]
     else:
         raise settings.wrong(key, "a whole number")
-    every = slide.index(False) + 1 if False in slide else 0
-    if any(slides != (every == 0 or (layer + 1) % every != 0) for layer, slides in enumerate(slide)):
-        raise UserError(
-            f"{settings.name} has sliding windows in an irregular order of layers",
-            hint="tfcli has models whose every n-th layer sees all, and no other order",
-        )
-    return (window, every) if any(slide) else (0, 0)
-
-
-def _check_tensors(file: GgufFile, family: Family, config: ModelConfig) -> None:
-    expected = {name: place.shape for name, place in places(family, config).items()}
-    ignored = {ROPE_FREQS, *(IGNORED.format(layer) for layer in range(config.depth))}
-    problems = {
-        "missing": [name for name in expected if name not in file.tensors],
-        "unexpected": [repr(name)[1:-1] for name in file.tensors if name not in expected and name not in ignored],
-        "mis-shaped": [
-            f"{name} {file.tensors[name].shape}, expected {shape}"
-            for name, shape in expected.items()
-            if name in file.tensors and file.tensors[name].shape != shape
-        ],
-    }
-    if any(problems.values()):
-        raise UserError(
-            f"{file.path} does not hold the tensors that its metadata describes: {counted(problems)}",
-            hint=f"expected a {family.name} model as llama.cpp's converter writes it",
-        )
+    every = local.index(False) + 1 if False in local else 0
+    if local != [every == 0 or (layer + 1) % every != 0 for layer in range(depth)]:
+        hint = "tfcli supports models with every n-th layer global, and no other order"
+        raise UserError(f"{settings.name} has sliding windows in an irregular order of layers", hint=hint)
+    return (window, every) if any(local) else (0, 0)
 
 
 def _metadata(family: Family, config: ModelConfig) -> dict[str, Any]:
-    """What ``_model`` reads, of a model that the family may have or not."""
+    """Return the metadata that ``_model`` reads, for any model, whether or not the family has it."""
     arch = config.architecture
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -385,40 +361,33 @@ def _metadata(family: Family, config: ModelConfig) -> dict[str, Any]:
     return {f"{family.name}.{key}": value for key, value in settings.items()}
 
 
-def _with_biases_of(family: Family, config: ModelConfig) -> ModelConfig:
-    """The model with the biases that llama.cpp looks for in the family, of those that it has."""
-    own, theirs = flat(config.architecture), flat(family.architecture)
-    has = {key: theirs[key] or (key in family.biases and own[key]) for key in BIASES}
-    return replace(config, architecture=from_flat(has, config.architecture))
-
-
-def _differences(wanted: ModelConfig, made: ModelConfig) -> list[str]:
-    """Each setting of a model that another lacks, in words. What only writes the same in another way is none."""
+def _differences(wanted: ModelConfig, other: ModelConfig) -> list[str]:
+    """Return each setting of a model that another lacks, in words, apart from equivalent settings."""
     shown = {**flat(wanted.architecture), "rope_scaling": wanted.architecture.attention.rope_scaling.kind}
-    theirs = _values(made)
+    theirs = _values(other)
     return [
         f"{key} is {shown.get(key, value)!r}" for key, value in _values(wanted).items() if not _same(value, theirs[key])
     ]
 
 
 def _values(config: ModelConfig) -> dict[str, Any]:
-    """What a model computes with, the same for settings that only write it in another way."""
+    """Return what a model computes with, the same for equivalent settings."""
     arch = config.architecture
-    slide = [config.is_local(layer) for layer in range(config.depth)]
+    local = [config.is_local(layer) for layer in range(config.depth)]
     return {
         **flat(config.architecture),
         "rope_theta": config.rope_theta,
         "norm_eps": config.norm_eps,
         "attention_scale": arch.attention.scale or config.head_width**-0.5,
-        "local_window": arch.windows.size if any(slide) else 0,
-        "local_every": slide,
-        "local_theta": arch.windows.theta if any(slide) else None,
+        "local_window": arch.windows.size if any(local) else 0,
+        "local_every": local,
+        "local_theta": arch.windows.theta if any(local) else None,
         "rope_scaling": stretch(arch.attention.rope_scaling, config.head_width, config.rope_theta),
     }
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two values are one, numbers to what fp32 holds of them."""
+    """Return whether two values are equal, floats up to the rounding of fp32."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, float) and isinstance(b, float):

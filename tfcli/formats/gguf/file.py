@@ -1,8 +1,8 @@
-"""GGUF files, version 2 and 3: read without trust, written whole or not at all.
+"""GGUF files, version 2 and 3: untrusted when read, written whole or not at all.
 
-A file is a header (metadata, names, shapes and types of tensors) and the tensors' bytes, each at an offset that the
-header names. Specification: ggml's docs/gguf.md. Reading checks every length and offset against the file before
-anything is made of it, and maps the tensors instead of copying them.
+A file is a header (metadata, names, shapes and types of tensors) and the tensors' bytes, each at an offset given in the
+header. Specification: ggml's docs/gguf.md. Reading checks every length and offset against the file before anything is
+allocated, and maps the tensors instead of copying them.
 """
 
 from __future__ import annotations
@@ -24,61 +24,56 @@ from numpy.typing import NDArray
 from tfcli import disk
 from tfcli.errors import UserError
 from tfcli.formats.gguf import blocks
-from tfcli.formats.gguf.blocks import TYPES, Bytes, Floats, Groups
+from tfcli.formats.gguf.blocks import TYPES, Bytes, Floats
 from tfcli.text.read import files
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "b1", 10: "u8", 11: "i8", 12: "f8"}
-"""Types of metadata values, by numpy's names."""
+"""{type of a metadata value: numpy's name}."""
 STRING, ARRAY = 8, 9
 LARGEST_HEADER = 1 << 28
 MOST_VALUES = 1 << 22
-"""Of all arrays of a header together: several vocabularies of half a million."""
+"""Values in all arrays of a header together: several vocabularies of half a million."""
 MOST_ENTRIES = 1 << 16
-"""Metadata keys, and tensors."""
+"""Largest number of metadata keys, and of tensors."""
 LONGEST_KEY, LONGEST_NAME, MOST_DIMENSIONS = 65535, 63, 4
 OTHER_TYPES = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
     35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
-"""Names for messages."""
+"""Types that are not read, for messages."""
 AT_ONCE = 1 << 20
-"""Numbers that are turned into blocks at once."""
+"""Numbers that are quantized at once."""
+AGAIN = "convert the original model with a current llama.cpp"
 OLDER = (b"lmgg", b"fmgg", b"tjgg", b"algg")
-"""ggml, ggmf, ggjt and ggla: what GGUF replaced."""
+"""ggml, ggmf, ggjt and ggla: the formats that GGUF replaced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GgufTensor:
-    """One tensor of an open file; its bytes stay in the file until they are touched."""
+    """One tensor of an open file; its bytes are read from the file when they are accessed."""
 
     name: str
     shape: tuple[int, ...]
     """Outermost first: (rows, cols) of a matrix."""
     type: str
-    """A key of ``ggml_blocks.TYPES``."""
+    """A key of ``blocks.TYPES``."""
     data: Bytes = field(repr=False)
     """(rows, bytes of a row), read-only."""
     offset: int = field(repr=False)
-    """Of the first byte in the file."""
+    """Position of the first byte in the file."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Number of bytes in the file."""
         return self.data.nbytes
 
-    def groups(self, rows: slice | None = None) -> Groups:
-        """Codes and scales of these rows (default: all). Raises ValueError for a type of plain numbers."""
-        return blocks.groups(self.type, self.data[rows if rows is not None else slice(None)])
-
-    def dequantize(self, rows: slice | None = None) -> Floats:
-        """The numbers of these rows (rows, cols), or all of them in the tensor's shape, in fp32."""
-        if rows is None:
-            return blocks.dequantize(self.type, self.data).reshape(self.shape)
-        return blocks.dequantize(self.type, self.data[rows])
+    def dequantize(self) -> Floats:
+        """Return the numbers in fp32."""
+        return blocks.dequantize(self.type, self.data).reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -92,14 +87,14 @@ class GgufFile:
     mapped: mmap.mmap = field(repr=False)
 
     def release(self, tensor: GgufTensor) -> None:
-        """Let go of the memory that reading a tensor took; it is read from the file again when touched again."""
+        """Release the memory that a tensor takes; accessing it again reads it from the file again."""
         if hasattr(mmap, "MADV_DONTNEED"):  # POSIX
             start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self.mapped.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
 
 
 def open_gguf(path: str | Path) -> GgufFile:
-    """Check a file and map it. Raises UserError for what is not a whole GGUF file of types that are read."""
+    """Check a file and map it. Raises UserError for anything but a complete GGUF file of supported types."""
     path = Path(path)
     mapped = _map(path)
     header = _Header(mapped, path)
@@ -111,7 +106,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     for _ in range(key_count):
         key = header.text(LONGEST_KEY, "the name of a metadata key")
         if not key or key in metadata:
-            raise header.wrong(f"the metadata key {key[:64]!r} stands in it twice" if key else "a key has no name")
+            raise header.wrong(f"it has the metadata key {key[:64]!r} twice" if key else "a key has no name")
         metadata[key] = header.value(key)
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -120,7 +115,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     for _ in range(tensor_count):
         name, entry = header.tensor(alignment)
         if name in entries:
-            raise header.wrong(f"the tensor {name!r} stands in it twice")
+            raise header.wrong(f"it has the tensor {name!r} twice")
         entries[name] = entry
     return GgufFile(
         path=path, version=version, metadata=metadata, tensors=_place(header, entries, alignment), mapped=mapped
@@ -136,7 +131,7 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             head = file.read(files.SNIFF)
             if not head.startswith(MAGIC):
-                raise UserError(f"{path} is {_what(head)}, expected a GGUF file", hint=_advice(head))
+                raise _other_format(path, head)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
@@ -144,36 +139,29 @@ def _map(path: Path) -> mmap.mmap:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _what(head: bytes) -> str:
-    if not head:
-        return "empty"
+def _other_format(path: Path, head: bytes) -> UserError:
+    hint = "a GGUF file begins with the four letters GGUF; download it again if it should"
     if head.startswith(OLDER):
-        return "a ggml file from before GGUF"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer"
-    try:
-        codecs.utf_8_decode(head, "strict", False)
-    except UnicodeDecodeError:
-        return files.what_it_is(head) or "binary data of another kind"
-    return files.what_it_is(head) or "text"
-
-
-def _advice(head: bytes) -> str:
-    if head.startswith(OLDER):
-        return "convert the original model with a current llama.cpp"
-    if head.startswith(b"version https://git-lfs"):
-        return "fetch what it points to: git lfs pull"
-    return "a GGUF file begins with the four letters GGUF; download it again if it should"
+        what, hint = "a ggml file from before GGUF", AGAIN
+    elif head.startswith(b"version https://git-lfs"):
+        what, hint = "a Git LFS pointer", "fetch what it points to: git lfs pull"
+    else:
+        try:
+            codecs.utf_8_decode(head, "strict", False)
+            what = (files.what_it_is(head) or "text") if head else "empty"
+        except UnicodeDecodeError:
+            what = files.what_it_is(head) or "binary data of another kind"
+    return UserError(f"{path} is {what}, expected a GGUF file", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the header says of one tensor."""
+    """The header's entry of one tensor."""
 
     shape: tuple[int, ...]
     type: str
     offset: int
-    """From the start of the data."""
+    """Relative to the start of the data."""
     row_bytes: int
 
     @property
@@ -182,7 +170,7 @@ class _Entry:
 
 
 class _Header:
-    """A cursor over the header; whatever would pass the end of the file is an error instead."""
+    """A cursor over the header; reading past the end of the file is an error."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at = data, path, 0
@@ -190,13 +178,11 @@ class _Header:
         self.listed = 0
 
     def wrong(self, what: str) -> UserError:
-        return UserError(
-            f"{self.path} is a damaged GGUF file: {what}",
-            hint="download or convert it again; it was cut short or changed",
-        )
+        hint = "download or convert it again; it was cut short or changed"
+        return UserError(f"{self.path} is a damaged GGUF file: {what}", hint=hint)
 
     def ahead(self, size: int, what: str) -> int:
-        """Where the cursor is, after checking that ``size`` bytes follow and stepping over them."""
+        """Return the position, after checking that ``size`` bytes follow and advancing past them."""
         start = self.at
         if size > self.end - start:
             if self.end < len(self.data):
@@ -226,17 +212,13 @@ class _Header:
         if version in VERSIONS:
             return version
         if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, *VERSIONS):
-            raise UserError(
-                f"{self.path} is a big-endian GGUF file, expected little-endian",
-                hint="take the file for x86 and ARM machines, or turn it: gguf_convert_endian.py FILE little",
-            )
-        raise UserError(
-            f"{self.path} is GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}",
-            hint="convert the original model with a current llama.cpp",
-        )
+            hint = "take the file for x86 and ARM machines, or convert it: gguf_convert_endian.py FILE little"
+            raise UserError(f"{self.path} is a big-endian GGUF file, expected little-endian", hint=hint)
+        hint = AGAIN
+        raise UserError(f"{self.path} is GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}", hint=hint)
 
     def check_count(self, what: str, count: int, size: int) -> None:
-        """``size``: the fewest bytes that one takes."""
+        """Check a count; ``size`` is the least number of bytes that one takes."""
         if count > (len(self.data) - self.at) // size:
             raise self.wrong(f"it says that it has {count} {what}, which its {len(self.data)} bytes cannot hold")
         if count > MOST_ENTRIES:
@@ -281,13 +263,13 @@ class _Header:
 
 
 def _place(header: _Header, entries: dict[str, _Entry], alignment: int) -> dict[str, GgufTensor]:
-    """The mapped tensors, after checking that each lies in the file and none on another."""
+    """Return the mapped tensors, after checking that each is inside the file and none overlaps another."""
     base = -(-header.at // alignment) * alignment
     size = len(header.data)
     last, end = "", 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
         if entry.offset < end:
-            raise header.wrong(f"the tensors {last!r} and {name!r} lie on each other")
+            raise header.wrong(f"the tensors {last!r} and {name!r} overlap")
         last, end = name, entry.offset + entry.nbytes
         if base + end > size:
             raise header.wrong(f"the tensor {name!r} ends after byte {base + end}, the file has {size} bytes")
@@ -311,18 +293,18 @@ class NewTensor:
     shape: tuple[int, ...]
     """Outermost first."""
     type: str
-    """One of ``ggml_blocks.TYPES``; from numbers only those in ``ggml_blocks.WRITES`` are made."""
+    """A key of ``blocks.TYPES``; numbers are quantized only to those in ``blocks.WRITES``."""
     data: NDArray[Any] | Callable[[], NDArray[Any]]
-    """Numbers of that shape, or the type's own bytes as uint8; a callable is called when its turn comes."""
+    """Numbers of that shape, or the type's own bytes as uint8; a callable is called when the tensor is written."""
 
 
 def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Iterable[NewTensor]) -> None:
     """Write a file (version 3), aside first, then synced and renamed; the same input gives the same bytes.
 
-    Metadata values are texts, bools, ints (as uint32; int32 below zero; 64 bits where those do not do), floats (as
-    float32) or lists of them (ints as int32); a numpy scalar or array keeps its own type. One tensor is in memory at a
-    time. Raises UserError for numbers that a type does not hold or a place that cannot be written, RunError for a full
-    disk.
+    Metadata values are strings, bools, ints (as uint32; int32 below zero; 64 bits where those are too small), floats
+    (as float32) or lists of them (ints as int32); a numpy scalar or array keeps its own type. One tensor is in memory
+    at a time. Raises UserError for numbers that a type cannot represent or a place that cannot be written, RunError for
+    a full disk.
     """
     path = Path(path)
     listed = list(tensors)
@@ -346,7 +328,7 @@ def _header(metadata: Mapping[str, Any], tensors: Sequence[NewTensor], alignment
     for tensor in tensors:
         name = tensor.name.encode()
         if len(name) > LONGEST_NAME or not 1 <= len(tensor.shape) <= MOST_DIMENSIONS or 0 in tensor.shape:
-            raise ValueError(f"{tensor.name!r} of shape {tensor.shape} has no place in a GGUF file")
+            raise ValueError(f"{tensor.name!r} of shape {tensor.shape} cannot be in a GGUF file")
         parts += [_text(tensor.name), struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])]
         parts.append(struct.pack("<IQ", TYPES[tensor.type].id, offset))
         offset += _nbytes(tensor)
@@ -364,7 +346,7 @@ def _text(text: str) -> bytes:
 
 
 def _value(key: str, value: Any) -> bytes:
-    """Type and value of one metadata entry."""
+    """Encode type and value of one metadata entry."""
     items: Any = value if isinstance(value, list | tuple | np.ndarray) else [value]
     if all(isinstance(item, str) for item in items):
         kind, data = STRING, b"".join(map(_text, items))
@@ -393,7 +375,7 @@ def _dtype(key: str, items: Sequence[Any], listed: bool) -> np.dtype[Any]:
 
 
 def _blocks(tensor: NewTensor) -> Iterator[Bytes]:
-    """The tensor's bytes, some rows at a time."""
+    """Yield the tensor's bytes, some rows at a time."""
     data = tensor.data if isinstance(tensor.data, np.ndarray) else tensor.data()
     if data.dtype == np.uint8:
         if data.nbytes != _nbytes(tensor):
@@ -413,7 +395,7 @@ def _blocks(tensor: NewTensor) -> Iterator[Bytes]:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that becomes ``path`` when it is complete and on the disk."""
+    """Yield a file to write that becomes ``path`` when it is complete and on the disk."""
     try:
         if path.is_dir():
             raise UserError(f"{path} is a directory", hint="name a file to write, ending in .gguf")

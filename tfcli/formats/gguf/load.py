@@ -1,9 +1,9 @@
-"""GGUF files as models: the file's weights in the core's modules, quantized ones with the codes that they have.
+"""Models from GGUF files: quantized matrices keep their codes.
 
 A matrix of a type whose groups have 32 weights (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K) becomes a ``QuantMatrix``
-with its codes unchanged; Q5's take a byte each. Scales are rounded to fp16, which changes those of Q4_K and Q5_K alone.
-Types with groups of 16 (Q2_K, Q3_K, Q6_K) are quantized anew to 8 bits in groups of 32, an error that is far below
-their own. Other tensors become numbers of the model's dtype. Nothing is ever dequantized as a whole.
+with its codes unchanged; Q5's take a byte each. Scales are rounded to fp16, which changes only those of Q4_K and Q5_K.
+Types with groups of 16 (Q2_K, Q3_K, Q6_K) are requantized to 8 bits in groups of 32, with an error far below their own.
+Other tensors become numbers of the model's dtype. No matrix is ever dequantized as a whole.
 """
 
 from __future__ import annotations
@@ -30,21 +30,16 @@ from tfcli.runtime import Runtime
 from tfcli.text.tokenizers.codec import Codec
 
 CENTRED = ("Q4_0", "Q8_0")
-"""Types whose code in the middle stands for 0, as in a ``QuantMatrix`` without ``low``."""
-
-
-def read_config(file: GgufFile) -> ModelConfig:
-    """The shape of the model in a GGUF file. Raises UserError as ``load`` does."""
-    return families.read(file)[1]
+"""Types whose middle code means 0, as in a ``QuantMatrix`` without ``low``."""
 
 
 def load(
     file: GgufFile, *, runtime: Runtime, dtype: torch.dtype | None = None, quantize: Quantization | None = None
 ) -> tuple[Transformer, Codec]:
-    """The model in a GGUF file, on the runtime's device, and its tokenizer; ``dtype`` of what is not quantized.
+    """Load the model in a GGUF file, on the runtime's device, and its tokenizer; ``dtype`` of what is not quantized.
 
-    ``quantize`` quantizes the matrices of a file that has none that are. Raises UserError for a damaged file, an
-    architecture or a tokenizer that is not read, and for quantizing twice.
+    ``quantize`` quantizes the matrices of a file without quantized ones. Raises UserError for a damaged file, an
+    unsupported architecture or tokenizer, and for quantizing twice.
     """
     family, config = families.read(file)
     codec = from_gguf(file.metadata, name=str(file.path))
@@ -60,26 +55,24 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantize: Quantization | None = None,
 ) -> Transformer:
-    """The model alone; ``family`` and ``config`` are ``families.read`` of the file."""
+    """Load the model alone; ``family`` and ``config`` are ``families.read`` of the file."""
     kinds = sorted({t.type for t in file.tensors.values() if TYPES[t.type].quantized and len(t.shape) == 2})
     if quantize and kinds:
-        raise UserError(
-            f"{file.path} is quantized already ({', '.join(kinds)})",
-            hint="twice would lose quality for nothing: take it as it is, or begin with what it was made from",
-        )
+        hint = "quantizing twice only loses quality: use it as it is, or start from the model that it was made from"
+        raise UserError(f"{file.path} is quantized already ({', '.join(kinds)})", hint=hint)
     with torch.device("meta"):
         model = Transformer(config)
     places = families.places(family, config)
     reader = _Reader(file, places, dtype or runtime.dtype, quantize)
-    for name, lies in places.items():
-        path, _, kind = lies.ours.rpartition(".")
+    for name, stored in places.items():
+        path, _, kind = stored.ours.rpartition(".")
         if kind == "weight":
             reader.put(model, path, name)
     if config.tied and isinstance(model.embed, nn.Embedding):
         model.head.weight = model.embed.weight
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
-        raise AssertionError(f"without numbers: {', '.join(left)}")
+        raise AssertionError(f"parameters without values: {', '.join(left)}")
     return model.to(runtime.device).requires_grad_(True)
 
 
@@ -92,7 +85,7 @@ class _Reader:
         self.file, self.places, self.dtype, self.quantize = file, places, dtype, quantize
 
     def put(self, model: Transformer, path: str, name: str) -> None:
-        """The weight ``name`` and its bias, where the model has one, into the part at ``path``."""
+        """Put the weight ``name``, and its bias where the model has one, into the part at ``path``."""
         tensor, bias_name = self.file.tensors[name], name.removesuffix("weight") + "bias"
         part = model.get_submodule(path)
         bias = self.numbers(bias_name) if getattr(part, "bias", None) is not None else None
@@ -106,10 +99,9 @@ class _Reader:
         self.file.release(tensor)
 
     def numbers(self, name: str) -> Tensor:
-        """A tensor as plain numbers of the model's dtype."""
+        """Return a tensor as plain numbers of the model's dtype."""
         tensor = self.file.tensors[name]
-        rows = (1, *tensor.shape) if len(tensor.shape) == 1 else tensor.shape
-        if rows[0] == 1:
+        if len(tensor.shape) == 1 or tensor.shape[0] == 1:
             values = tensor.dequantize()
             order = self.places[name].rows_read
             return torch.from_numpy(values if order is None else values[order]).to(self.dtype)
@@ -119,13 +111,14 @@ class _Reader:
         return out
 
     def matrix(self, name: str, bias: Tensor | None, bits: Bits) -> QuantMatrix:
-        """A tensor as a quantized matrix; ``bits`` of one that is quantized anew."""
+        """Return a tensor as a quantized matrix; ``bits`` apply to one that is requantized."""
         tensor = self.file.tensors[name]
-        exact = TYPES[tensor.type].group == GROUP
-        parts = self._as_they_are(name) if exact else self._anew(name, bits)
-        return stacked(parts, rows=tensor.shape[0], bias=bias)
+        if TYPES[tensor.type].group == GROUP:
+            return stacked(self._as_stored(name), rows=tensor.shape[0], bias=bias)
+        requantized = (quant.quantize(torch.from_numpy(values), bits) for _, values in self._slices(name))
+        return stacked(requantized, rows=tensor.shape[0], bias=bias)
 
-    def _as_they_are(self, name: str) -> Iterator[QuantMatrix]:
+    def _as_stored(self, name: str) -> Iterator[QuantMatrix]:
         tensor = self.file.tensors[name]
         for rows in self._rows(name):
             groups = blocks.groups(tensor.type, tensor.data[rows])
@@ -134,18 +127,14 @@ class _Reader:
             codes, scale = torch.from_numpy(groups.q), self._half(groups.scale, tensor)
             yield from_codes(codes, scale, low, bits=bits, columns=tensor.shape[1])
 
-    def _anew(self, name: str, bits: Bits) -> Iterator[QuantMatrix]:
-        for _, values in self._slices(name):
-            yield quant.quantize(torch.from_numpy(values), bits)
-
     def _slices(self, name: str) -> Iterator[tuple[slice, Floats]]:
-        """Which rows, and their numbers."""
+        """Yield slices of the rows, and their numbers."""
         tensor = self.file.tensors[name]
         for some, rows in zip(slices(*tensor.shape), self._rows(name), strict=True):
             yield some, blocks.dequantize(tensor.type, tensor.data[rows])
 
     def _rows(self, name: str) -> Iterator[slice | NDArray[np.intp]]:
-        """Where the core's rows stand in the file, slice by slice."""
+        """Yield the places of tfcli's rows in the file, slice by slice."""
         order = self.places[name].rows_read
         for some in slices(*self.file.tensors[name].shape):
             yield some if order is None else order[some]
@@ -155,7 +144,7 @@ class _Reader:
             half = values.astype(np.float16)
         if not np.isfinite(half).all():
             raise UserError(
-                f"{self.file.path}: the tensor {tensor.name} has scales that are not numbers or too large",
+                f"{self.file.path}: the tensor {tensor.name} has scales that are not finite or too large",
                 hint="the file is damaged: download or convert it again",
             )
         return torch.from_numpy(half)

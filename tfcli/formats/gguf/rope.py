@@ -11,32 +11,32 @@ from numpy.typing import NDArray
 from tfcli.config.model import RopeScaling
 
 CLOSE = 1e-5
-"""Relative difference up to which two numbers are taken for one that was written in other ways."""
+"""Relative difference up to which two numbers count as equal."""
 SEEN = 1e-6
-"""A share of a frequency that is more than rounding to fp32."""
+"""Share of a frequency that exceeds rounding to fp32."""
 
 
 def rotary_halves(heads: int, head_width: int) -> NDArray[np.intp]:
-    """Where each row of q or k stands in a llama file: ``rows[order]`` are Hugging Face's.
+    """Return the order of a llama file's rows of q or k in which they are Hugging Face's: ``rows[order]``.
 
     Rotary positions turn pairs of rows: (2i, 2i + 1) of a head in a llama file, (i, i + head_width / 2) in Hugging
-    Face's model and in tfcli. It goes for numbers, blocks, groups and biases. ``heads``: of the keys for k.
+    Face's model and in tfcli. The same holds for numbers, blocks and biases. ``heads``: for k those of the keys.
     """
     return np.arange(heads * head_width).reshape(heads, head_width // 2, 2).swapaxes(1, 2).ravel()
 
 
 def rotary_pairs(heads: int, head_width: int) -> NDArray[np.intp]:
-    """The way back: ``rows[order]`` are what a llama file stores of Hugging Face's rows."""
+    """Return the inverse order: Hugging Face's ``rows[order]`` are those of a llama file."""
     return np.arange(heads * head_width).reshape(heads, 2, head_width // 2).swapaxes(1, 2).ravel()
 
 
 def _frequencies(head_width: int, theta: float) -> NDArray[np.float64]:
-    """The K/2 rotary frequencies before any scaling, radians per position."""
+    """Return the K/2 rotary frequencies before any scaling, in radians per position."""
     return theta ** -(np.arange(0, head_width, 2) / head_width)
 
 
 def llama3_factors(scaling: RopeScaling, head_width: int, theta: float) -> NDArray[np.float64]:
-    """What Llama 3's rule divides each of the K/2 frequencies by."""
+    """Return the divisors of the K/2 frequencies by Llama 3's rule."""
     turns = scaling.original_context * _frequencies(head_width, theta) / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     share = np.clip((turns - low) / (high - low), 0, 1)
@@ -44,7 +44,7 @@ def llama3_factors(scaling: RopeScaling, head_width: int, theta: float) -> NDArr
 
 
 def llama3_scaling(factors: Sequence[float], head_width: int, theta: float) -> RopeScaling | None:
-    """Llama 3's rule with parameters that give these factors (head_width / 2 of them), or None where none do.
+    """Return parameters of Llama 3's rule that give these head_width / 2 factors, None where none do.
 
     Only ratios of the three lengths count: ``low_freq_factor`` is taken to be 1, as it is in every published model.
     """
@@ -58,20 +58,17 @@ def llama3_scaling(factors: Sequence[float], head_width: int, theta: float) -> R
         context = max(1, round(2 * math.pi / low))
         turns = [context * end / (2 * math.pi) for end in (low, high)]
         for digits in (5, 15):  # 1.0, not 1.0000001: the decimals that were meant
-            found = RopeScaling(
-                kind="llama3",
-                factor=factor,
-                original_context=context,
-                low_freq_factor=round(turns[0], digits),
-                high_freq_factor=round(turns[1], digits),
+            low, high = (round(turn, digits) for turn in turns)
+            scaling = RopeScaling(
+                kind="llama3", factor=factor, original_context=context, low_freq_factor=low, high_freq_factor=high
             )
-            if np.allclose(llama3_factors(found, head_width, theta), divided, rtol=CLOSE):
-                return found
+            if np.allclose(llama3_factors(scaling, head_width, theta), divided, rtol=CLOSE):
+                return scaling
     return None
 
 
 def stretch(scaling: RopeScaling, head_width: int, theta: float) -> tuple[float, ...]:
-    """What a scaling does, in numbers: two that do the same have the same."""
+    """Return what a scaling does, in numbers that are equal for equivalent scalings."""
     if scaling.kind == "yarn" and (scaling.factor, scaling.attention_factor) != (1.0, 1.0):
         own = (scaling.factor, scaling.original_context, scaling.attention_factor)
         return (*map(float, own), scaling.beta_fast, scaling.beta_slow)
@@ -81,7 +78,7 @@ def stretch(scaling: RopeScaling, head_width: int, theta: float) -> tuple[float,
 
 
 def _ends(kept: NDArray[np.float64], share: NDArray[np.float64]) -> Iterator[tuple[float, float]]:
-    """Frequencies from which on a share of 0 and of 1 is kept; between them it is a line over the frequencies."""
+    """Yield frequencies at which a share of 0 and of 1 is kept; between them the share is linear in the frequency."""
     between = np.flatnonzero((share > SEEN) & (share < 1 - SEEN))
     last, first = kept[share <= SEEN].max(initial=0.0), kept[share >= 1 - SEEN].min(initial=math.inf)
     ends = []

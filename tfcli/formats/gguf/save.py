@@ -1,9 +1,10 @@
-"""Models written as GGUF files: quantized matrices as the blocks that their codes are, numbers in one type."""
+"""Models written as GGUF files: quantized matrices keep their codes, the others become one type of numbers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from tfcli.model.transformer import Transformer
 from tfcli.text.tokenizers.codec import Codec
 
 PLAIN = ("F32", "F16", "BF16")
-"""Types that hold numbers as they are."""
+"""Types of plain numbers."""
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
-"""``general.file_type`` by what most matrices are (enum llama_ftype)."""
+"""{type of most matrices: ``general.file_type``} (enum llama_ftype)."""
 
 
 def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16", name: str | None = None) -> None:
     """Write a model and its tokenizer as a GGUF file, whole or not at all.
 
     Matrices of plain numbers become ``type`` (F32, F16 or BF16), quantized ones the blocks that hold their codes bit by
-    bit: Q8_0, Q4_0 or Q4_1. Norms and biases are F32. ``name`` is what the file calls the model. Raises UserError for a
-    model or tokenizer that GGUF files do not have, and for numbers that a type does not hold.
+    bit: Q8_0, Q4_0 or Q4_1. Norms and biases are F32. ``name`` is the model's name in the file. Raises UserError for a
+    model or tokenizer that GGUF files do not support, and for numbers that a type cannot represent.
     """
     if type not in PLAIN:
         raise ValueError(f"{type} is no type of plain numbers")
@@ -47,7 +48,7 @@ def save(path: str | Path, model: Transformer, codec: Codec, *, type: str = "F16
 
 
 def general(family: Family, *, type: str, name: str | None = None) -> dict[str, Any]:
-    """The metadata that every file has; ``type``: what most matrices are stored in."""
+    """Return the metadata that every file has; ``type`` is that of most matrices."""
     return {
         "general.architecture": family.name,
         "general.type": "model",
@@ -58,7 +59,7 @@ def general(family: Family, *, type: str, name: str | None = None) -> dict[str, 
 
 
 def stored_type(name: str, shape: tuple[int, ...], type: str) -> str:
-    """The type to store a tensor in when the matrices are to be ``type``, by llama.cpp's rules.
+    """Return the type to store a tensor in when the matrices are to be ``type``, by llama.cpp's rules.
 
     Norms and biases are F32; a matrix whose rows are not whole blocks is F16.
     """
@@ -77,51 +78,39 @@ def _tensors(model: Transformer, family: Family, type: str) -> Iterator[NewTenso
         part = part.matrix if isinstance(part, QuantEmbedding) else part
         shape, order = place.shape, place.rows_written
         if isinstance(part, QuantMatrix) and kind == "weight":
-            yield NewTensor(name=name, shape=shape, type=block_type(part, name), data=_Blocks(part, name, order))
+            yield NewTensor(
+                name=name, shape=shape, type=block_type(part, name), data=partial(_blocks, part, name, order)
+            )
         else:
             stored = stored_type(name, shape, type)
-            yield NewTensor(name=name, shape=shape, type=stored, data=_Numbers(getattr(part, kind), order))
+            yield NewTensor(name=name, shape=shape, type=stored, data=partial(_numbers, getattr(part, kind), order))
 
 
-class _Numbers:
-    """The numbers of a tensor, when they are asked for."""
-
-    def __init__(self, tensor: Tensor, order: NDArray[np.intp] | None) -> None:
-        self.tensor, self.order = tensor, order
-
-    def __call__(self) -> NDArray[Any]:
-        values: NDArray[Any] = self.tensor.detach().cpu().float().numpy()
-        return values if self.order is None else values[self.order]
+def _numbers(tensor: Tensor, order: NDArray[np.intp] | None) -> NDArray[Any]:
+    values: NDArray[Any] = tensor.detach().cpu().float().numpy()
+    return values if order is None else values[order]
 
 
-class _Blocks:
-    """The blocks of a quantized matrix, when they are asked for."""
-
-    def __init__(self, matrix: QuantMatrix, name: str, order: NDArray[np.intp] | None) -> None:
-        self.matrix, self.name, self.order = matrix, name, order
-
-    def __call__(self) -> Bytes:
-        matrix, type = self.matrix, block_type(self.matrix, self.name)
-        out = np.empty((matrix.rows, TYPES[type].row_bytes(matrix.columns)), np.uint8)
-        for some in slices(matrix.rows, matrix.columns):
-            rows = np.arange(matrix.rows)[some] if self.order is None else self.order[some]
-            out[some] = blocks.pack(groups(matrix, torch.from_numpy(rows)), type)[1]
-        return out
+def _blocks(matrix: QuantMatrix, name: str, order: NDArray[np.intp] | None) -> Bytes:
+    type = block_type(matrix, name)
+    out = np.empty((matrix.rows, TYPES[type].row_bytes(matrix.columns)), np.uint8)
+    for some in slices(matrix.rows, matrix.columns):
+        rows = np.arange(matrix.rows)[some] if order is None else order[some]
+        out[some] = blocks.pack(groups(matrix, torch.from_numpy(rows)), type)
+    return out
 
 
 def block_type(matrix: QuantMatrix, name: str = "the matrix") -> str:
-    """The type whose blocks hold the codes of a matrix as they are; UserError where there is none."""
+    """Return the type whose blocks hold the codes of a matrix. Raises UserError where there is none."""
     if matrix.columns % GROUP or (matrix.bits == 8 and matrix.low is not None):
         what = f"rows of {matrix.columns}" if matrix.columns % GROUP else "8-bit codes with a minimum"
-        raise UserError(
-            f"{name} has {what}, which no type of block that tfcli writes holds",
-            hint="write plain numbers instead: --type f16",
-        )
+        hint = "write plain numbers instead: --type f16"
+        raise UserError(f"{name} has {what}, which no block type that tfcli writes can hold", hint=hint)
     return "Q8_0" if matrix.bits == 8 else "Q4_0" if matrix.low is None else "Q4_1"
 
 
 def groups(matrix: QuantMatrix, rows: Tensor) -> Groups:
-    """Codes and scales of some rows of a quantized matrix, as they are."""
+    """Return codes and scales of some rows of a quantized matrix, unchanged."""
     codes, scale, low = matrix.grouped(rows.to(matrix.codes.device))
     scales = scale.cpu().float().numpy()
     lows = -CENTRE[matrix.bits] * scales if low is None else low.cpu().float().numpy()

@@ -14,9 +14,9 @@ from tfcli.errors import UserError
 from tfcli.formats.gguf.rope import llama3_scaling
 
 ROPE_FREQS = "rope_freqs.weight"
-"""Llama 3's scaling, K / 2 numbers: each rotary frequency is divided by its own."""
+"""Llama 3's scaling, K / 2 numbers, by which the rotary frequencies are divided."""
 LARGEST = 1 << 27
-"""No width, vocabulary or context of a real model is larger."""
+"""Above every width, vocabulary and context of a real model."""
 
 
 class Settings:
@@ -26,19 +26,19 @@ class Settings:
         self.name, self.architecture, self.metadata = name, architecture, metadata
 
     def wrong(self, key: str, expected: str) -> UserError:
-        """What is wrong with a setting."""
+        """Return the error for an invalid setting."""
         full = f"{self.architecture}.{key}"
         value = self.metadata.get(full)
-        found = f"has no {full}" if value is None else f"says that {full} is {str(value)[:64]}"
-        return UserError(f"{self.name} {found}, expected {expected}", hint="the file was not made for this model")
+        given = f"has no {full}" if value is None else f"says that {full} is {str(value)[:64]}"
+        return UserError(f"{self.name} {given}, expected {expected}", hint="the file was not made for this model")
 
     def get(self, key: str) -> Any:
-        """The value, None where there is none; llama.cpp allows a list of one for each layer."""
+        """Return the value, None where there is none; llama.cpp allows a list with one per layer."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+        """Return a whole number of at least 1."""
         value = self.get(key)
         if value is None and default is not None:
             return default
@@ -49,7 +49,7 @@ class Settings:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number, as the decimal that was meant: 1e-05, not fp32's 9.999999747378752e-06."""
+        """Return a positive number as the decimal that was meant: 1e-05, not fp32's 9.999999747378752e-06."""
         value = self.get(key)
         if value is None and default is not None:
             return default
@@ -59,7 +59,7 @@ class Settings:
 
 
 def read_rope(settings: Settings, factors: NDArray[np.float32] | None, head_width: int, theta: float) -> RopeScaling:
-    """The scaling that settings and ``factors``, the tensor ``ROPE_FREQS``, describe; UserError for another's."""
+    """Return the scaling in settings and ``factors`` (``ROPE_FREQS``). Raises UserError for unsupported ones."""
     kind = settings.get("rope.scaling.type")
     factor = settings.number("rope.scaling.factor", settings.number("rope.scale_linear", 1.0))
     attention = settings.number("rope.scaling.attn_factor", 1.0)
@@ -73,8 +73,8 @@ def read_rope(settings: Settings, factors: NDArray[np.float32] | None, head_widt
         rule = None if scaled else llama3_scaling(factors.tolist(), head_width, theta)
         if rule is None:
             raise UserError(
-                f"{settings.name} stretches its rotary positions in a way that tfcli does not have",
-                hint=f"it has Llama 3's rule; {ROPE_FREQS} holds other numbers",
+                f"{settings.name} stretches its rotary positions in a way that tfcli does not support",
+                hint=f"it supports Llama 3's rule; {ROPE_FREQS} holds other numbers",
             )
         return rule
     if not scaled:
@@ -93,20 +93,17 @@ def read_rope(settings: Settings, factors: NDArray[np.float32] | None, head_widt
 
 
 def write_rope(scaling: RopeScaling, context: int) -> dict[str, Any]:
-    """The settings of a scaling to ``context``; none of Llama 3's, which is the tensor ``ROPE_FREQS``."""
+    """Return the settings of a scaling to ``context``; {} for Llama 3's, which is the tensor ``ROPE_FREQS``."""
+    if scaling.kind not in ("linear", "yarn"):
+        return {}
+    settings: dict[str, Any] = {"type": scaling.kind, "factor": float(scaling.factor)}
     if scaling.kind == "linear":
-        return {
-            "rope.scaling.type": "linear",
-            "rope.scaling.factor": float(scaling.factor),
-            "rope.scaling.original_context_length": max(1, round(context / scaling.factor)),
+        settings["original_context_length"] = max(1, round(context / scaling.factor))
+    else:
+        settings |= {
+            "original_context_length": scaling.original_context,
+            "attn_factor": scaling.attention_factor / (1.0 + 0.1 * math.log(scaling.factor)),
+            "yarn_beta_fast": float(scaling.beta_fast),
+            "yarn_beta_slow": float(scaling.beta_slow),
         }
-    if scaling.kind == "yarn":
-        return {
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": float(scaling.factor),
-            "rope.scaling.original_context_length": scaling.original_context,
-            "rope.scaling.attn_factor": scaling.attention_factor / (1.0 + 0.1 * math.log(scaling.factor)),
-            "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
-            "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
-        }
-    return {}
+    return {f"rope.scaling.{key}": value for key, value in settings.items()}

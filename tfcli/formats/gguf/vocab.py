@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfcli.errors import UserError
@@ -19,28 +19,28 @@ from tfcli.text.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UN
 
 PREFIX = "tokenizer.ggml."
 KINDS = {"llama": 2, "t5": 1}
-"""Kinds that are SentencePiece models: their TrainerSpec.ModelType."""
-LISTS: dict[str, set[type]] = {"texts": {str}, "whole numbers": {int}, "numbers": {int, float}}
+"""{kind that is a SentencePiece model: its TrainerSpec.ModelType}."""
+LISTS: dict[str, set[type]] = {"strings": {str}, "integers": {int}, "numbers": {int, float}}
 MOST_PIECES = 1 << 22
+BEGINS = "a text begins with the beginning-of-text piece"
 DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {"bos": 1, "eos": 2, "unknown": 0},
     "t5": {"eos": 1, "unknown": 2, "padding": 0},
     "gpt2": {},
     "bert": {"cls": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103},
 }
-"""Ids that hold where a file does not give them ("seperator" is how the format spells it)."""
+"""Default ids ("seperator" is how the format spells it)."""
 ENDS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
     "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>",
 )  # fmt: skip
-"""Names of special pieces that end a text or a turn; llama.cpp goes by these names too."""
+"""Names of special pieces that end a text or a turn; llama.cpp uses these names too."""
 
 
 def from_gguf(metadata: Mapping[str, Any], *, name: str) -> Codec:
-    """The tokenizer that ``metadata`` (plain Python values) describes; ``name`` is the file, for messages.
+    """Return the tokenizer that ``metadata`` (plain Python values) describes; ``name`` is the file, for messages.
 
-    Raises UserError for a kind or a pre-tokenizer that is not known, for lists of different lengths, and for ids
-    without a piece.
+    Raises UserError for an unknown kind or pre-tokenizer, for lists of different lengths, and for ids without a piece.
     """
     vocab = _Vocab.read(metadata, name)
     if vocab.kind in KINDS:
@@ -50,7 +50,7 @@ def from_gguf(metadata: Mapping[str, Any], *, name: str) -> Codec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Vocab:
-    """The metadata, checked."""
+    """The metadata of a tokenizer, checked."""
 
     metadata: Mapping[str, Any]
     name: str
@@ -64,17 +64,15 @@ class _Vocab:
         if kind is None:
             raise UserError(f"{name} has no tokenizer", hint=f"its metadata lack {PREFIX}model")
         if kind not in DEFAULTS:
-            raise UserError(
-                f"{name} has a tokenizer of kind {str(kind)[:40]!r}, which tfcli does not read",
-                hint=f"it reads {', '.join(DEFAULTS)}",
-            )
+            hint = f"it reads {', '.join(DEFAULTS)}"
+            raise UserError(f"{name} has a tokenizer of kind {str(kind)[:40]!r}, which tfcli does not read", hint=hint)
         bare = cls(metadata=metadata, name=name, kind=kind, pieces=[], types=[])
-        pieces = bare.listed("tokens", "texts")
+        pieces = bare.listed("tokens", "strings")
         if not 0 < len(pieces) <= MOST_PIECES:
             raise UserError(f"{name} has a vocabulary of {len(pieces)} pieces")
         types = [NORMAL] * len(pieces)
         if kind in KINDS or PREFIX + "token_type" in metadata:
-            types = [type or NORMAL for type in bare.listed("token_type", "whole numbers", len(pieces))]
+            types = [type or NORMAL for type in bare.listed("token_type", "integers", len(pieces))]
             if not set(types) <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE}:
                 raise UserError(f"{name}: {PREFIX}token_type has a type that is none of 1 to 6")
         for id, piece in enumerate(pieces):
@@ -86,10 +84,10 @@ class _Vocab:
         return cls(metadata=metadata, name=name, kind=kind, pieces=pieces, types=types)
 
     def listed(self, key: str, what: str, count: int | None = None) -> list[Any]:
-        """A list of the metadata, copied; ``what`` is a key of LISTS."""
+        """Return a copy of a list of the metadata; ``what`` is a key of LISTS."""
         value = self.metadata.get(PREFIX + key)
         if value is None:
-            raise UserError(f"{self.name}: {PREFIX}{key} is missing", hint="the file has no whole tokenizer")
+            raise UserError(f"{self.name}: {PREFIX}{key} is missing", hint="the tokenizer in the file is incomplete")
         if not isinstance(value, list | tuple) or not {type(entry) for entry in value} <= LISTS[what]:
             raise UserError(f"{self.name}: {PREFIX}{key} is not a list of {what}")
         if count is not None and len(value) != count:
@@ -103,16 +101,15 @@ class _Vocab:
         return value
 
     def id(self, role: str) -> int | None:
-        """The id with this role; a default that the vocabulary does not reach is none."""
+        """Return the id with this role, None where there is none or the default exceeds the vocabulary."""
         key = f"{PREFIX}{role}_token_id"
         if key not in self.metadata:
             default = DEFAULTS[self.kind].get(role)
             return default if default is not None and default < len(self.pieces) else None
         value = self.metadata[key]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(self.pieces):
-            raise UserError(
-                f"{self.name}: {key} is {value!r}", hint=f"the vocabulary's ids are 0 to {len(self.pieces) - 1}"
-            )
+            hint = f"the vocabulary's ids are 0 to {len(self.pieces) - 1}"
+            raise UserError(f"{self.name}: {key} is {value!r}", hint=hint)
         return value
 
     def needed(self, role: str, why: str) -> int:
@@ -122,25 +119,29 @@ class _Vocab:
         return id
 
     def ends(self) -> tuple[int, ...]:
-        """The ids that end a text or a turn; the end-of-text id first."""
+        """Return the ids that end a text or a turn, the end-of-text id first."""
         roles = [self.id("eos"), self.id("eot"), self.id("eom")]
         ids = {piece: id for id, piece in enumerate(self.pieces) if self.types[id] in (CONTROL, USER_DEFINED)}
-        found = [id for id in (*roles, *map(ids.get, ENDS)) if id is not None]
-        if not found:
-            raise UserError(
-                f"{self.name} does not say which piece ends a text", hint=f"its metadata lack {PREFIX}eos_token_id"
-            )
-        return tuple(dict.fromkeys(found))
+        ends = [id for id in (*roles, *map(ids.get, ENDS)) if id is not None]
+        if not ends:
+            hint = f"its metadata lack {PREFIX}eos_token_id"
+            raise UserError(f"{self.name} does not say which piece ends a text", hint=hint)
+        return tuple(dict.fromkeys(ends))
+
+    def named(self, role: str) -> str | None:
+        """Return the piece with this role, None where there is none."""
+        id = self.id(role)
+        return None if id is None else self.pieces[id]
 
     def chat_template(self) -> str | None:
         template = self.metadata.get("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
-            raise UserError(f"{self.name}: tokenizer.chat_template is not a text")
+            raise UserError(f"{self.name}: tokenizer.chat_template is not a string")
         return template
 
 
 def _sentencepiece(vocab: _Vocab) -> Tokenizer:
-    """The SentencePiece model whose pieces, scores and settings the file lists."""
+    """Return the SentencePiece model whose pieces, scores and settings the file lists."""
     from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
     scores = vocab.listed("scores", "numbers", len(vocab.pieces))
@@ -173,13 +174,11 @@ def _sentencepiece(vocab: _Vocab) -> Tokenizer:
     normalizer.add_dummy_prefix = vocab.flag("add_space_prefix", vocab.kind == "llama")
     normalizer.remove_extra_whitespaces = vocab.flag("remove_extra_whitespaces", False)
     normalizer.precompiled_charsmap = _charsmap(vocab)
-    prefix: tuple[int, ...] = ()
-    if vocab.flag("add_bos_token", vocab.kind == "llama"):
-        prefix = (vocab.needed("bos", "a text begins with the beginning-of-text piece"),)
+    add_bos = vocab.flag("add_bos_token", vocab.kind == "llama")
     return Tokenizer(
         proto.SerializeToString(deterministic=True),
         name=f"the tokenizer in {vocab.name}",
-        prefix_ids=prefix,
+        prefix_ids=(vocab.needed("bos", BEGINS),) if add_bos else (),
         suffix_ids=(ends[0],) if vocab.flag("add_eos_token", vocab.kind == "t5") else (),
         eos_ids=ends,
         chat_template=vocab.chat_template(),
@@ -187,11 +186,11 @@ def _sentencepiece(vocab: _Vocab) -> Tokenizer:
 
 
 def _charsmap(vocab: _Vocab) -> bytes:
-    """SentencePiece's table of normalisations, b"" for none."""
+    """Return SentencePiece's normalization table, b"" for none."""
     key = "precompiled_charsmap"
     if vocab.kind == "llama" or PREFIX + key not in vocab.metadata:
         return b""
-    values = vocab.listed(key, "whole numbers")
+    values = vocab.listed(key, "integers")
     if not all(-128 <= value < 256 for value in values):
         raise UserError(f"{vocab.name}: {PREFIX}{key} is not a list of bytes")
     return bytes(value & 0xFF for value in values)
@@ -203,31 +202,46 @@ def _byte_level(vocab: _Vocab) -> JsonTokenizer:
     if rules is None:
         known = sorted(name for entry in pretokenizers.KNOWN for name in entry.names)
         raise UserError(
-            f"{vocab.name} cuts text into words as {str(given)[:40]!r} does ({PREFIX}pre), which tfcli does not know",
-            hint=f"it knows {', '.join(known)}",
+            f"{vocab.name} has the pre-tokenizer {str(given)[:40]!r} ({PREFIX}pre), which tfcli does not have",
+            hint=f"it has {', '.join(known)}",
         )
     merges: list[tuple[str, str]] = []
-    for number, merge in enumerate(vocab.listed("merges", "texts")):
+    for number, merge in enumerate(vocab.listed("merges", "strings")):
         at = merge.find(" ", 1)
         if at < 0 or at == len(merge) - 1:
             raise UserError(f"{vocab.name}: merge {number} in {PREFIX}merges, {merge[:40]!r}, is not two pieces")
         merges.append((merge[:at], merge[at + 1 :]))
     ids = {piece: id for id, piece in enumerate(vocab.pieces)}
     data = vocabularies.byte_level(ids, merges, rules, added=_added(vocab))
-    return _json_tokenizer(vocab, data, add_bos=rules.bos)
+    ends, add_bos = vocab.ends(), vocab.flag("add_bos_token", rules.bos)
+    if add_bos:
+        vocab.needed("bos", BEGINS)
+    roles = Roles(
+        bos=vocab.named("bos"),
+        eos=vocab.pieces[ends[0]],
+        pad=vocab.named("padding"),
+        unk=vocab.named("unknown"),
+        more_eos=ends,
+        add_bos=add_bos,
+        add_eos=vocab.flag("add_eos_token", False),
+        chat_template=vocab.chat_template(),
+    )
+    return _json_tokenizer(vocab, data, roles)
+
+
+def _json_tokenizer(vocab: _Vocab, data: dict[str, Any], roles: Roles) -> JsonTokenizer:
+    return JsonTokenizer(json.dumps(data, ensure_ascii=False), name=f"the tokenizer in {vocab.name}", roles=roles)
 
 
 def _word_piece(vocab: _Vocab) -> JsonTokenizer:
-    """The format writes ▁ before words and nothing before what goes on; BERT's own way is the other way round."""
+    """Undo the format's marks: ▁ before words and nothing before continuations; BERT's own marks are the reverse."""
     pieces = [_bert_piece(piece, type) for piece, type in zip(vocab.pieces, vocab.types, strict=True)]
     lowercase = vocab.flag("normalizer.lowercase", True)
     cls, sep = vocab.needed("cls", "it is BERT's"), vocab.needed("seperator", "it is BERT's")
     if PREFIX + "cls_token_id" not in vocab.metadata and PREFIX + "bos_token_id" in vocab.metadata:
         cls = vocab.needed("bos", "it is BERT's")
     unk = vocab.needed("unknown", "it is BERT's")
-    renamed = _Vocab(
-        metadata=vocab.metadata, name=vocab.name, kind=vocab.kind, pieces=pieces, types=list(vocab.types)
-    )  # fmt: skip
+    renamed = replace(vocab, pieces=pieces, types=list(vocab.types))
     for id in (cls, sep, unk, vocab.id("padding"), vocab.id("mask")):
         if id is not None:
             renamed.types[id] = CONTROL
@@ -240,13 +254,9 @@ def _word_piece(vocab: _Vocab) -> JsonTokenizer:
         sep=pieces[sep],
         added=_added(renamed),
     )
-    return JsonTokenizer(
-        json.dumps(data, ensure_ascii=False),
-        name=f"the tokenizer in {vocab.name}",
-        roles=Roles(
-            eos=pieces[sep], unk=pieces[unk], pad=_name(renamed, "padding"), chat_template=vocab.chat_template()
-        ),
-    )
+    template = vocab.chat_template()
+    roles = Roles(eos=pieces[sep], unk=pieces[unk], pad=renamed.named("padding"), chat_template=template)
+    return _json_tokenizer(vocab, data, roles)
 
 
 def _bert_piece(piece: str, type: int) -> str:
@@ -256,35 +266,9 @@ def _bert_piece(piece: str, type: int) -> str:
 
 
 def _added(vocab: _Vocab) -> list[dict[str, Any]]:
-    """The pieces that are found before words are cut; those without a text are special, so that they show none."""
+    """Return the pieces that are matched before pre-tokenization; those without a text are special."""
     return [
         vocabularies.added_token(piece, id, special=type != USER_DEFINED)
         for id, (piece, type) in enumerate(zip(vocab.pieces, vocab.types, strict=True))
         if type in (CONTROL, UNKNOWN, USER_DEFINED, UNUSED)
     ]
-
-
-def _json_tokenizer(vocab: _Vocab, data: dict[str, Any], *, add_bos: bool) -> JsonTokenizer:
-    ends = vocab.ends()
-    add_bos = vocab.flag("add_bos_token", add_bos)
-    if add_bos:
-        vocab.needed("bos", "a text begins with the beginning-of-text piece")
-    return JsonTokenizer(
-        json.dumps(data, ensure_ascii=False),
-        name=f"the tokenizer in {vocab.name}",
-        roles=Roles(
-            bos=_name(vocab, "bos"),
-            eos=vocab.pieces[ends[0]],
-            pad=_name(vocab, "padding"),
-            unk=_name(vocab, "unknown"),
-            more_eos=ends,
-            add_bos=add_bos,
-            add_eos=vocab.flag("add_eos_token", False),
-            chat_template=vocab.chat_template(),
-        ),
-    )
-
-
-def _name(vocab: _Vocab, role: str) -> str | None:
-    id = vocab.id(role)
-    return None if id is None else vocab.pieces[id]

@@ -1,9 +1,10 @@
 """LoRA adapters in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``, without the base.
 
-The head of a task, which is trained in full, lies with them, as PEFT's ``modules_to_save``. What PEFT has no field for
-(it warns of fields that it does not know), labels and the like, is in ``task.json``, as config.json would have it.
-Both say which base they belong to: PEFT's field its name, metadata of the weights a fingerprint of it, so that an
-adapter is not put on another model. What PEFT has and the core has not (DoRA, biases, ...) is refused by name.
+The head of a task, which is trained in full, is stored with them, as PEFT's ``modules_to_save``. Labels and other
+settings of the task, for which PEFT has no field (it warns of fields that it does not know), are in ``task.json``, in
+the form of config.json. The files identify their base: PEFT's field by its name, metadata of the weights by a
+fingerprint, so that an adapter is not put on another model. Features of PEFT that tfcli does not support (DoRA,
+biases, ...) are refused by name.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tfcli.errors import RunError, UserError
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import HeadNames, Place
 from tfcli.formats.hf.heads import TASK_KEYS, Loaded, pooling_of
+from tfcli.formats.hf.settings import json_object, json_text
 from tfcli.formats.hf.stored import ADAPTER, few
 from tfcli.formats.hf.tokenizers import read_roles
 from tfcli.formats.hf.weights import Weights, read_header
@@ -51,24 +53,25 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "use_qalora": (False, None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),  # others change the base
 }
-"""Settings of PEFT that change what is computed, with the values that the core has."""
+"""Settings of PEFT that change what is computed, with the values that tfcli supports."""
+AGAIN, EXPECTED = "save the adapter again", "an adapter is a directory in PEFT's format"
 PROBED_ROWS = 16
 """Rows of each matrix in the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """What a model is known by, in whatever precision it was loaded: SHA-256 of numbers rounded to bf16."""
+    """What identifies a model, in whatever precision it was loaded: SHA-256 of numbers rounded to bf16."""
 
     norms: str
-    """Of the norms, which no format quantizes."""
+    """Hash of the norms, which no format quantizes."""
     matrices: str
-    """Of the first rows of the blocks' matrices, as they stand for numbers here."""
+    """Hash of the first rows of the blocks' matrices, dequantized."""
 
 
 @torch.no_grad()
 def fingerprint(model: Transformer) -> Fingerprint:
-    """That of a model without its adapters and its head."""
+    """Return the fingerprint of a model without its adapters and its head."""
     norms, matrices = hashlib.sha256(), hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if name.endswith("norm.weight") and not name.startswith(f"{heads.ATTRIBUTE}."):
@@ -96,28 +99,27 @@ def save(
     about: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
 ) -> None:
-    """Write the adapters of a model, and its task head where it learns, each file whole or not at all, weights last.
+    """Write the adapters of a model, and its task head if it is trained, each file whole or not at all, weights last.
 
-    ``base`` is the name of what they belong to; ``weights`` {name: tensor} of the model's parameters where they are not
-    those to write; ``about`` is what config.json would say of the task. Layers that a family stores as one tensor
-    (GPT-2's queries, keys and values) become one adapter of their ranks together. Raises RunError where the disk is
-    full.
+    ``base`` is the name of the base model; ``weights`` {name: tensor} replace parameters of the model; ``about`` is
+    what config.json would say of the task. Layers that a family stores as one tensor (GPT-2's queries, keys and
+    values) become one adapter with the sum of their ranks. Raises RunError where the disk is full.
     """
     from safetensors.torch import save as to_bytes
 
     directory, layers = Path(directory), lora.adapters(model)
     if not layers:
         raise ValueError("the model has no adapters")
-    head, table = _learning(model)
+    head, table = _trained_head(model)
     places = _places(model, None if table is None else table.prefix)
-    stored: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for path in layers:
-        stored.setdefault(_module(places[path]), []).append(path)
+        modules.setdefault(_module(places[path]), []).append(path)
     tensors: dict[str, Tensor] = {}
     first = next(iter(layers.values()))
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for module, paths in stored.items():
+    for module, paths in modules.items():
         a, b, scale = _joined(layers, paths, places, weights or {})
         tensors[f"{BEGIN}{module}.lora_A.weight"] = a
         tensors[f"{BEGIN}{module}.lora_B.weight"] = b
@@ -126,7 +128,7 @@ def save(
     if head is not None and table is not None:
         for name, parameter in head.named_parameters():
             given = (weights or {}).get(f"{heads.ATTRIBUTE}.{name}", parameter)
-            tensors[f"{BEGIN}{_theirs(table, name)}"] = given.detach().to("cpu", torch.float32).contiguous()
+            tensors[_theirs(table, name)] = given.detach().to("cpu", torch.float32).contiguous()
     settings = {
         "peft_type": "LORA",
         "task_type": _type(model, head),
@@ -134,7 +136,7 @@ def save(
         "r": first.rank,
         "lora_alpha": first.alpha,
         "lora_dropout": 0.0,
-        "target_modules": _targets(stored, {_module(place) for place in places.values()}),
+        "target_modules": _targets(modules, {_module(place) for place in places.values()}),
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "fan_in_fan_out": any(places[path].transposed for path in layers),
@@ -148,20 +150,19 @@ def save(
     metadata = {"format": "pt", "tfcli_norms": known.norms, "tfcli_matrices": known.matrices}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        disk.write(directory / CONFIG, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.write(directory / CONFIG, json_text(settings).encode())
         if chat_template is not None:
             disk.write(directory / TEMPLATE, chat_template.encode())
         if about is not None:
-            disk.write(directory / TASK, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+            disk.write(directory / TASK, json_text(about).encode())
         disk.write(directory / WEIGHTS, to_bytes(tensors, metadata))
     except OSError as error:
-        raise RunError(
-            f"the adapters were not saved in {directory}: {error.strerror}", hint="free some space"
-        ) from None
+        message = f"the adapters were not saved in {directory}: {error.strerror}"
+        raise RunError(message, hint="free some space") from None
 
 
-def _learning(model: Transformer) -> tuple[Head, HeadNames] | tuple[None, None]:
-    """The head of a model where it learns, and its names in the model's family."""
+def _trained_head(model: Transformer) -> tuple[Head, HeadNames] | tuple[None, None]:
+    """Return the head of a model if it is trained, and its names in the model's family."""
     head = heads.of(model)
     if head is None or not any(parameter.requires_grad for parameter in head.parameters()):
         return None, None
@@ -169,13 +170,12 @@ def _learning(model: Transformer) -> tuple[Head, HeadNames] | tuple[None, None]:
 
 
 def _theirs(table: HeadNames, name: str) -> str:
-    """The family's name of a parameter of a head."""
     part, _, end = name.rpartition(".")
-    return f"{table.parts[part]}.{end}"
+    return f"{BEGIN}{table.parts[part]}.{end}"
 
 
 def _type(model: Transformer, head: Head | None) -> str:
-    """PEFT's name of what a model does, by which it chooses its class."""
+    """Return PEFT's task_type of a model, by which it chooses its class."""
     if head is not None:
         return TYPES[head.kind]
     if model.config.encoder_depth:
@@ -184,7 +184,7 @@ def _type(model: Transformer, head: Head | None) -> str:
 
 
 def _places(model: Transformer, prefix: str | None = None) -> dict[str, Place]:
-    """{path: where the family has its matrix} of all layers that may have adapters."""
+    """Return {path: place of its matrix in the family} of all layers that may have adapters."""
     names = families.written(model.config)[0].names
     paths = list(lora.layers(model))
     places = names.places([f"{path}.weight" for path in paths], names.prefixes[0] if prefix is None else prefix)
@@ -198,7 +198,7 @@ def _module(place: Place) -> str:
 def _joined(
     layers: Mapping[str, LoraLinear], paths: Sequence[str], places: Mapping[str, Place], weights: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor, float]:
-    """A (R, columns), B (rows, R) and alpha / R of what is stored as one tensor."""
+    """Return A (R, columns), B (rows, R) and alpha / R of layers that are stored as one tensor."""
 
     def numbers(path: str, part: str) -> Tensor:
         given = weights.get(f"{path}.{part}", getattr(layers[path], part))
@@ -219,12 +219,11 @@ def _joined(
 
 
 def _targets(modules: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The shortest ends of names, of two parts at least, by which PEFT finds these modules and no others."""
+    """Return the shortest suffixes, of at least two parts, by which PEFT finds these modules and no others."""
     wanted, everything = set(modules), set(known)
     for parts in range(2, max(len(name.split(".")) for name in wanted) + 1):
         ends = {".".join(name.split(".")[-parts:]) for name in wanted}
-        found = {name for name in everything if any(f".{name}".endswith(f".{end}") for end in ends)}
-        if found == wanted:
+        if wanted == {name for name in everything if any(f".{name}".endswith(f".{end}") for end in ends)}:
             return sorted(ends)
     return sorted(wanted)
 
@@ -233,13 +232,13 @@ def _targets(modules: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def put_on(base: Loaded, directory: str | Path, *, on_note: Callable[[str], None] | None = None) -> Loaded:
-    """A base with the adapters of a directory on it, in place, and what is said of their task; as ``load``."""
+    """Put the adapters of a directory on a base, in place, with their task and chat template; as ``load``."""
     load(directory, base.model, pooling=pooling_of(base.hf_config), on_note=on_note)
-    template, said, kind = chat_template(directory), about(directory), kind_of(directory)
+    template, task, kind = read_roles(Path(directory)).chat_template, about(directory), kind_of(directory)
     codec = base.codec if template is None else with_template(base.codec, template)
-    if said or kind is not None:
-        said = {key: value for key, value in base.hf_config.items() if key not in TASK_KEYS} | said
-    return Loaded(model=base.model, codec=codec, hf_config=said or base.hf_config, kind=kind or base.kind)
+    if task or kind is not None:
+        task = {key: value for key, value in base.hf_config.items() if key not in TASK_KEYS} | task
+    return Loaded(model=base.model, codec=codec, hf_config=task or base.hf_config, kind=kind or base.kind)
 
 
 def load(
@@ -249,73 +248,33 @@ def load(
     pooling: str = "cls",
     on_note: Callable[[str], None] | None = None,
 ) -> dict[str, LoraLinear]:
-    """Put the adapters of a directory on the model that they belong to, in place, frozen apart from them.
+    """Put the adapters of a directory on the model that they belong to, in place; everything else is frozen.
 
-    A head that lies with them becomes the model's, and is not frozen; what of it they leave to the base (a pooler) the
-    model's head must have; ``pooling`` is the base's. ``on_note`` is told where the matrices of the base are not those
-    that it was trained on, as quantized otherwise. Raises UserError for what is absent or damaged, what the core has
-    not, and an adapter for another base.
+    A head that is stored with them becomes the model's, and is not frozen; parts of it that they leave to the base (a
+    pooler) must be in the model's head; ``pooling`` is the base's. ``on_note`` is told if the matrices of the base are
+    not those that the adapters were trained on, such as quantized differently. Raises UserError for what is absent,
+    damaged or not supported, and for an adapter of another base.
     """
-    directory = Path(directory)
-    settings = read_config(directory)
-    tensors, others = _read_tensors(directory)
-    known = _metadata(directory / WEIGHTS)
-    made = _layers(directory, model, settings, tensors)
-    here = fingerprint(model)
-    if known.get("tfcli_norms", here.norms) != here.norms:
-        raise _other(directory, settings, "its norms are others")
-    if known.get("tfcli_matrices", here.matrices) != here.matrices and on_note:
+    adapter = _Adapter(Path(directory))
+    layers, here = adapter.layers(model), fingerprint(model)
+    if adapter.metadata.get("tfcli_norms", here.norms) != here.norms:
+        raise adapter.other_base("its norms are different")
+    if adapter.metadata.get("tfcli_matrices", here.matrices) != here.matrices and on_note:
         on_note(
-            f"{directory} was trained on other matrices: those of {settings.get('base_model_name_or_path')} in another "
-            "precision, or changed since"
+            f"{directory} was trained on other matrices: those of {adapter.base} in another precision, or changed since"
         )
     if lora.adapters(model):
         raise UserError("the model has adapters already", hint="merge them first: tfcli convert --merge")
-    head = _head(directory, model, settings, others, pooling)
-    lora.put(model, made)
+    head = adapter.head(model, pooling)
+    lora.put(model, layers)
     lora.freeze(model)
     if head is not None:
         head.requires_grad_(True)
-    return made
-
-
-@torch.no_grad()
-def _head(
-    directory: Path, model: Transformer, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], pooling: str
-) -> Head | None:
-    """The head that lies with adapters, made a part of the model; None where there is none."""
-    kind, path = _kind(settings), directory / WEIGHTS
-    table = None if kind is None else families.head_names(families.written(model.config)[0], kind)
-    used = [] if table is None else [f"{BEGIN}{module}." for module in table.parts.values()]
-    odd = [name for name in tensors if not name.startswith(tuple(used))]
-    if odd:
-        raise UserError(
-            f"{path} holds what is no matrix of LoRA and no part of a head: {few(odd)}", hint="tfcli reads no others"
-        )
-    if kind is None or table is None:
-        return None
-    last = f"{BEGIN}{list(table.parts.values())[-1]}.weight"
-    if last not in tensors:
-        raise UserError(f"{path} lacks {last}, the head of its task", hint="save the adapter again")
-    before = heads.of(model)
-    head = heads.fresh(model, kind, len(tensors[last]), seed=0, pooling=pooling)
-    for name, parameter in head.named_parameters():
-        theirs = f"{BEGIN}{_theirs(table, name)}"
-        if theirs in tensors:
-            if tensors[theirs].shape != parameter.shape:
-                shapes = [" x ".join(map(str, each.shape)) for each in (tensors[theirs], parameter)]
-                raise _other(directory, settings, f"{theirs} is {shapes[0]}, here {shapes[1]}")
-            parameter.copy_(tensors[theirs])
-        elif head is not before and not hasattr(before, name.partition(".")[0]):
-            raise UserError(
-                f"{path} lacks {theirs}, and so does its base",
-                hint="train it again, with that part among what is saved",
-            )
-    return head
+    return layers
 
 
 def kind_of(directory: str | Path) -> str | None:
-    """The kind of head that lies with adapters, None for none."""
+    """Return the kind of head that is stored with adapters, None for none."""
     return _kind(read_config(directory))
 
 
@@ -324,152 +283,154 @@ def _kind(settings: Mapping[str, Any]) -> str | None:
 
 
 def about(directory: str | Path) -> dict[str, Any]:
-    """What task.json says of the task, {} where there is none."""
+    """Return the content of task.json, {} where there is none."""
     path = Path(directory) / TASK
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}", hint="save the adapter again") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is a JSON {type(data).__name__}, expected an object")
-    return data
+    return json_object(path, path.read_bytes(), hint=AGAIN) if path.is_file() else {}
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """adapter_config.json; UserError where there is none, and for settings that the core has not."""
+    """Return adapter_config.json. Raises UserError where there is none, and for unsupported settings."""
     path = Path(directory) / CONFIG
     try:
-        data = json.loads(path.read_bytes())
+        data = json_object(path, path.read_bytes(), hint=AGAIN)
     except FileNotFoundError:
-        raise UserError(f"no {CONFIG} in {directory}", hint="an adapter is a directory in PEFT's format") from None
+        raise UserError(f"no {CONFIG} in {directory}", hint=EXPECTED) from None
     except NotADirectoryError:
-        raise UserError(f"{directory} is a file", hint="an adapter is a directory in PEFT's format") from None
+        raise UserError(f"{directory} is a file", hint=EXPECTED) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}", hint="save the adapter again") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is a JSON {type(data).__name__}, expected an object")
     if data.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {data.get('peft_type')!r}", hint="tfcli reads LORA")
     for key, values in PLAIN.items():
         if key in data and not any(data[key] == value and type(data[key]) is type(value) for value in values):
-            raise UserError(f"{path}: {key} is {str(data[key])[:60]!r}, which tfcli does not have")
+            raise UserError(f"{path}: {key} is {str(data[key])[:60]!r}, which tfcli does not support")
     if data.get("modules_to_save") and _kind(data) is None:
-        raise UserError(
-            f"{path}: modules_to_save is {str(data['modules_to_save'])[:60]!r}, which tfcli has of task heads alone",
-            hint=f"those of task_type {', '.join(TYPES.values())}",
-        )
+        saved = str(data["modules_to_save"])[:60]
+        hint = f"those of task_type {', '.join(TYPES.values())}"
+        raise UserError(f"{path}: modules_to_save is {saved!r}, which tfcli supports for task heads only", hint=hint)
     return data
 
 
-def chat_template(directory: str | Path) -> str | None:
-    """The template that its conversations were written by, where there is one beside the adapter."""
-    return read_roles(Path(directory)).chat_template
+class _Adapter:
+    """The files of an adapter, read and checked."""
 
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.path, self.settings = directory, directory / WEIGHTS, read_config(directory)
+        self.base = self.settings.get("base_model_name_or_path")
+        if not self.path.is_file():
+            raise UserError(f"no {WEIGHTS} in {directory}", hint=EXPECTED)
+        weights = Weights(read_header(self.path), self.path)
+        self.matrices: dict[str, dict[str, Tensor]] = {}
+        """{module: {"A": tensor, "B": tensor}}."""
+        self.others: dict[str, Tensor] = {}
+        """{name: tensor} of what is not a LoRA matrix."""
+        for name in weights.entries:
+            match, tensor = KEY.fullmatch(name), weights.read(name).float()
+            if match is None:
+                self.others[name] = tensor
+            else:
+                self.matrices.setdefault(match["module"], {})[match["part"]] = tensor
+        for module, parts in self.matrices.items():
+            a, b = parts.get("A"), parts.get("B")
+            if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1] or not len(a):
+                raise UserError(f"{self.path}: lora_A and lora_B of {module} do not fit each other", hint=AGAIN)
+        if not self.matrices:
+            raise UserError(f"{self.path} holds no adapters", hint=AGAIN)
+        with self.path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))  # checked by read_header
+        metadata = header.get("__metadata__")
+        self.metadata: dict[str, str] = metadata if isinstance(metadata, dict) else {}
 
-def _read_tensors(directory: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """{module: {"A": tensor, "B": tensor}}, and {name: tensor} of what is no matrix of LoRA."""
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"no {WEIGHTS} in {directory}", hint="an adapter is a directory in PEFT's format")
-    weights = Weights(read_header(path), path)
-    found: dict[str, dict[str, Tensor]] = {}
-    others: dict[str, Tensor] = {}
-    for name in weights.entries:
-        match, tensor = KEY.fullmatch(name), weights.read(name).float()
-        if match is None:
-            others[name] = tensor
-        else:
-            found.setdefault(match["module"], {})[match["part"]] = tensor
-    for module, parts in found.items():
-        a, b = parts.get("A"), parts.get("B")
-        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1] or not len(a):
-            raise UserError(f"{path}: lora_A and lora_B of {module} do not fit each other", hint="save it again")
-    if not found:
-        raise UserError(f"{path} holds no adapters", hint="save it again")
-    return found, others
+    def other_base(self, why: str) -> UserError:
+        """Return the error for a model that is not the adapter's base."""
+        return UserError(
+            f"{self.directory} is an adapter for another model: {why}",
+            hint=f"{self.directory / CONFIG} names {self.base} as its base; has that changed?"
+            if self.base
+            else "take the model that it was trained on",
+        )
 
-
-def _metadata(path: Path) -> dict[str, str]:
-    """What the header says beside the tensors; the header was checked before."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    found = header.get("__metadata__")
-    return found if isinstance(found, dict) else {}
-
-
-def _layers(
-    directory: Path, model: Transformer, settings: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, LoraLinear]:
-    """{path: layer} with the adapter of each, not yet put in place."""
-    places = _matching(directory, model, settings, tensors)
-    bases = lora.layers(model)
-    made: dict[str, LoraLinear] = {}
-    for path, place in places.items():
-        module = _module(place)
-        if module not in tensors:
-            continue
-        a, b = tensors[module]["A"], tensors[module]["B"]
-        rows, columns = lora.shape(bases[path])
-        if a.shape[1] != columns or b.shape[0] != rows * place.parts:
-            raise _other(
-                directory, settings, f"{module} has {b.shape[0]} x {a.shape[1]}, here {rows * place.parts} x {columns}"
-            )
-        scale = _alpha(module, len(a), settings, directory)
-        if place.parts > 1:
-            b = b[place.part * rows : (place.part + 1) * rows]
-            used = b.abs().amax(0) > 0  # of joined ranks, those of this part
-            if not used.any():
+    def layers(self, model: Transformer) -> dict[str, LoraLinear]:
+        """Return {path: layer} with the adapter of each, not yet put in place."""
+        bases = lora.layers(model)
+        layers: dict[str, LoraLinear] = {}
+        for path, place in self._places(model).items():
+            module = _module(place)
+            if module not in self.matrices:
                 continue
-            a, b = a[used], b[:, used]
-        layer = LoraLinear(bases[path], rank=len(a), alpha=scale * len(a))
-        with torch.no_grad():
-            layer.a.copy_(a)
-            layer.b.copy_(b)
-        made[path] = layer
-    return made
+            a, b = self.matrices[module]["A"], self.matrices[module]["B"]
+            rows, columns = lora.shape(bases[path])
+            stored = rows * place.parts
+            if a.shape[1] != columns or b.shape[0] != stored:
+                raise self.other_base(f"{module} has {b.shape[0]} x {a.shape[1]}, here {stored} x {columns}")
+            scale = self._scale(module, len(a))
+            if place.parts > 1:
+                b = b[place.part * rows : (place.part + 1) * rows]
+                used = b.abs().amax(0) > 0  # of joined ranks, those of this part
+                if not used.any():
+                    continue
+                a, b = a[used], b[:, used]
+            layer = LoraLinear(bases[path], rank=len(a), alpha=scale * len(a))
+            with torch.no_grad():
+                layer.a.copy_(a)
+                layer.b.copy_(b)
+            layers[path] = layer
+        return layers
 
+    def _places(self, model: Transformer) -> dict[str, Place]:
+        """Return the places of the model's layers, under the prefix that all modules of the adapter have."""
+        for prefix in families.written(model.config)[0].names.prefixes:
+            places = _places(model, prefix)
+            if self.matrices.keys() <= {_module(place) for place in places.values()}:
+                return places
+        strange = self.matrices.keys() - {_module(place) for place in _places(model).values()}
+        raise self.other_base(f"this model has no {few(sorted(strange))}")
 
-def _matching(
-    directory: Path, model: Transformer, settings: Mapping[str, Any], modules: Iterable[str]
-) -> dict[str, Place]:
-    """The places of the model's layers, under the prefix by which the adapter names all of its own."""
-    wanted = set(modules)
-    for prefix in families.written(model.config)[0].names.prefixes:
-        places = _places(model, prefix)
-        if wanted <= {_module(place) for place in places.values()}:
-            return places
-    strange = wanted - {_module(place) for place in _places(model).values()}
-    raise _other(directory, settings, f"this model has no {few(sorted(strange))}")
+    def _scale(self, module: str, rank: int) -> float:
+        """Return the factor of B A: alpha / R, or with use_rslora alpha / sqrt(R) (Kalajdzievski 2023)."""
+        path, alpha = self.directory / CONFIG, self.settings.get("lora_alpha", 8)
+        patterns = self.settings.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise UserError(f"{path}: alpha_pattern is not an object")
+        for pattern, value in patterns.items():
+            try:
+                fits = re.fullmatch(rf"(.*\.)?({pattern})", module)
+            except re.error as error:
+                raise UserError(f"{path}: alpha_pattern has {pattern!r}: {error}") from None
+            if fits:
+                alpha = value
+                break
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise UserError(f"{path}: the alpha of {module} is {alpha!r}", hint="it must be a number")
+        return alpha / math.sqrt(rank) if self.settings.get("use_rslora") else alpha / rank
 
-
-def _alpha(module: str, rank: int, settings: Mapping[str, Any], directory: Path) -> float:
-    """What the product B A is multiplied by: alpha / R, or with use_rslora alpha / sqrt(R) (Kalajdzievski 2023)."""
-    alpha = settings.get("lora_alpha", 8)
-    patterns = settings.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise UserError(f"{directory / CONFIG}: alpha_pattern is no object")
-    for pattern, value in patterns.items():
-        try:
-            fits = re.fullmatch(rf"(.*\.)?({pattern})", module)
-        except re.error as error:
-            raise UserError(f"{directory / CONFIG}: alpha_pattern has {pattern!r}: {error}") from None
-        if fits:
-            alpha = value
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{directory / CONFIG}: the alpha of {module} is {alpha!r}", hint="it must be a number")
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
-
-
-def _other(directory: Path, settings: Mapping[str, Any], why: str) -> UserError:
-    base = settings.get("base_model_name_or_path")
-    return UserError(
-        f"{directory} is an adapter for another model: {why}",
-        hint=f"{directory / CONFIG} names {base} as its base; has that changed?"
-        if base
-        else "take the model that it was trained on",
-    )
+    @torch.no_grad()
+    def head(self, model: Transformer, pooling: str) -> Head | None:
+        """Attach the head that is stored with the adapters to the model, and return it; None where there is none."""
+        kind = _kind(self.settings)
+        table = None if kind is None else families.head_names(families.written(model.config)[0], kind)
+        used = () if table is None else tuple(f"{BEGIN}{module}." for module in table.parts.values())
+        odd = [name for name in self.others if not name.startswith(used)]
+        if odd:
+            raise UserError(
+                f"{self.path} holds tensors that are neither LoRA matrices nor parts of a head: {few(odd)}",
+                hint="tfcli reads no others",
+            )
+        if kind is None or table is None:
+            return None
+        last = f"{BEGIN}{list(table.parts.values())[-1]}.weight"
+        if last not in self.others:
+            raise UserError(f"{self.path} lacks {last}, the head of its task", hint=AGAIN)
+        before = heads.of(model)
+        head = heads.fresh(model, kind, len(self.others[last]), seed=0, pooling=pooling)
+        for name, parameter in head.named_parameters():
+            theirs = _theirs(table, name)
+            if theirs in self.others:
+                if self.others[theirs].shape != parameter.shape:
+                    shapes = [" x ".join(map(str, each.shape)) for each in (self.others[theirs], parameter)]
+                    raise self.other_base(f"{theirs} is {shapes[0]}, here {shapes[1]}")
+                parameter.copy_(self.others[theirs])
+            elif head is not before and (before is None or name not in before.state_dict()):
+                hint = "train it again, with that part among what is saved"
+                raise UserError(f"{self.path} lacks {theirs}, and so does its base", hint=hint)
+        return head

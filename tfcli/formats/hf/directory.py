@@ -1,8 +1,8 @@
-"""Hugging Face model directories: what tfcli writes and reads, with the tokenizer beside the weights.
+"""Hugging Face model directories, written and read, with the tokenizer next to the weights.
 
-Our own decoder is written as ``Qwen3ForCausalLM`` (Yang et al. 2025), whose pre-RMSNorm, rotary positions, QK-norm,
-SwiGLU and grouped queries are the core's own; ``families`` has the others. Reading is strict: a tensor that is missing,
-unexpected or mis-shaped is an error, and so is a setting that the core does not have.
+tfcli's own decoder is written as ``Qwen3ForCausalLM`` (Yang et al. 2025), which has the same pre-RMSNorm, rotary
+positions, QK-norm, SwiGLU and grouped queries; ``families`` has the others. Reading is strict: a missing, unexpected or
+mis-shaped tensor is an error, and so is a setting that tfcli does not support.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from tfcli import disk
 from tfcli.config.model import ModelConfig
 from tfcli.errors import UserError
+from tfcli.formats.hf.card import of_model
 from tfcli.formats.hf.families import registry as families
 from tfcli.formats.hf.families.base import WRITTEN, Family, HeadNames
+from tfcli.formats.hf.settings import json_text
 from tfcli.formats.hf.stored import CONFIG, open_model, read_data, read_settings
 from tfcli.formats.hf.stored import read_config as read_config
 from tfcli.formats.hf.tokenizers import load_tokenizer
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from tfcli.model.heads import Head
+    from tfcli.model.quant.quantize import Quantization
     from tfcli.model.transformer import Transformer
     from tfcli.runtime import Runtime
 
@@ -49,34 +52,36 @@ def save(
 ) -> None:
     """Write a model directory that tfcli and transformers read; ``dtype`` of the weights (default: fp32).
 
-    The family is that of the architecture, and its class that with the model's task head, where it has one (the
-    head of the vocabulary is then left out). ``about`` are entries of config.json beside the shape, such as id2label;
-    what stands under its "tfcli" is added to what tfcli writes there. Every file is written aside and synced before the
-    first is renamed into place, so that a full disk or a crash leaves what was there. ``card`` is the text of the
-    README (default: ``model_card``). Raises UserError for a tokenizer with more ids than the model has and for an
-    architecture that no family has, RunError for a full disk.
+    The family follows from the architecture, and its class from the model's task head, where it has one (the language
+    model head is then left out). ``about`` are other entries of config.json, such as id2label; its "tfcli"
+    is merged into what tfcli writes there. Every file is written aside and synced before the first is renamed into
+    place, so that a full disk or a crash leaves what was there. ``card`` is the text of the README (default:
+    ``card.of_model``). Raises UserError for a tokenizer with more ids than the model has and for an architecture that
+    no family has, RunError for a full disk.
     """
     import torch
     from safetensors.torch import save_file
+
+    from tfcli.model import heads
 
     directory, config = Path(directory), model.config
     dtype = dtype or torch.float32
     _fits(tokenizer, config, directory)
     family, settings = families.written(config)
-    head = _head(model)
-    names = None if head is None else families.head_names(family, head.kind)
-    if names is not None:
+    head = heads.of(model)
+    names = None
+    if head is not None and head.labels:  # one without labels only holds a pooler
+        names = families.head_names(family, head.kind)
         settings["architectures"] = [names.architecture]
         settings |= _head_settings(head) if family.head_defaults else {}
+    settings = _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
     texts = {
-        CONFIG: _json(
-            _config(settings | _start(config, tokenizer), tokenizer, str(dtype).removeprefix("torch."), about or {})
-        ),
+        CONFIG: json_text(settings),
         **_tokenizer_texts(config, tokenizer),
-        "README.md": card if card is not None else model_card(config, tokenizer),
+        "README.md": card if card is not None else of_model(config),
     }
-    if config.architecture.causal and head is None:
-        texts["generation_config.json"] = _json(_generation_config(config, tokenizer))
+    if config.architecture.causal and names is None:
+        texts["generation_config.json"] = json_text(_generation_config(config, tokenizer))
     tensors = _theirs(model, family, dtype, names)
     with _aside(directory) as aside:
         save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
@@ -84,34 +89,27 @@ def save(
             tokenizer.save(aside / TOKENIZER)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8", newline="\n")
-        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask decides
+        shutil.copymode(aside / CONFIG, aside / WEIGHTS)  # safetensors makes it private; the umask should decide
 
 
-def _head(model: Transformer) -> Head | None:
-    """The task head of a model; one without labels holds a pooler and is none."""
-    from tfcli.model import heads
+def _head_settings(head: Head) -> dict[str, Any]:
+    """Return the settings of a head in the config.json of a family with ``head_defaults`` (ModernBERT)."""
+    from tfcli.model.heads import SequenceHead, Transform
+    from tfcli.model.masked_head import MaskedHead
 
-    head = heads.of(model)
-    return head if head is not None and head.labels else None
-
-
-def _head_settings(head: Head | None) -> dict[str, Any]:
-    """What the config.json of a family with ``head_defaults`` (ModernBERT) says of a head."""
-    from tfcli.model.heads import Transform
-
-    transform = getattr(head, "transform", None)
+    transform = dict(head.named_children()).get("transform")
     if not isinstance(transform, Transform):
         return {}
     return {
         "classifier_bias": transform.dense.bias is not None,
         "classifier_activation": WRITTEN[transform.activation],
-        "classifier_pooling": getattr(head, "pooling", "cls"),
-        "decoder_bias": hasattr(head, "output"),
+        "classifier_pooling": head.pooling if isinstance(head, SequenceHead) else "cls",
+        "decoder_bias": isinstance(head, MaskedHead) and head.bias is not None,
     }
 
 
 def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNames | None) -> dict[str, torch.Tensor]:
-    """The tensors as the family stores them: what ``Stored.tensors`` undoes."""
+    """Return the tensors as the family stores them: the inverse of ``Stored.tensors``."""
     import torch
 
     from tfcli.model import heads
@@ -140,7 +138,7 @@ def _theirs(model: Transformer, family: Family, dtype: torch.dtype, head: HeadNa
 
 @contextlib.contextmanager
 def _aside(directory: Path) -> Iterator[Path]:
-    """A folder to write into whose files become those of ``directory`` at the end, the weights last."""
+    """Yield a folder whose files are moved to ``directory`` at the end, the weights last."""
     try:
         with disk.telling_full(f"the model was not saved in {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -148,10 +146,6 @@ def _aside(directory: Path) -> Iterator[Path]:
                 yield folder
     except (NotADirectoryError, FileExistsError):
         raise UserError(f"{directory} is not a directory", hint="name a new or existing directory") from None
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,22 +165,16 @@ def _config(settings: dict[str, Any], tokenizer: Codec, dtype: str, about: Mappi
 
 
 def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) -> dict[str, str]:
-    """tokenizer.json and its settings; where tokenizer.json is what there was, it stays as it was."""
+    """Return tokenizer.json and its settings; a tokenizer that was read from a tokenizer.json keeps it unchanged."""
     from tfcli.formats.hf.tokenizer_json import tokenizer_json
 
+    # CTranslate2 requires a bos_token; an encoder-decoder begins with the end-of-text piece.
+    bos_id = tokenizer.eos_id if config.encoder_depth and tokenizer.bos_id is None else tokenizer.bos_id
+    ids = {"bos": bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.context,
-        **{
-            f"{role}_token": None if id is None else tokenizer.piece(id)
-            for role, id in {
-                # CTranslate2 asks for one; a decoder beside an encoder begins with the end-of-text piece.
-                "bos": tokenizer.eos_id if config.encoder_depth and tokenizer.bos_id is None else tokenizer.bos_id,
-                "eos": tokenizer.eos_id,
-                "pad": tokenizer.pad_id,
-                "unk": tokenizer.unk_id,
-            }.items()
-        },
+        **{f"{role}_token": None if id is None else tokenizer.piece(id) for role, id in ids.items()},
     }
     if isinstance(tokenizer, Tokenizer):
         settings |= {
@@ -194,7 +182,7 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
             "add_eos_token": bool(tokenizer.suffix_ids),
             "split_special_tokens": True,  # "<|endoftext|>" in a text is text, as for SentencePiece
         }
-        if tokenizer.mask_id is not None:  # an encoder's: a person writes [MASK]
+        if tokenizer.mask_id is not None:  # an encoder's: users write [MASK]
             roles = {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id, "mask": tokenizer.mask_id}
             settings |= {f"{role}_token": tokenizer.piece(id) for role, id in roles.items() if id is not None}
             settings["split_special_tokens"] = False
@@ -204,114 +192,25 @@ def _tokenizer_texts(config: ModelConfig, tokenizer: Tokenizer | JsonTokenizer) 
         "clean_up_tokenization_spaces": False,
         "padding_side": "left" if config.architecture.causal and not config.encoder_depth else "right",
     }
-    text = (
-        json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
-        if isinstance(tokenizer, Tokenizer)
-        else tokenizer.text
-    )
-    return {"tokenizer.json": text, "tokenizer_config.json": _json(settings)}
+    if isinstance(tokenizer, Tokenizer):
+        text = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
+    else:
+        text = tokenizer.text
+    return {"tokenizer.json": text, "tokenizer_config.json": json_text(settings)}
 
 
 def _start(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
-    """What a decoder beside an encoder reads first: the end-of-text id, as fairseq has it; nothing is forced last."""
+    """Return how an encoder-decoder starts: with the end-of-text id, as in fairseq; no id is forced last."""
     return {"decoder_start_token_id": tokenizer.eos_id, "forced_eos_token_id": None} if config.encoder_depth else {}
 
 
 def _generation_config(config: ModelConfig, tokenizer: Codec) -> dict[str, Any]:
-    ends = list(tokenizer.eos_ids)
+    ends = list(tokenizer.eos_ids) if len(tokenizer.eos_ids) > 1 else tokenizer.eos_id
+    common = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
     if config.encoder_depth:
-        return {
-            **_start(config, tokenizer),
-            "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
-            "pad_token_id": tokenizer.pad_id,
-            "max_length": config.context,
-            "num_beams": 4,
-            "length_penalty": 1.0,
-        }
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-        "do_sample": True,
-        "temperature": 0.8,
-        "top_p": 0.95,
-    }
-
-
-def model_card(config: ModelConfig, tokenizer: Codec) -> str:
-    """A README for the directory: what the model is and how to use it, with the header that model hubs read."""
-    if config.encoder_depth:
-        return f"""---
-library_name: transformers
-pipeline_tag: translation
-tags:
-- tfcli
----
-
-# An encoder-decoder, made with tfcli
-
-An encoder of {config.encoder_depth} blocks and a decoder of {config.depth} (width {config.width}, {config.heads}
-heads), a vocabulary of {config.vocab_size} pieces and a context of {config.context} tokens. It turns one text into
-another.
-
-```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
-batch = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
-print(tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True))
-```
-"""
-    if not config.architecture.causal:
-        return f"""---
-library_name: transformers
-pipeline_tag: feature-extraction
-tags:
-- tfcli
----
-
-# An encoder, saved by tfcli
-
-{config.depth} blocks of width {config.width}, {config.heads} heads, a vocabulary of {config.vocab_size} pieces and a
-context of {config.context} tokens. It gives a vector for each token of a text.
-
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")
-print(model(**tokenizer("Once upon a time", return_tensors="pt")).last_hidden_state.shape)
-```
-"""
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- tfcli
----
-
-# A small language model, made with tfcli
-
-A decoder of {config.depth} blocks (width {config.width}, {config.heads} heads, {config.kv_heads} of keys and values),
-a vocabulary of {tokenizer.vocab_size} pieces and a context of {config.context} tokens.
-It continues text; it was not taught to follow instructions or to be right.
-
-With tfcli:
-
-```sh
-tfcli generate --model . --prompt "Once upon a time"
-```
-
-With transformers (the tokenizer adds no tokens of its own; an empty prompt begins with the end-of-text token):
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
-ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=100)[0], skip_special_tokens=True))
-```
-"""
+        own = {"max_length": config.context, "num_beams": 4, "length_penalty": 1.0}
+        return {**_start(config, tokenizer), **common, **own}
+    return {"bos_token_id": tokenizer.bos_id, **common, "do_sample": True, "temperature": 0.8, "top_p": 0.95}
 
 
 def load(
@@ -320,32 +219,27 @@ def load(
     runtime: Runtime,
     dtype: torch.dtype | None = None,
     hf_config: Mapping[str, Any] | None = None,
+    quantize: Quantization | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> tuple[Transformer, Codec]:
-    """The model, on the runtime's device, and its tokenizer; ``dtype`` of the weights (default: the runtime's).
+    """Load a model, on the runtime's device, and its tokenizer; ``dtype`` of the weights (default: the runtime's).
 
-    ``hf_config`` is what config.json holds, where it was read already. ``on_note`` is told what of the directory was
-    not read. Raises UserError for whatever is absent, damaged, not the core's architecture or does not belong together.
+    ``hf_config`` is the content of config.json, where it was read already. ``quantize`` quantizes one matrix at a time.
+    ``on_note`` is told what was not read. Raises UserError for files that are absent, damaged, unsupported or do not
+    belong together.
     """
     directory = Path(directory)
     hf_config = read_data(directory) if hf_config is None else hf_config
-    tokenizer = read_tokenizer(directory, hf_config)
-    return load_model(directory, runtime=runtime, dtype=dtype, hf_config=hf_config, on_note=on_note), tokenizer
-
-
-def read_tokenizer(directory: Path, hf_config: Mapping[str, Any]) -> Codec:
-    """The tokenizer of a directory, once it was compared with the model's settings. Raises UserError as ``load``."""
     _, config, extra = read_settings(directory, hf_config)
-    find_weights(directory)  # what a directory without them is, is more to the point than what else it lacks
+    find_weights(directory)  # first: missing weights say more about a directory than a missing tokenizer
     tokenizer = load_tokenizer(directory, vocab_size=config.vocab_size, hf_config=hf_config)
     _fits(tokenizer, config, directory)
     expected = extra.get("tokenizer_sha256")
     if expected is not None and expected != tokenizer.hash:
-        raise UserError(
-            f"{directory / TOKENIZER} is not the tokenizer that the model was trained with",
-            hint=f"its SHA-256 begins with {tokenizer.hash[:12]}, config.json says {str(expected)[:12]}",
-        )
-    return tokenizer
+        hint = f"its SHA-256 begins with {tokenizer.hash[:12]}, config.json says {str(expected)[:12]}"
+        raise UserError(f"{directory / TOKENIZER} is not the tokenizer that the model was trained with", hint=hint)
+    model = load_model(directory, runtime=runtime, dtype=dtype, hf_config=hf_config, quantize=quantize, on_note=on_note)
+    return model, tokenizer
 
 
 def load_model(
@@ -354,22 +248,20 @@ def load_model(
     runtime: Runtime,
     dtype: torch.dtype | None = None,
     hf_config: Mapping[str, Any] | None = None,
+    quantize: Quantization | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Transformer:
-    """The model of a directory without its tokenizer; as ``load`` otherwise."""
+    """Load the model of a directory without its tokenizer; as ``load`` otherwise."""
     import torch
 
+    from tfcli.model.quant.quantize import assign
     from tfcli.model.transformer import Transformer
 
     stored = open_model(directory, hf_config=hf_config, on_note=on_note)
     with torch.device("meta"):
         model = Transformer(stored.config)
-    state = {name: tensor.to(runtime.device, dtype or runtime.dtype) for name, tensor in stored.tensors()}
-    if stored.config.tied:
-        state["head.weight"] = state["embed.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    if stored.config.tied:
-        model.head.weight = model.embed.weight
+    for name, tensor in stored.tensors():
+        assign(model, name, tensor, runtime.device, dtype or runtime.dtype, quantize)
     return model
 
 
@@ -377,5 +269,5 @@ def _fits(tokenizer: Codec, config: ModelConfig, directory: Path) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model in {directory} only {config.vocab_size}",
-            hint="the tokenizer beside the model must be the one that it was trained with",
+            hint="the tokenizer in the directory must be the one that the model was trained with",
         )

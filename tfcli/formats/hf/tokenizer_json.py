@@ -1,7 +1,7 @@
 """A SentencePiece model written as Hugging Face's ``tokenizer.json``: the same ids for the same text.
 
-transformers 5 reads that file and not a bare ``tokenizer.model``. One corner differs: U+2581 in a text, which
-SentencePiece's form cannot tell from a space (tfcli gives it its bytes).
+transformers 5 reads that file and not a bare ``tokenizer.model``. One corner case differs: U+2581 in a text, which
+SentencePiece's form cannot distinguish from a space (tfcli encodes it as its bytes).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from tfcli.text.tokenizers.sentencepiece import BYTE, CONTROL, MASK, SPACE, UNKN
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 HIDDEN = (UNKNOWN, CONTROL, BYTE)
-"""Types of pieces whose names are not found in a text."""
+"""Types of pieces whose names are not matched in a text."""
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of ``tokenizer.json``. Raises UserError for a model that is neither BPE nor unigram."""
+    """Return the content of ``tokenizer.json``. Raises UserError for a model that is neither BPE nor unigram."""
     proto = tokenizer.proto()
     kind = proto.trainer_spec.model_type
     if kind not in (UNIGRAM, BPE):
@@ -37,7 +37,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _around(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """What puts the ids before and after every text there."""
+    """Return the post-processor that adds the ids before and after every text."""
     around = {id: tokenizer.piece(id) for id in (*tokenizer.prefix_ids, *tokenizer.suffix_ids)}
     if not around:
         return None
@@ -55,7 +55,7 @@ def _around(tokenizer: Tokenizer) -> dict[str, Any] | None:
 
 
 def _added_tokens(proto: Any) -> list[dict[str, Any]]:
-    """Control pieces are special. User symbols are matched before anything else.
+    """Return the special control pieces and the user symbols, which are matched before anything else.
 
     SentencePiece never matches a symbol with a space: by then the text has U+2581 there.
     """
@@ -127,7 +127,7 @@ def _bpe(proto: Any, unk_id: int) -> dict[str, Any]:
 def _unigram(proto: Any, unk_id: int) -> dict[str, Any]:
     pieces = list(proto.pieces)
     ordinary = [piece.score for piece in pieces if piece.type not in (*HIDDEN, USER_DEFINED)]
-    # The library would find control and byte pieces in literal text ("<0x41>"): they get a score that never wins
+    # The library would match control and byte pieces in literal text ("<0x41>"): they get a score that never wins
     # against the pieces of their characters.
     never = 100.0 * min(ordinary, default=-1.0) - 100.0
     return {
@@ -139,9 +139,9 @@ def _unigram(proto: Any, unk_id: int) -> dict[str, Any]:
 
 
 def _apart(proto: Any) -> dict[str, Any] | None:
-    """Sets characters apart that are in the names of control and byte pieces and in no ordinary piece.
+    """Return a pre-tokenizer that isolates characters of the names of control and byte pieces in no ordinary piece.
 
-    A piece never joins them to others, so that nothing changes but that the names are not found in literal text.
+    No piece joins them to others, so the only effect is that the names are not matched in literal text.
     """
     named = set("".join(piece.piece for piece in proto.pieces if piece.type in HIDDEN))
     named -= set("".join(piece.piece for piece in proto.pieces if piece.type not in (*HIDDEN, USER_DEFINED)))

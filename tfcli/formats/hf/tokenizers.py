@@ -1,4 +1,4 @@
-"""The tokenizer that lies in a model directory, whichever of the known files hold it."""
+"""The tokenizer in a model directory, in whichever of the known files it is stored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfcli.errors import UserError
+from tfcli.formats.hf.settings import json_object
 from tfcli.text.tokenizers import pretokenizers, vocabularies
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.json import MOST_BYTES, MOST_GAPS, JsonTokenizer, Roles
@@ -18,18 +19,18 @@ TOKENIZER_JSON = "tokenizer.json"
 END = "<|endoftext|>"
 """GPT-2's only special piece."""
 NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
-"""Roles of special pieces in tokenizer_config.json, as ``"bos_token"``."""
+"""Roles of special pieces in tokenizer_config.json, as in ``"bos_token"``."""
 
 
 def load_tokenizer(
     directory: str | Path, *, vocab_size: int | None = None, hf_config: Mapping[str, Any] | None = None
 ) -> Codec:
-    """The tokenizer of a model directory.
+    """Load the tokenizer of a model directory.
 
     ``tokenizer.model`` where config.json says that tfcli wrote it, else ``tokenizer.json``, ``tokenizer.model``
     (SentencePiece), ``vocab.json`` with ``merges.txt`` (GPT-2, Qwen) or ``vocab.txt`` (BERT), in this order.
-    ``vocab_size`` is the number of ids that the model has: special pieces beyond it are left out, and its ids that no
-    piece has (rows that fill up an embedding) have no text. ``hf_config`` is what config.json holds, where it was read
+    ``vocab_size`` is the number of ids that the model has: special pieces beyond it are left out, and ids without a
+    piece (rows that pad an embedding) have no text. ``hf_config`` is the content of config.json, where it was read
     already. Raises UserError where there is none, or a damaged one.
     """
     directory = Path(directory)
@@ -38,7 +39,7 @@ def load_tokenizer(
     if "tfcli" in hf_config and (directory / FILE_NAME).is_file():
         return _sentencepiece(directory / FILE_NAME, roles, ours=True)
     if (directory / TOKENIZER_JSON).is_file():
-        # What comes before and after a text is in the file itself: transformers 5 does not look at the flags either.
+        # The ids before and after a text are in the file itself: transformers 5 ignores the flags too.
         return JsonTokenizer.from_file(directory / TOKENIZER_JSON, roles=replace(roles, add_bos=None, add_eos=None))
     if (directory / FILE_NAME).is_file():
         return _sentencepiece(directory / FILE_NAME, roles, ours=False)
@@ -46,14 +47,12 @@ def load_tokenizer(
         return _byte_level(directory, roles)
     if (directory / "vocab.txt").is_file():
         return _word_piece(directory, roles)
-    raise UserError(
-        f"no tokenizer in {directory}",
-        hint=f"expected {TOKENIZER_JSON}, {FILE_NAME}, vocab.json with merges.txt, or vocab.txt",
-    )
+    hint = f"expected {TOKENIZER_JSON}, {FILE_NAME}, vocab.json with merges.txt, or vocab.txt"
+    raise UserError(f"no tokenizer in {directory}", hint=hint)
 
 
 def read_roles(directory: Path, *, below: int | None = None, hf_config: Mapping[str, Any] | None = None) -> Roles:
-    """What tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json say of the pieces."""
+    """Read the special pieces from tokenizer_config, special_tokens_map, generation_config and config.json."""
     path = directory / "tokenizer_config.json"
     config = read_json(directory / "special_tokens_map.json") | read_json(path)
     named = {role: _piece(config.get(f"{role}_token"), path) for role in NAMED}
@@ -80,23 +79,18 @@ def read_roles(directory: Path, *, below: int | None = None, hf_config: Mapping[
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is none; UserError for a file that holds no object."""
+    """Return the object in a JSON file, {} where there is none. Raises UserError for other content."""
     try:
-        data = json.loads(read_text(path))
+        return json_object(path, read_text(path), hint="copy it again")
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}", hint="copy it again") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is a JSON {type(data).__name__}, expected an object")
-    return data
 
 
 def read_text(path: Path) -> str:
-    """The text of a file beside a model; FileNotFoundError where there is none, UserError for what is no such file."""
+    """Return the text of a file. Raises FileNotFoundError where there is none, UserError for other content."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for what it is")
+            raise UserError(f"{path} has {path.stat().st_size} bytes, expected at most {MOST_BYTES}")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
@@ -121,7 +115,7 @@ def _flag(config: dict[str, Any], key: str, path: Path) -> bool | None:
 
 
 def _ends(directory: Path, hf_config: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """eos_token_id of generation_config.json, else of config.json: an id or several."""
+    """Return eos_token_id of generation_config.json, else of config.json: an id or several."""
     for name, known in (("generation_config.json", None), ("config.json", hf_config)):
         value = (read_json(directory / name) if known is None else known).get("eos_token_id")
         if value is None:
@@ -134,7 +128,7 @@ def _ends(directory: Path, hf_config: Mapping[str, Any] | None) -> tuple[int, ..
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
-    """The file chat_template.jinja, else what tokenizer_config.json holds: a text, or several with names."""
+    """Return chat_template.jinja, else the template in tokenizer_config.json: a text, or several with names."""
     try:
         return read_text(directory / "chat_template.jinja")
     except FileNotFoundError:
@@ -143,12 +137,12 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{directory / 'tokenizer_config.json'}: chat_template is not a text")
+        raise UserError(f"{directory / 'tokenizer_config.json'}: chat_template is not a string")
     return value
 
 
 def _sentencepiece(path: Path, roles: Roles, *, ours: bool) -> Tokenizer:
-    """A SentencePiece model; those of others put their beginning of text before a text, where nothing denies it."""
+    """Load a SentencePiece model; other people's begin a text with their bos piece unless a flag says otherwise."""
     plain = Tokenizer.load(path)
     add_bos = roles.add_bos if roles.add_bos is not None else not ours
     prefix = (plain.bos_id,) if add_bos and plain.bos_id is not None else ()
@@ -163,7 +157,7 @@ def _sentencepiece(path: Path, roles: Roles, *, ours: bool) -> Tokenizer:
 
 
 def _filled(tokenizer: Tokenizer, size: int) -> bytes:
-    """The SentencePiece model with pieces that are not used, up to ``size``."""
+    """Return the SentencePiece model padded with unused pieces up to ``size``."""
     missing = range(tokenizer.vocab_size, size)
     if not 0 < len(missing) <= MOST_GAPS:
         return tokenizer.model_bytes
@@ -174,7 +168,7 @@ def _filled(tokenizer: Tokenizer, size: int) -> bytes:
 
 
 def _byte_level(directory: Path, roles: Roles) -> JsonTokenizer:
-    """GPT-2's files: a vocabulary and its merges. Qwen's have the same form and cut words otherwise."""
+    """Load GPT-2's files: a vocabulary and its merges. Qwen's have the same form and another pre-tokenizer."""
     vocab = _ids(directory / "vocab.json")
     merges: list[list[str]] = []
     for number, line in enumerate(read_text(directory / "merges.txt").split("\n"), 1):
@@ -188,20 +182,14 @@ def _byte_level(directory: Path, roles: Roles) -> JsonTokenizer:
     qwen = str(config.get("tokenizer_class")).startswith("Qwen2")
     if not qwen and END in vocab:
         roles = replace(roles, bos=roles.bos or END, eos=roles.eos or END, unk=roles.unk or END)
-    return _made(
-        vocabularies.byte_level(
-            vocab,
-            merges,
-            pretokenizers.QWEN if qwen else pretokenizers.GPT2,
-            added=[vocabularies.added_token(*entry, special=False) for entry in _added(directory, config).items()],
-        ),
-        directory / "vocab.json",
-        roles,
-    )
+    added = [vocabularies.added_token(*entry, special=False) for entry in _added(directory, config).items()]
+    rules = pretokenizers.QWEN if qwen else pretokenizers.GPT2
+    data = vocabularies.byte_level(vocab, merges, rules, added=added)
+    return JsonTokenizer(json.dumps(data, ensure_ascii=False), name=str(directory / "vocab.json"), roles=roles)
 
 
 def _word_piece(directory: Path, roles: Roles) -> JsonTokenizer:
-    """BERT's file: a piece a line."""
+    """Load BERT's file: one piece per line."""
     lines = read_text(directory / "vocab.txt").split("\n")
     if not lines[-1]:
         lines.pop()
@@ -220,19 +208,16 @@ def _word_piece(directory: Path, roles: Roles) -> JsonTokenizer:
         unk=unk,
         others=tuple(dict.fromkeys((*roles.others, *(name for name in names if name in vocab)))),
     )
-    return _made(
-        vocabularies.word_piece(
-            vocab,
-            lowercase=lowercase is not False,
-            strip_accents=_flag(config, "strip_accents", path),
-            chinese_apart=apart is not False,
-            unk=unk,
-            cls=_piece(config.get("cls_token"), path) or vocabularies.CLS,
-            sep=_piece(config.get("sep_token"), path) or vocabularies.SEP,
-        ),
-        directory / "vocab.txt",
-        roles,
+    data = vocabularies.word_piece(
+        vocab,
+        lowercase=lowercase is not False,
+        strip_accents=_flag(config, "strip_accents", path),
+        chinese_apart=apart is not False,
+        unk=unk,
+        cls=_piece(config.get("cls_token"), path) or vocabularies.CLS,
+        sep=_piece(config.get("sep_token"), path) or vocabularies.SEP,
     )
+    return JsonTokenizer(json.dumps(data, ensure_ascii=False), name=str(directory / "vocab.txt"), roles=roles)
 
 
 def _ids(path: Path) -> dict[str, int]:
@@ -244,7 +229,7 @@ def _ids(path: Path) -> dict[str, int]:
 
 
 def _added(directory: Path, config: dict[str, Any]) -> dict[str, int]:
-    """Pieces that were added to a vocabulary, with their ids."""
+    """Return {piece: id} of the pieces that were added to a vocabulary."""
     added = _ids(directory / "added_tokens.json")
     decoder = config.get("added_tokens_decoder")
     for id, entry in decoder.items() if isinstance(decoder, dict) else ():
@@ -252,7 +237,3 @@ def _added(directory: Path, config: dict[str, Any]) -> dict[str, int]:
         if piece and id.isdecimal():
             added[piece] = int(id)
     return added
-
-
-def _made(data: dict[str, Any], path: Path, roles: Roles) -> JsonTokenizer:
-    return JsonTokenizer(json.dumps(data, ensure_ascii=False), name=str(path), roles=roles)

@@ -1,7 +1,7 @@
-"""Tensors in safetensors files, one or several: their headers are checked whole before a number is read.
+"""Tensors in safetensors files, one or several: complete headers are checked before a number is read.
 
 Tensors are read one at a time into memory of their own. (The safetensors library maps the file, so that what was read
-stays resident until the file is closed: of a model that is cast or quantized at load, both copies.)
+stays resident until the file is closed: both copies of a model that is cast or quantized as it is loaded.)
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOST_HEADER = 100_000_000
-"""Bytes of a header; the safetensors library has the same limit."""
+"""Largest header in bytes; the safetensors library has the same limit."""
 WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""What weights may be stored as, and torch's name of it."""
+"""{type that weights may be stored as: torch's name of it}."""
 DAMAGED = "copy or save the model again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """Where a tensor lies: bytes ``begin`` to ``end`` of ``path``."""
+    """The place of a tensor: bytes ``begin`` to ``end`` of ``path``."""
 
     path: Path
     dtype: str
@@ -41,9 +41,9 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """{name: entry} of a safetensors file, each with as many bytes as its shape needs, together those of the file.
+    """Return {name: entry} of a safetensors file: each has the bytes that its shape needs, together they fill the file.
 
-    Raises UserError for a header that is damaged or that the file does not bear out.
+    Raises UserError for a header that is damaged or does not match the file.
     """
     try:
         size = path.stat().st_size
@@ -66,20 +66,17 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise UserError(f"{path}: the header gives {name} other bytes than its shape needs", hint=DAMAGED)
         at = entry.end
     if at != size:
-        raise UserError(
-            f"{path} has {size} bytes, its header says {at}",
-            hint=f"it was cut short or changed: {DAMAGED}",
-        )
+        hint = f"it was cut short or changed: {DAMAGED}"
+        raise UserError(f"{path} has {size} bytes, its header says {at}", hint=hint)
     return entries
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path} lists {twice} twice", hint=DAMAGED)
-    return found
+    return dict(pairs)
 
 
 def _entry(path: Path, entry: dict[str, Any], start: int) -> Entry:
@@ -100,7 +97,7 @@ class Weights:
 
     @classmethod
     def open(cls, directory: Path) -> Weights:
-        """Those of ``model.safetensors``, or of the shards that its index lists.
+        """Open ``model.safetensors``, or the shards that its index lists.
 
         Raises UserError where a file is absent, damaged or disagrees with the index.
         """
@@ -108,15 +105,13 @@ class Weights:
         return cls(read_header(path) if path.name == FILE else _shards(directory), path)
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in the dtype that it is stored in. Raises UserError for one that is not F32, F16 or BF16."""
+        """Return a tensor in the dtype that it is stored in. Raises UserError for one that is not F32, F16 or BF16."""
         import torch
 
         entry = self.entries[name]
         if entry.dtype not in FLOATS:
-            raise UserError(
-                f"{entry.path}: {name} is stored as {entry.dtype}",
-                hint=f"tfcli reads weights in {', '.join(FLOATS)}; save the model in one of them",
-            )
+            hint = f"tfcli reads weights in {', '.join(FLOATS)}; save the model in one of them"
+            raise UserError(f"{entry.path}: {name} is stored as {entry.dtype}", hint=hint)
         out = torch.empty(entry.shape, dtype=getattr(torch, FLOATS[entry.dtype]))
         raw = memoryview(out.view(-1).view(torch.uint8).numpy().data)
         try:
@@ -134,7 +129,7 @@ class Weights:
 
 
 def find(directory: Path) -> Path:
-    """The file with a directory's weights, or the index of its shards. UserError where there is none, or a pickle."""
+    """Return the file of a directory's weights, or the index of its shards. Raises UserError for none, or a pickle."""
     for name in (FILE, INDEX):
         if (directory / name).is_file():
             return directory / name
@@ -144,21 +139,19 @@ def find(directory: Path) -> Path:
 
 
 def pickled(what: str, directory: Path) -> UserError:
-    """The answer to weights in a pickle: how the model in ``directory`` is converted, by the class that it names."""
+    """Return the error for weights in a pickle, which says how to convert the model in ``directory``."""
     try:
         named = json.loads((directory / "config.json").read_bytes())["architectures"][0]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         named = None
     model = named if isinstance(named, str) and named.isidentifier() else "AutoModel"
     call = f'from transformers import {model} as M; M.from_pretrained("{directory}").save_pretrained("NEW")'
-    return UserError(
-        f"{what}, which can run code when it is read",
-        hint=f"if you trust where it is from, convert it, and put its tokenizer beside: python -c '{call}'",
-    )
+    hint = f"if you trust where it is from, convert it, and copy its tokenizer there: python -c '{call}'"
+    return UserError(f"{what}, which can run code when it is read", hint=hint)
 
 
 def _shards(directory: Path) -> dict[str, Entry]:
-    """The entries of all shards, in the order of the index."""
+    """Return the entries of all shards, in the order of the index."""
     index = directory / INDEX
     try:
         data = json.loads(index.read_bytes(), object_pairs_hook=lambda pairs: _once(index, pairs))
@@ -170,22 +163,20 @@ def _shards(directory: Path) -> dict[str, Entry]:
     files = list(dict.fromkeys(where.values()))
     for name in files:
         if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index} names a shard {name!r}", hint="expected the name of a file beside it")
+            raise UserError(f"{index} names a shard {name!r}", hint="expected the name of a file next to it")
     absent = [name for name in files if not (directory / name).is_file()]
     if absent:
-        raise UserError(
-            f"{directory} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:3])}",
-            hint=f"{INDEX} lists them: copy the whole model",
-        )
-    found: dict[str, Entry] = {}
+        hint = f"{INDEX} lists them: copy the whole model"
+        raise UserError(f"{directory} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:3])}", hint=hint)
+    entries: dict[str, Entry] = {}
     for file in files:
         for name, entry in read_header(directory / file).items():
-            if name in found:
-                raise UserError(f"{name} is in {found[name].path.name} and in {file}", hint=DAMAGED)
+            if name in entries:
+                raise UserError(f"{name} is in {entries[name].path.name} and in {file}", hint=DAMAGED)
             if where.get(name) != file:
                 raise UserError(f"{directory / file} holds {name}, {INDEX} says {where.get(name)}", hint=DAMAGED)
-            found[name] = entry
-    lost = [name for name in where if name not in found]
-    if lost:
-        raise UserError(f"{where[lost[0]]} does not hold {lost[0]}, as {INDEX} says", hint=DAMAGED)
-    return found
+            entries[name] = entry
+    for name in where:
+        if name not in entries:
+            raise UserError(f"{where[name]} does not hold {name}, as {INDEX} says", hint=DAMAGED)
+    return entries

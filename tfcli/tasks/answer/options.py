@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from tfcli.config.ranges import AT_LEAST_0, AT_LEAST_1, SHARE_OF_RUN
+from tfcli.config.ranges import Count, NotNegative, Range, RunShare
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneOptim
 
 
@@ -31,14 +31,14 @@ class AnswerData(FinetuneData):
 class AnswerOptions:
     """The encoding of questions, and the choice of answers."""
 
-    overlap: Annotated[int | None, AT_LEAST_0] = None
+    overlap: Annotated[int, Range(at_least=0)] | None = None
     """Tokens of a long context that neighboring windows share ("stride" elsewhere). Left out: a third of a row, at
     most 128."""
-    question: Annotated[int, AT_LEAST_1] = 64
+    question: Count = 64
     """Maximum tokens of a question, which is truncated to it, and to a third of a row."""
-    longest: Annotated[int, AT_LEAST_1] = 30
+    longest: Count = 30
     """Maximum tokens of an answer."""
-    plausible: Annotated[float, AT_LEAST_0] = 1.0
+    plausible: NotNegative = 1.0
     """Loss weight of a plausible answer, where the data gives one for an unanswerable question; 0: ignore it."""
     threshold: float | None = None
     """No-answer score (its lead over the best answer, in logits) above which the model abstains; left out: the best on
@@ -53,7 +53,7 @@ class AnswerOptim(FinetuneOptim):
     questions a warm-up of 0.06 cost 60 of 1,055 steps, and 1 point of F1 on questions with an answer.
     """
 
-    warmup: Annotated[float, SHARE_OF_RUN] = 0.0
+    warmup: RunShare = 0.0
     """Share of the run over which the rate rises."""
 
 

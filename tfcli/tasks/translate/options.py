@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
 from tfcli.config.options import TokenizerOptions
-from tfcli.config.ranges import AT_LEAST_1, BELOW_1
+from tfcli.config.ranges import Count, Rate
 from tfcli.tasks.common.options import FinetuneConfig, FinetuneData, FinetuneTrain
 
 NEW_EPOCHS = 15.0
@@ -27,9 +26,9 @@ class PairData(FinetuneData):
 class PairTrain(FinetuneTrain):
     """Larger batches than for other tasks, for sentences are short."""
 
-    batch_size: Annotated[int, AT_LEAST_1] = 128
+    batch_size: Count = 128
     """Pairs per step, over all micro-batches."""
-    dropout: Annotated[float, BELOW_1] = 0.3
+    dropout: Rate = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +47,13 @@ class NewModel:
 class TranslateOptions:
     """The loss and the search."""
 
-    label_smoothing: Annotated[float, BELOW_1] = 0.1
+    label_smoothing: Rate = 0.1
     """Share of the probability that is spread over the vocabulary (Szegedy et al. 2016)."""
-    beam: Annotated[int, AT_LEAST_1] = 4
+    beam: Count = 4
     """Beam width; 1 is greedy."""
     length_penalty: float = 1.0
     """alpha of log P(Y) / |Y|^alpha."""
-    watch: Annotated[int, AT_LEAST_1] = 200
+    watch: Count = 200
     """Held-out pairs that each evaluation translates, greedily; the final report translates all of them."""
 
 

@@ -5,7 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,27 +16,18 @@ from tfcli.config.model import (
     FeedForwardConfig,
     ModelConfig,
     NormConfig,
+    RopeScaling,
 )
-from tfcli.formats.hf.settings import Settings
+from tfcli.formats.hf.settings import Settings, read_rope
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 ACTIVATIONS: Mapping[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-WRITTEN: Mapping[Activation, str] = {
-    "silu": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_pytorch_tanh",
-}
+    "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+"""{name in config.json: tfcli's}."""
+WRITTEN: Mapping[Activation, str] = {"silu": "silu", "relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 SIZES = {
@@ -47,7 +38,6 @@ SIZES = {
     "num_attention_heads": "heads",
     "intermediate_size": "ffn_width",
 }
-FIXED: dict[str, Any] = {"quantization_config": None}
 CLASSIC = Architecture(
     norms=NormConfig(kind="layer", bias=True),
     attention=AttentionConfig(qk_norm=False, qkv_bias=True, out_bias=True),
@@ -59,51 +49,56 @@ CLASSIC = Architecture(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a part's numbers lie in a file, and how they become the core's."""
+    """Where the numbers of a part are stored in a file, and how they are converted to tfcli's."""
 
     name: str
     transposed: bool = False
     """The weight is stored as (fan_in, fan_out)."""
     part: int = 0
-    """Which of ``parts`` equal parts of what is stored: of the rows of the core's matrix."""
+    """Index of this part among the ``parts`` equal ones (rows of tfcli's matrix) that are stored as one tensor."""
     parts: int = 1
     skip: int = 0
-    """Rows that are stored before the core's and hold nothing: BART's tables of positions begin with two."""
+    """Unused rows stored before tfcli's: BART's position tables begin with two."""
     plus: float = 0.0
-    """Added to what is stored: Gemma stores a norm's weight less one."""
+    """Added to what is stored: Gemma stores the weight of a norm minus one."""
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in the file of a part of this shape."""
+        stored = (shape[0] * self.parts + self.skip, *shape[1:])
+        return stored[::-1] if self.transposed else stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
-    """The names of a family's tensors, beside the core's.
+    """The names of a family's tensors, by tfcli's.
 
     A table maps a part of ``tfcli.model.transformer.Transformer`` to the part of the file that holds its ``weight`` and
-    ``bias``; ``{}`` is the layer. It lists what any member of the family has: a model takes from it what it has itself.
+    ``bias``; ``{}`` is the layer. It lists every part that any member of the family has.
     """
 
     outer: Mapping[str, str | Place]
     layer: Mapping[str, str | Place]
     head: str = "lm_head"
     prefixes: tuple[str, ...] = ("",)
-    """Before all names but the head's, by the class that was saved; the first is written."""
+    """Prefixes of all names but the head's, by the class that was saved; the first is written."""
     copies: tuple[str, ...] = ()
-    """Ends of names of tensors that repeat the token embedding, in old files."""
+    """Suffixes of tensors that repeat the token embedding, in old files."""
     zeros: tuple[str, ...] = ()
-    """Names of tensors that the core has not; they may be there as long as every number is zero."""
+    """Tensors that tfcli does not have; they are accepted as long as every number is zero."""
     aliases: Mapping[str, str] | None = None
-    """Last parts of names in old files: what they are called today."""
+    """{last part of a name in old files: its name today}."""
     buffers: tuple[str, ...] = ()
-    """Ends of names of tensors that hold nothing learned."""
+    """Suffixes of tensors that hold nothing learned."""
     others: tuple[str, ...] = ()
-    """Beginnings of names of parts that the core does not have, such as a classifier; they are reported, not read."""
+    """Prefixes of parts that tfcli does not have, such as a classifier; they are reported, not read."""
 
     def places(self, tensors: Iterable[str], prefix: str) -> dict[str, Place]:
-        """{the core's name: its place} for the core's ``tensors``, with whole names of tensors."""
-        found = {}
+        """Return {tfcli's name: its place} of ``tensors``, with full tensor names."""
+        places = {}
         for ours in tensors:
             part, _, kind = ours.rpartition(".")
             if part == "head":
-                found[ours] = Place(name=f"{self.head}.{kind}")
+                places[ours] = Place(name=f"{self.head}.{kind}")
                 continue
             if "blocks." in part:
                 stack, _, rest = part.rpartition("blocks.")
@@ -113,13 +108,13 @@ class Names:
                 layer, entry = "", self.outer[part]
             place = entry if isinstance(entry, Place) else Place(name=entry)
             name = f"{prefix}{place.name.format(layer)}.{kind}"
-            found[ours] = replace(place, name=name, transposed=place.transposed and kind == "weight")
-        return found
+            places[ours] = replace(place, name=name, transposed=place.transposed and kind == "weight")
+        return places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadNames:
-    """A head of a family: the class that has it, before what the names of the trunk begin, and its parts' names."""
+    """A head of a family: the class that has it, the prefix of the trunk's names, and the names of its parts."""
 
     architecture: str
     prefix: str
@@ -128,7 +123,7 @@ class HeadNames:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """One family of transformers: its names, and its settings as the core's."""
+    """One family of transformers: its names, and its settings as tfcli's."""
 
     model_type: str
     architecture: str
@@ -137,27 +132,27 @@ class Family:
     heads: Mapping[str, HeadNames] = field(default_factory=dict)
     """{kind of head: its names} of the heads that transformers has for the family."""
     head_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What a config.json leaves out of a head's settings, of a family that writes some there."""
+    """Defaults of a head's settings in config.json, for a family that writes some there."""
     poolers: tuple[str, ...] = ()
-    """Where a model without a head has the layer that its sequence head begins with."""
-    sizes: Mapping[str, str]
+    """Names, in a model without a head, of the layer that its sequence head begins with."""
+    sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
     """Settings that are a field of ModelConfig under another name."""
     defaults: Mapping[str, Any]
-    fixed: Mapping[str, Any]
-    """Settings that the core has one value for."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings for which tfcli supports one value, in addition to ``registry.FIXED``."""
     read: Callable[[Settings], dict[str, Any]]
-    """The other fields of ModelConfig."""
+    """Return the other fields of ModelConfig."""
     write: Callable[[ModelConfig], dict[str, Any]]
-    """The other settings; of a model that the family has not, settings of another."""
+    """Return the other settings; for a model outside the family, those of another model."""
 
 
 def classifier(architecture: str, *, prefix: str = "model.") -> Mapping[str, HeadNames]:
-    """The one head that transformers has for most decoders: a matrix called "score", over the last token."""
+    """Return the one head that transformers has for most decoders: a matrix named "score", over the last token."""
     return {"sequence": HeadNames(architecture=architecture, prefix=prefix, parts={"classifier": "score"})}
 
 
 def head_width(settings: Settings, heads: str, width: str) -> int:
-    """What ``width`` is divided into by ``heads``, both names of settings; UserError where it cannot be."""
+    """Return setting ``width`` divided by setting ``heads``. Raises UserError where it is not a multiple."""
     count, whole = settings.whole(heads), settings.whole(width)
     if whole % count:
         raise settings.error(heads, f"it does not divide {width}, {whole}")
@@ -165,22 +160,33 @@ def head_width(settings: Settings, heads: str, width: str) -> int:
 
 
 def heads(settings: Settings) -> dict[str, int]:
-    """Key/value heads and head width, which follow from others where they are not given."""
+    """Return key/value heads and head width, which follow from others where they are not given."""
     given = settings.data.get
     kv_heads = "num_attention_heads" if given("num_key_value_heads") is None else "num_key_value_heads"
-    return {
-        "kv_heads": settings.whole(kv_heads),
-        "head_width": head_width(settings, "num_attention_heads", "hidden_size")
-        if given("head_dim") is None
-        else settings.whole("head_dim"),
-    }
+    divided = given("head_dim") is None
+    width = head_width(settings, "num_attention_heads", "hidden_size") if divided else settings.whole("head_dim")
+    return {"kv_heads": settings.whole(kv_heads), "head_width": width}
 
 
 def layer_types(settings: Settings, depth: int) -> list[str] | None:
-    """ "layer_types", each LOCAL or GLOBAL, where they are given."""
+    """Return "layer_types", each LOCAL or GLOBAL, None where they are not given."""
     kinds = settings.data.get("layer_types")
     if kinds is None:
         return None
     if not isinstance(kinds, list) or len(kinds) != depth or any(kind not in (LOCAL, GLOBAL) for kind in kinds):
         raise settings.error("layer_types", f"expected {depth} of {LOCAL} and {GLOBAL}")
     return kinds
+
+
+def written_types(config: ModelConfig) -> list[str]:
+    """Return "layer_types" of a model."""
+    return [LOCAL if config.is_local(layer) else GLOBAL for layer in range(config.depth)]
+
+
+def read_ropes(settings: Settings, ropes: Sequence[Any], theta: float) -> tuple[float, RopeScaling, float]:
+    """Return theta (default: ``theta``) and scaling of global layers, and theta of local ones, from their settings."""
+    global_theta, scaling = read_rope(settings, ropes[0], theta)
+    local_theta, local_scaling = read_rope(settings, ropes[1], 10_000.0)
+    if local_scaling.kind != "none":
+        raise settings.error("rope_parameters", f"tfcli does not scale those of {LOCAL}")
+    return global_theta, scaling, local_theta

@@ -6,17 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import ModelConfig
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    CLASSIC,
-    FIXED,
-    SIZES,
-    WRITTEN,
-    Family,
-    HeadNames,
-    Names,
-    heads,
-)
+from tfcli.formats.hf.families.base import ACTIVATIONS, CLASSIC, WRITTEN, Family, HeadNames, Names, heads
 from tfcli.formats.hf.settings import Settings
 
 NAMES = Names(
@@ -41,25 +31,19 @@ NAMES = Names(
     buffers=("embeddings.position_ids",),
     others=("cls.", "classifier.", "qa_outputs.", "pooler.", "bert.pooler."),
 )
-
-
+PREDICTIONS = {
+    "transform.dense": "cls.predictions.transform.dense",
+    "transform.norm": "cls.predictions.transform.LayerNorm",
+    "output": "cls.predictions",
+}
 HEADS = {
-    "sequence": HeadNames(
-        architecture="BertForSequenceClassification",
-        prefix="bert.",
-        parts={"pooler": "bert.pooler.dense", "classifier": "classifier"},
-    ),
-    "token": HeadNames(architecture="BertForTokenClassification", prefix="bert.", parts={"classifier": "classifier"}),
-    "span": HeadNames(architecture="BertForQuestionAnswering", prefix="bert.", parts={"ends": "qa_outputs"}),
-    "masked": HeadNames(
-        architecture="BertForMaskedLM",
-        prefix="bert.",
-        parts={
-            "transform.dense": "cls.predictions.transform.dense",
-            "transform.norm": "cls.predictions.transform.LayerNorm",
-            "output": "cls.predictions",
-        },
-    ),
+    kind: HeadNames(architecture=architecture, prefix="bert.", parts=parts)
+    for kind, architecture, parts in (
+        ("sequence", "BertForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
+        ("token", "BertForTokenClassification", {"classifier": "classifier"}),
+        ("span", "BertForQuestionAnswering", {"ends": "qa_outputs"}),
+        ("masked", "BertForMaskedLM", PREDICTIONS),
+    )
 }
 
 
@@ -83,8 +67,7 @@ def _write_bert(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_eps": config.norm_eps,
         "hidden_act": WRITTEN[config.architecture.feed_forward.activation],
         "type_vocab_size": config.architecture.embedding.token_types,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
     }
 
 
@@ -94,9 +77,8 @@ BERT = Family(
     names=NAMES,
     heads=HEADS,
     poolers=("pooler.dense", "bert.pooler.dense"),
-    sizes=SIZES,
     defaults={"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2},
-    fixed={**FIXED, "is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
+    fixed={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
     read=_read_bert,
     write=_write_bert,
 )

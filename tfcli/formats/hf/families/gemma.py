@@ -14,22 +14,10 @@ from tfcli.config.model import (
     NormConfig,
     WindowConfig,
 )
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    FIXED,
-    GLOBAL,
-    LOCAL,
-    SIZES,
-    WRITTEN,
-    Family,
-    Names,
-    Place,
-    classifier,
-    heads,
-    layer_types,
-)
+from tfcli.formats.hf.families import base
+from tfcli.formats.hf.families.base import ACTIVATIONS, GLOBAL, LOCAL, WRITTEN, Family, Names, Place
 from tfcli.formats.hf.families.llama import LAYER
-from tfcli.formats.hf.settings import Settings, read_rope, write_rope
+from tfcli.formats.hf.settings import Settings, write_rope
 
 NAMES = Names(
     outer={"embed": "embed_tokens", "norm": Place(name="norm", plus=1.0)},
@@ -53,20 +41,11 @@ NAMES = Names(
 
 def _read_gemma(settings: Settings) -> dict[str, Any]:
     depth, width = settings.whole("num_hidden_layers"), settings.whole("hidden_size")
-    wide, near = _gemma_rope(settings)
-    theta, scaling = read_rope(settings, wide, 1_000_000.0)
-    local_theta, local_scaling = read_rope(settings, near, 10_000.0)
-    if local_scaling.kind != "none":
-        raise settings.error("rope_parameters", f"tfcli does not scale those of {LOCAL}")
-    kinds = layer_types(settings, depth)
-    if kinds is None:
-        every = settings.whole("sliding_window_pattern")
-        every = 0 if every > depth else every
-    else:
-        every = _local_every(settings, kinds)
+    theta, scaling, local_theta = base.read_ropes(settings, _gemma_ropes(settings), 1_000_000.0)
+    window, every = settings.whole("sliding_window"), _local_every(settings, depth)
     bias, scalar = settings.flag("attention_bias"), settings.number("query_pre_attn_scalar")
     return {
-        **heads(settings),
+        **base.heads(settings),
         "rope_theta": theta,
         "norm_eps": settings.number("rms_norm_eps"),
         "tied": settings.flag("tie_word_embeddings"),
@@ -80,21 +59,25 @@ def _read_gemma(settings: Settings) -> dict[str, Any]:
                 rope_scaling=scaling,
             ),
             embedding=EmbeddingConfig(scale=width**0.5),
-            windows=WindowConfig(size=settings.whole("sliding_window"), every=every, theta=local_theta),
+            windows=WindowConfig(size=window, every=every, theta=local_theta),
         ),
     }
 
 
-def _local_every(settings: Settings, kinds: list[str]) -> int:
-    """``WindowConfig.every`` of a list of layer types."""
+def _local_every(settings: Settings, depth: int) -> int:
+    """Return ``WindowConfig.every``."""
+    kinds = base.layer_types(settings, depth)
+    if kinds is None:
+        every = settings.whole("sliding_window_pattern")
+        return 0 if every > depth else every
     every = kinds.index(GLOBAL) + 1 if GLOBAL in kinds else 0
     if any((kind == LOCAL) != (every == 0 or (layer + 1) % every != 0) for layer, kind in enumerate(kinds)):
-        raise settings.error("layer_types", "tfcli has models whose every n-th layer sees all, and no other order")
+        raise settings.error("layer_types", "tfcli supports models with every n-th layer global, and no other order")
     return every
 
 
-def _gemma_rope(settings: Settings) -> tuple[Any, Any]:
-    """The rotary settings of global and of local layers: under their names (transformers 5), or apart (4)."""
+def _gemma_ropes(settings: Settings) -> tuple[Any, Any]:
+    """Return rotary settings of global and of local layers: under their names (transformers 5), or apart (4)."""
     rope, data = settings.data.get("rope_parameters"), settings.data
     if isinstance(rope, Mapping) and rope.keys() & {GLOBAL, LOCAL}:
         return rope.get(GLOBAL) or {}, rope.get(LOCAL) or {}
@@ -119,7 +102,7 @@ def _write_gemma(config: ModelConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "query_pre_attn_scalar": round(scale**-2),
         "sliding_window": arch.windows.size,
-        "layer_types": [LOCAL if config.is_local(layer) else GLOBAL for layer in range(config.depth)],
+        "layer_types": base.written_types(config),
         "rope_parameters": {GLOBAL: rope, LOCAL: {"rope_type": "default", "rope_theta": arch.windows.theta}},
     }
 
@@ -128,8 +111,7 @@ GEMMA = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     names=NAMES,
-    heads=classifier("Gemma3TextForSequenceClassification"),
-    sizes=SIZES,
+    heads=base.classifier("Gemma3TextForSequenceClassification"),
     defaults={
         "num_key_value_heads": 4,
         "head_dim": 256,
@@ -141,12 +123,7 @@ GEMMA = Family(
         "sliding_window": 4096,
         "sliding_window_pattern": 6,
     },
-    fixed={
-        **FIXED,
-        "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
-        "use_bidirectional_attention": False,
-    },
+    fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
     read=_read_gemma,
     write=_write_gemma,
 )

@@ -6,17 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import ModelConfig
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    CLASSIC,
-    FIXED,
-    WRITTEN,
-    Family,
-    Names,
-    Place,
-    classifier,
-    head_width,
-)
+from tfcli.formats.hf.families.base import ACTIVATIONS, CLASSIC, WRITTEN, Family, Names, Place, classifier, head_width
 from tfcli.formats.hf.settings import Settings
 
 NAMES = Names(
@@ -38,12 +28,11 @@ NAMES = Names(
 
 
 def _read_gpt2(settings: Settings) -> dict[str, Any]:
+    width = settings.whole("n_embd")
     return {
         "kv_heads": settings.whole("n_head"),
         "head_width": head_width(settings, "n_head", "n_embd"),
-        "ffn_width": 4 * settings.whole("n_embd")
-        if settings.data.get("n_inner") is None
-        else settings.whole("n_inner"),
+        "ffn_width": 4 * width if settings.data.get("n_inner") is None else settings.whole("n_inner"),
         "norm_eps": settings.number("layer_norm_epsilon"),
         "tied": settings.flag("tie_word_embeddings"),
         "architecture": replace(
@@ -62,9 +51,7 @@ def _write_gpt2(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied,
         "activation_function": "gelu_new" if act == "gelu_tanh" else WRITTEN[act],
         "scale_attn_weights": config.architecture.attention.scale is None,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     }
 
 
@@ -86,7 +73,7 @@ GPT2 = Family(
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
     },
-    fixed={**FIXED, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    fixed={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     read=_read_gpt2,
     write=_write_gpt2,
 )

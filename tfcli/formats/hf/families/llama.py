@@ -1,22 +1,16 @@
-"""Llama, and the decoders that are it but for a setting: Mistral, Qwen2 and Qwen3. Standard library only."""
+"""Llama (Touvron et al. 2023), and decoders that differ from it in a setting. Standard library only.
+
+Mistral (Jiang et al. 2023), Qwen2 and Qwen3 (Yang et al. 2024, 2025).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import Architecture, AttentionConfig, FeedForwardConfig, ModelConfig, WindowConfig
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    FIXED,
-    GLOBAL,
-    SIZES,
-    WRITTEN,
-    Family,
-    Names,
-    classifier,
-    heads,
-)
+from tfcli.formats.hf.families.base import ACTIVATIONS, GLOBAL, WRITTEN, Family, Names, classifier, heads
 from tfcli.formats.hf.settings import Settings, read_rope, write_rope
 
 LAYER = {
@@ -44,13 +38,13 @@ NAMES = Names(
 DECODER = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "hidden_act": "silu", "tie_word_embeddings": False}
 
 
-def _read_llama_like(settings: Settings, arch: Architecture) -> dict[str, Any]:
-    """Fields of a decoder with rotary positions; ``arch`` is completed."""
+def _read(settings: Settings, arch: Architecture) -> dict[str, Any]:
+    """Return the fields of a decoder with rotary positions; ``arch`` is completed."""
     rope = settings.data.get("rope_scaling") or settings.data.get("rope_parameters") or {}
     theta, scaling = read_rope(settings, rope, settings.get("rope_theta"))
     if arch.windows.size:
         if scaling.kind != "none":
-            raise settings.error("sliding_window", "tfcli has no windows where rotary positions are scaled")
+            raise settings.error("sliding_window", "tfcli supports no windows where rotary positions are scaled")
         arch = replace(arch, windows=replace(arch.windows, theta=theta))
     return {
         **heads(settings),
@@ -65,7 +59,7 @@ def _read_llama_like(settings: Settings, arch: Architecture) -> dict[str, Any]:
     }
 
 
-def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> dict[str, Any]:
     rope = write_rope(config.rope_theta, config.architecture.attention.rope_scaling)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     return {
@@ -81,107 +75,71 @@ def _write_llama_like(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-# Llama (Touvron et al. 2023) and Mistral (Jiang et al. 2023).
-
-
-def _read_llama(settings: Settings) -> dict[str, Any]:
+def _llama(settings: Settings) -> Architecture:
     bias = settings.flag("attention_bias")
-    arch = Architecture(
+    return Architecture(
         attention=AttentionConfig(qk_norm=False, qkv_bias=bias, out_bias=bias),
         feed_forward=FeedForwardConfig(bias=settings.flag("mlp_bias")),
     )
-    return _read_llama_like(settings, arch)
+
+
+def _mistral(settings: Settings) -> Architecture:
+    size = 0 if settings.get("sliding_window") is None else settings.whole("sliding_window")
+    if size >= settings.whole("max_position_embeddings"):
+        size = 0
+    return Architecture(attention=AttentionConfig(qk_norm=False), windows=WindowConfig(size=size))
+
+
+def _qwen2(settings: Settings) -> Architecture:
+    kinds = settings.data.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != GLOBAL for kind in kinds)):
+        raise settings.error("layer_types", f"tfcli supports only {GLOBAL} in this family")
+    return Architecture(attention=AttentionConfig(qk_norm=False, qkv_bias=True))
+
+
+def _qwen3(settings: Settings) -> Architecture:
+    bias = settings.flag("attention_bias")
+    return replace(_qwen2(settings), attention=AttentionConfig(qkv_bias=bias, out_bias=bias))
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
     arch = config.architecture
-    return {**_write_llama_like(config), "attention_bias": arch.attention.qkv_bias, "mlp_bias": arch.feed_forward.bias}
-
-
-def _read_mistral(settings: Settings) -> dict[str, Any]:
-    window = 0 if settings.get("sliding_window") is None else settings.whole("sliding_window")
-    if window >= settings.whole("max_position_embeddings"):
-        window = 0
-    return _read_llama_like(
-        settings, Architecture(attention=AttentionConfig(qk_norm=False), windows=WindowConfig(size=window))
-    )
+    return {"attention_bias": arch.attention.qkv_bias, "mlp_bias": arch.feed_forward.bias}
 
 
 def _write_mistral(config: ModelConfig) -> dict[str, Any]:
-    return {**_write_llama_like(config), "sliding_window": config.architecture.windows.size or None}
-
-
-LLAMA = Family(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    names=NAMES,
-    heads=classifier("LlamaForSequenceClassification"),
-    sizes=SIZES,
-    defaults={**DECODER, "attention_bias": False, "mlp_bias": False},
-    fixed=FIXED,
-    read=_read_llama,
-    write=_write_llama,
-)
-MISTRAL = Family(
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    names=NAMES,
-    heads=classifier("MistralForSequenceClassification"),
-    sizes=SIZES,
-    defaults={**DECODER, "num_key_value_heads": 8, "sliding_window": 4096},
-    fixed=FIXED,
-    read=_read_mistral,
-    write=_write_mistral,
-)
-
-
-# Qwen2 and Qwen3 (Yang et al. 2024, 2025).
-
-
-def _read_qwen(settings: Settings, arch: Architecture) -> dict[str, Any]:
-    kinds = settings.data.get("layer_types")
-    if kinds is not None and (not isinstance(kinds, list) or any(kind != GLOBAL for kind in kinds)):
-        raise settings.error("layer_types", f"tfcli has only {GLOBAL} in this family")
-    return _read_llama_like(settings, arch)
-
-
-def _read_qwen2(settings: Settings) -> dict[str, Any]:
-    return _read_qwen(settings, Architecture(attention=AttentionConfig(qk_norm=False, qkv_bias=True)))
-
-
-def _read_qwen3(settings: Settings) -> dict[str, Any]:
-    bias = settings.flag("attention_bias")
-    return _read_qwen(settings, Architecture(attention=AttentionConfig(qkv_bias=bias, out_bias=bias)))
+    return {"sliding_window": config.architecture.windows.size or None}
 
 
 def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
-    windows = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.depth}
-    return {**_write_llama_like(config), **windows}
+    return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.depth}
 
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     return {**_write_qwen2(config), "attention_bias": config.architecture.attention.qkv_bias}
 
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
-    names=NAMES,
-    heads=classifier("Qwen2ForSequenceClassification"),
-    sizes=SIZES,
-    defaults=DECODER,
-    fixed={**FIXED, "use_sliding_window": False},
-    read=_read_qwen2,
-    write=_write_qwen2,
-)
-QWEN3 = Family(
-    model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
-    names=NAMES,
-    heads=classifier("Qwen3ForSequenceClassification"),
-    sizes=SIZES,
-    defaults={**DECODER, "head_dim": 128, "attention_bias": False},
-    fixed={**FIXED, "use_sliding_window": False},
-    read=_read_qwen3,
-    write=_write_qwen3,
-)
+def _family(
+    name: str,
+    architecture: Callable[[Settings], Architecture],
+    write: Callable[[ModelConfig], dict[str, Any]],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+) -> Family:
+    return Family(
+        model_type=name.lower(),
+        architecture=f"{name}ForCausalLM",
+        names=NAMES,
+        heads=classifier(f"{name}ForSequenceClassification"),
+        defaults={**DECODER, **defaults},
+        fixed=fixed,
+        read=lambda settings: _read(settings, architecture(settings)),
+        write=lambda config: _write(config) | write(config),
+    )
+
+
+FULL = {"use_sliding_window": False}
+LLAMA = _family("Llama", _llama, _write_llama, {"attention_bias": False, "mlp_bias": False}, {})
+MISTRAL = _family("Mistral", _mistral, _write_mistral, {"num_key_value_heads": 8, "sliding_window": 4096}, {})
+QWEN2 = _family("Qwen2", _qwen2, _write_qwen2, {}, FULL)
+QWEN3 = _family("Qwen3", _qwen3, _write_qwen3, {"head_dim": 128, "attention_bias": False}, FULL)

@@ -1,4 +1,11 @@
-"""mBART (Liu et al. 2020): the encoder-decoder. Standard library only."""
+"""mBART (Liu et al. 2020): the encoder-decoder.
+
+Of the families that CTranslate2 reads it is the one that tfcli's encoder-decoder matches exactly: norms before the
+parts and after the last (BART and Marian have them after each sum), learned positions and a norm on the embedding, as
+tfcli's encoders have them (Pegasus and M2M100 need sinusoids, T5 relative positions). CTranslate2 takes
+"normalize_before" and "tokenizer_class" from config.json and requires a bos_token; transformers defaults
+"forced_eos_token_id" to 2 unless it is null. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import ModelConfig
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    CLASSIC,
-    FIXED,
-    WRITTEN,
-    Family,
-    Names,
-    Place,
-    head_width,
-)
+from tfcli.formats.hf.families.base import ACTIVATIONS, CLASSIC, WRITTEN, Family, Names, Place, head_width
 from tfcli.formats.hf.settings import Settings
 
-# mBART (Liu et al. 2020): the encoder-decoder, and of the families that CTranslate2 reads the one that is the core's
-# exactly: norms before the parts and after the last (BART and Marian have them after each sum), learned positions, a
-# norm on the embedding, as the core's encoders have them (Pegasus and M2M100 need sinusoids, T5 relative positions).
-# CTranslate2 takes "normalize_before" and "tokenizer_class" from config.json and wants a bos_token; transformers takes
-# "forced_eos_token_id" for 2 unless it is null.
-
-
-_PARTS = {
+STACKS = {"": "decoder", "encoder.": "encoder"}
+PARTS = {
     "attention.q": "self_attn.q_proj",
     "attention.k": "self_attn.k_proj",
     "attention.v": "self_attn.v_proj",
@@ -41,22 +33,18 @@ _PARTS = {
     "ffn_norm": "final_layer_norm",
 }
 
-# The decoder's parts, and the encoder's, whose names begin with "encoder." on both sides.
+OUTER = {"positions": "embed_positions", "embed_norm": "layernorm_embedding", "norm": "layer_norm"}
 NAMES = Names(
     outer={"embed": "shared"}
     | {
         f"{ours}{part}": Place(name=f"{theirs}.{name}", skip=2 if part == "positions" else 0)
-        for ours, theirs in {"": "decoder", "encoder.": "encoder"}.items()
-        for part, name in {
-            "positions": "embed_positions",
-            "embed_norm": "layernorm_embedding",
-            "norm": "layer_norm",
-        }.items()
+        for ours, theirs in STACKS.items()
+        for part, name in OUTER.items()
     },
     layer={
         f"{ours}{part}": f"{theirs}.layers.{{}}.{name}"
-        for ours, theirs in {"": "decoder", "encoder.": "encoder"}.items()
-        for part, name in _PARTS.items()
+        for ours, theirs in STACKS.items()
+        for part, name in PARTS.items()
     },
     prefixes=("model.", ""),
     copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
@@ -64,10 +52,16 @@ NAMES = Names(
 )
 
 
+FIXED = (
+    "tie_word_embeddings", "is_encoder_decoder", "normalize_before", "normalize_embedding", "add_final_layer_norm",
+)  # fmt: skip
+"""Settings that must be true."""
+
+
 def _read_mbart(settings: Settings) -> dict[str, Any]:
     for key in ("attention_heads", "ffn_dim"):
         if settings.whole(f"encoder_{key}") != settings.whole(f"decoder_{key}"):
-            raise settings.error(f"encoder_{key}", f"tfcli has only decoder_{key}, {settings.get(f'decoder_{key}')}")
+            raise settings.error(f"encoder_{key}", f"expected that of decoder_{key}, {settings.get(f'decoder_{key}')}")
     return {
         "kv_heads": settings.whole("decoder_attention_heads"),
         "head_width": head_width(settings, "decoder_attention_heads", "d_model"),
@@ -94,13 +88,9 @@ def _write_mbart(config: ModelConfig) -> dict[str, Any]:
         "scale_embedding": config.architecture.embedding.scale != 1.0,
         "tie_word_embeddings": True,
         "is_encoder_decoder": True,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        # What CTranslate2 asks for: the places of the norms, and (by the class) what begins a translation.
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
+        **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
+        # For CTranslate2: the places of the norms, and (by the class) what begins a translation.
+        **dict.fromkeys(("normalize_before", "normalize_embedding", "add_final_layer_norm"), True),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
 
@@ -119,14 +109,7 @@ MBART = Family(
         "decoder_ffn_dim": "ffn_width",
     },
     defaults={"activation_function": "gelu", "scale_embedding": False},
-    fixed={
-        **FIXED,
-        "tie_word_embeddings": True,
-        "is_encoder_decoder": True,
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
-    },
+    fixed=dict.fromkeys(FIXED, True),
     read=_read_mbart,
     write=_write_mbart,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from tfcli.config.model import (
@@ -13,22 +12,11 @@ from tfcli.config.model import (
     FeedForwardConfig,
     ModelConfig,
     NormConfig,
+    WindowConfig,
 )
-from tfcli.formats.hf.families.base import (
-    ACTIVATIONS,
-    FIXED,
-    GLOBAL,
-    LOCAL,
-    SIZES,
-    WRITTEN,
-    Family,
-    HeadNames,
-    Names,
-    Place,
-    head_width,
-    layer_types,
-)
-from tfcli.formats.hf.settings import Settings, read_rope, write_rope
+from tfcli.formats.hf.families import base
+from tfcli.formats.hf.families.base import ACTIVATIONS, GLOBAL, LOCAL, WRITTEN, Family, HeadNames, Names, Place
+from tfcli.formats.hf.settings import Settings, write_rope
 
 NAMES = Names(
     outer={"embed": "embeddings.tok_embeddings", "embed_norm": "embeddings.norm", "norm": "final_norm"},
@@ -48,8 +36,6 @@ NAMES = Names(
     buffers=("rotary_emb.inv_freq",),
     others=("head.", "decoder.bias", "classifier."),
 )
-
-
 HEADS = {
     kind: HeadNames(
         architecture=architecture,
@@ -66,13 +52,13 @@ HEADS = {
 
 
 def _read_modernbert(settings: Settings) -> dict[str, Any]:
-    wide, near = _modernbert_rope(settings)
-    theta, scaling = read_rope(settings, wide, 160_000.0)
-    local_theta, local_scaling = read_rope(settings, near, 10_000.0)
-    if local_scaling.kind != "none":
-        raise settings.error("rope_parameters", f"tfcli does not scale those of {LOCAL}")
+    theta, scaling, local_theta = base.read_ropes(settings, _modernbert_ropes(settings), 160_000.0)
     every = _global_every(settings, settings.whole("num_hidden_layers"))
     bias = settings.flag("attention_bias")
+    windows = WindowConfig()
+    if every > 1:
+        size = settings.whole("local_attention")
+        windows = WindowConfig(size=size, every=every, global_first=True, theta=local_theta)
     arch = Architecture(
         causal=False,
         norms=NormConfig(kind="layer", bias=settings.flag("norm_bias"), first=False),
@@ -81,15 +67,11 @@ def _read_modernbert(settings: Settings) -> dict[str, Any]:
             activation=settings.one_of("hidden_activation", ACTIVATIONS), bias=settings.flag("mlp_bias")
         ),
         embedding=EmbeddingConfig(norm=True),
+        windows=windows,
     )
-    if every > 1:
-        window = settings.whole("local_attention")
-        arch = replace(
-            arch, windows=replace(arch.windows, size=window, every=every, global_first=True, theta=local_theta)
-        )
     return {
         "kv_heads": settings.whole("num_attention_heads"),
-        "head_width": head_width(settings, "num_attention_heads", "hidden_size"),
+        "head_width": base.head_width(settings, "num_attention_heads", "hidden_size"),
         "rope_theta": theta,
         "norm_eps": settings.number("norm_eps"),
         "tied": settings.flag("tie_word_embeddings"),
@@ -97,26 +79,25 @@ def _read_modernbert(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _modernbert_rope(settings: Settings) -> tuple[Any, Any]:
-    """The rotary settings of global and of local layers: under their names (transformers 5), or apart (4)."""
-    rope, data = settings.data.get("rope_parameters"), settings.data
-    given = rope if isinstance(rope, Mapping) else {}
-    wide, near = given.get(GLOBAL) or {}, given.get(LOCAL) or {}
-    return (
-        {"rope_theta": data.get("global_rope_theta", 160_000.0), **wide} if isinstance(wide, Mapping) else wide,
-        {"rope_theta": data.get("local_rope_theta", 10_000.0), **near} if isinstance(near, Mapping) else near,
-    )
+def _modernbert_ropes(settings: Settings) -> list[Any]:
+    """Return rotary settings of global and of local layers: under their names (transformers 5), or apart (4)."""
+    data, given = settings.data, settings.data.get("rope_parameters")
+    ropes = []
+    for kind, key, theta in ((GLOBAL, "global_rope_theta", 160_000.0), (LOCAL, "local_rope_theta", 10_000.0)):
+        rope = (given.get(kind) or {}) if isinstance(given, Mapping) else {}
+        ropes.append({"rope_theta": data.get(key, theta), **rope} if isinstance(rope, Mapping) else rope)
+    return ropes
 
 
 def _global_every(settings: Settings, depth: int) -> int:
-    """Of how many layers the first sees all and the others a window."""
-    kinds = layer_types(settings, depth)
+    """Return ``WindowConfig.every``: the first of each this-many layers is global, the others are local."""
+    kinds = base.layer_types(settings, depth)
     if kinds is None:
         return min(settings.whole("global_attn_every_n_layers"), depth)
     later = [layer for layer, kind in enumerate(kinds) if kind == GLOBAL and layer]
     every = later[0] if later else depth
     if any((kind == GLOBAL) != (layer % every == 0) for layer, kind in enumerate(kinds)):
-        raise settings.error("layer_types", "tfcli has models whose every n-th layer, from the first, sees all")
+        raise settings.error("layer_types", "tfcli supports models with every n-th layer global, from the first")
     return every
 
 
@@ -130,7 +111,7 @@ def _write_modernbert(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": arch.attention.qkv_bias,
         "mlp_bias": arch.feed_forward.bias,
         "local_attention": arch.windows.size or config.context,
-        "layer_types": [LOCAL if config.is_local(layer) else GLOBAL for layer in range(config.depth)],
+        "layer_types": base.written_types(config),
         "global_attn_every_n_layers": arch.windows.every or 1,  # transformers 4, and its rotary bases
         "global_rope_theta": config.rope_theta,
         "local_rope_theta": arch.windows.theta,
@@ -138,9 +119,7 @@ def _write_modernbert(config: ModelConfig) -> dict[str, Any]:
             GLOBAL: write_rope(config.rope_theta, arch.attention.rope_scaling),
             LOCAL: {"rope_type": "default", "rope_theta": arch.windows.theta},
         },
-        "attention_dropout": 0.0,
-        "embedding_dropout": 0.0,
-        "mlp_dropout": 0.0,
+        **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), 0.0),
     }
 
 
@@ -150,18 +129,14 @@ MODERNBERT = Family(
     names=NAMES,
     heads=HEADS,
     head_defaults={"classifier_pooling": "cls", "classifier_activation": "gelu"},
-    sizes=SIZES,
     defaults={
         "hidden_activation": "gelu",
         "norm_eps": 1e-5,
-        "norm_bias": False,
-        "attention_bias": False,
-        "mlp_bias": False,
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias"), False),
         "tie_word_embeddings": True,
         "local_attention": 128,
         "global_attn_every_n_layers": 3,
     },
-    fixed=FIXED,
     read=_read_modernbert,
     write=_write_modernbert,
 )

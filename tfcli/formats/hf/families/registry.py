@@ -1,6 +1,6 @@
-"""Families of models: what each setting of their config.json means for the core, and back.
+"""Families of models: what each setting of their config.json means for tfcli, and back.
 
-A setting that the core does not have is refused by name, never ignored. What a config.json leaves out has the default
+A setting that tfcli does not support is refused by name, never ignored. What a config.json leaves out has the default
 of transformers' class. Standard library only.
 """
 
@@ -22,26 +22,26 @@ from tfcli.formats.hf.families.modernbert import MODERNBERT
 from tfcli.formats.hf.settings import Settings
 
 FAMILIES = (QWEN3, LLAMA, QWEN2, MISTRAL, GEMMA, GPT2, BERT, MODERNBERT, MBART)
+FIXED: Mapping[str, Any] = {"quantization_config": None}
+"""Settings for which tfcli supports one value, in every family."""
 
 
 def find(hf_config: Mapping[str, Any]) -> Family | None:
-    """The family of the model that a config.json describes, None for one that is not in the table."""
+    """Return the family of the model that a config.json describes, None for one that is not in the table."""
     return next((family for family in FAMILIES if family.model_type == hf_config.get("model_type")), None)
 
 
 def head_names(family: Family, kind: str) -> HeadNames:
-    """The names of a head of a family. Raises UserError for a family without it."""
+    """Return the names of a head of a family. Raises UserError for a family without it."""
     if kind not in family.heads:
         have = [family.model_type for family in FAMILIES if kind in family.heads]
-        raise UserError(
-            f"a model of type {family.model_type} has no head of kind {kind!r} in transformers",
-            hint=f"models that have: {', '.join(have)}; make one: tfcli pretrain TEXT --arch bert",
-        )
+        hint = f"models that have: {', '.join(have)}; make one: tfcli pretrain TEXT --arch bert"
+        raise UserError(f"a model of type {family.model_type} has no head of kind {kind!r} in transformers", hint=hint)
     return family.heads[kind]
 
 
 def kind_of(hf_config: Mapping[str, Any]) -> str | None:
-    """The kind of head of the model that a config.json describes, None for none that is known."""
+    """Return the kind of head of the model that a config.json describes, None for none that is known."""
     family, listed = find(hf_config), hf_config.get("architectures")
     if family is None or not isinstance(listed, list):
         return None
@@ -49,9 +49,9 @@ def kind_of(hf_config: Mapping[str, Any]) -> str | None:
 
 
 def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
-    """The family and the shape of the model whose config.json, at ``path``, holds ``data``.
+    """Return the family and the shape of the model whose config.json, at ``path``, holds ``data``.
 
-    Raises UserError for what the core does not have and for what is no value.
+    Raises UserError for settings that tfcli does not support and for invalid values.
     """
     family = find(data)
     if family is None:
@@ -60,15 +60,15 @@ def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
             hint=f"it reads: {', '.join(family.model_type for family in FAMILIES)}",
         )
     settings = Settings(path, data, family.defaults)
-    for key, value in family.fixed.items():
+    for key, value in {**FIXED, **family.fixed}.items():
         if settings.data.get(key) not in (None, value):
-            raise settings.error(key, f"tfcli has only {value!r}")
+            raise settings.error(key, f"tfcli supports only {value!r}")
     fields = {ours: settings.get(theirs) for theirs, ours in family.sizes.items()}
     return family, ModelConfig(**fields | family.read(settings))
 
 
 def written(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """The family that has this model, the first that reads its own settings back as it, and those settings.
+    """Return the first family that reads its own settings back as this model, and those settings.
 
     Raises UserError where there is none.
     """
