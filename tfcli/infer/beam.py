@@ -90,12 +90,7 @@ class _Search:
     """Sources of one batch. Row ``i * width + j`` of the cache is the j-th beam of the i-th that is open."""
 
     def __init__(
-        self,
-        model: Transformer,
-        sources: Sequence[Sequence[int]],
-        beams: Beams,
-        start_id: int,
-        eos_ids: frozenset[int],
+        self, model: Transformer, sources: Sequence[Sequence[int]], beams: Beams, start_id: int, eos_ids: frozenset[int]
     ) -> None:
         self._model, self._beams, self._eos = model, beams, eos_ids
         self._sources, self._start = sources, start_id
@@ -110,11 +105,7 @@ class _Search:
         ids_BS, mask_BS = padded(self._sources, model.device)
         memory = model.encode(ids_BS, mask_BS=mask_BS)
         cache = KVCache(
-            model.config,
-            batch=len(self._sources) * width,
-            capacity=self._limit,
-            dtype=model.dtype,
-            device=model.device,
+            model.config, batch=len(self._sources) * width, capacity=self._limit, dtype=model.dtype, device=model.device
         )
         open_: list[int] = list(range(len(self._sources)))
         ids: list[tuple[int, ...]] = [()] * (len(open_) * width)

@@ -281,12 +281,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None, *, smoothing: float = 0.0
 ) -> Tensor:
     """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T + bias)`` against the targets.
 
@@ -298,12 +293,7 @@ def linear_cross_entropy(
 
 
 def linear_cross_entropy_reference(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None, *, smoothing: float = 0.0
 ) -> Tensor:
     """Logits, then ``-log softmax`` at the target, in fp32."""
     bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
