@@ -63,9 +63,9 @@ def test_graphs_of_outgrown_buffers_are_let_go() -> None:
     cache = KVCache(core.config, batch=1, capacity=200, dtype=core.dtype, device=core.device)
     outgrown: list[weakref.ref[torch.Tensor]] = []
     for _ in range(150):
-        before = cache._store.keys[0]
+        before = cache.buffers.keys[0]
         stepper.step([5], cache)
-        if cache._store.keys[0] is not before:
+        if cache.buffers.keys[0] is not before:
             outgrown.append(weakref.ref(before))
         del before
     assert len(outgrown) == 2 and all(buffer() is None for buffer in outgrown)

@@ -9,8 +9,8 @@ import torch
 
 from tfcli.errors import UserError
 from tfcli.infer.batches import by_length
-from tfcli.model import heads, masked_head
-from tfcli.model.masked_head import MaskedHead
+from tfcli.model import heads
+from tfcli.model.heads import MaskedHead
 from tfcli.model.transformer import Transformer
 from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import MASK
@@ -81,7 +81,7 @@ class Filler:
             real_BT = torch.arange(longest, device=self.model.device) < lengths[:, None]
             hidden_BTD = self.model(tokens_BT, mask_BT=real_BT)
             there_BT = (tokens_BT == self.id) & real_BT
-            shares_NV = masked_head.logits(self.model, hidden_BTD[there_BT]).softmax(dim=-1)
+            shares_NV = heads.masked_logits(self.model, hidden_BTD[there_BT]).softmax(dim=-1)
             for row, guesses in zip(there_BT.nonzero()[:, 0].tolist(), self._best(shares_NV, top), strict=True):
                 out[batch[row]].append(guesses)
         return out

@@ -26,9 +26,8 @@ from tfcli.config.options import MaskOptions, PretrainConfig, TokenizerOptions
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.infer.fill import mask_piece
-from tfcli.model import heads, masked_head
-from tfcli.model.heads import Transform
-from tfcli.model.masked_head import MaskedHead
+from tfcli.model import heads
+from tfcli.model.heads import MaskedHead, Transform
 from tfcli.model.transformer import Transformer
 from tfcli.objectives.base import Objective, check_encoder
 from tfcli.runtime import Runtime
@@ -203,7 +202,7 @@ def score(
     nats, right, count, done = 0.0, 0, 0, 0
     for rows in masking.whole(ids, context):
         hidden_ND, targets_N = _at_targets(model, rows.to(runtime.device), runtime.dtype, 0.0)
-        logits_NV = masked_head.logits(model, hidden_ND)
+        logits_NV = heads.masked_logits(model, hidden_ND)
         nats += float(torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum"))
         right += int((logits_NV.argmax(dim=-1) == targets_N).sum())
         count += len(targets_N)
@@ -284,7 +283,7 @@ class MaskedLanguageModeling(Task):
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed cross-entropy of the pieces that are covered up, and how many they are."""
         hidden_ND, targets_N = _at_targets(model, rows, dtype, dropout)
-        return masked_head.loss(model, hidden_ND, targets_N), len(targets_N)
+        return heads.masked_loss(model, hidden_ND, targets_N), len(targets_N)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """Loss (nats) and accuracy over the pieces covered up in the held-out text, the same ones at every time."""
@@ -302,7 +301,7 @@ class MaskedLanguageModeling(Task):
         length = min(SPECIMEN, self.body, self.val.tokens)
         rows = self.masking.batch([(self.val.ids[start : start + length], (EVALUATION, 1, start))])
         hidden_ND, _ = _at_targets(model, rows.to(self.runtime.device), self.runtime.dtype, 0.0)
-        guesses = iter(masked_head.logits(model, hidden_ND).argmax(dim=-1).tolist())
+        guesses = iter(heads.masked_logits(model, hidden_ND).argmax(dim=-1).tolist())
         parts: list[str] = []
         known: list[int] = []
         for id, target in zip(rows["tokens_BT"][0].tolist(), rows["targets_BT"][0].tolist(), strict=True):

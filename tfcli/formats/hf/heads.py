@@ -92,7 +92,7 @@ def load(
 def _read(weights: Weights, family: Family, kind: str, model: Transformer, settings: Settings) -> Head:
     """The head that the weights hold."""
     from tfcli.model import heads
-    from tfcli.model.masked_head import MaskedHead
+    from tfcli.model.heads import MaskedHead
 
     table = families.head_names(family, kind)
 
