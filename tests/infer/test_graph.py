@@ -8,7 +8,8 @@ from tiny_models import model
 
 from tfcli.config.model import Architecture, FeedForwardConfig, NormConfig, WindowConfig
 from tfcli.config.options import Sampling
-from tfcli.infer.decode import Decoder, Request
+from tfcli.infer.batching import Request
+from tfcli.infer.decode import Decoder
 from tfcli.infer.graph import GraphStepper
 from tfcli.model.cache import KVCache
 

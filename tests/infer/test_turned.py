@@ -14,8 +14,9 @@ import tfcli
 from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
+from tfcli.infer.batching import Request
 from tfcli.infer.beam import Beams, answers
-from tfcli.infer.decode import Decoder, Request, decode_reference
+from tfcli.infer.decode import Decoder, decode_reference
 from tfcli.infer.engine import Engine, Finished, source_ids
 from tfcli.model.cache import Memory
 from tfcli.model.transformer import Transformer

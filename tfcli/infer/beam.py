@@ -1,8 +1,8 @@
-"""Texts from texts: an encoder-decoder's answers, by beam search or greedily. It knows ids, not text.
+"""Beam search and greedy search for encoder-decoders. It knows ids, not text.
 
-A beam is a beginning of an answer; of every source the ``width`` likeliest are continued together over one key/value
-cache, whose rows are reordered as beams leave others behind. The encoder's output is read once for all of them. The
-rules are those of transformers' ``generate``, so that one model gives one text here and there.
+A beam is the beginning of an answer; for every source the ``width`` likeliest are continued together over one key/value
+cache, whose rows are reordered as beams are replaced. They share one encoding of the source. The rules are those of
+transformers' ``generate``, so that a model gives the same text with both.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import torch
 from torch import Tensor
 
 from tfcli.errors import RunError, UserError
-from tfcli.infer.decode import padded
+from tfcli.infer.batches import encode
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.transformer import Transformer
 
 SOURCES = 32
-"""Sources that are answered together at most."""
+"""The most sources that are answered together."""
 SOURCE_TOKENS = 2048
-"""Their tokens together at most, padding included."""
+"""The most tokens that they have together, with padding."""
 NEVER = -1e9
-"""The score of a beam that is none: all begin with one."""
+"""The score of an unused beam: each source begins with a single one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beams:
-    """How an answer is searched for."""
+    """The settings of a search."""
 
     width: int = 4
-    """Beams of a source; 1 is greedy: always the likeliest token."""
+    """Beams per source; 1 is greedy: always the likeliest token."""
     length_penalty: float = 1.0
-    """alpha of log P(Y) / |Y|^alpha, by which whole answers are compared (Wu et al. 2016, eq. 14, whose 5 + |Y| is |Y|
-    in transformers and CTranslate2, and so here); 0 compares probabilities, larger prefers longer answers."""
+    """alpha of log P(Y) / |Y|^alpha, by which finished answers are compared (Wu et al. 2016, eq. 14, with |Y| in place
+    of 5 + |Y| as in transformers and CTranslate2); 0 compares probabilities, larger prefers longer answers."""
     max_tokens: int | None = None
-    """New tokens at most, the end among them; left out: what the context leaves after the first."""
+    """The most new tokens, including the end; by default the rest of the context after the first."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -47,7 +47,7 @@ class Beams:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Ids without the end, and log P(Y) / |Y|^alpha (nats), the end counted."""
+    """Ids without the end, and log P(Y) / |Y|^alpha (nats), including the end."""
 
     ids: tuple[int, ...]
     score: float
@@ -62,9 +62,9 @@ def answers(
     eos_ids: Collection[int],
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """The best answer to each source, in their order; those of similar length are worked on together.
+    """Return the best answer to each source, in their order; sources of similar length are searched together.
 
-    ``start_id`` is what the decoder reads first. ``on_progress`` is told how many are done. Raises UserError for a
+    ``start_id`` is the decoder's first input. ``on_progress`` gets the number of sources done. Raises UserError for a
     source that is empty or longer than the context, RunError for logits that are not finite.
     """
     context = model.config.context
@@ -74,20 +74,20 @@ def answers(
                 f"text {number} has {len(source)} tokens, the model reads 1 to {context}", hint="cut it into sentences"
             )
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
-    found: dict[int, Answer] = {}
+    results: dict[int, Answer] = {}
     while order:
         longest = len(sources[order[-1]])
         together = order[-max(1, min(SOURCES, SOURCE_TOKENS // longest)) :]
         del order[-len(together) :]
         best = _Search(model, [sources[index] for index in together], beams, start_id, frozenset(eos_ids)).run()
-        found.update(zip(together, best, strict=True))
+        results.update(zip(together, best, strict=True))
         if on_progress:
-            on_progress(len(found))
-    return [found[index] for index in range(len(sources))]
+            on_progress(len(results))
+    return [results[index] for index in range(len(sources))]
 
 
 class _Search:
-    """Sources of one batch. Row ``i * width + j`` of the cache is the j-th beam of the i-th that is open."""
+    """The sources of one batch. Row ``i * width + j`` of the cache is the j-th beam of the i-th open source."""
 
     def __init__(
         self, model: Transformer, sources: Sequence[Sequence[int]], beams: Beams, start_id: int, eos_ids: frozenset[int]
@@ -100,10 +100,9 @@ class _Search:
 
     @torch.inference_mode()
     def run(self) -> list[Answer]:
-        """The best answer to each source."""
+        """Return the best answer to each source."""
         model, width = self._model, self._beams.width
-        ids_BS, mask_BS = padded(self._sources, model.device)
-        memory = model.encode(ids_BS, mask_BS=mask_BS)
+        memory = encode(model, self._sources)
         cache = KVCache(
             model.config, batch=len(self._sources) * width, capacity=self._limit, dtype=model.dtype, device=model.device
         )
@@ -124,7 +123,7 @@ class _Search:
         return [max(answers, key=lambda answer: answer.score) for answers in self._done]
 
     def _logprobs(self, ids: Sequence[tuple[int, ...]], cache: KVCache, memory: Memory) -> Tensor:
-        """Log-probabilities (rows, V) of what follows each beam, fp32."""
+        """Compute log-probabilities (rows, V) of the next token of each beam, fp32."""
         last_B1 = torch.tensor([[row[-1] if row else self._start] for row in ids], device=self._model.device)
         logits_BV = self._model.logits(self._model(last_B1, cache=cache, memory=memory)[:, -1]).float()
         if not torch.isfinite(logits_BV).all():
@@ -132,29 +131,24 @@ class _Search:
         return logits_BV.log_softmax(dim=-1)
 
     def _best(self, logprobs_BV: Tensor, scores: Sequence[float], sources: int) -> list[list[tuple[float, int, int]]]:
-        """Of each source (score, beam, id) of the likeliest continuations: twice as many as beams, for some may end."""
+        """Return (score, beam, id) of the likeliest continuations of each source.
+
+        There are enough that ``width`` of them go on, however many others end.
+        """
         V = logprobs_BV.shape[1]
         total_BV = logprobs_BV + torch.tensor(scores, device=logprobs_BV.device)[:, None]
-        flat = total_BV.view(sources, -1)
-        top = flat.topk(min(flat.shape[1], self._candidates), dim=1)
+        flat, candidates = total_BV.view(sources, -1), max(2, 1 + len(self._eos)) * self._beams.width
+        top = flat.topk(min(flat.shape[1], candidates), dim=1)
         return [
             [(score, index // V, index % V) for score, index in zip(values, indices, strict=True)]
             for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
 
-    @property
-    def _candidates(self) -> int:
-        """Enough that as many as there are beams go on, however many ends are among them."""
-        return max(2, 1 + len(self._eos)) * self._beams.width
-
     def _step(
-        self,
-        open_: Sequence[int],
-        top: Sequence[Sequence[tuple[float, int, int]]],
-        ids: Sequence[tuple[int, ...]],
+        self, open_: Sequence[int], top: Sequence[Sequence[tuple[float, int, int]]], ids: Sequence[tuple[int, ...]],
         length: int,
-    ) -> tuple[list[int], list[int], list[tuple[int, ...]], list[float]]:
-        """What goes on: places among the open sources, and of their beams the row that each continues, ids, scores."""
+    ) -> tuple[list[int], list[int], list[tuple[int, ...]], list[float]]:  # fmt: skip
+        """Return what continues: places among the open sources; the row each of their beams extends, ids, scores."""
         width, penalty = self._beams.width, length**self._beams.length_penalty
         kept: list[int] = []
         rows: list[int] = []
@@ -179,7 +173,7 @@ class _Search:
         return kept, rows, new_ids, new_scores
 
     def _is_done(self, source: int, going: Sequence[tuple[float, int, int]], penalty: float) -> bool:
-        """Whether no beam is left, or none that is likely to beat the whole answers: as transformers decides it."""
+        """Return whether no beam is left, or none likely to beat the finished answers: transformers' rule."""
         width, done = self._beams.width, self._done[source]
         done.sort(key=lambda answer: -answer.score)
         del done[width:]

@@ -111,9 +111,8 @@ class Stepper:
             self._model.positions = self._matrix(model.positions)
 
     def _fill(self, layer: _Layer, block: Any, local: bool) -> None:
-        modules = {
-            name: module for part in (block, block.attention, block.ffn) for name, module in part.named_children()
-        }
+        parts = (block, block.attention, block.ffn)
+        modules = {name: module for part in parts for name, module in part.named_children()}
         for name in MATRICES:
             if name in modules:  # a feed-forward layer may have no gate
                 setattr(layer, name, self._matrix(modules[name]))

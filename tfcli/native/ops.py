@@ -50,7 +50,8 @@ class MatrixStruct(ctypes.Structure):
     def plain(cls, weight: Tensor, bias: Tensor | None = None) -> MatrixStruct:
         """Describe a weight (rows, columns) that lies row by row, in fp32 or bf16."""
         weight = weight.detach().contiguous()
-        return cls.over(KINDS[weight.dtype], *weight.shape, weight, bias=bias)
+        rows, columns = weight.shape
+        return cls.over(KINDS[weight.dtype], rows, columns, weight, bias=bias)
 
 
 class Matrix(Protocol):
