@@ -24,7 +24,7 @@ def load() -> ctypes.CDLL:
     compiler, reason = find_compiler(), ""
     for threads in ("-fopenmp", ""):  # without OpenMP, the library has a thread pool of its own
         try:
-            return ctypes.CDLL(str(_compiled(compiler, threads)))
+            return ctypes.CDLL(str(compiled(compiler, threads)))
         except subprocess.CalledProcessError as error:
             lines = (error.stderr or "").strip().splitlines()
             reason = f"{compiler} failed: {lines[0] if lines else 'no output'}"
@@ -42,8 +42,11 @@ def find_compiler() -> str:
     return path
 
 
-def _compiled(compiler: str, threads: str) -> Path:
-    """Return the library for this source, compiler and processor, from the user's cache or compiled now."""
+def compiled(compiler: str, threads: str) -> Path:
+    """Return the library for this source, compiler and processor, from the user's cache or compiled now.
+
+    ``threads`` is the flag for OpenMP, or "" for threads of its own. Raises CalledProcessError and OSError.
+    """
     folder = _cache_folder()
     path = folder / f"native-{_fingerprint(compiler, threads)}.so"
     if not path.is_file():
