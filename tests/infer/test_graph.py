@@ -51,9 +51,9 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = KVCache(core.config, batch=4, capacity=200, dtype=core.dtype, device=core.device)
     for count in (1, 2, 3, 4):
         stepper.step([5] * count, cache.rows(0, count))
-    (recorded,) = stepper._recorded.values()
-    assert list(recorded.graphs) == [(3, 0), (4, 0)]
-    del recorded, cache
+    ((_, graphs),) = stepper._recorded.values()
+    assert list(graphs) == [(3, 0), (4, 0)]
+    del graphs, cache, _
     assert not stepper._recorded
 
 
@@ -70,5 +70,5 @@ def test_graphs_of_outgrown_buffers_are_let_go() -> None:
             outgrown.append(weakref.ref(before))
         del before
     assert len(outgrown) == 2 and all(buffer() is None for buffer in outgrown)
-    (recorded,) = stepper._recorded.values()
-    assert len(recorded.graphs) == 1
+    ((_, graphs),) = stepper._recorded.values()
+    assert len(graphs) == 1

@@ -22,6 +22,9 @@ SOURCES = 32
 """The most sources that are answered together."""
 SOURCE_TOKENS = 2048
 """The most tokens that they have together, with padding."""
+Ids = tuple[int, ...]
+Candidate = tuple[float, int, int]
+"""The score of a continuation, its beam and id."""
 NEVER = -1e9
 """The score of an unused beam: each source begins with a single one."""
 
@@ -107,7 +110,7 @@ class _Search:
             model.config, batch=len(self._sources) * width, capacity=self._limit, dtype=model.dtype, device=model.device
         )
         open_: list[int] = list(range(len(self._sources)))
-        ids: list[tuple[int, ...]] = [()] * (len(open_) * width)
+        ids: list[Ids] = [()] * (len(open_) * width)
         scores = [0.0, *[NEVER] * (width - 1)] * len(open_)
         for length in range(1, self._limit + 1):
             top = self._best(self._logprobs(ids, cache, memory), scores, len(open_))
@@ -122,7 +125,7 @@ class _Search:
                 open_ = [open_[place] for place in kept]
         return [max(answers, key=lambda answer: answer.score) for answers in self._done]
 
-    def _logprobs(self, ids: Sequence[tuple[int, ...]], cache: KVCache, memory: Memory) -> Tensor:
+    def _logprobs(self, ids: Sequence[Ids], cache: KVCache, memory: Memory) -> Tensor:
         """Compute log-probabilities (rows, V) of the next token of each beam, fp32."""
         last_B1 = torch.tensor([[row[-1] if row else self._start] for row in ids], device=self._model.device)
         logits_BV = self._model.logits(self._model(last_B1, cache=cache, memory=memory)[:, -1]).float()
@@ -130,7 +133,7 @@ class _Search:
             raise RunError("the model's logits are not numbers", hint="its weights are damaged, or: --precision fp32")
         return logits_BV.log_softmax(dim=-1)
 
-    def _best(self, logprobs_BV: Tensor, scores: Sequence[float], sources: int) -> list[list[tuple[float, int, int]]]:
+    def _best(self, logprobs_BV: Tensor, scores: Sequence[float], sources: int) -> list[list[Candidate]]:
         """Return (score, beam, id) of the likeliest continuations of each source.
 
         There are enough that ``width`` of them go on, however many others end.
@@ -145,17 +148,14 @@ class _Search:
         ]
 
     def _step(
-        self, open_: Sequence[int], top: Sequence[Sequence[tuple[float, int, int]]], ids: Sequence[tuple[int, ...]],
-        length: int,
-    ) -> tuple[list[int], list[int], list[tuple[int, ...]], list[float]]:  # fmt: skip
+        self, open_: Sequence[int], top: Sequence[Sequence[Candidate]], ids: Sequence[Ids], length: int
+    ) -> tuple[list[int], list[int], list[Ids], list[float]]:
         """Return what continues: places among the open sources; the row each of their beams extends, ids, scores."""
         width, penalty = self._beams.width, length**self._beams.length_penalty
         kept: list[int] = []
-        rows: list[int] = []
-        new_ids: list[tuple[int, ...]] = []
-        new_scores: list[float] = []
+        beams: list[tuple[int, Ids, float]] = []
         for place, source in enumerate(open_):
-            going: list[tuple[float, int, int]] = []
+            going: list[Candidate] = []
             for rank, (score, beam, id) in enumerate(top[place]):
                 ends = id in self._eos
                 if not ends and length < self._limit:
@@ -166,13 +166,11 @@ class _Search:
             if self._is_done(source, going, penalty):
                 continue
             kept.append(place)
-            for score, beam, id in going[:width]:
-                rows.append(place * width + beam)
-                new_ids.append((*ids[place * width + beam], id))
-                new_scores.append(score)
-        return kept, rows, new_ids, new_scores
+            rows = [(place * width + beam, id, score) for score, beam, id in going[:width]]
+            beams += [(row, (*ids[row], id), score) for row, id, score in rows]
+        return kept, [row for row, _, _ in beams], [text for _, text, _ in beams], [score for _, _, score in beams]
 
-    def _is_done(self, source: int, going: Sequence[tuple[float, int, int]], penalty: float) -> bool:
+    def _is_done(self, source: int, going: Sequence[Candidate], penalty: float) -> bool:
         """Return whether no beam is left, or none likely to beat the finished answers: transformers' rule."""
         width, done = self._beams.width, self._done[source]
         done.sort(key=lambda answer: -answer.score)

@@ -27,6 +27,9 @@ from tfcli.model.transformer import Transformer
 from tfcli.native import ops
 
 Finish = Literal["stop", "stop_string", "length", "context"]
+Ids = Sequence[int]
+Ended = Callable[[int, int], bool]
+"""A function of (row, id) that may finish a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,12 @@ class Step:
 
 def decode(
     model: Transformer,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
     sampling: Sampling,
     *,
-    seeds: Sequence[int],
+    seeds: Ids,
     eos_id: int,
-    ended: Callable[[int, int], bool] | None = None,
+    ended: Ended | None = None,
 ) -> Iterator[list[Step]]:
     """Run ``Decoder`` on a few prompts: ``seeds`` has one seed per row, a prompt's samples side by side."""
     samples = sampling.num_samples
@@ -72,12 +75,7 @@ class Decoder:
             self._stepper = GraphStepper(model)
 
     def run(
-        self,
-        requests: Iterable[Request],
-        sampling: Sampling,
-        *,
-        eos_ids: Collection[int],
-        ended: Callable[[int, int], bool] | None = None,
+        self, requests: Iterable[Request], sampling: Sampling, *, eos_ids: Collection[int], ended: Ended | None = None
     ) -> Iterator[list[Step]]:
         """Continue every request, a step of all open rows at a time; requests are taken as rows become free.
 
@@ -143,7 +141,7 @@ class Decoder:
         return logprobs
 
     @torch.inference_mode()
-    def prefill(self, windows: Sequence[Sequence[int]], cache: KVCache, memory: Memory | None = None) -> Tensor:
+    def prefill(self, windows: Sequence[Ids], cache: KVCache, memory: Memory | None = None) -> Tensor:
         """Read windows into the rows of a cache, in parts, replacing their content: logits (B, V) after each, fp32."""
         model, lengths = self.model, [len(window) for window in windows]
         tokens_BT, _ = padded(windows, model.device)
@@ -159,7 +157,7 @@ class Decoder:
         return model.logits(torch.stack([hidden for hidden in last_BD if hidden is not None])).float()
 
     @torch.inference_mode()
-    def step(self, ids: Sequence[int], cache: KVCache, memory: Memory | None = None) -> Tensor:
+    def step(self, ids: Ids, cache: KVCache, memory: Memory | None = None) -> Tensor:
         """Append one id to each row of a cache; return the next logits (B, V), fp32."""
         if self._stepper is not None:
             return self._stepper.step(ids, cache)
@@ -176,15 +174,9 @@ class Decoder:
 
 @torch.inference_mode()
 def decode_reference(
-    model: Transformer,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    *,
-    seed: int,
-    eos_id: int,
-    source: Sequence[int] | None = None,
+    model: Transformer, prompt: Ids, sampling: Sampling, *, seed: int, eos_id: int, source: Ids | None = None,
     kept: int = 0,
-) -> list[tuple[int, float]]:
+) -> list[tuple[int, float]]:  # fmt: skip
     """Return ids and log-probabilities of one prompt, its window read again for every token: the twin of ``decode``."""
     memory = None if source is None else model.encode(torch.tensor([source], device=model.device))
     context = model.config.context
@@ -202,10 +194,8 @@ def decode_reference(
         seen_1V = torch.zeros_like(logits_1V, dtype=torch.bool)
         seen_1V[0, seen] = True
         kept_1V = filtered(logits_1V, seen_1V, sampling)
-        if sampling.temperature == 0.0:
-            id = int(greedy(kept_1V))
-        else:
-            id = int(draw(kept_1V, torch.tensor([uniforms.draw()], dtype=torch.float64)))
+        uniform_1 = torch.tensor([uniforms.draw()], dtype=torch.float64)
+        id = int(greedy(kept_1V) if sampling.temperature == 0.0 else draw(kept_1V, uniform_1))
         if id == eos_id and not sampling.ignore_eos:
             break
         steps.append((id, float(logits_1V.log_softmax(dim=-1)[0, id])))

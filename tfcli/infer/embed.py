@@ -1,7 +1,6 @@
 """Texts as vectors: the mean of a model's hidden states over the tokens of a text, normalized to length 1.
 
-This is the pooling of Sentence-BERT (Reimers and Gurevych 2019, 3), with which models such as all-MiniLM-L6-v2 were
-trained.
+This is the pooling of Sentence-BERT (Reimers and Gurevych 2019, 3), as of all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations

@@ -103,13 +103,9 @@ Event = Token | Finished
 
 
 def load(
-    path: str | Path | Opened,
-    *,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
+    path: str | Path | Opened, *, device: str | None = None, precision: str | None = None, threads: int | None = None,
     quantize: str | None = None,
-) -> Engine:
+) -> Engine:  # fmt: skip
     """Load the model in a directory (tfcli's or Hugging Face's) or GGUF file, to generate, embed and score.
 
     ``device`` is auto, cuda, mps or cpu; ``precision`` auto, fp32 or bf16; ``threads`` CPU threads; ``quantize`` int8
@@ -237,32 +233,29 @@ class Engine:
         """
         self._refuse_sequence_to_sequence("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
-        read = [(self.fitted(text) if isinstance(text, str) else text).ids for text in many]
+        encoded = [self.fitted(text) if isinstance(text, str) else text for text in many]
         with self.runtime.active():
-            vectors = embed(self.model, read)
-        one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
-        return one
+            vectors = embed(self.model, [text.ids for text in encoded])
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def fitted(self, text: str) -> Encoded:
         """Encode a text for ``embed``, with the tokenizer's prefix and suffix, truncated to the model's context."""
         before, after = self.tokenizer.prefix_ids, self.tokenizer.suffix_ids
         ids = self.tokenizer.encode(text)
-        room = self.model.config.context - len(before) - len(after)
-        whole = [*before, *ids[:room], *after] or [self.tokenizer.eos_id]
-        return Encoded(prompt=text, ids=whole, cut=max(0, len(ids) - room))
+        limit = self.model.config.context - len(before) - len(after)
+        whole = [*before, *ids[:limit], *after] or [self.tokenizer.eos_id]
+        return Encoded(prompt=text, ids=whole, cut=max(0, len(ids) - limit))
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
         """Score a text as one document: loss, perplexity and bits per byte, with its end-of-text token."""
         self._refuse_sequence_to_sequence("does not score a text by itself")
         if not text:
             raise UserError("there is no text to score")
-        text_ids = encode([Chunk(text, True)], self.tokenizer, begin=True)
-        ids, size = text_ids.ids, text_ids.bytes
-        with self.runtime.active():
-            scores = evaluate(
-                self.model, ids, text_bytes=size, codec=self.tokenizer, runtime=self.runtime, stride=stride
-            )
-        return scores.checked()
+        document, codec, runtime = encode([Chunk(text, True)], self.tokenizer, begin=True), self.tokenizer, self.runtime
+        with runtime.active():
+            return evaluate(
+                self.model, document.ids, text_bytes=document.bytes, codec=codec, runtime=runtime, stride=stride
+            ).checked()
 
     def _refuse_sequence_to_sequence(self, what: str) -> None:
         if self.sequence_to_sequence:
@@ -295,13 +288,13 @@ class Engine:
     @staticmethod
     def _in_order(events: Iterator[Event]) -> Iterator[Generation]:
         ready: dict[int, Generation] = {}
-        following = 0
+        yielded = 0
         for event in events:
             if isinstance(event, Finished):
                 ready[event.sample] = event.generation
-            while following in ready:
-                yield ready.pop(following)
-                following += 1
+            while yielded in ready:
+                yield ready.pop(yielded)
+                yielded += 1
 
     def _events(self, prompts: Iterator[Prompt | Encoded], sampling: Sampling) -> Iterator[Event]:
         """Yield the events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
@@ -350,8 +343,7 @@ class _Row:
         self.prompt, self.length, self.seed = encoded.prompt, len(encoded.ids), seed
         self.empty = engine.sequence_to_sequence and isinstance(self.prompt, str) and not self.prompt.strip()
         """An empty source has an empty result: its only step does not count."""
-        continuing = bool(self.prompt) and not engine.sequence_to_sequence
-        self._decoder = engine.tokenizer.stream(continuing=continuing)
+        self._decoder = engine.tokenizer.stream(continuing=bool(self.prompt) and not engine.sequence_to_sequence)
         self._stops = StopFilter(stops)
         self.ids: list[int] = []
         self.logprobs: list[float] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -96,12 +95,8 @@ class _Graph:
         return self._logits_BV.clone()
 
 
-@dataclass(kw_only=True)
-class _Recorded:
-    """Graphs over the buffers of one cache, of which ``keys`` is the first."""
-
-    keys: Tensor
-    graphs: dict[tuple[int, int], _Graph] = field(default_factory=dict)
+_Graphs = dict[tuple[int, int], _Graph]
+"""By (rows, first row)."""
 
 
 class GraphStepper:
@@ -109,8 +104,8 @@ class GraphStepper:
 
     def __init__(self, model: Transformer, *, record: bool = True) -> None:
         self._model, self._record = model, record
-        self._recorded: WeakKeyDictionary[Buffers, _Recorded] = WeakKeyDictionary()
-        """By the buffers that they were recorded over, with which they are freed."""
+        self._recorded: WeakKeyDictionary[Buffers, tuple[Tensor, _Graphs]] = WeakKeyDictionary()
+        """The graphs over each cache's buffers, with which they are freed, and the first buffer."""
         self._lock = threading.Lock()
         """Held during a step: the inputs and outputs of a graph serve one step at a time."""
 
@@ -125,7 +120,11 @@ class GraphStepper:
     def _step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
-        graphs, key = self._graphs(cache), (len(ids), cache.first)
+        first_buffer, graphs = self._recorded.get(cache.buffers, (None, {}))
+        if first_buffer is not cache.buffers.keys[0]:  # new, or grown
+            graphs = {}
+            self._recorded[cache.buffers] = (cache.buffers.keys[0], graphs)
+        key = (len(ids), cache.first)
         if key not in graphs:
             while len(graphs) >= MOST_GRAPHS:
                 del graphs[next(iter(graphs))]
@@ -140,10 +139,3 @@ class GraphStepper:
                 buffer[:, :, :1] = before
             return first
         return graphs[key](ids, lengths)
-
-    def _graphs(self, cache: KVCache) -> dict[tuple[int, int], _Graph]:
-        """Return the graphs of a cache by (rows, first row), dropping those of buffers that have grown."""
-        recorded = self._recorded.get(cache.buffers)
-        if recorded is None or recorded.keys is not cache.buffers.keys[0]:
-            recorded = self._recorded[cache.buffers] = _Recorded(keys=cache.buffers.keys[0])
-        return recorded.graphs

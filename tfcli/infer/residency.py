@@ -44,7 +44,7 @@ def pack_weights(model: Transformer) -> None:
         ops.tile(weight, tiles)
         place(model, path, PackedMatrix(tiles, rows=rows, columns=columns, bias=bias))
         del weight
-    if memory.large:
+    if memory.block is not None:
         by_address: dict[int, list[Tensor]] = {}
         for tensor in tensors:
             by_address.setdefault(tensor.data_ptr(), []).append(tensor)
@@ -81,22 +81,19 @@ class _Memory:
 
     def __init__(self, sizes: list[int]) -> None:
         total = sum(map(_aligned, sizes))
-        self._memory: Tensor | None = None
+        self.block: Tensor | None = None
+        """The large pages, if any."""
         self._at = self._moved = 0
         if total < 4 * PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
             return
         memory = mmap.mmap(-1, total + PAGE)
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = torch.frombuffer(memory, dtype=torch.uint8)
-            self._at = -self._memory.data_ptr() % PAGE
-
-    @property
-    def large(self) -> bool:
-        return self._memory is not None
+            self.block = torch.frombuffer(memory, dtype=torch.uint8)
+            self._at = -self.block.data_ptr() % PAGE
 
     def take(self, size: int) -> Tensor:
-        if self._memory is None:
+        if self.block is None:
             return torch.empty(size, dtype=torch.uint8)
         start = self._at
         self._at += _aligned(size)
@@ -104,7 +101,7 @@ class _Memory:
         if self._moved > 16 * PAGE:
             _trim()
             self._moved = 0
-        return self._memory[start : start + size]
+        return self.block[start : start + size]
 
 
 def _aligned(size: int) -> int:

@@ -63,8 +63,7 @@ def evaluate(
     context = context or model.config.context
     stride = min(stride or max(1, 3 * context // 4), context)
     rows = max(1, ROWS_TOKENS // context)
-    nats = torch.zeros((), dtype=torch.float64)
-    done = 0
+    nats, done = torch.zeros((), dtype=torch.float64), 0
     for windows, fresh in _windows(ids, codec, context=context, stride=stride, rows=rows):
         tokens_BT = torch.from_numpy(windows).to(runtime.device)
         hidden_BTD = model(tokens_BT[:, :-1], dtype=runtime.dtype)[:, -fresh:]

@@ -128,9 +128,7 @@ class Stepper:
         return struct
 
     def _floats(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._keep.append(tensor.detach().float().contiguous())
+        self._keep.append(None if tensor is None else tensor.detach().float().contiguous())
         return address(self._keep[-1])
 
     def _norm(self, norm: nn.Module) -> _Norm:
@@ -144,14 +142,11 @@ class Stepper:
         cache.reserve(max(lengths) + 1)
         depth, B = self._model.depth, len(tokens)
         keys, values = [cache.keys(i) for i in range(depth)], [cache.values(i) for i in range(depth)]
-        Pointers = ctypes.c_void_p * depth
+        Pointers, (row_stride, head_stride, _, _) = ctypes.c_void_p * depth, keys[0].stride()
         where = _Cache(
-            bf16=int(keys[0].dtype == torch.bfloat16),
-            row_stride=keys[0].stride(0),
-            head_stride=keys[0].stride(1),
-            keys=Pointers(*map(address, keys)),
-            values=Pointers(*map(address, values)),
-        )
+            bf16=int(keys[0].dtype == torch.bfloat16), row_stride=row_stride, head_stride=head_stride,
+            keys=Pointers(*map(address, keys)), values=Pointers(*map(address, values)),
+        )  # fmt: skip
         logits = torch.empty(B, self._vocab)
         Integers = ctypes.c_int32 * B
         ops.library()[0].tfcli_step(

@@ -25,17 +25,13 @@ class StopFilter:
         if matches:
             self.stopped, self._held = True, ""
             return held[: min(matches)]
-        cut = len(held) - self._undecided(held)
-        self._held = held[cut:]
-        return held[:cut]
+        # The longest end that begins a stop string is undecided.
+        sizes = range(min(len(held), max(map(len, self._stops)) - 1), 0, -1)
+        undecided = next((size for size in sizes if any(stop.startswith(held[-size:]) for stop in self._stops)), 0)
+        self._held = held[len(held) - undecided :]
+        return held[: len(held) - undecided]
 
     def flush(self) -> str:
         """Return the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
-
-    def _undecided(self, held: str) -> int:
-        """Return the length of the longest end of ``held`` that begins a stop string."""
-        longest = min(len(held), max(map(len, self._stops)) - 1)
-        sizes = range(longest, 0, -1)
-        return next((size for size in sizes if any(stop.startswith(held[-size:]) for stop in self._stops)), 0)

@@ -52,8 +52,7 @@ class Attention(_Projections):
             if self.window and T == 1 and mask is None:  # one query needs no mask
                 k_BGTK, v_BGTK = k_BGTK[:, :, -self.window :], v_BGTK[:, :, -self.window :]
         out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask=mask, causal=self.causal, scale=self.scale)
-        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
-        return out
+        return self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
 
     def _project(self, x_BTD: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries (B, T, H, K), keys and values (B, T, G, K), normalized and rotated."""
@@ -69,9 +68,7 @@ class Attention(_Projections):
                 return q, k, v
             q, k, v = qkv.split([H, G, G], dim=2)
         else:
-            q = self.q(x_BTD).view(B, T, H, K)
-            k = self.k(x_BTD).view(B, T, G, K)
-            v = self.v(x_BTD).view(B, T, G, K)
+            q, k, v = (layer(x_BTD).view(B, T, -1, K) for layer in (self.q, self.k, self.v))
         if self.qk_norm and rope is not None:
             q = norm_rope(q, self.q_norm.weight.expand(H, K), *rope, self.q_norm.eps)
             k = norm_rope(k, self.k_norm.weight.expand(G, K), *rope, self.k_norm.eps)
@@ -100,8 +97,7 @@ class CrossAttention(_Projections):
         rows = k_BGSK.shape[0]
         q_BHTK = self.q(x_BTD).view(rows, B // rows * T, self.heads, self.head_width).transpose(1, 2)
         out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask=mask, causal=False, scale=self.scale)
-        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
-        return out
+        return self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
 
 
 def attend(

@@ -141,8 +141,7 @@ class KVCache:
 class Memory:
     """Keys and values of an encoder's output for the cross-attention of every layer, computed once.
 
-    ``keys[layer]`` and ``values[layer]`` are (B, G, S, K); ``mask`` (B, 1, 1, S) is added to the scores, None without
-    padding.
+    ``keys[layer]`` and ``values[layer]`` are (B, G, S, K), the additive ``mask`` (B, 1, 1, S), or None without padding.
     """
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], mask: Tensor | None) -> None:

@@ -229,11 +229,9 @@ def _largest_group(config: ModelConfig) -> int:
     For each it holds gradient and momentum in fp32, the step twice in bf16 and once in fp32: 16 bytes.
     """
     D, F, HK, GK = config.width, config.ffn_width, config.heads * config.head_width, config.kv_heads * config.head_width
-    sizes: dict[tuple[int, int], int] = {}
-    for shape in ((HK, D), (GK, D), (GK, D), (D, HK), *[(F, D)] * (1 + config.architecture.feed_forward.gated), (D, F)):
-        key = (min(shape), max(shape))
-        sizes[key] = sizes.get(key, 0) + config.depth * shape[0] * shape[1]
-    return max(sizes.values())
+    matrices = [(HK, D), (GK, D), (GK, D), (D, HK), *[(F, D)] * (1 + config.architecture.feed_forward.gated), (D, F)]
+    shapes = [tuple(sorted(shape)) for shape in matrices]
+    return max(config.depth * shapes.count((a, b)) * a * b for a, b in shapes)
 
 
 def width_of(precision: str) -> int:
@@ -269,8 +267,7 @@ def _seen(config: ModelConfig, length: int) -> int:
     return far * length + near * min(length, config.architecture.windows.size)
 
 
-def _layers(config: ModelConfig) -> tuple[int, int]:
-    """Count the global and the local layers."""
+def _layers(config: ModelConfig) -> tuple[int, int]:  # global and local ones
     near = sum(map(config.is_local, range(config.depth)))
     return config.depth - near, near
 

@@ -54,8 +54,7 @@ class Transform(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        out: Tensor = self.norm(activate(self.dense(hidden_BTD), self.activation))
-        return out
+        return self.norm(activate(self.dense(hidden_BTD), self.activation))
 
 
 class SequenceHead(Head):
@@ -92,8 +91,7 @@ class SequenceHead(Head):
             pooled_BD = self.transform(first_BD)
         else:
             pooled_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
-        logits: Tensor = self.classifier(fused.torch_dropout(pooled_BD, dropout))
-        return logits.float()
+        return self.classifier(fused.torch_dropout(pooled_BD, dropout)).float()
 
 
 class TokenHead(Head):
@@ -109,8 +107,7 @@ class TokenHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """(B, T, D) -> (B, T, labels)."""
-        logits: Tensor = self.classifier(fused.torch_dropout(self.transform(hidden_BTD), dropout))
-        return logits.float()
+        return self.classifier(fused.torch_dropout(self.transform(hidden_BTD), dropout)).float()
 
 
 class SpanHead(Head):
@@ -126,8 +123,7 @@ class SpanHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """(B, T, D) -> (B, T, 2)."""
-        logits: Tensor = self.ends(self.transform(hidden_BTD))
-        return logits.float()
+        return self.ends(self.transform(hidden_BTD)).float()
 
 
 class MaskedBias(nn.Module):
@@ -156,8 +152,7 @@ class MaskedHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         """(..., D) -> (..., D), the input of the product with the token embedding."""
-        out: Tensor = self.transform(hidden_BTD)
-        return out
+        return self.transform(hidden_BTD)
 
     @classmethod
     def of(cls, model: Transformer) -> MaskedHead:
@@ -229,18 +224,13 @@ def fresh(
     before = of(model)
     if before is not None and before.kind == kind and before.labels == labels:
         return before
-    transform = Transform.of(model)
-    old = getattr(before, "transform", None)
-    if keep_pooler and isinstance(old, Transform) and transform is not None:
-        transform = copy.deepcopy(old)  # whatever biases and activation it has
-    causal = model.config.architecture.causal
+    causal, transform = model.config.architecture.causal, Transform.of(model)
     head = make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     initialize(head, seed)
-    head = head.to(model.device)
     for part in ("pooler", "transform"):
         old, new = getattr(before, part, None), getattr(head, part, None)
-        if keep_pooler and isinstance(old, nn.Module) and isinstance(new, nn.Module):
-            new.load_state_dict(old.state_dict())
+        if keep_pooler and isinstance(old, nn.Module) and isinstance(new, type(old)):
+            setattr(head, part, copy.deepcopy(old))  # with the biases and the activation that it has
     attach(model, head)
     return head
 

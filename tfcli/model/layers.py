@@ -157,10 +157,8 @@ class FeedForward(nn.Module):
         if self.gated and self.activation == "silu" and fusible(self.gate, self.up):
             inner = swiglu(fused_linear(x_BTD, self.gate, self.up))
         else:
-            gate = self.gate(x_BTD) if self.gated else None
-            inner = gated(gate, self.up(x_BTD), self.activation)
-        out: Tensor = self.down(inner)
-        return out
+            inner = gated(self.gate(x_BTD) if self.gated else None, self.up(x_BTD), self.activation)
+        return self.down(inner)
 
 
 def gated(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:

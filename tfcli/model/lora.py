@@ -40,8 +40,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows) in the dtype of ``x``."""
         x_R = F.linear(x, self.a.to(x.dtype))
-        y: Tensor = self.base(x)
-        return y + F.linear(x_R, (self.b * self.scale).to(x.dtype))
+        return self.base(x) + F.linear(x_R, (self.b * self.scale).to(x.dtype))
 
     @torch.no_grad()
     def merged(self) -> Linear:

@@ -107,8 +107,7 @@ class Stack(nn.Module):
             x_BTD = block(x_BTD, *views[local], cache, dropout, cross)
         if cache is not None:
             cache.advance(T)
-        hidden_BTD: Tensor = self.norm(x_BTD)
-        return hidden_BTD
+        return self.norm(x_BTD)
 
     def _embedded(self, x_BTD: Tensor, positions: Tensor, types_BT: Tensor | None) -> Tensor:
         """Compute the input of the first block (B, T, D): scaled embeddings of tokens, types and positions, normed."""
@@ -244,8 +243,7 @@ class Transformer(Stack, Model):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""
-        out: Tensor = self.head(hidden_BTD)
-        return out
+        return self.head(hidden_BTD)
 
 
 def packed_positions(segments_BT: Tensor) -> Tensor:

@@ -244,25 +244,19 @@ def library() -> tuple[Any, str | None]:
         return None, str(error)
     if lib.tfcli_sizes(0) != ctypes.sizeof(MatrixStruct):
         return None, "this compiler lays out structures in another way"
-    p, i, f = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
-    arguments: dict[str, list[Any]] = {
-        "tfcli_step": [p, p, i, p, p, p, i],
-        "tfcli_linear": [p, i, p, p, i, i],
-        "tfcli_linear_bf16": [p, i, p, p, i],
-        "tfcli_norm": [p, p, i, i, p, f, i, i],
-        "tfcli_rotate": [p, p, i, i, i, p, f, p, p, i, i, i],
-        "tfcli_activate": [p, p, p, ctypes.c_int64, i, i, i],
-        "tfcli_unpack": [p, i, p, p, i, i],
-        "tfcli_tile": [p, p, i],
-        "tfcli_pick": [p, i, i, p, p, i, i],
-    }
+    types = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "f": ctypes.c_float}
+    signatures = {
+        "step": "ppipppi", "linear": "pippii", "linear_bf16": "pippi", "norm": "ppiipfii", "rotate": "ppiiipfppiii",
+        "activate": "pppliii", "unpack": "pippii", "tile": "ppi", "pick": "piippii",
+    }  # fmt: skip
     if lib.tfcli_bf16_products():
-        arguments["tfcli_attend"] = [p, p, p, p, i, i, i, i, i, i, p, f, p, i, i, i]
+        signatures["attend"] = "ppppiiiiiipfpiii"
     if lib.tfcli_int8_products():
-        arguments["tfcli_linear_int8"] = [p, i, p, p, i]
-    for name, types in arguments.items():
-        function = getattr(lib, name)
-        function.argtypes, function.restype, function.errcheck = types, i, _checked
+        signatures["linear_int8"] = "pippi"
+    for name, signature in signatures.items():
+        function = getattr(lib, f"tfcli_{name}")
+        function.argtypes, function.restype = [types[letter] for letter in signature], ctypes.c_int32
+        function.errcheck = _checked
     if hasattr(os, "register_at_fork"):
         # A child has none of torch's threads: its first parallel operator would wait for them forever.
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

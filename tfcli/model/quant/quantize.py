@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tfcli.errors import UserError, unknown
 from tfcli.model import heads
 from tfcli.model.layers import Linear
+from tfcli.model.lora import put
 from tfcli.model.quant.matrix import BITS, GROUP, TILE, Bits, PackedMatrix, QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.transformer import Transformer
 
@@ -57,7 +58,11 @@ def stacked(parts: Iterable[QuantMatrix], *, rows: int, bias: Tensor | None = No
     whole: QuantMatrix | None = None
     tile = 0
     for part in parts:
-        whole = _empty_like(part, rows, bias) if whole is None else whole
+        if whole is None:
+            shape = (-(-rows // TILE), part.scale.shape[1])
+            codes, scale = part.codes.new_empty(*shape, part.codes.shape[2]), part.scale.new_empty(*shape, TILE)
+            low = None if part.low is None else torch.empty_like(scale)
+            whole = QuantMatrix(codes, scale, low, bits=part.bits, rows=rows, columns=part.columns, bias=bias)
         for target, source in ((whole.codes, part.codes), (whole.scale, part.scale), (whole.low, part.low)):
             if target is not None and source is not None:
                 target[tile : tile + len(source)] = source
@@ -65,13 +70,6 @@ def stacked(parts: Iterable[QuantMatrix], *, rows: int, bias: Tensor | None = No
     if whole is None or tile != len(whole.codes):
         raise ValueError(f"{tile} tiles of a matrix of {rows} rows")
     return whole
-
-
-def _empty_like(part: QuantMatrix, rows: int, bias: Tensor | None) -> QuantMatrix:
-    shape, columns = (-(-rows // TILE), part.scale.shape[1]), part.columns
-    codes, scale = part.codes.new_empty(*shape, part.codes.shape[2]), part.scale.new_empty(*shape, TILE)
-    low = None if part.low is None else torch.empty_like(scale)
-    return QuantMatrix(codes, scale, low, bits=part.bits, rows=rows, columns=columns, bias=bias)
 
 
 @torch.no_grad()
@@ -104,13 +102,12 @@ def refuse_twice(model: Transformer, name: str) -> None:
 def quantize_model(model: Transformer, to: Quantization, *, name: str = "the model") -> Transformer:
     """Replace every ``Linear``, the embedding and the head by a ``QuantMatrix``, in place; a tied head stays tied.
 
-    The head of a task is small and stays as it is.
-    Raises UserError for a model that is quantized already; ``name`` is what the message calls it.
+    The head of a task is not quantized. Raises UserError for a model (``name`` in the message) that is already.
     """
     refuse_twice(model, name)
-    layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
+    layers = [(path, module.weight, module.bias) for path, module in model.named_modules() if type(module) is Linear]
     layers = [layer for layer in layers if not layer[0].startswith(f"{heads.ATTRIBUTE}.")]
-    own = [(path, module.weight, module.bias) for path, module in layers if module.weight is not model.embed.weight]
+    own = [layer for layer in layers if layer[1] is not model.embed.weight]
     for path, weight, bias in [("embed", model.embed.weight, None), *own]:
         if wanted := to.bits_of(path, weight.shape[1]):
             place(model, path, quantized(weight, wanted, bias=bias))
@@ -127,7 +124,7 @@ def dequantize_model(model: Transformer, dtype: torch.dtype) -> Transformer:
             model.head = Linear.of(model.embed.weight, None)
     for path, matrix in list(model.named_modules()):
         if isinstance(matrix, QuantMatrix | PackedMatrix):
-            _set(model, path, Linear.of(matrix.dequantized(dtype), matrix.bias))
+            put(model, {path: Linear.of(matrix.dequantized(dtype), matrix.bias)})
     return model
 
 
@@ -146,12 +143,7 @@ def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> 
         if model.config.tied:
             model.head = matrix  # type: ignore[assignment]
         return
-    _set(model, path, matrix)
-
-
-def _set(model: Transformer, path: str, layer: nn.Module) -> None:
-    parent, _, last = path.rpartition(".")
-    setattr(model.get_submodule(parent), last, layer)
+    put(model, {path: matrix})
 
 
 def assign(
