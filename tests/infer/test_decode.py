@@ -87,7 +87,7 @@ def test_batch_equals_single(sampling: Sampling) -> None:
 
 
 def test_bf16_batch_agrees_with_single_where_there_is_a_margin() -> None:
-    """In bf16 sums differ in the last bits: the same token must win wherever it leads by more than they can change."""
+    """Sums in bf16 differ in the last bits: the same token must win wherever it leads by more than that."""
     core = model().to(torch.bfloat16)
     given = prompts(3, 12, 1, 7)
     together = run(core, given, GREEDY)

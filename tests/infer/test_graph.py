@@ -44,7 +44,7 @@ def test_fixed_shapes_decode_the_same(architecture: Architecture, prompts: list[
 
 
 def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each batch size is a graph of its own; old ones are let go, and all of them with their cache."""
+    """Each batch size has its own graph; old ones are freed, and all of them with their cache."""
     monkeypatch.setattr("tfcli.infer.graph.MOST_GRAPHS", 2)
     core = model(context=200).requires_grad_(False)
     stepper = GraphStepper(core, record=False)
@@ -57,7 +57,7 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stepper._recorded
 
 
-def test_graphs_of_outgrown_buffers_are_let_go() -> None:
+def test_graphs_of_outgrown_buffers_are_freed() -> None:
     """Up to eight graphs once kept as many buffers alive, each half the size of the next."""
     core = model(context=200).requires_grad_(False)
     stepper = GraphStepper(core, record=False)

@@ -225,7 +225,7 @@ def test_attention_of_prompts_equals_the_formula(causal: bool, H: int, G: int, T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_norms_rotations_and_activations_equal_their_formulas(dtype: torch.dtype) -> None:
-    """Each pass over memory against its twin written out; bf16 differs by the roundings that the twin does between."""
+    """Each fused kernel against its twin; bf16 differs by the twin's intermediate roundings."""
     generator = torch.Generator().manual_seed(0)
     near = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     x = torch.randn(2, 7, 3, 50, generator=generator).to(dtype)
@@ -284,7 +284,7 @@ def test_an_id_outside_the_vocabulary_is_no_memory_access() -> None:
 
 
 def test_running_out_of_memory_is_an_error() -> None:
-    """Of the calling thread before any work, and of all threads inside: no exception of C++ ends the process."""
+    """Allocations fail in the calling thread and in all threads: no exception of C++ ends the process."""
     lib, _ = ops.library()
     wide = ops.MatrixStruct(kind=1, rows=1, cols=1 << 30)
     with pytest.raises(MemoryError, match="tfcli_linear"):
@@ -327,7 +327,7 @@ def test_a_prompt_read_in_parts_goes_by_the_kernel() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names a level of x86-64")
 def test_codes_with_minima_are_exact_where_nothing_multiplies_bf16(tmp_path: Path) -> None:
-    """What is summed for the minima is what is multiplied by the codes, on processors without bf16 products too."""
+    """The sums for the minima use the numbers of the products, on processors without bf16 products too."""
     path = library.build(library.find_compiler(), tmp_path, "-march=x86-64-v3")
     lib = ctypes.CDLL(str(path))
     assert not lib.tfcli_bf16_products()
