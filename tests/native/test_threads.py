@@ -24,7 +24,7 @@ from tfcli.model.cache import KVCache
 from tfcli.native import library as native_library
 
 GREEDY = Sampling(max_tokens=6, ignore_eos=True, temperature=0.0)
-PROMPTS = [f"{number} daughters {'of the king ' * (number % 5)}" for number in range(16)]
+PROMPTS = [f"{number} daughters {'of the king ' * (number % 5)}" for number in range(8)]
 LONG = "and the youngest was so lovely " * 12
 """More positions than one thread attends to."""
 BUILDS = {"openmp": "-fopenmp", "own threads": ""}
@@ -81,10 +81,10 @@ def one_engine() -> bool:
 
 
 def two_engines() -> bool:
-    """Eight threads, every second one with another model."""
+    """Four threads, every second one with another model."""
     alone, shared = [texts(engine(seed), PROMPTS) for seed in (0, 1)], [engine(0), engine(1)]
-    works = [lambda one=shared[index % 2]: texts(one, PROMPTS) for index in range(8)]
-    return in_threads(works) == alone * 4
+    works = [lambda one=shared[index % 2]: texts(one, PROMPTS) for index in range(4)]
+    return in_threads(works) == alone * 2
 
 
 def training() -> bool:
