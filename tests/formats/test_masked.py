@@ -11,7 +11,6 @@ from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf import heads
 from tfcli.model import heads as task_heads
-from tfcli.model import masked_head
 from tfcli.text.tokenizers.json import JsonTokenizer
 
 SHAPES: list[tuple[str, dict[str, Any]]] = [
@@ -47,7 +46,7 @@ def test_logits_are_those_of_transformers_there_and_back(tmp_path: Path, family:
     theirs, ids = saved(tmp_path / "theirs", family, **changes), tokens()
     loaded = heads.load(tmp_path / "theirs", runtime=cpu())
     assert loaded.kind == "masked"
-    mine = masked_head.logits(loaded.model, loaded.model(ids))
+    mine = task_heads.masked_logits(loaded.model, loaded.model(ids))
     torch.testing.assert_close(mine, theirs(ids).logits, atol=1e-4, rtol=1e-4)
     assert isinstance(loaded.codec, JsonTokenizer)
     hf.save(tmp_path / "ours", loaded.model, loaded.codec)
@@ -65,12 +64,12 @@ def test_the_loss_and_its_gradient_are_those_of_transformers(tmp_path: Path) -> 
     model = heads.load(tmp_path, runtime=cpu()).model
     labels = torch.where(torch.arange(24) % 3 == 0, ids, -100)
     there = labels >= 0
-    loss = masked_head.loss(model, model(ids)[there], labels[there]) / int(there.sum())
+    loss = task_heads.masked_loss(model, model(ids)[there], labels[there]) / int(there.sum())
     wanted = theirs(ids, labels=labels).loss
     torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=1e-5)
     loss.backward()
     wanted.backward()
-    head = masked_head.attached(model)
+    head = task_heads.MaskedHead.of(model)
     transform = head.transform
     pairs = [
         (transform.dense.weight, theirs.head.dense.weight),

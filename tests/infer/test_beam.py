@@ -36,7 +36,7 @@ def sources(seed: int, count: int, longest: int = 12) -> list[list[int]]:
 
 
 def theirs(directory: Path, model: Transformer, texts: list[list[int]], **options: Any) -> list[list[int]]:
-    """What transformers' generate gives, without start, end and padding."""
+    """Return the output of transformers' generate, without start, end and padding."""
     import transformers
 
     hf.save(directory, model, tiny_models.tokenizer())

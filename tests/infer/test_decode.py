@@ -9,7 +9,8 @@ from tiny_models import model
 from tfcli.config.options import Sampling
 from tfcli.errors import RunError, UserError
 from tfcli.infer import step as stepper
-from tfcli.infer.decode import Decoder, Request, Step, decode, decode_reference
+from tfcli.infer.batching import Request
+from tfcli.infer.decode import Decoder, Step, decode, decode_reference
 from tfcli.model.cache import KVCache
 from tfcli.model.transformer import Transformer
 from tfcli.native import ops
@@ -86,7 +87,7 @@ def test_batch_equals_single(sampling: Sampling) -> None:
 
 
 def test_bf16_batch_agrees_with_single_where_there_is_a_margin() -> None:
-    """In bf16 sums differ in the last bits: the same token must win wherever it leads by more than they can change."""
+    """Sums in bf16 differ in the last bits: the same token must win wherever it leads by more than that."""
     core = model().to(torch.bfloat16)
     given = prompts(3, 12, 1, 7)
     together = run(core, given, GREEDY)
@@ -106,7 +107,7 @@ def test_bf16_batch_agrees_with_single_where_there_is_a_margin() -> None:
 @SETTINGS
 def test_rows_enter_as_others_leave(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     """Continuous batching: three places for eleven prompts, more than fit at once; each as if it were alone."""
-    monkeypatch.setattr("tfcli.infer.decode.ROWS", 3)
+    monkeypatch.setattr("tfcli.infer.batching.ROWS", 3)
     core, given = model(), prompts(3, 12, 1, 7, 20, 5, 2, 9, 30, 4, 6)
     stops = [2, 20, 5, 20, 1, 9, 20, 20, 20, 3, 20]
     seen: dict[int, list[int | None]] = {}
@@ -118,7 +119,7 @@ def test_rows_enter_as_others_leave(sampling: Sampling, monkeypatch: pytest.Monk
             taken += 1
             yield Request(prompt, [number])
 
-    monkeypatch.setattr("tfcli.infer.decode.LOOK_AHEAD", 2)
+    monkeypatch.setattr("tfcli.infer.batching.LOOK_AHEAD", 2)
     widest = 0
     for steps in Decoder(core).run(
         requests(), sampling, eos_ids=(EOS,), ended=lambda row, id: len(seen.get(row, [])) + 1 == stops[row]
@@ -139,7 +140,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     row = 2 * 2 * 2 * 8 * 4  # bytes of a position: keys and values, layers, heads, width, fp32
     widest: list[int] = []
     for allowed in (4 * 25 * row, 1):
-        monkeypatch.setattr("tfcli.infer.decode.CACHE_BYTES", allowed)
+        monkeypatch.setattr("tfcli.infer.batching.CACHE_BYTES", allowed)
         requests = [Request(prompt, [0]) for prompt in prompts(5, 5, 5, 5, 5, 5)]
         widest.append(max(map(len, Decoder(core).run(requests, GREEDY, eos_ids=()))))
     assert widest == [4, 1]
@@ -159,7 +160,7 @@ def test_samples_share_the_bounded_cache(monkeypatch: pytest.MonkeyPatch) -> Non
         made(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(KVCache, "__init__", watched)
-    monkeypatch.setattr("tfcli.infer.decode.CACHE_BYTES", 3 * 17 * row)
+    monkeypatch.setattr("tfcli.infer.batching.CACHE_BYTES", 3 * 17 * row)
     assert ids(run(core, given, sampling, seeds)) == expected
     assert caches and max(caches) == 3
 

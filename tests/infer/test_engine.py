@@ -87,12 +87,12 @@ def test_drawn_seeds_are_reported_and_repeat(engine: Engine) -> None:
 
 def test_batches_keep_order_and_samples(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small windows and batches: would catch results in the order of their length, or a lost last window."""
-    import tfcli.infer.decode as decode
+    import tfcli.infer.batching as batching
     import tfcli.infer.engine as module
 
-    monkeypatch.setattr(decode, "LOOK_AHEAD", 5)
+    monkeypatch.setattr(batching, "LOOK_AHEAD", 5)
     monkeypatch.setattr(module, "ROWS", 2)
-    monkeypatch.setattr(decode, "ROWS", 2)
+    monkeypatch.setattr(batching, "ROWS", 2)
     prompts = ["the " * (7 * i % 11) for i in range(13)]
     sampling = Sampling(max_tokens=4, num_samples=3, seed=7, ignore_eos=True)
     results = list(engine.generate_batch(iter(prompts), sampling))
@@ -107,7 +107,7 @@ def test_a_batch_is_read_as_it_is_needed(engine: Engine, monkeypatch: pytest.Mon
     """An endless file of prompts works: would catch list(prompts)."""
     import itertools
 
-    import tfcli.infer.decode as module
+    import tfcli.infer.batching as module
 
     monkeypatch.setattr(module, "LOOK_AHEAD", 4)
     endless = engine.generate_batch(itertools.repeat("a"), Sampling(max_tokens=1))

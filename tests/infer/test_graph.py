@@ -8,7 +8,8 @@ from tiny_models import model
 
 from tfcli.config.model import Architecture, FeedForwardConfig, NormConfig, WindowConfig
 from tfcli.config.options import Sampling
-from tfcli.infer.decode import Decoder, Request
+from tfcli.infer.batching import Request
+from tfcli.infer.decode import Decoder
 from tfcli.infer.graph import GraphStepper
 from tfcli.model.cache import KVCache
 
@@ -43,31 +44,31 @@ def test_fixed_shapes_decode_the_same(architecture: Architecture, prompts: list[
 
 
 def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each batch size is a graph of its own; old ones are let go, and all of them with their cache."""
+    """Each batch size has its own graph; old ones are freed, and all of them with their cache."""
     monkeypatch.setattr("tfcli.infer.graph.MOST_GRAPHS", 2)
     core = model(context=200).requires_grad_(False)
     stepper = GraphStepper(core, record=False)
     cache = KVCache(core.config, batch=4, capacity=200, dtype=core.dtype, device=core.device)
     for count in (1, 2, 3, 4):
         stepper.step([5] * count, cache.rows(0, count))
-    (recorded,) = stepper._recorded.values()
-    assert list(recorded.graphs) == [(3, 0), (4, 0)]
-    del recorded, cache
+    ((_, graphs),) = stepper._recorded.values()
+    assert list(graphs) == [(3, 0), (4, 0)]
+    del graphs, cache, _
     assert not stepper._recorded
 
 
-def test_graphs_of_outgrown_buffers_are_let_go() -> None:
+def test_graphs_of_outgrown_buffers_are_freed() -> None:
     """Up to eight graphs once kept as many buffers alive, each half the size of the next."""
     core = model(context=200).requires_grad_(False)
     stepper = GraphStepper(core, record=False)
     cache = KVCache(core.config, batch=1, capacity=200, dtype=core.dtype, device=core.device)
     outgrown: list[weakref.ref[torch.Tensor]] = []
     for _ in range(150):
-        before = cache._store.keys[0]
+        before = cache.buffers.keys[0]
         stepper.step([5], cache)
-        if cache._store.keys[0] is not before:
+        if cache.buffers.keys[0] is not before:
             outgrown.append(weakref.ref(before))
         del before
     assert len(outgrown) == 2 and all(buffer() is None for buffer in outgrown)
-    (recorded,) = stepper._recorded.values()
-    assert len(recorded.graphs) == 1
+    ((_, graphs),) = stepper._recorded.values()
+    assert len(graphs) == 1

@@ -86,7 +86,7 @@ def test_an_encoder_is_not_scored() -> None:
     from tfcli.errors import UserError
 
     encoder = model(architecture=Architecture(causal=False))
-    with pytest.raises(UserError, match="does not read a text from left to right"):
+    with pytest.raises(UserError, match="does not read text from left to right"):
         evaluate(encoder, token_ids(20), text_bytes=20, codec=tokenizer(), runtime=cpu())
 
 

@@ -116,8 +116,3 @@ def test_capacity_is_a_limit() -> None:
     core = model()
     with pytest.raises(ValueError, match="20 positions do not fit a cache of 16"):
         core(tokens(), cache=cache_for(capacity=16))
-
-
-def test_nbytes_counts_keys_and_values() -> None:
-    """2 tensors x 2 layers x 2 heads x 32 positions x 8 x 4 bytes."""
-    assert cache_for().nbytes == 2 * 2 * 2 * 32 * 8 * 4

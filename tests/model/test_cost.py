@@ -151,7 +151,9 @@ def test_bytes_are_those_of_the_tensors(precision: cost.Precision, dtype: torch.
     model = build(CONFIG).to(dtype)
     assert cost.weight_bytes(CONFIG, precision) == sum(p.nbytes for p in model.parameters())
     cache = KVCache(CONFIG, batch=1, capacity=64, dtype=dtype, device=torch.device("cpu"))
-    assert cost.kv_bytes_per_token(CONFIG, precision) * 64 == cache.nbytes
+    assert cost.kv_bytes_per_token(CONFIG, precision) * 64 == sum(
+        t.nbytes for t in (*cache.buffers.keys, *cache.buffers.values)
+    )
     # A tied model reads all its weights and one row of the embedding, and ten cached positions; it writes an eleventh.
     row = CONFIG.width * dtype.itemsize
     assert cost.decode_bytes(CONFIG, 10, precision) == (

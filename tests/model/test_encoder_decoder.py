@@ -88,7 +88,7 @@ def test_a_memory_goes_with_an_encoder() -> None:
     model = tiny_models.encoder_decoder(0)
     with pytest.raises(ValueError, match="needs the memory"):
         model(TARGET)
-    with pytest.raises(ValueError, match="no other takes one"):
+    with pytest.raises(ValueError, match="no other model takes one"):
         tiny_models.model()(TARGET, memory=model.encode(LONG))
     with pytest.raises(UserError, match="an encoder has no other beside it"):
         tiny_models.config(encoder_depth=1, architecture=Architecture(causal=False))

@@ -86,7 +86,7 @@ def test_merging_gives_the_same_logits_and_is_taken_back_exactly(bits: int) -> N
     taken = lora.merge(core)
     assert not lora.adapters(core)
     torch.testing.assert_close(logits(core), before, atol=2e-4, rtol=1e-4)
-    lora.unmerge(core, taken)
+    lora.put(core, taken)
     assert torch.equal(logits(core), before)
 
 

@@ -13,7 +13,7 @@ from tfcli.config.model import (
     WindowConfig,
 )
 from tfcli.model.cache import KVCache
-from tfcli.model.transformer import restarting
+from tfcli.model.transformer import packed_positions
 
 LENGTHS = (7, 1, 9, 4)
 LEARNED = Architecture(
@@ -56,7 +56,10 @@ def test_nothing_of_another_text_is_seen() -> None:
 
 
 def test_positions_begin_anew() -> None:
-    assert restarting(torch.tensor([[0, 0, 1, 1, 1], [3, 3, 3, 3, 0]])).tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
+    assert packed_positions(torch.tensor([[0, 0, 1, 1, 1], [3, 3, 3, 3, 0]])).tolist() == [
+        [0, 1, 0, 1, 2],
+        [0, 1, 2, 3, 0],
+    ]
 
 
 def test_a_cache_has_no_segments() -> None:

@@ -17,7 +17,7 @@ def weight(columns: int, rows: int = 48, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("columns", WIDTHS)
 def test_widening_equals_the_formula(bits: quant.Bits, columns: int) -> None:
-    """The kernel's reading of the codes is that of the written-out twin, row by row too."""
+    """The kernel dequantizes codes as its twin does, row by row too."""
     matrix = quant.quantize(weight(columns), bits)
     expected = matrix.dequantized_reference()
     assert expected.shape == (48, columns)
@@ -51,7 +51,7 @@ def test_products_equal_those_of_the_numbers(bits: quant.Bits, columns: int, row
 def test_pytorch_s_own_kernel_gives_the_same(
     bits: quant.Bits, low: bool, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is no compiler: scale and zero in bf16, so as near as these are; no matrix is dequantized for it."""
+    """Without a compiler: as near as scale and zero in bf16 are; no matrix is dequantized for it."""
     monkeypatch.setattr(ops, "ready", lambda: False)
     matrix = quant.quantize(weight(columns, rows), bits, bias=torch.arange(float(rows)))
     if low:
@@ -95,7 +95,7 @@ def test_products_of_bytes_equal_those_of_the_rounded_numbers(columns: int, outp
 
 
 def test_rounding_the_input_is_for_bf16_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp32, and where the processor cannot, a matrix with int8 activations is as any other."""
+    """A matrix with int8 activations is like any other in fp32, and on processors without 8-bit products."""
     matrix = quant.quantize(weight(64), 8)
     matrix.int8_activations = True
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
@@ -148,7 +148,7 @@ def test_what_is_on_the_grid_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("centred", [True, False])
 def test_codes_come_back_as_they_were(bits: quant.Bits, centred: bool) -> None:
-    """What a file holds is held unchanged: every code, scale and low of every row, whole or in parts."""
+    """Every code, scale and low of a file is kept unchanged, whole or in parts."""
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(0, 1 << bits, (70, 96), generator=generator, dtype=torch.uint8)
     scale = torch.rand(70, 3, generator=generator).half()
@@ -170,5 +170,5 @@ def test_codes_come_back_as_they_were(bits: quant.Bits, centred: bool) -> None:
 
 def test_bytes() -> None:
     """A quarter and a half of bf16 and a little: 5 bits and 8.5 bits a number."""
-    assert quant.quantize(weight(640, rows=64), 4).nbytes * 8 == 64 * 640 * 5
-    assert quant.quantize(weight(640, rows=64), 8).nbytes * 8 == 64 * 640 * 8.5
+    assert quantize.weight_bytes(quant.quantize(weight(640, rows=64), 4)) * 8 == 64 * 640 * 5
+    assert quantize.weight_bytes(quant.quantize(weight(640, rows=64), 8)) * 8 == 64 * 640 * 8.5

@@ -63,7 +63,7 @@ def test_a_quantized_model_computes_what_its_numbers_say(kind: str, changes: dic
 
 @torch.inference_mode()
 def test_an_encoder_rounds_its_inputs_and_a_decoder_does_not() -> None:
-    """In bf16 hidden states stay as near as 8 bits allow; would catch a decoder whose text depends on its batch."""
+    """Hidden states in bf16 stay as near as 8 bits allow; would catch a decoder whose text depends on its batch."""
     plain = model(architecture=BERT)
     ids = torch.randint(0, 400, (3, 12), generator=torch.Generator().manual_seed(0))
     expected = plain(ids)

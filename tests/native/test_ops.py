@@ -225,7 +225,7 @@ def test_attention_of_prompts_equals_the_formula(causal: bool, H: int, G: int, T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_norms_rotations_and_activations_equal_their_formulas(dtype: torch.dtype) -> None:
-    """Each pass over memory against its twin written out; bf16 differs by the roundings that the twin does between."""
+    """Each fused kernel against its twin; bf16 differs by the twin's intermediate roundings."""
     generator = torch.Generator().manual_seed(0)
     near = {"atol": 0.03, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     x = torch.randn(2, 7, 3, 50, generator=generator).to(dtype)
@@ -284,9 +284,9 @@ def test_an_id_outside_the_vocabulary_is_no_memory_access() -> None:
 
 
 def test_running_out_of_memory_is_an_error() -> None:
-    """Of the calling thread before any work, and of all threads inside: no exception of C++ ends the process."""
+    """Allocations fail in the calling thread and in all threads: no exception of C++ ends the process."""
     lib, _ = ops.library()
-    wide = ops.Matrix(kind=1, rows=1, cols=1 << 30)
+    wide = ops.MatrixStruct(kind=1, rows=1, cols=1 << 30)
     with pytest.raises(MemoryError, match="tfcli_linear"):
         lib.tfcli_linear(ctypes.byref(wide), 1 << 30, None, None, 1, 2)
     with pytest.raises(MemoryError, match="tfcli_norm"):
@@ -327,7 +327,7 @@ def test_a_prompt_read_in_parts_goes_by_the_kernel() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names a level of x86-64")
 def test_codes_with_minima_are_exact_where_nothing_multiplies_bf16(tmp_path: Path) -> None:
-    """What is summed for the minima is what is multiplied by the codes, on processors without bf16 products too."""
+    """The sums for the minima use the numbers of the products, on processors without bf16 products too."""
     path = library.build(library.find_compiler(), tmp_path, "-march=x86-64-v3")
     lib = ctypes.CDLL(str(path))
     assert not lib.tfcli_bf16_products()
@@ -335,8 +335,7 @@ def test_codes_with_minima_are_exact_where_nothing_multiplies_bf16(tmp_path: Pat
     x = torch.randn(3, 96, generator=generator)
     for bits in (4, 8):
         matrix = quant.quantize(torch.randn(70, 96, generator=generator), bits)
-        y, keep = torch.empty(3, 70), []  # type: ignore[var-annotated]
-        described = ctypes.byref(ops.matrix_of(matrix, keep))
+        y, described = torch.empty(3, 70), ctypes.byref(matrix.describe())
         pointers = (ctypes.c_void_p(ops.address(tensor)) for tensor in (x, y))
         assert lib.tfcli_linear(described, 3, *pointers, 0, 2) == 0
         expected = x @ matrix.dequantized_reference().T
@@ -346,7 +345,7 @@ def test_codes_with_minima_are_exact_where_nothing_multiplies_bf16(tmp_path: Pat
 def test_systems_without_flags_for_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no RTLD_NOW."""
     monkeypatch.delattr(os, "RTLD_NOW", raising=False)
-    assert library.load().tfcli_sizes(0) == ctypes.sizeof(ops.Matrix)
+    assert library.load().tfcli_sizes(0) == ctypes.sizeof(ops.MatrixStruct)
 
 
 def test_without_a_compiler_everything_runs_as_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]

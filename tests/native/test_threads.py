@@ -1,6 +1,7 @@
-"""Native code beside other threads, with few processors, after a fork: what comes out is what comes out alone.
+"""Native code beside other threads, with few processors and after a fork gives the results of a single thread.
 
-Each case is a process of its own, for a fault would be a hang or a crash: one that takes minutes has failed.
+The checks run in processes of their own, because a fault would be a hang or a crash; several share one, because most of
+the time is its start. A process that takes minutes has failed, at the last check that it names on stderr.
 """
 
 import json
@@ -20,29 +21,30 @@ from tfcli.infer import step
 from tfcli.infer.engine import Engine
 from tfcli.infer.residency import pack_weights
 from tfcli.model.cache import KVCache
-from tfcli.native import library as native_build
+from tfcli.native import library as native_library
 
 GREEDY = Sampling(max_tokens=6, ignore_eos=True, temperature=0.0)
 PROMPTS = [f"{number} daughters {'of the king ' * (number % 5)}" for number in range(50)]
+FEW = PROMPTS[:8]
 LONG = "and the youngest was so lovely " * 12
-"""More positions than one thread attends to alone."""
-BUILDS = {"openmp": ("-fopenmp",), "own threads": ()}
+"""More positions than one thread attends to."""
+BUILDS = {"openmp": "-fopenmp", "own threads": ""}
 
 
 def engine(seed: int = 0) -> Engine:
-    """With its weights packed, as ``tfcli.load`` leaves them."""
+    """An engine with packed weights, as ``tfcli.load`` makes it."""
     core = model(seed, context=512, width=64, heads=4, head_width=32).to(torch.bfloat16)
     pack_weights(core)
     return Engine(core, tokenizer(), cpu())
 
 
-def texts(made: Engine, prompts: list[str]) -> list[list[int]]:
-    """Ids of every prompt, one after the other."""
-    return [made.generate(prompt, GREEDY).ids for prompt in prompts]
+def texts(engine: Engine, prompts: list[str]) -> list[list[int]]:
+    """Generated ids of every prompt, one after the other."""
+    return [engine.generate(prompt, GREEDY).ids for prompt in prompts]
 
 
 def in_threads(works: list) -> list:  # type: ignore[type-arg]
-    """What each of these gives, all begun at once."""
+    """Results of these functions, each in a thread, all started at once."""
     results, begin = [None] * len(works), threading.Barrier(len(works))
 
     def run(index: int) -> None:
@@ -57,7 +59,7 @@ def in_threads(works: list) -> list:  # type: ignore[type-arg]
     return results
 
 
-def train(steps: int = 12) -> list[float]:
+def train(steps: int = 6) -> list[float]:
     """Losses of a few steps."""
     core = model(1, context=64, width=64)
     optimizer = torch.optim.AdamW(core.parameters(), lr=1e-3)
@@ -74,120 +76,69 @@ def train(steps: int = 12) -> list[float]:
 
 
 def one_engine() -> bool:
-    """Eight threads, and its first use by all of them at once."""
+    """Eight threads, which all use an engine for the first time at once."""
     alone, shared = texts(engine(), PROMPTS), engine()
     return in_threads([lambda: texts(shared, PROMPTS)] * 8) == [alone] * 8
 
 
 def two_engines() -> bool:
-    """Eight threads, every second one with another model."""
-    alone, shared = [texts(engine(seed), PROMPTS) for seed in (0, 1)], [engine(0), engine(1)]
-    works = [lambda made=shared[index % 2]: texts(made, PROMPTS) for index in range(8)]
-    return in_threads(works) == alone * 4
+    """Four threads, every second one with another model."""
+    alone, shared = [texts(engine(seed), FEW) for seed in (0, 1)], [engine(0), engine(1)]
+    works = [lambda one=shared[index % 2]: texts(one, FEW) for index in range(4)]
+    return in_threads(works) == alone * 2
 
 
 def training() -> bool:
     """One thread trains while another one generates."""
-    losses, ids = train(), texts(engine(), PROMPTS)
-    return in_threads([train, lambda: texts(engine(), PROMPTS)]) == [losses, ids]
+    losses, ids = train(), texts(engine(), FEW)
+    return in_threads([train, lambda: texts(engine(), FEW)]) == [losses, ids]
 
 
 def scoring() -> bool:
     """One thread reads the weights while another one is about to move them."""
-    text = " ".join(PROMPTS)
+    text = " ".join(FEW)
     loss = engine().score(text).loss
     shared = engine()
-    scored, generated = in_threads([lambda: shared.score(text).loss, lambda: texts(shared, PROMPTS)])
-    return abs(scored - loss) < 1e-2 and generated == texts(engine(), PROMPTS)
+    scored, generated = in_threads([lambda: shared.score(text).loss, lambda: texts(shared, FEW)])
+    return abs(scored - loss) < 1e-2 and generated == texts(engine(), FEW)
 
 
-def few_processors() -> list[list[int]]:
-    """More threads than the processors that are left."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+def plain() -> list[list[int]]:
+    """A long prompt alone."""
     return texts(engine(), [LONG])
+
+
+def pinned() -> list[list[int]]:
+    """More threads than processors, from the first call of the process."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    ids = plain()
+    os.sched_setaffinity(0, allowed)
+    return ids
 
 
 def after_fork() -> list[list[int]]:
     """A child of a process whose threads have worked, of native code and of PyTorch."""
-    texts(engine(), [LONG])
     torch.rand(1000, 1000) @ torch.rand(1000, 1000) + 1
     read, write = os.pipe()
     if not (child := os.fork()):
         signal.alarm(100)  # nobody waits longer, and it would stay behind
         torch.rand(1000, 1000) @ torch.rand(1000, 1000) + 1
         with os.fdopen(write, "w") as file:
-            json.dump(texts(engine(), [LONG]), file)
+            json.dump(plain(), file)
         os._exit(0)
     os.close(write)
     os.waitpid(child, 0)
     with os.fdopen(read) as file:
-        found: list[list[int]] = json.load(file)
-    return found
+        ids: list[list[int]] = json.load(file)
+    return ids
 
 
-def plain() -> list[list[int]]:
-    """As it is."""
-    return texts(engine(), [LONG])
-
-
-def elsewhere(call: str, library: Path, **env: str) -> object:
-    """What a call of a function of this file returns in a process of its own, with two threads and that library."""
-    code = (
-        "import ctypes, json, sys; from tfcli.native import library as native_build; "
-        "native_build.load = lambda: ctypes.CDLL(sys.argv[1]); import test_threads; "
-        f"print(json.dumps(test_threads.{call}))"
-    )
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(library)],
-        env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **env},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def alone(library: Path) -> object:
-    """What ``plain`` gives where there is nothing in its way."""
-    return elsewhere("plain()", library)
-
-
-@pytest.fixture(scope="module", params=BUILDS)
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each of the two ways to have threads."""
-    return native_build.build(native_build.find_compiler(), tmp_path_factory.mktemp("native"), *BUILDS[request.param])
-
-
-@pytest.mark.parametrize("call", ["one_engine()", "two_engines()", "training()", "scoring()"])
-def test_threads_give_what_each_gives_alone(call: str, library: Path) -> None:
-    """Would catch a barrier, a workspace, a budget or an engine's weights shared by two calls."""
-    assert elsewhere(call, library) is True
-
-
-@pytest.mark.parametrize(
-    ("call", "env"),
-    [
-        ("plain()", {"OMP_DYNAMIC": "true"}),
-        ("plain()", {"OMP_THREAD_LIMIT": "1"}),
-        pytest.param("few_processors()", {}, marks=pytest.mark.skipif(sys.platform != "linux", reason="no affinity")),
-        pytest.param("after_fork()", {}, marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")),
-    ],
-    ids=["dynamic", "limited", "pinned", "forked"],
-)
-def test_fewer_threads_than_asked_for_give_the_same(
-    call: str, env: dict[str, str], library: Path, alone: object
-) -> None:
-    """Would catch a wait for threads that never come."""
-    assert elsewhere(call, library, **env) == alone
-
-
-def many_threads() -> list[float]:
-    """Largest difference of the logits of a long row, relative to the largest, by 300 threads and by 2000."""
+def many_threads() -> float:
+    """Largest difference of the logits of a long row, relative to the largest, with 300 and with 2000 threads."""
     core = model(context=300).requires_grad_(False)
     ids = torch.randint(3, 400, (250,), generator=torch.Generator().manual_seed(0)).tolist()
-    found = []
+    differences = []
     with torch.inference_mode():
         expected = core.logits(core(torch.tensor([ids]))[:, -1])
         for threads in (300, 2000):
@@ -196,12 +147,74 @@ def many_threads() -> list[float]:
             torch.set_num_threads(threads)
             logits = step.Stepper(core, exact=True).step(ids[-1:], cache)
             torch.set_num_threads(2)
-            found.append(float((logits - expected).abs().max() / expected.abs().max()))
-    return found
+            differences.append(float((logits - expected).abs().max() / expected.abs().max()))
+    return max(differences)
 
 
-def test_any_number_of_threads_is_right(library: Path) -> None:
+TOGETHER = ("plain", "one_engine", "two_engines", "training", "scoring", "after_fork", "many_threads")
+FEWER = ("pinned", "plain") if hasattr(os, "sched_setaffinity") else ("plain",)
+
+
+def results_of(checks: tuple[str, ...], library: Path, **env: str) -> dict[str, object]:
+    """Run functions of this file in a process of their own, with two threads and that library."""
+    code = (
+        "import ctypes, json, sys; from tfcli.native import library; "
+        "library.load = lambda: ctypes.CDLL(sys.argv[1]); import test_threads; "
+        "run = lambda name: (print(name, file=sys.stderr), getattr(test_threads, name)())[1]; "
+        "print(json.dumps({name: run(name) for name in sys.argv[2:]}))"
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(library), *checks],
+        env={**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **env},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    results: dict[str, object] = json.loads(done.stdout)
+    return results
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def library(request: pytest.FixtureRequest) -> Path:
+    """The library with each of the two kinds of threads, from the user's cache."""
+    return native_library.compiled(native_library.find_compiler(), BUILDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def together(library: Path) -> dict[str, object]:
+    """Results of the checks that may share a process."""
+    return results_of(
+        TOGETHER if hasattr(os, "fork") else tuple(name for name in TOGETHER if "fork" not in name), library
+    )
+
+
+@pytest.mark.parametrize("check", ["one_engine", "two_engines", "training", "scoring"])
+def test_threads_give_what_each_gives_alone(check: str, together: dict[str, object]) -> None:
+    """Would catch a barrier, a workspace, a budget or an engine's weights shared by two calls."""
+    assert together[check] is True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_gives_what_its_parent_gives(together: dict[str, object]) -> None:
+    """Would catch a wait for threads that do not exist after a fork."""
+    assert together["after_fork"] == together["plain"]
+
+
+def test_any_number_of_threads_is_right(together: dict[str, object]) -> None:
     """Would catch a table that has a place for each thread up to some number."""
-    found = elsewhere("many_threads()", library)
-    assert isinstance(found, list)
-    assert max(found) < 2e-5
+    difference = together["many_threads"]
+    assert isinstance(difference, float)
+    assert difference < 2e-5
+
+
+def test_fewer_threads_than_requested_give_the_same(library: Path, together: dict[str, object]) -> None:
+    """One processor, and OpenMP that may give fewer threads: would catch a wait for threads that never come."""
+    fewer = results_of(FEWER, library, OMP_DYNAMIC="true")
+    assert list(fewer.values()) == [together["plain"]] * len(FEWER)
+
+
+@pytest.mark.parametrize("library", ["openmp"], indirect=True)
+def test_a_limit_of_one_thread_gives_the_same(library: Path, together: dict[str, object]) -> None:
+    """OpenMP that gives a single thread, whatever is requested."""
+    assert results_of(("plain",), library, OMP_THREAD_LIMIT="1")["plain"] == together["plain"]

@@ -16,7 +16,7 @@ from tiny_models import cpu
 from tfcli.errors import Interrupted, UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf import heads
-from tfcli.model import masked_head
+from tfcli.model.heads import masked_logits
 from tfcli.train.events import Event, Saved
 from tfcli.train.finetune import finetune
 
@@ -81,7 +81,7 @@ def test_transformers_reads_the_directory(room: Path) -> None:
     assert (ids.count(tokenizer.mask_token_id), tokenizer.sep_token_id, tokenizer.cls_token_id) == (2, ids[-1], ids[0])
     assert tokenizer.pad_token == "[PAD]"
     tokens = torch.tensor([ids[:16]])
-    mine = masked_head.logits(loaded.model, loaded.model(tokens))
+    mine = masked_logits(loaded.model, loaded.model(tokens))
     torch.testing.assert_close(mine, theirs(tokens).logits, atol=1e-4, rtol=1e-4)
 
 

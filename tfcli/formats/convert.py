@@ -23,7 +23,7 @@ from tfcli.formats.hf.heads import Loaded, of_task
 from tfcli.formats.hf.tokenizer_json import tokenizer_json
 from tfcli.formats.open import Opened, open_path
 from tfcli.model import heads, lora
-from tfcli.model.masked_head import MaskedHead
+from tfcli.model.heads import MaskedHead
 from tfcli.model.quant.quantize import Quantization, dequantize_model, quantize_model
 from tfcli.model.transformer import Transformer
 from tfcli.runtime import Runtime

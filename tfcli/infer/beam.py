@@ -1,8 +1,8 @@
-"""Texts from texts: an encoder-decoder's answers, by beam search or greedily. It knows ids, not text.
+"""Beam search and greedy search for encoder-decoders. It knows ids, not text.
 
-A beam is a beginning of an answer; of every source the ``width`` likeliest are continued together over one key/value
-cache, whose rows are reordered as beams leave others behind. The encoder's output is read once for all of them. The
-rules are those of transformers' ``generate``, so that one model gives one text here and there.
+A beam is the beginning of an answer; for every source the ``width`` likeliest are continued together over one key/value
+cache, whose rows are reordered as beams are replaced. They share one encoding of the source. The rules are those of
+transformers' ``generate``, so that a model gives the same text with both.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ import torch
 from torch import Tensor
 
 from tfcli.errors import RunError, UserError
-from tfcli.infer.decode import padded
+from tfcli.infer.batches import encode
 from tfcli.model.cache import KVCache, Memory
 from tfcli.model.transformer import Transformer
 
 SOURCES = 32
-"""Sources that are answered together at most."""
+"""The most sources that are answered together."""
 SOURCE_TOKENS = 2048
-"""Their tokens together at most, padding included."""
+"""The most tokens that they have together, with padding."""
+Ids = tuple[int, ...]
+Candidate = tuple[float, int, int]
+"""The score of a continuation, its beam and id."""
 NEVER = -1e9
-"""The score of a beam that is none: all begin with one."""
+"""The score of an unused beam: each source begins with a single one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beams:
-    """How an answer is searched for."""
+    """The settings of a search."""
 
     width: int = 4
-    """Beams of a source; 1 is greedy: always the likeliest token."""
+    """Beams per source; 1 is greedy: always the likeliest token."""
     length_penalty: float = 1.0
-    """alpha of log P(Y) / |Y|^alpha, by which whole answers are compared (Wu et al. 2016, eq. 14, whose 5 + |Y| is |Y|
-    in transformers and CTranslate2, and so here); 0 compares probabilities, larger prefers longer answers."""
+    """alpha of log P(Y) / |Y|^alpha, by which finished answers are compared (Wu et al. 2016, eq. 14, with |Y| in place
+    of 5 + |Y| as in transformers and CTranslate2); 0 compares probabilities, larger prefers longer answers."""
     max_tokens: int | None = None
-    """New tokens at most, the end among them; left out: what the context leaves after the first."""
+    """The most new tokens, including the end; by default the rest of the context after the first."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -47,7 +50,7 @@ class Beams:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Ids without the end, and log P(Y) / |Y|^alpha (nats), the end counted."""
+    """Ids without the end, and log P(Y) / |Y|^alpha (nats), including the end."""
 
     ids: tuple[int, ...]
     score: float
@@ -62,9 +65,9 @@ def answers(
     eos_ids: Collection[int],
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """The best answer to each source, in their order; those of similar length are worked on together.
+    """Return the best answer to each source, in their order; sources of similar length are searched together.
 
-    ``start_id`` is what the decoder reads first. ``on_progress`` is told how many are done. Raises UserError for a
+    ``start_id`` is the decoder's first input. ``on_progress`` gets the number of sources done. Raises UserError for a
     source that is empty or longer than the context, RunError for logits that are not finite.
     """
     context = model.config.context
@@ -74,28 +77,23 @@ def answers(
                 f"text {number} has {len(source)} tokens, the model reads 1 to {context}", hint="cut it into sentences"
             )
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
-    found: dict[int, Answer] = {}
+    results: dict[int, Answer] = {}
     while order:
         longest = len(sources[order[-1]])
         together = order[-max(1, min(SOURCES, SOURCE_TOKENS // longest)) :]
         del order[-len(together) :]
         best = _Search(model, [sources[index] for index in together], beams, start_id, frozenset(eos_ids)).run()
-        found.update(zip(together, best, strict=True))
+        results.update(zip(together, best, strict=True))
         if on_progress:
-            on_progress(len(found))
-    return [found[index] for index in range(len(sources))]
+            on_progress(len(results))
+    return [results[index] for index in range(len(sources))]
 
 
 class _Search:
-    """Sources of one batch. Row ``i * width + j`` of the cache is the j-th beam of the i-th that is open."""
+    """The sources of one batch. Row ``i * width + j`` of the cache is the j-th beam of the i-th open source."""
 
     def __init__(
-        self,
-        model: Transformer,
-        sources: Sequence[Sequence[int]],
-        beams: Beams,
-        start_id: int,
-        eos_ids: frozenset[int],
+        self, model: Transformer, sources: Sequence[Sequence[int]], beams: Beams, start_id: int, eos_ids: frozenset[int]
     ) -> None:
         self._model, self._beams, self._eos = model, beams, eos_ids
         self._sources, self._start = sources, start_id
@@ -105,19 +103,14 @@ class _Search:
 
     @torch.inference_mode()
     def run(self) -> list[Answer]:
-        """The best answer to each source."""
+        """Return the best answer to each source."""
         model, width = self._model, self._beams.width
-        ids_BS, mask_BS = padded(self._sources, model.device)
-        memory = model.encode(ids_BS, mask_BS=mask_BS)
+        memory = encode(model, self._sources)
         cache = KVCache(
-            model.config,
-            batch=len(self._sources) * width,
-            capacity=self._limit,
-            dtype=model.dtype,
-            device=model.device,
+            model.config, batch=len(self._sources) * width, capacity=self._limit, dtype=model.dtype, device=model.device
         )
         open_: list[int] = list(range(len(self._sources)))
-        ids: list[tuple[int, ...]] = [()] * (len(open_) * width)
+        ids: list[Ids] = [()] * (len(open_) * width)
         scores = [0.0, *[NEVER] * (width - 1)] * len(open_)
         for length in range(1, self._limit + 1):
             top = self._best(self._logprobs(ids, cache, memory), scores, len(open_))
@@ -132,45 +125,37 @@ class _Search:
                 open_ = [open_[place] for place in kept]
         return [max(answers, key=lambda answer: answer.score) for answers in self._done]
 
-    def _logprobs(self, ids: Sequence[tuple[int, ...]], cache: KVCache, memory: Memory) -> Tensor:
-        """Log-probabilities (rows, V) of what follows each beam, fp32."""
+    def _logprobs(self, ids: Sequence[Ids], cache: KVCache, memory: Memory) -> Tensor:
+        """Compute log-probabilities (rows, V) of the next token of each beam, fp32."""
         last_B1 = torch.tensor([[row[-1] if row else self._start] for row in ids], device=self._model.device)
         logits_BV = self._model.logits(self._model(last_B1, cache=cache, memory=memory)[:, -1]).float()
         if not torch.isfinite(logits_BV).all():
             raise RunError("the model's logits are not numbers", hint="its weights are damaged, or: --precision fp32")
         return logits_BV.log_softmax(dim=-1)
 
-    def _best(self, logprobs_BV: Tensor, scores: Sequence[float], sources: int) -> list[list[tuple[float, int, int]]]:
-        """Of each source (score, beam, id) of the likeliest continuations: twice as many as beams, for some may end."""
+    def _best(self, logprobs_BV: Tensor, scores: Sequence[float], sources: int) -> list[list[Candidate]]:
+        """Return (score, beam, id) of the likeliest continuations of each source.
+
+        There are enough that ``width`` of them go on, however many others end.
+        """
         V = logprobs_BV.shape[1]
         total_BV = logprobs_BV + torch.tensor(scores, device=logprobs_BV.device)[:, None]
-        flat = total_BV.view(sources, -1)
-        top = flat.topk(min(flat.shape[1], self._candidates), dim=1)
+        flat, candidates = total_BV.view(sources, -1), max(2, 1 + len(self._eos)) * self._beams.width
+        top = flat.topk(min(flat.shape[1], candidates), dim=1)
         return [
             [(score, index // V, index % V) for score, index in zip(values, indices, strict=True)]
             for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
 
-    @property
-    def _candidates(self) -> int:
-        """Enough that as many as there are beams go on, however many ends are among them."""
-        return max(2, 1 + len(self._eos)) * self._beams.width
-
     def _step(
-        self,
-        open_: Sequence[int],
-        top: Sequence[Sequence[tuple[float, int, int]]],
-        ids: Sequence[tuple[int, ...]],
-        length: int,
-    ) -> tuple[list[int], list[int], list[tuple[int, ...]], list[float]]:
-        """What goes on: places among the open sources, and of their beams the row that each continues, ids, scores."""
+        self, open_: Sequence[int], top: Sequence[Sequence[Candidate]], ids: Sequence[Ids], length: int
+    ) -> tuple[list[int], list[int], list[Ids], list[float]]:
+        """Return what continues: places among the open sources; the row each of their beams extends, ids, scores."""
         width, penalty = self._beams.width, length**self._beams.length_penalty
         kept: list[int] = []
-        rows: list[int] = []
-        new_ids: list[tuple[int, ...]] = []
-        new_scores: list[float] = []
+        beams: list[tuple[int, Ids, float]] = []
         for place, source in enumerate(open_):
-            going: list[tuple[float, int, int]] = []
+            going: list[Candidate] = []
             for rank, (score, beam, id) in enumerate(top[place]):
                 ends = id in self._eos
                 if not ends and length < self._limit:
@@ -181,14 +166,12 @@ class _Search:
             if self._is_done(source, going, penalty):
                 continue
             kept.append(place)
-            for score, beam, id in going[:width]:
-                rows.append(place * width + beam)
-                new_ids.append((*ids[place * width + beam], id))
-                new_scores.append(score)
-        return kept, rows, new_ids, new_scores
+            rows = [(place * width + beam, id, score) for score, beam, id in going[:width]]
+            beams += [(row, (*ids[row], id), score) for row, id, score in rows]
+        return kept, [row for row, _, _ in beams], [text for _, text, _ in beams], [score for _, _, score in beams]
 
-    def _is_done(self, source: int, going: Sequence[tuple[float, int, int]], penalty: float) -> bool:
-        """Whether no beam is left, or none that is likely to beat the whole answers: as transformers decides it."""
+    def _is_done(self, source: int, going: Sequence[Candidate], penalty: float) -> bool:
+        """Return whether no beam is left, or none likely to beat the finished answers: transformers' rule."""
         width, done = self._beams.width, self._done[source]
         done.sort(key=lambda answer: -answer.score)
         del done[width:]

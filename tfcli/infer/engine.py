@@ -16,7 +16,8 @@ import numpy.typing as npt
 from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 from tfcli.formats.open import Opened, open_path
-from tfcli.infer.decode import ROWS, Decoder, Finish, Request, check_prompt
+from tfcli.infer.batching import ROWS, Request, check_prompt
+from tfcli.infer.decode import Decoder, Finish
 from tfcli.infer.embed import embed
 from tfcli.infer.residency import pack_weights
 from tfcli.infer.sampling import check
@@ -30,11 +31,11 @@ from tfcli.text.read.sources import Chunk
 from tfcli.text.tokenizers.codec import Codec
 
 Prompt: TypeAlias = str | Sequence[chat.Message]
-"""A text to continue (of an encoder-decoder: to turn into another), or the messages of a chat to answer."""
+"""A text to continue (for an encoder-decoder: its source), or the messages of a chat to answer."""
 
 
 class SamplingFields(TypedDict, total=False):
-    """The fields of ``Sampling`` as keywords; None is as left out."""
+    """The fields of ``Sampling`` as keywords; None is the default."""
 
     max_tokens: int | None
     repetition_penalty: float | None
@@ -51,7 +52,7 @@ class SamplingFields(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """A prompt, or a text to embed, with the ids that the model reads for it; ``cut`` tokens of it were left out."""
+    """A prompt, or a text to embed, with the ids that the model reads; ``cut`` counts tokens truncated."""
 
     prompt: Prompt
     ids: list[int]
@@ -60,11 +61,11 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
-    """One continuation. ``text`` leaves out the prompt, the end-of-text token and the stop string.
+    """One continuation. ``text`` excludes the prompt, the end-of-text token and the stop string.
 
     ``ids`` are the new tokens and ``logprobs`` their log-probabilities under the model, before any filter. The same
-    prompt and settings with ``seed`` give the same text again. ``finish_reason`` is "stop" (end-of-text token),
-    "stop_string", "length" (``max_tokens``) or "context" (no room).
+    prompt, settings and ``seed`` reproduce the text. ``finish_reason`` is "stop" (end-of-text token), "stop_string",
+    "length" (``max_tokens``) or "context" (full).
     """
 
     prompt: Prompt
@@ -81,7 +82,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
-    """A new token; ``text`` is what became certain with it, which may be "" (half a character, a possible stop)."""
+    """A new token; ``text`` is the text it completes, which may be "" (half a character, a possible stop string)."""
 
     sample: int
     text: str
@@ -91,7 +92,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """The end of a sample; ``text`` is what was still held back."""
+    """The end of a sample; ``text`` is the text that was held back until then."""
 
     sample: int
     text: str
@@ -102,18 +103,14 @@ Event = Token | Finished
 
 
 def load(
-    path: str | Path | Opened,
-    *,
-    device: str | None = None,
-    precision: str | None = None,
-    threads: int | None = None,
+    path: str | Path | Opened, *, device: str | None = None, precision: str | None = None, threads: int | None = None,
     quantize: str | None = None,
-) -> Engine:
-    """The model in a directory (tfcli's or Hugging Face's) or GGUF file, ready to generate, embed and score.
+) -> Engine:  # fmt: skip
+    """Load the model in a directory (tfcli's or Hugging Face's) or GGUF file, to generate, embed and score.
 
     ``device`` is auto, cuda, mps or cpu; ``precision`` auto, fp32 or bf16; ``threads`` CPU threads; ``quantize`` int8
     or int4 for weights in fewer bits. The weights of a decoder are packed for reading (``tfcli.infer.residency``), so
-    that ``engine.model`` cannot be trained. Raises UserError for what is not a model or a device that is not there.
+    that ``engine.model`` cannot be trained. Raises UserError for a path that is not a model or an unavailable device.
 
     Example:
         >>> import tfcli
@@ -135,7 +132,7 @@ def load(
 
 
 class Engine:
-    """A model and its tokenizer on one device; the model stays as it is given. Any number of threads may use it."""
+    """A model and its tokenizer on one device, for any number of threads."""
 
     def __init__(self, model: Transformer, tokenizer: Codec, runtime: Runtime) -> None:
         self.model = model.requires_grad_(False)
@@ -147,16 +144,14 @@ class Engine:
 
     @property
     def decoder(self) -> Decoder:
-        """The token loop, made ready at first use, once for all threads."""
+        """The token loop, prepared at first use, once for all threads."""
+        if not self.model.config.architecture.causal:
+            raise UserError(
+                f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
+                hint="use it with: tfcli predict --task embed",
+            )
         with self._first_use:
-            if self._decoder is not None:
-                return self._decoder
-            if not self.model.config.architecture.causal:
-                raise UserError(
-                    f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
-                    hint="use it with: tfcli predict --task embed",
-                )
-            self._decoder = Decoder(self.model)
+            self._decoder = self._decoder or Decoder(self.model)
             return self._decoder
 
     @overload
@@ -175,12 +170,12 @@ class Engine:
         sampling: Sampling | None = None,
         **fields: Unpack[SamplingFields],
     ) -> Generation | list[Generation]:
-        """Continue a prompt, or each of a list, as ``sampling`` says; a keyword goes over its field.
+        """Continue a prompt, or each of a list, with ``sampling``; keywords override its fields.
 
         An empty prompt starts a new document; a list of messages, as {"role": "user", "content": "Hello"}, is answered
-        by way of the model's chat template. An encoder-decoder reads the prompt and writes another text, as a
-        translation; of an empty one nothing. A list gives ``sampling.num_samples`` results for each prompt, in order.
-        Raises UserError for an impossible setting, and for a prompt longer than the context.
+        through the model's chat template. An encoder-decoder reads the prompt and writes another text, as a
+        translation, or nothing for an empty one. A list gives ``sampling.num_samples`` results per prompt, in order.
+        Raises UserError for an invalid setting, and for a prompt longer than the context.
         """
         sampling = _over(sampling, fields)
         if isinstance(prompt, str | Encoded) or (prompt and all(isinstance(part, dict) for part in prompt)):
@@ -193,9 +188,9 @@ class Engine:
     def stream(
         self, prompt: Prompt | Encoded = "", sampling: Sampling | None = None, **fields: Unpack[SamplingFields]
     ) -> Iterator[Event]:
-        """As ``generate``, an event for every token as it comes and one at the end of each sample.
+        """Yield the events of ``generate``: one for every token as it is decoded and one at the end of each sample.
 
-        The ``text`` of a sample's events together is its result's text; none of them splits a character.
+        The ``text`` of a sample's events concatenates to the result's text; none of them splits a character.
         """
         sampling = _over(sampling, fields)
         self._check(sampling)
@@ -205,19 +200,19 @@ class Engine:
     def generate_batch(
         self, prompts: Iterable[Prompt | Encoded], sampling: Sampling | None = None
     ) -> Iterator[Generation]:
-        """Continue any number of prompts: the results in the order of the prompts, each prompt's samples together.
+        """Continue any number of prompts: results in the order of the prompts, each prompt's samples together.
 
-        Rows are decoded together, a bounded number at a time, new ones entering as others finish, so that memory stays
-        flat. The result for a prompt does not depend on the prompts beside it.
+        Prompts are decoded with continuous batching, so that memory stays constant. The result for a prompt does not
+        depend on the others.
         """
         sampling = sampling or Sampling()
         self._check(sampling)
         return self._in_order(self._events(iter(prompts), sampling))
 
     def encode(self, prompt: Prompt, sampling: Sampling) -> Encoded:
-        """A prompt as what ``stream`` and ``generate_batch`` take in its place, to encode it no second time.
+        """Encode a prompt once, for ``stream`` and ``generate_batch``.
 
-        Raises UserError for one that the model cannot take: no text, too long, no template for messages.
+        Raises UserError for a prompt that the model cannot take: too long, or messages without a chat template.
         """
         ids = self._encode(prompt)
         self._fit(ids, sampling)
@@ -232,37 +227,35 @@ class Engine:
         check_prompt(ids, context, sampling)
 
     def embed(self, texts: str | Sequence[str | Encoded]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1: (D,) of one text, (N, D) of several; the mean of the last hidden states.
+        """Return vectors of length 1, (D,) of one text or (N, D) of several: the mean of the last hidden states.
 
-        What is beyond the model's context does not count; ``fitted`` gives texts that say how much that is.
+        Texts are truncated to the model's context; ``fitted`` tells by how much.
         """
         self._refuse_sequence_to_sequence("has no vectors of texts")
         many = [texts] if isinstance(texts, str) else texts
-        read = [(self.fitted(text) if isinstance(text, str) else text).ids for text in many]
+        encoded = [self.fitted(text) if isinstance(text, str) else text for text in many]
         with self.runtime.active():
-            vectors = embed(self.model, read)
-        one: npt.NDArray[np.float32] = vectors[0] if isinstance(texts, str) else vectors
-        return one
+            vectors = embed(self.model, [text.ids for text in encoded])
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def fitted(self, text: str) -> Encoded:
-        """A text for ``embed``: its ids between the tokenizer's own, cut to the model's context."""
+        """Encode a text for ``embed``, with the tokenizer's prefix and suffix, truncated to the model's context."""
         before, after = self.tokenizer.prefix_ids, self.tokenizer.suffix_ids
         ids = self.tokenizer.encode(text)
-        room = self.model.config.context - len(before) - len(after)
-        whole = [*before, *ids[:room], *after] or [self.tokenizer.eos_id]
-        return Encoded(prompt=text, ids=whole, cut=max(0, len(ids) - room))
+        limit = self.model.config.context - len(before) - len(after)
+        whole = [*before, *ids[:limit], *after] or [self.tokenizer.eos_id]
+        return Encoded(prompt=text, ids=whole, cut=max(0, len(ids) - limit))
 
     def score(self, text: str, *, stride: int | None = None) -> Scores:
-        """Loss, perplexity and bits per byte of a text as one document, each token once, its end-of-text token too."""
+        """Score a text as one document: loss, perplexity and bits per byte, with its end-of-text token."""
         self._refuse_sequence_to_sequence("does not score a text by itself")
         if not text:
             raise UserError("there is no text to score")
-        made = encode([Chunk(text, True)], self.tokenizer, begin=True)
-        with self.runtime.active():
-            scores = evaluate(
-                self.model, made.ids, text_bytes=made.bytes, codec=self.tokenizer, runtime=self.runtime, stride=stride
-            )
-        return scores.checked()
+        document, codec, runtime = encode([Chunk(text, True)], self.tokenizer, begin=True), self.tokenizer, self.runtime
+        with runtime.active():
+            return evaluate(
+                self.model, document.ids, text_bytes=document.bytes, codec=codec, runtime=runtime, stride=stride
+            ).checked()
 
     def _refuse_sequence_to_sequence(self, what: str) -> None:
         if self.sequence_to_sequence:
@@ -273,7 +266,7 @@ class Engine:
 
     @property
     def sequence_to_sequence(self) -> bool:
-        """Whether it is an encoder-decoder: it reads a prompt whole and writes another text, as a translation."""
+        """True for an encoder-decoder, which reads the whole prompt and writes another text, as a translation."""
         return self.model.config.encoder_depth > 0
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -295,16 +288,16 @@ class Engine:
     @staticmethod
     def _in_order(events: Iterator[Event]) -> Iterator[Generation]:
         ready: dict[int, Generation] = {}
-        following = 0
+        yielded = 0
         for event in events:
             if isinstance(event, Finished):
                 ready[event.sample] = event.generation
-            while following in ready:
-                yield ready.pop(following)
-                following += 1
+            while yielded in ready:
+                yield ready.pop(yielded)
+                yielded += 1
 
     def _events(self, prompts: Iterator[Prompt | Encoded], sampling: Sampling) -> Iterator[Event]:
-        """Events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
+        """Yield the events of all rows as they come; ``sample`` counts the samples of all prompts in order."""
         opened: dict[int, _Row] = {}
         eos_ids, before = self.tokenizer.eos_ids, list(self.tokenizer.prefix_ids)
 
@@ -317,20 +310,13 @@ class Engine:
                     self._fit(ids, sampling)
                 except UserError as error:
                     raise UserError(f"prompt {index}: {error.message}", hint=error.hint) from None
-                seed = _seed(sampling)
+                seed = sampling.seed if sampling.seed is not None else secrets.randbits(31)
                 for first in range(0, sampling.num_samples, ROWS):
                     seeds = [seed + sample for sample in range(first, min(first + ROWS, sampling.num_samples))]
-                    for of_row in seeds:
-                        opened[number] = _Row(
-                            self.tokenizer,
-                            one.prompt,
-                            len(ids),
-                            of_row,
-                            sampling.stop,
-                            turned=self.sequence_to_sequence,
-                        )
+                    for row_seed in seeds:
+                        opened[number] = _Row(self, one, row_seed, sampling.stop)
                         number += 1
-                    mixed = [_mixed(of_row, ids) for of_row in seeds]
+                    mixed = [_mixed(row_seed, ids) for row_seed in seeds]
                     if self.sequence_to_sequence:
                         yield Request([self.tokenizer.eos_id], mixed, ids)
                     else:
@@ -342,25 +328,22 @@ class Engine:
         for steps in self.runtime.stepped(steps_of_rows):
             for step in steps:
                 row = opened[step.row]
-                if step.id is not None and not row.silent:
+                if step.id is not None and not row.empty:
                     row.logprobs.append(step.logprob)
                     yield Token(sample=step.row, text=row.fresh, id=step.id, logprob=step.logprob)
                 if step.finish is not None:
-                    tail = row.finish()
-                    yield Finished(sample=step.row, text=tail, generation=row.result(step.finish))
+                    yield Finished(sample=step.row, text=row.flush(), generation=row.result(step.finish))
                     del opened[step.row]
 
 
 class _Row:
     """The text of one row as it grows."""
 
-    def __init__(
-        self, tokenizer: Codec, prompt: Prompt, length: int, seed: int, stops: Sequence[str], *, turned: bool
-    ) -> None:
-        self.prompt, self.length, self.seed = prompt, length, seed
-        self.silent = turned and isinstance(prompt, str) and not prompt.strip()
-        """Nothing is made of nothing: its only step does not count."""
-        self._decoder = tokenizer.stream(continuing=bool(prompt) and not turned)
+    def __init__(self, engine: Engine, encoded: Encoded, seed: int, stops: Sequence[str]) -> None:
+        self.prompt, self.length, self.seed = encoded.prompt, len(encoded.ids), seed
+        self.empty = engine.sequence_to_sequence and isinstance(self.prompt, str) and not self.prompt.strip()
+        """An empty source has an empty result: its only step does not count."""
+        self._decoder = engine.tokenizer.stream(continuing=bool(self.prompt) and not engine.sequence_to_sequence)
         self._stops = StopFilter(stops)
         self.ids: list[int] = []
         self.logprobs: list[float] = []
@@ -368,16 +351,16 @@ class _Row:
         self.fresh = ""
 
     def push(self, id: int) -> bool:
-        """Take an id; ``fresh`` is the text that it made certain. Whether a stop string is complete."""
-        if self.silent:
+        """Append an id; ``fresh`` is the text that it completes. Return whether a stop string is complete."""
+        if self.empty:
             return True
         self.ids.append(id)
         self.fresh = self._stops.push(self._decoder.push(id))
         self.parts.append(self.fresh)
         return self._stops.stopped
 
-    def finish(self) -> str:
-        """The text that was held back until the end."""
+    def flush(self) -> str:
+        """Return the text that was held back until the end."""
         if self._stops.stopped:
             return ""
         tail = self._stops.push(self._decoder.flush())
@@ -387,35 +370,25 @@ class _Row:
         return tail
 
     def result(self, finish: Finish) -> Generation:
-        """What came of it."""
         return Generation(
-            prompt=self.prompt,
-            text="".join(self.parts),
-            ids=self.ids,
-            logprobs=self.logprobs,
-            finish_reason="stop" if self.silent else finish,
-            seed=self.seed,
-            prompt_tokens=self.length,
-        )
+            prompt=self.prompt, text="".join(self.parts), ids=self.ids, logprobs=self.logprobs,
+            finish_reason="stop" if self.empty else finish, seed=self.seed, prompt_tokens=self.length,
+        )  # fmt: skip
 
 
 def source_ids(codec: Codec, texts: Sequence[str]) -> list[list[int]]:
-    """What an encoder reads of each text: the tokenizer's prefix and suffix around it, or the end after it."""
+    """Encode texts as sources: with the tokenizer's prefix and suffix, or the end-of-text token after them."""
     after = codec.suffix_ids or (codec.eos_id,)
     return [[*codec.prefix_ids, *ids, *after] for ids in codec.encode_batch(list(texts))]
 
 
-def _seed(sampling: Sampling) -> int:
-    return sampling.seed if sampling.seed is not None else secrets.randbits(31)
-
-
 def _mixed(seed: int, ids: list[int]) -> int:
-    """The seed of a row's generator: of the seed and the prompt, so that prompts do not share their random numbers."""
+    """Derive the seed of a row's generator from seed and prompt, so that prompts do not share random numbers."""
     return int.from_bytes(hashlib.sha256(f"{seed} {ids}".encode()).digest()[:7], "big")
 
 
 def _over(sampling: Sampling | None, fields: SamplingFields) -> Sampling:
-    """``sampling`` with every field that was given in its place."""
+    """Return ``sampling`` with the fields that are given replaced."""
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if "stop" in given:
         given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])

@@ -1,7 +1,7 @@
-"""The decode step on CUDA as a graph: recorded once for a shape, then replayed without Python between its kernels.
+"""The decode step on CUDA as a graph: recorded once per shape, then replayed without Python between its kernels.
 
-A graph needs shapes that do not change, so the step attends to the whole of the cache's buffers under a mask, and
-positions are a tensor that lives on the device. The same step runs without recording wherever a test wants it to.
+A graph needs fixed shapes, so the step attends to the whole of the cache's buffers under a mask, and positions are a
+tensor on the device. The same step also runs without recording, for tests.
 """
 
 from __future__ import annotations
@@ -9,48 +9,47 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from tfcli.model.cache import KVCache
+from tfcli.model.cache import Buffers, KVCache
 from tfcli.model.transformer import Transformer
 
 MOST_GRAPHS = 8
-"""Recorded over one cache at once: each holds the memory of its intermediate results."""
+"""Graphs kept per cache: each holds the memory of its intermediate results."""
 
 
 class FixedView(KVCache):
-    """A cache for one step of T = 1 whose shapes do not depend on how full it is: lengths are on the device."""
+    """A view of a cache for steps of T = 1 whose shapes do not depend on the lengths, which are on the device."""
 
     def __init__(self, cache: KVCache, lengths_B: Tensor) -> None:
-        # The buffers must outlive what is recorded over them, for it has their addresses; the cache itself need not.
-        self._store = copy.copy(cache._store)
-        self._store.keys, self._store.values = [*cache._store.keys], [*cache._store.values]
+        # The tensors must outlive the graphs recorded over them, which hold their addresses; the cache need not.
+        self.buffers = copy.copy(cache.buffers)
+        self.buffers.keys, self.buffers.values = [*cache.buffers.keys], [*cache.buffers.values]
         self.first, self.batch = cache.first, cache.batch
         self._lengths_B = lengths_B
         self._row_B1 = torch.arange(self.batch, device=lengths_B.device)[:, None]
 
     @property
     def uniform(self) -> bool:
-        """Never: what is beyond a row's length is masked, not cut off."""
+        """False: positions beyond a row's length are masked, not sliced off."""
         return False
 
     def positions(self, T: int) -> Tensor:
-        """(B, 1): where each row's token goes."""
+        """Return the position (B, 1) of each row's token."""
         return self._lengths_B[:, None]
 
     def mask(self, T: int, window: int = 0) -> Tensor:
-        """(B, 1, 1, S) over the whole buffer."""
+        """Return a mask (B, 1, 1, S) over the whole buffer."""
         query = self._lengths_B[:, None, None, None]
         key = torch.arange(self.keys(0).shape[2], device=query.device)
         seen = key <= query
         return seen & (key > query - window) if window else seen
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one position a row; returns the whole buffers."""
+        """Store one position per row; return the whole buffers."""
         keys, values = self.keys(layer), self.values(layer)
         position_B1 = self.positions(1)
         keys[self._row_B1, :, position_B1] = k_BGTK.transpose(1, 2).to(keys.dtype)
@@ -58,11 +57,11 @@ class FixedView(KVCache):
         return keys, values
 
     def advance(self, positions: int) -> None:
-        """Left to the caller, outside the graph."""
+        """Do nothing: the caller advances the cache, outside the graph."""
 
 
 class _Graph:
-    """One recorded step: what it reads and writes stays where it is."""
+    """One recorded step, whose inputs and outputs have fixed addresses."""
 
     def __init__(self, model: Transformer, cache: KVCache, *, record: bool) -> None:
         B, device = cache.batch, model.device
@@ -78,7 +77,7 @@ class _Graph:
                 self._run()
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            # What other threads do on the device meanwhile is no part of it, and no error.
+            # Work of other threads on the device meanwhile is neither recorded nor an error.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._run()
 
@@ -96,12 +95,8 @@ class _Graph:
         return self._logits_BV.clone()
 
 
-@dataclass(kw_only=True)
-class _Recorded:
-    """Graphs over the buffers of one cache, of which ``keys`` are the first."""
-
-    keys: Tensor
-    graphs: dict[tuple[int, int], _Graph] = field(default_factory=dict)
+_Graphs = dict[tuple[int, int], _Graph]
+"""By (rows, first row)."""
 
 
 class GraphStepper:
@@ -109,14 +104,14 @@ class GraphStepper:
 
     def __init__(self, model: Transformer, *, record: bool = True) -> None:
         self._model, self._record = model, record
-        self._recorded: WeakKeyDictionary[object, _Recorded] = WeakKeyDictionary()
-        """By the cache that they were recorded over: with it they are let go."""
+        self._recorded: WeakKeyDictionary[Buffers, tuple[Tensor, _Graphs]] = WeakKeyDictionary()
+        """The graphs over each cache's buffers, with which they are freed, and the first buffer."""
         self._lock = threading.Lock()
-        """Held by the one step that may use the graphs, whose inputs and outputs are their own."""
+        """Held during a step: the inputs and outputs of a graph serve one step at a time."""
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
-        """Append one id to each row: its logits (B, V), fp32; the cache is advanced by one."""
+        """Append one id to each row and advance the cache; return the logits (B, V), fp32."""
         with self._lock:
             logits_BV = self._step(ids, cache)
         cache.advance(1)
@@ -125,26 +120,22 @@ class GraphStepper:
     def _step(self, ids: Sequence[int], cache: KVCache) -> Tensor:
         lengths = cache.lengths
         cache.reserve(max(lengths) + 1)
-        graphs, key = self._graphs(cache), (len(ids), cache.first)
+        first_buffer, graphs = self._recorded.get(cache.buffers, (None, {}))
+        if first_buffer is not cache.buffers.keys[0]:  # new, or grown
+            graphs = {}
+            self._recorded[cache.buffers] = (cache.buffers.keys[0], graphs)
+        key = (len(ids), cache.first)
         if key not in graphs:
             while len(graphs) >= MOST_GRAPHS:
                 del graphs[next(iter(graphs))]
-            # Recording runs the step on what the graph's inputs hold then: position 0, which is put back.
+            # Recording runs the step on the graph's initial inputs, position 0, which is then restored.
             graphs[key] = _Graph(self._model, cache, record=False)
             first = graphs[key](ids, lengths)
             if not self._record:
                 return first
-            saved = [(buffer, buffer[:, :, :1].clone()) for buffer in (*cache._store.keys, *cache._store.values)]
+            saved = [(buffer, buffer[:, :, :1].clone()) for buffer in (*cache.buffers.keys, *cache.buffers.values)]
             graphs[key] = _Graph(self._model, cache, record=True)
             for buffer, before in saved:
                 buffer[:, :, :1] = before
             return first
         return graphs[key](ids, lengths)
-
-    def _graphs(self, cache: KVCache) -> dict[tuple[int, int], _Graph]:
-        """What is recorded over a cache, by (rows, first row); none any more where its buffers have grown."""
-        keys = cache._store.keys[0]
-        recorded = self._recorded.get(cache._store)
-        if recorded is None or recorded.keys is not keys:
-            recorded = self._recorded[cache._store] = _Recorded(keys=keys)
-        return recorded.graphs

@@ -1,6 +1,6 @@
-"""Where a model's weights lie while it generates: in large pages, bf16 matrices in the order that products read.
+"""Packing a model's weights for generation: in large pages, bf16 matrices in the order that products read.
 
-Reading all weights for every token is what decoding is; with pages of 4 kB that took up to three times as long here.
+Decoding reads all weights for every token; with pages of 4 kB that took up to three times as long.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ PAGE = 2 << 20
 
 
 def pack_weights(model: Transformer) -> None:
-    """Make a model that is only read from here on ready for that, in place.
+    """Pack the weights of a model for inference, in place.
 
-    Its weights move to one stretch of memory in large pages, where the system has these and the weights fill some. On a
-    processor that multiplies bf16, bf16 matrices become ``PackedMatrix`` on their way. Other parameters and buffers
-    stay the same objects. Nothing else may use the model meanwhile; a second time nothing moves.
+    The weights move to one block of memory in large pages, where the system has these and the weights fill some. On a
+    processor that multiplies bf16, bf16 matrices become ``PackedMatrix``. Other parameters and buffers stay the same
+    objects. Nothing else may use the model meanwhile; a second call does nothing.
     """
     matrices = _packable(model)
     packed = {weight.data_ptr() for _, weight, _ in matrices}
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "cpu"]
     tensors = [t for t in tensors if t.data_ptr() not in packed]
     if not matrices and len({t.untyped_storage().data_ptr() for t in tensors}) == 1:
-        return  # done already, and there may be a ``Stepper`` that knows where they lie
+        return  # packed already, and a ``Stepper`` may hold their addresses
     others = {t.data_ptr(): t.detach() for t in tensors}
-    room = _Room([_tiled_bytes(weight) for _, weight, _ in matrices] + [t.nbytes for t in others.values()])
-    while matrices:  # each is freed as it has moved
+    memory = _Memory([_tiled_bytes(weight) for _, weight, _ in matrices] + [t.nbytes for t in others.values()])
+    while matrices:  # each is freed once it has moved
         path, weight, bias = matrices.pop(0)
         rows, columns = weight.shape
-        tiles = room.take(_tiled_bytes(weight)).view(torch.bfloat16).view(-(-rows // TILE), -1, TILE, 2)
+        tiles = memory.take(_tiled_bytes(weight)).view(torch.bfloat16).view(-(-rows // TILE), -1, TILE, 2)
         ops.tile(weight, tiles)
         place(model, path, PackedMatrix(tiles, rows=rows, columns=columns, bias=bias))
         del weight
-    if room.large:
-        by_place: dict[int, list[Tensor]] = {}
+    if memory.block is not None:
+        by_address: dict[int, list[Tensor]] = {}
         for tensor in tensors:
-            by_place.setdefault(tensor.data_ptr(), []).append(tensor)
+            by_address.setdefault(tensor.data_ptr(), []).append(tensor)
         while others:
-            where, old = others.popitem()
-            new = room.take(old.nbytes).view(old.dtype).view(old.shape)
+            start, old = others.popitem()
+            new = memory.take(old.nbytes).view(old.dtype).view(old.shape)
             new.copy_(old)
-            for tensor in by_place[where]:
+            for tensor in by_address[start]:
                 tensor.data = new
-    _give_back()
+    _trim()
 
 
 def _packable(model: Transformer) -> list[tuple[str, Tensor, Tensor | None]]:
-    """Paths, weights and biases of the matrices that become a ``PackedMatrix``; a tied head goes with "embed"."""
+    """List path, weight and bias of each matrix to pack; a tied head goes with "embed"."""
     if model.device.type != "cpu" or not ops.fast(torch.bfloat16):
         return []
     layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
@@ -76,44 +76,39 @@ def _tiled_bytes(weight: Tensor) -> int:
     return -(-rows // TILE) * TILE * -(-columns // GROUP) * GROUP * 2
 
 
-class _Room:
-    """Memory for pieces of these sizes, one behind the other in large pages where that is possible."""
+class _Memory:
+    """Memory for tensors of these sizes in bytes, contiguous in large pages where that is possible."""
 
     def __init__(self, sizes: list[int]) -> None:
-        total = sum(map(_whole_lines, sizes))
-        self._memory: Tensor | None = None
+        total = sum(map(_aligned, sizes))
+        self.block: Tensor | None = None
+        """The large pages, if any."""
         self._at = self._moved = 0
         if total < 4 * PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
             return
         memory = mmap.mmap(-1, total + PAGE)
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-            self._memory = torch.frombuffer(memory, dtype=torch.uint8)
-            self._at = -self._memory.data_ptr() % PAGE
-
-    @property
-    def large(self) -> bool:
-        """Whether there are large pages."""
-        return self._memory is not None
+            self.block = torch.frombuffer(memory, dtype=torch.uint8)
+            self._at = -self.block.data_ptr() % PAGE
 
     def take(self, size: int) -> Tensor:
-        """The next ``size`` bytes."""
-        if self._memory is None:
+        if self.block is None:
             return torch.empty(size, dtype=torch.uint8)
         start = self._at
-        self._at += _whole_lines(size)
+        self._at += _aligned(size)
         self._moved += size
         if self._moved > 16 * PAGE:
-            _give_back()
+            _trim()
             self._moved = 0
-        return self._memory[start : start + size]
+        return self.block[start : start + size]
 
 
-def _whole_lines(size: int) -> int:
-    return -(-size // 64) * 64
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64  # whole cache lines
 
 
-def _give_back() -> None:
-    """Hand freed memory back to the system (glibc), so that what was moved is not held twice."""
+def _trim() -> None:
+    """Return freed memory to the system (glibc), so that moved weights are not held twice."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

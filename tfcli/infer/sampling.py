@@ -1,6 +1,6 @@
-"""How the next token is drawn: pure filters ``logits_BV -> logits_BV``, composed by ``filtered``, and the draw itself.
+"""Sampling the next token: pure filters ``logits_BV -> logits_BV``, composed by ``filtered``, and the draw itself.
 
-Every filter works in fp32 and marks what it removes with -inf. Greedy choice is a function of its own, not a very low
+Every filter works in fp32 and sets removed tokens to -inf. Greedy choice is a function of its own, not a very low
 temperature.
 """
 
@@ -13,13 +13,13 @@ from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 
 BLOCK = 256
-"""Uniform numbers that are drawn at once."""
+"""Uniform numbers drawn at once."""
 HEAD = 256
-"""Likeliest tokens among which top-p looks first."""
+"""Likeliest tokens that top-p sorts first."""
 
 
 def check(sampling: Sampling) -> None:
-    """Raise UserError for a value that no sampling can have, naming the option and its range."""
+    """Raise UserError for a value out of range, naming the option and its range."""
     bounds: list[tuple[str, float | None, bool, str]] = [
         ("--max-tokens", sampling.max_tokens, (sampling.max_tokens or 0) >= 1, "at least 1"),
         ("--repetition-penalty", sampling.repetition_penalty, sampling.repetition_penalty > 0, "above 0; 1 is off"),
@@ -38,24 +38,24 @@ def check(sampling: Sampling) -> None:
 
 
 def repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Logits of tokens already seen divided by ``penalty`` where positive, multiplied where negative
-    (Keskar et al. 2019, 4.1); ``seen_BV`` is True for every token of the whole context."""
+    """Divide positive logits of tokens of the context (``seen_BV``) by ``penalty``, multiply negative ones by it
+    (Keskar et al. 2019, 4.1)."""
     scaled_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     largest = torch.finfo(torch.float32).max
     return torch.where(seen_BV, scaled_BV.clamp(-largest, largest), logits_BV)
 
 
 def temperature(logits_BV: Tensor, value: float) -> Tensor:
-    """``logits / value`` less a number a row, which changes no probability: below 1 sharper, above 1 flatter.
+    """Compute ``logits / value``: below 1 sharper, above 1 flatter.
 
-    The likeliest token has 0 and the others less, so that no value overflows, however small.
+    The maximum is subtracted first, which changes no probability, so that no temperature overflows.
     """
-    smallest = torch.finfo(torch.float32).tiny  # below it the division is one by zero, or slow
+    smallest = torch.finfo(torch.float32).tiny  # below it the divisor is zero, or denormal and slow
     return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(value, smallest)
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Only the k likeliest tokens, and those as likely as the k-th (Fan et al. 2018)."""
+    """Keep the k likeliest tokens, and those as likely as the k-th (Fan et al. 2018)."""
     if k >= logits_BV.shape[-1]:
         return logits_BV
     kth_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
@@ -63,11 +63,11 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits_BV: Tensor, mass: float) -> Tensor:
-    """The likeliest tokens until their probabilities sum to ``mass``, and those as likely as the last of them
+    """Keep the likeliest tokens until their probabilities sum to ``mass``, and those as likely as the last of them
     (Holtzman et al. 2020, 3.1)."""
     total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
     size = logits_BV.shape[-1]
-    # Sorting the whole vocabulary takes longer than a small model does: its head is nearly always enough.
+    # Sorting the whole vocabulary takes longer than a small model: its head nearly always suffices.
     head = min(HEAD, size) if logits_BV.device.type == "cpu" else size
     sorted_BN = logits_BV.topk(head, dim=-1).values
     reached_BN = (sorted_BN - total_B1).exp().cumsum(dim=-1)
@@ -79,13 +79,13 @@ def top_p(logits_BV: Tensor, mass: float) -> Tensor:
 
 
 def min_p(logits_BV: Tensor, ratio: float) -> Tensor:
-    """Tokens at least ``ratio`` times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keep tokens at least ``ratio`` times as likely as the likeliest (Nguyen et al. 2024)."""
     floor_B1 = logits_BV.amax(dim=-1, keepdim=True) + torch.tensor(ratio, dtype=torch.float64).log().item()
     return logits_BV.masked_fill(logits_BV < floor_B1, float("-inf"))
 
 
 def filtered(logits_BV: Tensor, seen_BV: Tensor | None, sampling: Sampling) -> Tensor:
-    """All filters of ``sampling`` that are on, in the order of its fields; ``seen_BV`` is needed for the penalty."""
+    """Apply the filters of ``sampling`` in the order of its fields; the penalty needs ``seen_BV``."""
     logits_BV = logits_BV.float()
     if sampling.repetition_penalty != 1.0 and seen_BV is not None:
         logits_BV = repetition_penalty(logits_BV, seen_BV, sampling.repetition_penalty)
@@ -103,24 +103,24 @@ def filtered(logits_BV: Tensor, seen_BV: Tensor | None, sampling: Sampling) -> T
 
 
 def greedy(logits_BV: Tensor) -> Tensor:
-    """The likeliest token of each row (B,), the first of equals."""
+    """Return the likeliest token of each row (B,), the first of equals."""
     return logits_BV.argmax(dim=-1)
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where float64 is to be had for what lies on ``device``: there, or on the CPU for MPS, which has none."""
+    """Return a device for float64: ``device`` itself, or the CPU for MPS, which has none."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Tokens (B,) distributed as softmax(logits), by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
+    """Draw tokens (B,) from softmax(logits), by inverting the cumulative distribution at ``uniform_B`` in [0, 1).
 
-    One number a row decides, so that a row's tokens do not depend on what else is in the batch. ``uniform_B`` is
-    float64 and may be on the CPU wherever the logits are. Where these are not finite, the token means nothing.
+    Each row uses one number, so that its tokens do not depend on the rest of the batch. ``uniform_B`` is float64 and
+    may be on the CPU. For logits that are not finite the token is undefined.
     """
     exact = exact_device(logits_BV.device)
     cumulative_BV = logits_BV.softmax(dim=-1).to(exact).double().cumsum(dim=-1)
-    # The last sum may round to other than 1; below it there is always a token with some probability.
+    # The last sum may not round to 1; a target below it always has a token with some probability.
     uniform_B = uniform_B.to(exact, non_blocking=True)
     target_B1 = uniform_B[:, None].clamp_max(1 - 2**-40) * cumulative_BV[:, -1:]
     drawn_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
@@ -128,9 +128,9 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 class Uniforms:
-    """An endless sequence of uniform numbers in [0, 1) for one row, from that row's seed alone.
+    """An endless sequence of uniform numbers in [0, 1) for one row, from its seed.
 
-    Drawn on the CPU, so that the same seed means the same numbers on every device.
+    Drawn on the CPU, so that a seed gives the same numbers on every device.
     """
 
     def __init__(self, seed: int) -> None:
@@ -138,7 +138,7 @@ class Uniforms:
         self._block: list[float] = []
 
     def draw(self) -> float:
-        """The next number."""
+        """Return the next number."""
         if not self._block:
             self._block = torch.rand(BLOCK, generator=self._generator, dtype=torch.float64).tolist()[::-1]
         return self._block.pop()

@@ -1,4 +1,4 @@
-"""Scoring a text: how surprised the model is by each of its tokens."""
+"""Scoring a text: the loss of each of its tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tfcli.runtime import Runtime
 from tfcli.text.tokenizers.codec import Codec
 
 ROWS_TOKENS = 2048
-"""Tokens at once: few enough for a processor's cache."""
+"""Tokens per batch: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Of a text: loss (nats per token), perplexity, bits per byte of its UTF-8 form, and what was counted."""
+    """Scores of a text: loss (nats per token), perplexity, bits per UTF-8 byte, and the number of tokens and bytes."""
 
     loss: float
     perplexity: float
@@ -31,7 +31,7 @@ class Scores:
     bytes: int
 
     def checked(self) -> Scores:
-        """These scores. Raises RunError where the loss is not a number: no score is better than a wrong one."""
+        """Return these scores. Raises RunError where the loss is not finite."""
         if not math.isfinite(self.loss):
             raise RunError(
                 f"the loss of the text is {self.loss}",
@@ -42,36 +42,28 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: Model,
-    ids: npt.NDArray[Any],
-    *,
-    text_bytes: int,
-    codec: Codec,
-    runtime: Runtime,
-    context: int | None = None,
-    stride: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Scores:
-    """Score the whole of ``ids`` (N,), each token once, with ``codec.first_id`` before the first.
+    model: Model, ids: npt.NDArray[Any], *, text_bytes: int, codec: Codec, runtime: Runtime,
+    context: int | None = None, stride: int | None = None, on_progress: Callable[[int, int], None] | None = None,
+) -> Scores:  # fmt: skip
+    """Score ``ids`` (N,), each token once, with ``codec.first_id`` before the first.
 
-    ``ids`` are as ``text.encoding`` joins documents. Windows of ``context`` tokens (default: the model's) start every
-    ``stride`` tokens (default: three quarters of a context); of each but the first only the tokens that the window
-    before did not reach are scored, so that they have at least context - stride tokens before them. Each window begins
-    with the beginning of text where the tokenizer has one, else with the token before it. It is the sliding window of
-    https://huggingface.co/docs/transformers/perplexity, but that the last window is moved back until it is full.
-    ``text_bytes`` is the length of the text in UTF-8 bytes. ``ids`` may be memory-mapped: only a few windows are held
-    at once. ``on_progress`` is told (tokens done, tokens in all). Raises UserError for a model that is no decoder.
+    ``ids`` are documents as ``tfcli.text.corpus.encoding`` joins them; they may be memory-mapped: only a few windows
+    are held at once. Windows of ``context`` tokens (default: the model's) start every ``stride`` tokens (default: three
+    quarters of a context); only tokens beyond the previous window are scored, with at least context - stride tokens
+    before them. Each window begins with the beginning of text where the tokenizer has one, else with the token before
+    it. This is the sliding window of https://huggingface.co/docs/transformers/perplexity, except that the last window
+    is moved back until it is full. ``text_bytes`` is the length of the text in UTF-8 bytes; ``on_progress`` gets
+    (tokens done, tokens in all). Raises UserError for a model that is not a decoder.
     """
     if not model.config.architecture.causal or model.config.encoder_depth:
         raise UserError(
-            "this model does not read a text from left to right, so it gives no loss of each token after those before",
-            hint="perplexity is of decoders; see what it was trained for with: tfcli predict",
+            "this model does not read text from left to right, so it has no loss of each token given those before it",
+            hint="perplexity is for decoders; see what this model was trained for with: tfcli predict",
         )
     context = context or model.config.context
     stride = min(stride or max(1, 3 * context // 4), context)
     rows = max(1, ROWS_TOKENS // context)
-    nats = torch.zeros((), dtype=torch.float64)
-    done = 0
+    nats, done = torch.zeros((), dtype=torch.float64), 0
     for windows, fresh in _windows(ids, codec, context=context, stride=stride, rows=rows):
         tokens_BT = torch.from_numpy(windows).to(runtime.device)
         hidden_BTD = model(tokens_BT[:, :-1], dtype=runtime.dtype)[:, -fresh:]
@@ -80,20 +72,16 @@ def evaluate(
         if on_progress:
             on_progress(done, len(ids))
     loss = float(nats) / max(1, len(ids))
-    return Scores(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=float(nats) / math.log(2) / max(1, text_bytes),
-        tokens=len(ids),
-        bytes=text_bytes,
-    )
+    bits_per_byte = float(nats) / math.log(2) / max(1, text_bytes)
+    perplexity = math.exp(min(loss, 700.0))
+    return Scores(loss=loss, perplexity=perplexity, bits_per_byte=bits_per_byte, tokens=len(ids), bytes=text_bytes)
 
 
 def _windows(
     ids: npt.NDArray[Any], codec: Codec, *, context: int, stride: int, rows: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
-    """Batches of windows (B, T + 1) of equal length, and how many of the last targets in each row are new."""
-    total = len(ids)  # targets 0 .. total - 1; the input of target i is target i - 1, and the first id before target 0
+    """Yield batches of windows (B, T + 1) of equal length, and the number of new targets at the end of each row."""
+    total = len(ids)  # the input of target i is target i - 1; of target 0 the first id
     first, always = codec.first_id, bool(codec.prefix_ids)
 
     def window(end: int, length: int) -> npt.NDArray[np.int64]:

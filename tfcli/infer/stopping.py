@@ -1,4 +1,4 @@
-"""Stop strings across the borders of tokens."""
+"""Stop strings across token boundaries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Lets text through up to the first stop string, and never a part of one.
+    """A filter that passes text up to the first stop string, and never a part of one.
 
     Text that may be the beginning of a stop string is held back until that is decided.
     """
@@ -17,26 +17,21 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that may be shown now; sets ``stopped`` where a stop string is complete."""
+        """Append text and return what may be shown now; sets ``stopped`` where a stop string is complete."""
         if not self._stops:
             return text
         held = self._held + text
-        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
-        if found:
+        matches = [start for stop in self._stops if (start := held.find(stop)) >= 0]
+        if matches:
             self.stopped, self._held = True, ""
-            return held[: min(found)]
-        cut = len(held) - self._undecided(held)
-        self._held = held[cut:]
-        return held[:cut]
+            return held[: min(matches)]
+        # The longest end that begins a stop string is undecided.
+        sizes = range(min(len(held), max(map(len, self._stops)) - 1), 0, -1)
+        undecided = next((size for size in sizes if any(stop.startswith(held[-size:]) for stop in self._stops)), 0)
+        self._held = held[len(held) - undecided :]
+        return held[: len(held) - undecided]
 
     def flush(self) -> str:
-        """What was held back, once nothing follows."""
+        """Return the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
-
-    def _undecided(self, held: str) -> int:
-        """Length of the longest end of ``held`` that a stop string begins with."""
-        longest = min(len(held), max(map(len, self._stops)) - 1)
-        return next(
-            (size for size in range(longest, 0, -1) if any(stop.startswith(held[-size:]) for stop in self._stops)), 0
-        )

@@ -15,55 +15,60 @@ from tfcli.native import ops
 Rope = tuple[Tensor, Tensor]
 
 
-class Attention(nn.Module):
-    """Self-attention (Vaswani et al. 2017, 3.2), grouped (Ainslie et al. 2023), QK-norm (Henry et al. 2020)."""
+class _Projections(nn.Module):
+    """The four matrices of attention with grouped heads (Vaswani et al. 2017, 3.2; Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        attention, D, K = config.architecture.attention, config.width, config.head_width
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
+        self.scale = attention.scale
+        self.q = Linear(D, config.heads * K, attention.qkv_bias)
+        self.k = Linear(D, config.kv_heads * K, attention.qkv_bias)
+        self.v = Linear(D, config.kv_heads * K, attention.qkv_bias)
+        self.o = Linear(config.heads * K, D, attention.out_bias)
+
+
+class Attention(_Projections):
+    """Self-attention with QK-norm (Henry et al. 2020), rotary positions and local windows."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        arch, D, K = config.architecture, config.width, config.head_width
-        self.layer = layer
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
-        self.causal, self.scale = arch.causal, arch.attention.scale
+        super().__init__(config)
+        arch, K = config.architecture, config.head_width
+        self.layer, self.causal = layer, arch.causal
         self.window = arch.windows.size if config.is_local(layer) else 0
-        self.q = Linear(D, config.heads * K, arch.attention.qkv_bias)
-        self.k = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
-        self.v = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
-        self.o = Linear(config.heads * K, D, arch.attention.out_bias)
         self.qk_norm = arch.attention.qk_norm
         if self.qk_norm:
             self.q_norm = RMSNorm(K, config.norm_eps)
             self.k_norm = RMSNorm(K, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, rope: Rope | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D). ``mask`` (B or 1, 1, T or 1, S) is as for ``attend``."""
+        """(B, T, D) -> (B, T, D). ``mask`` (B or 1, 1, T or 1, S) is as in ``attend``."""
         B, T, _ = x_BTD.shape
         q_BTHK, k_BTGK, v_BTGK = self._project(x_BTD, rope)
         q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(self.layer, k_BGTK, v_BGTK)
-            if self.window and T == 1 and mask is None:  # one query: what it does not see is left out
+            if self.window and T == 1 and mask is None:  # one query needs no mask
                 k_BGTK, v_BGTK = k_BGTK[:, :, -self.window :], v_BGTK[:, :, -self.window :]
         out_BHTK = attend(q_BHTK, k_BGTK, v_BGTK, mask=mask, causal=self.causal, scale=self.scale)
-        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
-        return out
+        return self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
 
     def _project(self, x_BTD: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, K), keys and values (B, T, G, K), normalised and rotated."""
+        """Compute queries (B, T, H, K), keys and values (B, T, G, K), normalized and rotated."""
         B, T, _ = x_BTD.shape
         H, G, K = self.heads, self.kv_heads, self.head_width
         if fusible(self.q, self.k, self.v):
             qkv = fused_linear(x_BTD, self.q, self.k, self.v).view(B, T, H + 2 * G, K)
             if self.qk_norm and rope is not None:
-                # Queries and keys are normalised and rotated alike: once over both.
+                # Queries and keys are normalized and rotated alike: in one pass over both.
                 qk, v = qkv.split([H + G, G], dim=2)
                 scale = torch.cat([self.q_norm.weight.expand(H, K), self.k_norm.weight.expand(G, K)])
                 q, k = norm_rope(qk, scale, *rope, self.q_norm.eps).split([H, G], dim=2)
                 return q, k, v
             q, k, v = qkv.split([H, G, G], dim=2)
         else:
-            q = self.q(x_BTD).view(B, T, H, K)
-            k = self.k(x_BTD).view(B, T, G, K)
-            v = self.v(x_BTD).view(B, T, G, K)
+            q, k, v = (layer(x_BTD).view(B, T, -1, K) for layer in (self.q, self.k, self.v))
         if self.qk_norm and rope is not None:
             q = norm_rope(q, self.q_norm.weight.expand(H, K), *rope, self.q_norm.eps)
             k = norm_rope(k, self.k_norm.weight.expand(G, K), *rope, self.k_norm.eps)
@@ -74,58 +79,42 @@ class Attention(nn.Module):
         return q, k, v
 
 
-class CrossAttention(nn.Module):
-    """Attention of a decoder to an encoder's output (Vaswani et al. 2017, 3.2.3): no order, no causality."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        arch, D, K = config.architecture, config.width, config.head_width
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, K
-        self.scale = arch.attention.scale
-        self.q = Linear(D, config.heads * K, arch.attention.qkv_bias)
-        self.k = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
-        self.v = Linear(D, config.kv_heads * K, arch.attention.qkv_bias)
-        self.o = Linear(config.heads * K, D, arch.attention.out_bias)
+class CrossAttention(_Projections):
+    """Attention of a decoder to an encoder's output (Vaswani et al. 2017, 3.2.3): no positions, no causality."""
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, G, S, K) of an encoder's output (B, S, D)."""
+        """Return keys and values (B, G, S, K) of an encoder's output (B, S, D)."""
         B, S, _ = x_BSD.shape
         k, v = (layer(x_BSD).view(B, S, self.kv_heads, self.head_width) for layer in (self.k, self.v))
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D). B may be n times the rows of keys and values: each serves n that follow each other.
+        """(B, T, D) -> (B, T, D). B may be n times the rows of keys and values: each serves n consecutive rows.
 
-        Queries have no order here, so that n rows (the beams of a sentence) are taken as one with n T queries.
+        Queries have no order here, so that n rows (the beams of a sentence) become one with n T queries.
         """
         B, T, _ = x_BTD.shape
         rows = k_BGSK.shape[0]
         q_BHTK = self.q(x_BTD).view(rows, B // rows * T, self.heads, self.head_width).transpose(1, 2)
         out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask=mask, causal=False, scale=self.scale)
-        out: Tensor = self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
-        return out
+        return self.o(out_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_width))
 
 
 def attend(
-    q_BHTK: Tensor,
-    k_BGSK: Tensor,
-    v_BGSK: Tensor,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = True,
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, mask: Tensor | None = None, causal: bool = True,
     scale: float | None = None,
-) -> Tensor:
-    """``softmax(q k^T scale + mask) v`` (Vaswani et al. 2017, eq. 1) -> (B, H, T, K), by the fastest kernel.
+) -> Tensor:  # fmt: skip
+    """Compute ``softmax(q k^T scale + mask) v`` (Vaswani et al. 2017, eq. 1) -> (B, H, T, K) by the fastest kernel.
 
-    ``mask`` (broadcast to B, 1, T, S) is added to the scores, or where it is boolean, True where attended (``additive``
-    makes the first of the second, once for all layers). Without one, ``causal`` lets query t see the keys up to
-    S - T + t. ``scale`` defaults to K^-1/2.
+    ``mask`` (broadcast to B, 1, T, S) is added to the scores, or, where boolean, True where attended (``additive``
+    converts it, once for all layers). Without a mask, ``causal`` lets query t see the keys up to S - T + t. ``scale``
+    defaults to K^-1/2.
     """
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1], k_BGSK.shape[2]
     if T == 1:
-        # One query sees all keys, or all of its row's. Folding a group's query heads into the query axis keeps the
-        # fused kernel on its fast path, which torch's enable_gqa leaves on CPU.
+        # One query sees all keys of its row. Folding a group's query heads into the query axis keeps the fused kernel
+        # on its fast path, which torch's enable_gqa leaves on CPU.
         q_BGnK = q_BHTK.reshape(B, G, H // G, K)
         out = F.scaled_dot_product_attention(q_BGnK, k_BGSK, v_BGSK, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, K)
@@ -149,10 +138,10 @@ def attend(
 
 
 def _short(q_BHTK: Tensor, S: int, causal: bool) -> bool:
-    """Whether batched products beat the fused kernel: on CPU, while the T x S weights are small.
+    """Return whether batched products beat the fused kernel: on CPU, while the T x S weights are small.
 
-    In training in bf16 always (to the tenth of its time at T = 16), in fp32 where the kernel would compute what
-    causality hides. Without gradients in fp32 alone, of several rows (half of its time at T = 16, as much at 96).
+    In training always in bf16 (a tenth of its time at T = 16), in fp32 where the kernel would compute what causality
+    hides. Without gradients only in fp32 with several rows (half of its time at T = 16, the same at 96).
     """
     if q_BHTK.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -165,10 +154,7 @@ def _short(q_BHTK: Tensor, S: int, causal: bool) -> bool:
 def attend_reference(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, mask: Tensor, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out as the paper has it: returns outputs (B, H, T, K) and weights (B, H, T, S).
-
-    The twin of ``attend``, and what shows the weights.
-    """
+    """Compute attention by the paper's formula, the twin of ``attend``: outputs (B, H, T, K), weights (B, H, T, S)."""
     H, K = q_BHTK.shape[1], q_BHTK.shape[3]
     k_BHSK = k_BGSK.repeat_interleave(H // k_BGSK.shape[1], dim=1)
     v_BHSK = v_BGSK.repeat_interleave(H // v_BGSK.shape[1], dim=1)
@@ -178,21 +164,21 @@ def attend_reference(
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """(1, 1, T, S), True where query t, the (S - T + t)th position, may look."""
+    """Return a mask (1, 1, T, S), True where query t, the (S - T + t)th position, attends."""
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)[None, None]
 
 
 def band_mask(T: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """(1, 1, T, T), True where a query may look: the ``window`` positions up to itself, or half of it to each side."""
-    ahead = torch.arange(T, device=device)
-    distance = ahead[:, None] - ahead  # of the key, backwards
+    """Return a mask (1, 1, T, T) of a window: the ``window`` positions up to each query, or half of it to each side."""
+    position = torch.arange(T, device=device)
+    distance = position[:, None] - position  # from the query back to the key
     seen = (distance >= 0) & (distance < window) if causal else distance.abs() <= window // 2
     return seen[None, None]
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as what is added to the scores: 0 where attended, else minus infinity.
+    """Convert a boolean mask to one that is added to the scores: 0 where attended, else minus infinity.
 
-    torch's CPU kernel makes this of a boolean one itself, in every layer anew.
+    torch's CPU kernel would convert it again in every layer.
     """
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

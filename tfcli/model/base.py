@@ -1,4 +1,4 @@
-"""What every model here is to those who train or score it, whatever it is made of."""
+"""The interface of every model for training and scoring."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from tfcli.config.model import ModelConfig
 
 
 class Model(nn.Module):
-    """A module that turns token ids (B, T) into hidden states (B, T, D), and these into the loss of targets.
-
-    Called as ``model(tokens_BT, dtype=..., dropout=...)``.
-    """
+    """A module from token ids (B, T) to hidden states (B, T, D): ``model(tokens_BT, dtype=..., dropout=...)``."""
 
     config: ModelConfig
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
+        """Return the summed cross-entropy (nats, fp32) of the targets (B, T) given the hidden states (B, T, D)."""
         raise NotImplementedError
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The parts that torch.compile speeds up in training; none by default."""
+        """Return the parts that torch.compile speeds up in training; none by default."""
         return []

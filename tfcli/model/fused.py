@@ -1,7 +1,7 @@
-"""The few operations that torch's CPU build runs slowly, in few passes over memory and with gradients by hand.
+"""Operations that torch's CPU build runs slowly, in few passes over memory and with gradients by hand.
 
-Each has its formula as a plain twin beside it (``..._reference``), which is what other devices and torch.compile run
-and what the tests hold the fast path to. A kernel is here because it won on CPU in bf16 and fp32, not because it might.
+Each has a twin that states its formula (``..._reference``), which other devices and torch.compile run and against
+which the tests check the fast path. Each was measured to win on CPU in bf16 and fp32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,19 @@ def _by_hand(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+
+
+def _sum_to(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Sum ``x`` over its leading dimensions, by a product, which is faster."""
+    rows = x.reshape(-1, shape.numel())
+    return (rows.new_ones(1, rows.shape[0]) @ rows).view(shape).to(dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension of ``x`` (..., width); ``weight`` has the last one or two dimensions of ``x``."""
+    """RMSNorm over the last dimension of ``x`` (..., width); ``weight`` has its last one or two dimensions."""
     if weight.dim() == 1 and ops.serves(x):
         return ops.norm(x, weight, eps)
     if _by_hand(x):
@@ -42,8 +53,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight.to(x.dtype))
 
@@ -52,17 +62,14 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = grads
         x, weight, scale = ctx.saved_tensors
         unit = x * scale
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            rows = (grad * unit).reshape(-1, weight.numel())
-            d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(weight.shape).to(weight.dtype)
+        d_weight = _sum_to(grad * unit, weight.shape, weight.dtype) if ctx.needs_input_grad[1] else None
         g = grad * weight.to(x.dtype)
         mean = (g * unit).sum(-1, keepdim=True).div_(x.shape[-1])
         return g.addcmul_(unit, mean, value=-1).mul_(scale), d_weight, None
 
 
 def norm_rope(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """QK-norm, then rotary positions, of heads side by side; ``cos`` and ``sin`` broadcast to (B, T, 1, K/2)."""
+    """QK-norm, then rotary positions; ``cos`` and ``sin`` broadcast to (B, T, 1, K/2)."""
     if weight_HK.stride(0) == 0 and ops.serves(x_BTHK):  # every head has the same weight
         return ops.rotate(x_BTHK, cos, sin, weight_HK[0], eps)
     if _by_hand(x_BTHK):
@@ -71,12 +78,12 @@ def norm_rope(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: 
 
 
 def norm_rope_reference(x_BTHK: Tensor, weight_HK: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """RMSNorm per head (Henry et al. 2020), then rotate the pairs (x_i, x_{i + K/2}) (Su et al. 2021, eq. 34)."""
+    """RMSNorm per head (Henry et al. 2020), then ``rotate_reference``."""
     return rotate_reference(rms_norm_reference(x_BTHK, weight_HK, eps), cos, sin)
 
 
 def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions alone, as in ``norm_rope``, in three passes over memory; autograd has its gradient."""
+    """Rotary positions alone, as in ``norm_rope``, in three passes over memory; autograd derives its gradient."""
     if ops.serves(x_BTHK):
         return ops.rotate(x_BTHK, cos, sin)
     return (x_BTHK * torch.cat([cos, cos], dim=-1)).addcmul_(
@@ -94,18 +101,16 @@ class _NormRope(torch.autograd.Function):
     """y = u w C + swap(u w) S with u = x r the unit vector, C = [cos cos], S = [-sin sin], swap exchanging halves.
 
     The transpose of the rotation is h = dy C - swap(dy) S; then dw = sum(h u) and the norm's gradient follows from
-    du = h w. Tables are spread over all heads so that every pass over memory is contiguous.
+    du = h w. Tables are expanded to all heads so that every pass over memory is contiguous.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
         half = x.shape[-1] // 2
-        spread = (*cos.shape[:-2], *x.shape[-2:])
-        C = torch.cat([cos, cos], dim=-1).expand(spread).contiguous()
-        S = torch.cat([-sin, sin], dim=-1).expand(spread).contiguous()
-        w = weight.to(x.dtype)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        shape = (*cos.shape[:-2], *x.shape[-2:])
+        C = torch.cat([cos, cos], dim=-1).expand(shape).contiguous()
+        S = torch.cat([-sin, sin], dim=-1).expand(shape).contiguous()
+        w, scale = weight.to(x.dtype), _inverse_rms(x, eps)
         unit = x * scale
         ctx.save_for_backward(unit, scale, w, C, S)
         ctx.weight_dtype = weight.dtype
@@ -116,10 +121,7 @@ class _NormRope(torch.autograd.Function):
         unit, scale, w, C, S = ctx.saved_tensors
         h = (grads[0] * C).addcmul_(grads[0].roll(unit.shape[-1] // 2, -1), S, value=-1)
         p = h * unit
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            rows = p.reshape(-1, w.numel())
-            d_weight = (rows.new_ones(1, rows.shape[0]) @ rows).view(w.shape).to(ctx.weight_dtype)
+        d_weight = _sum_to(p, w.shape, ctx.weight_dtype) if ctx.needs_input_grad[1] else None
         mean = p.mul_(w).sum(-1, keepdim=True).div_(unit.shape[-1])
         return h.mul_(w).addcmul_(unit, mean, value=-1).mul_(scale), d_weight, None, None, None
 
@@ -165,10 +167,10 @@ _GENERATOR: ContextVar[torch.Generator | None] = ContextVar("generator of dropou
 
 @contextmanager
 def seeded(seed: int, device: torch.device, *, compiled: bool = False) -> Iterator[None]:
-    """Let dropout draw what follows from ``seed``, and leave torch's own generators as they are.
+    """Seed dropout and leave torch's global generators unchanged.
 
-    On the CPU it draws from a generator that only the calling thread sees. On other devices, and where torch.compile
-    wrote the code, operators know only torch's global generators: these are seeded, and their states restored.
+    On the CPU it draws from a generator of the calling thread. On other devices, and in compiled code, operators draw
+    from torch's global generators: these are seeded, and their states restored.
     """
     if device.type == "cpu" and not compiled:
         token = _GENERATOR.set(torch.Generator().manual_seed(seed))
@@ -179,9 +181,8 @@ def seeded(seed: int, device: torch.device, *, compiled: bool = False) -> Iterat
         return
     generators = [torch.default_generator]
     if device.type == "cuda":
-        generators.append(
-            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-        )
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
     states = [generator.get_state() for generator in generators]
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     for generator in generators:
@@ -198,7 +199,7 @@ def seeded(seed: int, device: torch.device, *, compiled: bool = False) -> Iterat
 
 
 def torch_dropout(x: Tensor, p: float) -> Tensor:
-    """``F.dropout`` by the numbers of ``seeded``, bitwise what torch draws with that seed."""
+    """Apply ``F.dropout`` with the generator of ``seeded``: bitwise torch's result for that seed."""
     generator = None if torch.compiler.is_compiling() else _GENERATOR.get()
     if p <= 0 or generator is None or x.device.type != "cpu":
         return F.dropout(x, p, training=p > 0)
@@ -206,41 +207,41 @@ def torch_dropout(x: Tensor, p: float) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Each number of ``x`` zeroed with probability ``p``, the others divided by 1 - p (Srivastava et al. 2014)."""
+    """Zero each number of ``x`` with probability ``p``, divide the others by 1 - p (Srivastava et al. 2014)."""
     if p <= 0:
         return x
     return x * _kept(x, p) if _by_hand(x) else torch_dropout(x, p)
 
 
 def add_dropout(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """``x + dropout(y)``, of one shape, in one pass over memory."""
+    """Compute ``x + dropout(y)``, of one shape, in one pass over memory."""
     if p <= 0:
         return x + y
     return torch.addcmul(x, y, _kept(y, p)) if _by_hand(y) else x + torch_dropout(y, p)
 
 
 def _kept(x: Tensor, p: float) -> Tensor:
-    """1 / (1 - p) where a number of ``x`` stays, else 0, in the dtype of ``x``.
+    """Draw a dropout mask in the dtype of ``x``: 1 / (1 - p) where a number is kept, else 0.
 
-    torch draws one number of its CPU generator for each, one after the other; here it is one for four, 15 bits each.
+    torch draws a number of its CPU generator for each element; here one serves four, with 15 bits each.
     """
     drawn = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=_GENERATOR.get())
     bits = drawn.view(torch.int16)[: x.numel()].view(x.shape).bitwise_and_(2**15 - 1)
     least = min(max(1, round(p * 2**15)), 2**15 - 1)
-    stays = bits.add_(2**15 - least).bitwise_right_shift_(15)  # what reaches 2^15 wraps around: its sign, as 0 or -1
-    if x.element_size() == 2:  # the bits of the one number that there is
-        return stays.bitwise_and_(int(torch.tensor(1 / (1 - p), dtype=x.dtype).view(torch.int16))).view(x.dtype)
-    return stays.to(x.dtype).mul_(-1 / (1 - p))
+    kept = bits.add_(2**15 - least).bitwise_right_shift_(15)  # at 2^15 it wraps around: the sign, as 0 or -1
+    if x.element_size() == 2:  # a mask of bits
+        return kept.bitwise_and_(int(torch.tensor(1 / (1 - p), dtype=x.dtype).view(torch.int16))).view(x.dtype)
+    return kept.to(x.dtype).mul_(-1 / (1 - p))
 
 
 def short_attention(
     q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scale: float, *, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Attention at short length by batched products -> (B, H, T, K), with a derivative for training.
+    """Attention over short texts by batched products -> (B, H, T, K), differentiable.
 
-    ``mask`` (broadcast to B, 1, T, S) is added to the scores; ``causal`` (T = S, no mask) hides what follows. torch's
-    fused CPU kernel has a slow backward: at T = 128 this takes a fifth of its time. It holds T x S weights of every
-    head, so the caller keeps them short.
+    ``mask`` (broadcast to B, 1, T, S) is added to the scores; ``causal`` (T = S, no mask) hides later keys. The
+    backward pass of torch's fused CPU kernel is slow: at T = 128 this takes a fifth of its time. It holds the T x S
+    weights of every head, so T and S must be small.
     """
     B, H, T, _ = q_BHTK.shape
     S = k_BHSK.shape[2]
@@ -281,14 +282,9 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None, *, smoothing: float = 0.0
 ) -> Tensor:
-    """Summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T + bias)`` against the targets.
+    """Return the summed cross-entropy (nats, fp32) of ``softmax(hidden weight^T + bias)`` against the targets.
 
     ``smoothing`` is the part of a target's probability that all V share (Szegedy et al. 2016, 7).
     """
@@ -298,14 +294,9 @@ def linear_cross_entropy(
 
 
 def linear_cross_entropy_reference(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None, *, smoothing: float = 0.0
 ) -> Tensor:
-    """Logits, then ``-log softmax`` at the target, in fp32."""
+    """Compute the logits, then ``-log softmax`` at the target, in fp32."""
     bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
     logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype), bias)
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", label_smoothing=smoothing)
@@ -315,40 +306,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """d logits = softmax - onehot is known in the forward pass, so the probabilities are the only large tensor kept.
 
     Smoothing by e adds e (mean_v -log p_v - -log p_t) to the loss and e (onehot - 1/V) to the gradient of the logits.
-    The mean of the logits is the logit of the mean row, so neither needs a pass over the (N, V) of them.
+    The mean of the logits is the logit of the mean row, so neither needs a pass over the (N, V) logits.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        bias_V: Tensor | None = None,
-        smoothing: float = 0.0,
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None, smoothing: float
     ) -> Tensor:
         weight = weight_VD.to(hidden_ND.dtype)
         bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
-        # Training in bf16 keeps the probabilities in bf16: rounding to nearest leaves the mean loss right to 1e-5, and
-        # the gradient is bf16 anyway. A score without gradient is exact.
+        # Training in bf16 keeps the probabilities in bf16: rounding to nearest changes the mean loss by 1e-5, and the
+        # gradient is bf16 anyway. A score without gradient is exact.
         grad = any(ctx.needs_input_grad)
-        p_NV = torch.softmax(
-            F.linear(hidden_ND, weight, bias), dim=-1, dtype=hidden_ND.dtype if grad else torch.float32
-        )
+        dtype = hidden_ND.dtype if grad else torch.float32
+        p_NV = torch.softmax(F.linear(hidden_ND, weight, bias), dim=-1, dtype=dtype)
         rows = torch.arange(len(targets_N), device=targets_N.device)
         at_target_N = p_NV[rows, targets_N].float()
         loss = at_target_N.log().sum().neg_()
         if smoothing:  # mean_v -log p_v - -log p_t = logit_t - mean logit
             mean_D = weight_VD.float().mean(dim=0)
-            ahead = (hidden_ND.float() * (weight_VD[targets_N].float() - mean_D)).sum()
+            excess = (hidden_ND.float() * (weight_VD[targets_N].float() - mean_D)).sum()
             if bias_V is not None:
-                ahead += (bias_V[targets_N].float() - bias_V.float().mean()).sum()
-            loss += smoothing * ahead
+                excess += (bias_V[targets_N].float() - bias_V.float().mean()).sum()
+            loss += smoothing * excess
         if not torch.isfinite(loss):  # a target less likely than fp32's smallest number, or a true NaN
             loss = linear_cross_entropy_reference(hidden_ND, weight_VD, targets_N, bias_V, smoothing=smoothing)
         if not grad:
             return loss
-        p_NV[rows, targets_N] = (at_target_N - (1.0 - smoothing)).to(hidden_ND.dtype)  # the logits' gradient, but e / V
+        # The gradient of the logits, without e / V:
+        p_NV[rows, targets_N] = (at_target_N - (1.0 - smoothing)).to(hidden_ND.dtype)
         ctx.save_for_backward(hidden_ND, weight, p_NV)
         ctx.weight_dtype, ctx.smoothing = weight_VD.dtype, smoothing
         return loss

@@ -1,7 +1,7 @@
-"""Heads for tasks over the same Transformer: one answer a text, one a token, or the two ends of a span.
+"""Heads over the Transformer: one answer per text or per token, the two ends of a span, or masked tokens.
 
 A head is a module of the model that it is attached to (``model.task_head``), so that training, checkpoints and formats
-take it along with the other parameters. Names of its parts in Hugging Face directories: ``formats.heads``.
+handle it with the other parameters. ``tfcli.formats.hf.heads`` maps its parts to Hugging Face's names.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 class Head(nn.Module, ABC):
-    """From hidden states to the logits of a task; ``kind`` is its name in ``formats.heads``."""
+    """A layer from hidden states to the logits of a task; ``kind`` is its name in ``tfcli.formats.hf.heads``."""
 
     kind: ClassVar[str]
     labels: int
 
     @abstractmethod
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
-        """Hidden states (B, T, D), with ``mask_BT`` True where a token is real -> logits in fp32."""
+        """Hidden states (B, T, D) -> logits in fp32; ``mask_BT`` is True where a token is not padding."""
 
 
 class Transform(nn.Module):
-    """``norm(act(W h + b))``: what stands before the matrix of a masked-language model (Devlin et al. 2019's published
-    code), and of every head of ModernBERT (Warner et al. 2024), which goes on with that of its pretraining."""
+    """``norm(act(W h + b))``, which precedes the matrix of a masked-language head (Devlin et al. 2019's published code)
+    and of every head of ModernBERT (Warner et al. 2024), where it comes from pretraining."""
 
     def __init__(
         self, width: int, eps: float, *, norm_bias: bool = False, bias: bool = False, activation: Activation = "gelu"
@@ -46,7 +46,7 @@ class Transform(nn.Module):
 
     @classmethod
     def of(cls, model: Transformer) -> Transform | None:
-        """That of a new head of ``model``, not yet filled; None where such a model has none."""
+        """Make the transform of a new head of ``model``, not initialized; None where its architecture has none."""
         config, arch = model.config, model.config.architecture
         if arch.causal or arch.norms.place != "pre":
             return None
@@ -54,16 +54,15 @@ class Transform(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        out: Tensor = self.norm(activate(self.dense(hidden_BTD), self.activation))
-        return out
+        return self.norm(activate(self.dense(hidden_BTD), self.activation))
 
 
 class SequenceHead(Head):
-    """One answer a text (B, labels).
+    """One answer per text (B, labels).
 
-    Of an encoder: ``W tanh(W_pool h_0 + b_pool) + b``, from its first token (Devlin et al. 2019, 4.1), or, with a
-    ``transform``, ``W transform(h_0) + b``, where ``pooling`` may be "mean": of all tokens. Of a decoder: ``W h_last``,
-    from the last token, the only one that has seen the whole text (Radford et al. 2018, 3.2).
+    For an encoder ``W tanh(W_pool h_0 + b_pool) + b`` of the first token (Devlin et al. 2019, 4.1) or, with a
+    ``transform``, ``W transform(h_0) + b``, where ``pooling`` may be "mean" over all tokens. For a decoder ``W h_last``
+    of the last token, the only one that attends to the whole text (Radford et al. 2018, 3.2).
     """
 
     kind = "sequence"
@@ -92,12 +91,11 @@ class SequenceHead(Head):
             pooled_BD = self.transform(first_BD)
         else:
             pooled_BD = torch.tanh(self.pooler(hidden_BTD[:, 0]))
-        logits: Tensor = self.classifier(fused.torch_dropout(pooled_BD, dropout))
-        return logits.float()
+        return self.classifier(fused.torch_dropout(pooled_BD, dropout)).float()
 
 
 class TokenHead(Head):
-    """One answer a token (B, T, labels): ``W h_t + b`` (Devlin et al. 2019, 5.3)."""
+    """One answer per token (B, T, labels): ``W h_t + b`` (Devlin et al. 2019, 5.3)."""
 
     kind = "token"
 
@@ -109,12 +107,11 @@ class TokenHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """(B, T, D) -> (B, T, labels)."""
-        logits: Tensor = self.classifier(fused.torch_dropout(self.transform(hidden_BTD), dropout))
-        return logits.float()
+        return self.classifier(fused.torch_dropout(self.transform(hidden_BTD), dropout)).float()
 
 
 class SpanHead(Head):
-    """Where a span begins and ends (B, T, 2): ``W h_t + b`` for each of the two (Devlin et al. 2019, 4.2)."""
+    """The beginning and end of a span (B, T, 2): ``W h_t + b`` for each of the two (Devlin et al. 2019, 4.2)."""
 
     kind = "span"
     labels = 2
@@ -126,14 +123,63 @@ class SpanHead(Head):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor, dropout: float = 0.0) -> Tensor:
         """(B, T, D) -> (B, T, 2)."""
-        logits: Tensor = self.ends(self.transform(hidden_BTD))
-        return logits.float()
+        return self.ends(self.transform(hidden_BTD)).float()
+
+
+class MaskedBias(nn.Module):
+    """The bias of a masked-language head; its matrix is the token embedding."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(vocab_size))
+
+
+class MaskedHead(Head):
+    """The masked-language head of an encoder: a transform, the token embedding and a bias; ``labels`` is V."""
+
+    kind = "masked"
+
+    def __init__(self, vocab_size: int, transform: Transform, *, bias: bool = True) -> None:
+        super().__init__()
+        self.labels = vocab_size
+        self.transform = transform
+        self.output = MaskedBias(vocab_size) if bias else None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the logits (V,)."""
+        return None if self.output is None else self.output.bias
+
+    def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+        """(..., D) -> (..., D), the input of the product with the token embedding."""
+        return self.transform(hidden_BTD)
+
+    @classmethod
+    def of(cls, model: Transformer) -> MaskedHead:
+        """Return the masked-language head of a model. Raises ValueError where it has none."""
+        head = of(model)
+        if not isinstance(head, cls):
+            raise ValueError("the model has no masked-language head")
+        return head
+
+
+def masked_loss(model: Transformer, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the summed cross-entropy (nats, fp32) of masked tokens (N,) given the hidden states (N, D) there."""
+    head = MaskedHead.of(model)
+    return fused.linear_cross_entropy(head(hidden_ND), model.head.weight, targets_N, head.bias)
+
+
+def masked_logits(model: Transformer, hidden_ND: Tensor) -> Tensor:
+    """Hidden states (N, D) -> logits (N, V) in fp32."""
+    head = MaskedHead.of(model)
+    out_NV = model.logits(head(hidden_ND))
+    return (out_NV if head.bias is None else out_NV + head.bias.to(out_NV.dtype)).float()
 
 
 def make(
     kind: str, width: int, labels: int, *, causal: bool, transform: Transform | None = None, pooling: str = "cls"
 ) -> Head:
-    """A head of a kind ("sequence", "token" or "span"), not yet filled."""
+    """Make a head of a kind ("sequence", "token" or "span"), not initialized."""
     if kind == SequenceHead.kind:
         return SequenceHead(width, labels, causal=causal, transform=transform, pooling=pooling)
     if kind == TokenHead.kind:
@@ -144,19 +190,19 @@ def make(
 
 
 def attach(model: Transformer, head: Head) -> None:
-    """Make ``head`` a part of ``model``, in the place of the one that it had."""
+    """Make ``head`` a part of ``model``, replacing any that it had."""
     setattr(model, ATTRIBUTE, head.to(model.device))
 
 
 def of(model: Transformer) -> Head | None:
-    """The head that was attached to a model."""
+    """Return the head that is attached to a model, if any."""
     head = getattr(model, ATTRIBUTE, None)
     return head if isinstance(head, Head) else None
 
 
 @torch.no_grad()
 def initialize(head: Head, seed: int) -> None:
-    """Fill a new head: matrices normal with std 0.02, biases 0, norms 1 (Devlin et al. 2019's published code)."""
+    """Initialize a new head: matrices normal with std 0.02, biases 0, norms 1 (Devlin et al. 2019's published code)."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in head.named_parameters():
         value = torch.zeros(parameter.shape)
@@ -170,31 +216,26 @@ def initialize(head: Head, seed: int) -> None:
 def fresh(
     model: Transformer, kind: str, labels: int, *, seed: int, keep_pooler: bool = True, pooling: str = "cls"
 ) -> Head:
-    """Attach and return a new head of ``labels``, filled from ``seed``.
+    """Attach and return a new head of ``labels``, initialized from ``seed``.
 
-    A head of this kind and size that the model came with stays as it is; of another the pooler or transform, which is
-    a part of the encoder's own pretraining, stays where ``keep_pooler`` says so. ``pooling`` as of ``SequenceHead``.
+    A head of this kind and size that the model came with is kept; of another, ``keep_pooler`` keeps the pooler or
+    transform, which belongs to the encoder's pretraining. ``pooling`` is as in ``SequenceHead``.
     """
     before = of(model)
     if before is not None and before.kind == kind and before.labels == labels:
         return before
-    transform = Transform.of(model)
-    old = getattr(before, "transform", None)
-    if keep_pooler and isinstance(old, Transform) and transform is not None:
-        transform = copy.deepcopy(old)  # whatever biases and activation it has
-    causal = model.config.architecture.causal
+    causal, transform = model.config.architecture.causal, Transform.of(model)
     head = make(kind, model.config.width, labels, causal=causal, transform=transform, pooling=pooling)
     initialize(head, seed)
-    head = head.to(model.device)
     for part in ("pooler", "transform"):
         old, new = getattr(before, part, None), getattr(head, part, None)
-        if keep_pooler and isinstance(old, nn.Module) and isinstance(new, nn.Module):
-            new.load_state_dict(old.state_dict())
+        if keep_pooler and isinstance(old, nn.Module) and isinstance(new, type(old)):
+            setattr(head, part, copy.deepcopy(old))  # with the biases and the activation that it has
     attach(model, head)
     return head
 
 
 def detach(model: Transformer) -> None:
-    """Take the head off a model that has one."""
-    if ATTRIBUTE in model._modules:
-        del model._modules[ATTRIBUTE]
+    """Remove the head of a model that has one."""
+    if of(model) is not None:
+        delattr(model, ATTRIBUTE)

@@ -1,4 +1,4 @@
-"""Linear layers, norms, rotary angles and the feed-forward layer."""
+"""Linear layers, norms, rotary positions and the feed-forward layer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ NO_SCALING = RopeScaling()
 
 
 class Linear(nn.Module):
-    """``y = x W^T + b``; the stored weight may be wider than the activations.
-
-    Master weights stay in fp32 and the product runs in the dtype of ``x``: mixed precision without autocast.
-    """
+    """``y = x W^T + b`` in the dtype of ``x``, with master weights in fp32: mixed precision without autocast."""
 
     weight: Tensor
     bias: Tensor | None
@@ -29,25 +26,41 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
         self.register_parameter("bias", nn.Parameter(torch.empty(fan_out)) if bias else None)
 
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Linear:
+        """Make a layer of a weight (fan_out, fan_in), a parameter as it is, and a bias."""
+        with torch.device("meta"):
+            layer = cls(weight.shape[1], weight.shape[0])
+        layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+        layer.bias = None if bias is None else nn.Parameter(bias)
+        return layer
+
+    def describe(self) -> ops.MatrixStruct:
+        """Return where the matrix lies and how."""
+        return ops.MatrixStruct.plain(self.weight, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., fan_in) -> (..., fan_out) in the dtype of ``x``."""
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 def fusible(*layers: nn.Module) -> bool:
-    """Whether training takes these layers as one product: plain ones. Inference would copy their weights for it."""
+    """Return whether to compute these layers as one product: in training, where all are plain.
+
+    Inference would copy their weights for it.
+    """
     return torch.is_grad_enabled() and all(type(layer) is Linear for layer in layers)
 
 
 def fused_linear(x: Tensor, *layers: Linear) -> Tensor:
-    """The outputs of several ``layers`` on one input, side by side in the last dimension, by one product."""
+    """Return the outputs of several ``layers`` for one input, side by side in the last dimension, by one product."""
     weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
     biases = [layer.bias for layer in layers if layer.bias is not None]
     return F.linear(x, weight, torch.cat(biases).to(x.dtype) if biases else None)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
+    """Root-mean-square normalization over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -77,7 +90,7 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig, width: int) -> RMSNorm | LayerNorm:
-    """The norm that the architecture asks for."""
+    """Make the norm of the architecture."""
     if config.architecture.norms.kind == "layer":
         return LayerNorm(width, config.norm_eps, config.architecture.norms.bias)
     return RMSNorm(width, config.norm_eps)
@@ -86,11 +99,11 @@ def make_norm(config: ModelConfig, width: int) -> RMSNorm | LayerNorm:
 def rope_frequencies(
     head_width: int, theta: float, scaling: RopeScaling = NO_SCALING, device: torch.device | None = None
 ) -> Tensor:
-    """The K/2 rotary frequencies theta^(-2i/K), radians per position (Su et al. 2021, 3.2.2), as ``scaling`` has them.
+    """Return the K/2 rotary frequencies theta^(-2i/K), radians per position (Su et al. 2021, 3.2.2), scaled.
 
-    linear divides all by the factor (Chen et al. 2023); llama3 those whose wavelength is long, none that are short, and
-    blends between (Llama 3.1's published code); yarn the same by the number of turns in the original context (Peng et
-    al. 2023, 3.2).
+    linear divides all by the factor (Chen et al. 2023); llama3 divides those of long wavelength, keeps those of short
+    and blends between (Llama 3.1's published code); yarn does so by the number of turns in the original context (Peng
+    et al. 2023, 3.2).
     """
     exponent = torch.arange(0, head_width, 2, dtype=torch.int64, device=device).float() / head_width
     kept = 1.0 / theta**exponent
@@ -105,8 +118,7 @@ def rope_frequencies(
         share = ((turns - low) / (high - low)).clamp(0, 1)
     else:
 
-        def dimension(turns: float) -> float:
-            """Whose frequency turns so often in the original context."""
+        def dimension(turns: float) -> float:  # the one that turns so often in the original context
             return head_width * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
         first = max(math.floor(dimension(scaling.beta_fast)), 0)
@@ -119,7 +131,7 @@ def rope_frequencies(
 def rope_table(
     positions: Tensor, head_width: int, theta: float, scaling: RopeScaling = NO_SCALING
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin (..., K/2) in fp32 of every position times every frequency."""
+    """Return cos and sin (..., K/2) in fp32 of every position times every frequency."""
     angle = positions[..., None].float() * rope_frequencies(head_width, theta, scaling, positions.device)
     cos, sin = angle.cos(), angle.sin()
     if scaling.kind == "yarn":
@@ -145,21 +157,19 @@ class FeedForward(nn.Module):
         if self.gated and self.activation == "silu" and fusible(self.gate, self.up):
             inner = swiglu(fused_linear(x_BTD, self.gate, self.up))
         else:
-            gate = self.gate(x_BTD) if self.gated else None
-            inner = gated(gate, self.up(x_BTD), self.activation)
-        out: Tensor = self.down(inner)
-        return out
+            inner = gated(self.gate(x_BTD) if self.gated else None, self.up(x_BTD), self.activation)
+        return self.down(inner)
 
 
 def gated(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
-    """``act(gate) * up``, or ``act(up)`` without a gate."""
+    """Return ``act(gate) * up``, or ``act(up)`` without a gate."""
     if ops.serves(up) and (gate is not None or activation in ("silu", "gelu_tanh")):
         return ops.activate(gate, up, activation)
     return activate(up, activation) if gate is None else activate(gate, activation) * up
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """silu (Elfwing et al. 2018), gelu (Hendrycks and Gimpel 2016), its tanh approximation, or relu."""
+    """Apply silu (Elfwing et al. 2018), gelu (Hendrycks and Gimpel 2016), its tanh approximation, or relu."""
     if activation == "silu":
         return F.silu(x)
     if activation == "relu":

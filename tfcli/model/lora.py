@@ -1,8 +1,7 @@
-"""Low-rank adapters (Hu et al. 2021): beside a frozen matrix W a product B A of few numbers that learns its change.
+"""Low-rank adapters (Hu et al. 2021): a frozen matrix W and a trained update B A of low rank.
 
-The layer computes ``W x + (alpha / R) B A x`` with A (R, columns) random and B (rows, R) zero, so that an adapter
-that was just attached changes nothing. W may be a ``QuantMatrix``, which is dequantized for the time of each product
-(Dettmers et al. 2023, QLoRA).
+The layer computes ``W x + (alpha / R) B A x`` with A (R, columns) random and B (rows, R) zero, so that a new adapter
+changes nothing. W may be a ``QuantMatrix``, which is dequantized for each product (Dettmers et al. 2023, QLoRA).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Base = Linear | QuantMatrix
 
 
 class LoraLinear(nn.Module):
-    """``y = base(x) + (alpha / R) B A x``; the base learns nothing."""
+    """``y = base(x) + (alpha / R) B A x`` with a frozen base."""
 
     def __init__(self, base: Base, *, rank: int, alpha: float) -> None:
         super().__init__()
@@ -35,53 +34,42 @@ class LoraLinear(nn.Module):
 
     @property
     def scale(self) -> float:
-        """alpha / R: the change keeps its size when the rank is changed (Hu et al. 2021, 4.1)."""
+        """alpha / R: the size of the update does not depend on the rank (Hu et al. 2021, 4.1)."""
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows) in the dtype of ``x``."""
         x_R = F.linear(x, self.a.to(x.dtype))
-        y: Tensor = self.base(x)
-        return y + F.linear(x_R, (self.b * self.scale).to(x.dtype))
+        return self.base(x) + F.linear(x_R, (self.b * self.scale).to(x.dtype))
 
     @torch.no_grad()
     def merged(self) -> Linear:
-        """A plain layer of ``W + (alpha / R) B A``, in the dtype of W, or of the adapter where W is quantized."""
+        """Return a plain layer of ``W + (alpha / R) B A``, in the dtype of W, or the adapter's for a quantized W."""
         base = self.base
         weight = base.dequantized(torch.float32) if isinstance(base, QuantMatrix) else base.weight.float()
         dtype = self.a.dtype if isinstance(base, QuantMatrix) else base.weight.dtype
-        with torch.device("meta"):
-            made = Linear(weight.shape[1], weight.shape[0], base.bias is not None)
-        change = self.b.float() @ self.a.float()
-        made.weight = nn.Parameter(weight.add(change, alpha=self.scale).to(dtype))
-        made.bias = None if base.bias is None else nn.Parameter(base.bias.detach().to(dtype))
-        return made
+        weight = weight.add(self.b.float() @ self.a.float(), alpha=self.scale).to(dtype)
+        return Linear.of(weight, None if base.bias is None else base.bias.detach().to(dtype))
 
 
 def shape(base: Base) -> tuple[int, int]:
-    """(rows, columns) of a layer's matrix."""
-    if isinstance(base, QuantMatrix):
-        return base.rows, base.columns
-    rows, columns = base.weight.shape
+    """Return (rows, columns) of a layer's matrix."""
+    rows, columns = (base.rows, base.columns) if isinstance(base, QuantMatrix) else base.weight.shape
     return rows, columns
 
 
 def layers(model: nn.Module) -> dict[str, Base]:
-    """{path: layer} of the linear layers of the blocks, with the layer below where one has an adapter."""
-    stacks = [f"{path}." for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    found: dict[str, Base] = {}
-    for path, module in model.named_modules():
-        if not path.startswith(tuple(stacks)) or path.endswith(".base"):
-            continue
-        if isinstance(module, LoraLinear):
-            found[path] = module.base
-        elif isinstance(module, Linear | QuantMatrix):
-            found[path] = module
-    return found
+    """Return {path: layer} of the linear layers of the blocks; of a layer with an adapter its base."""
+    stacks = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    return {
+        path: module.base if isinstance(module, LoraLinear) else module
+        for path, module in model.named_modules()
+        if isinstance(module, Base | LoraLinear) and path.startswith(stacks) and not path.endswith(".base")
+    }
 
 
 def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The paths of the layers that ``targets`` name by the end of their path, as "q" or "ffn.up"; all for none.
+    """Return the paths of the layers that ``targets`` name by the end of their path, as "q" or "ffn.up"; [] is all.
 
     Raises UserError for a name that no layer has.
     """
@@ -96,35 +84,35 @@ def chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def attach(model: nn.Module, options: LoraOptions, *, seed: int) -> dict[str, LoraLinear]:
-    """Put an adapter on each chosen layer, in place, and freeze everything else; A is drawn from ``seed``.
+    """Add an adapter to each chosen layer in place and freeze everything else; A is drawn from ``seed``.
 
-    Returns {path: layer}. Raises UserError for unknown targets, a rank below 1 and a model that has adapters.
+    Returns {path: layer}. Raises UserError for unknown targets, a rank below 1 and a model that has adapters already.
     """
     if options.rank < 1:
         raise UserError(f"lora.rank is {options.rank}", hint="it must be at least 1")
     if adapters(model):
         raise UserError("the model has adapters already", hint="merge them first: tfcli convert --merge")
     generator = torch.Generator().manual_seed(seed)
-    made: dict[str, LoraLinear] = {}
+    attached: dict[str, LoraLinear] = {}
     bases = layers(model)
     for path in chosen(model, options.targets):
         layer = LoraLinear(bases[path], rank=options.rank, alpha=options.alpha)
         bound = shape(bases[path])[1] ** -0.5
         with torch.no_grad():
             layer.a.copy_(torch.empty(layer.a.shape).uniform_(-bound, bound, generator=generator))
-        made[path] = layer
-    put(model, made)
+        attached[path] = layer
+    put(model, attached)
     freeze(model)
-    return made
+    return attached
 
 
 def adapters(model: nn.Module) -> dict[str, LoraLinear]:
-    """{path: layer} of the layers that have one."""
+    """Return {path: layer} of the layers with an adapter."""
     return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def freeze(model: nn.Module) -> None:
-    """Nothing but the adapters learns."""
+    """Train nothing but the adapters."""
     model.requires_grad_(False)
     for layer in adapters(model).values():
         layer.a.requires_grad_(True)
@@ -132,28 +120,23 @@ def freeze(model: nn.Module) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what learns: with adapters, they alone, and heads that were thawed after them."""
+    """Return {name: parameter} of the parameters that are trained."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def put(model: nn.Module, made: Mapping[str, nn.Module]) -> None:
-    """Put layers in the places that their paths name."""
-    for path, layer in made.items():
+def put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Set the modules at these paths."""
+    for path, layer in layers.items():
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
 
 
 def merge(model: nn.Module) -> dict[str, LoraLinear]:
-    """Replace every layer with an adapter by the plain layer that it amounts to, in place.
+    """Replace every layer that has an adapter by an equivalent plain layer, in place.
 
-    Returns what was replaced: ``put`` of it takes the merging back exactly.
+    Returns the layers replaced: ``put`` of them undoes the merge exactly.
     """
-    taken = adapters(model)
-    for path, layer in taken.items():
+    replaced = adapters(model)
+    for path, layer in replaced.items():
         put(model, {path: layer.merged()})
-    return taken
-
-
-def unmerge(model: nn.Module, taken: Mapping[str, LoraLinear]) -> None:
-    """Take back ``merge``, which returned ``taken``: exactly, as the base was not touched."""
-    put(model, taken)
+    return replaced

@@ -1,6 +1,6 @@
-"""The Transformer: blocks over a residual stream, wired by ModelConfig.
+"""The Transformer: blocks over a residual stream, as ModelConfig describes.
 
-A decoder, an encoder, or a decoder with an encoder beside it, to which each of its blocks attends: the same ``Block``.
+A decoder, an encoder, and an encoder-decoder, where each decoder block attends to the encoder: the same ``Block``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tfcli.model.cache import KVCache, Memory
 from tfcli.model.layers import NO_SCALING, FeedForward, Linear, make_norm, rope_table
 from tfcli.native import ops
 
-Seen = tuple[Tensor, Tensor, Tensor | None]
+Cross = tuple[Tensor, Tensor, Tensor | None]
+"""Keys, values and mask of an encoder's output for one layer."""
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream, with norms where the config places them.
 
-    With an encoder beside the decoder (``config.encoder_depth``), attention to its output comes between the two.
-
+    In an encoder-decoder (``config.encoder_depth``), attention to the encoder's output comes between the two.
     pre: ``x + f(norm(x))`` (Xiong et al. 2020); post: ``norm(x + f(x))`` (Vaswani et al. 2017); sandwich:
     ``x + post_norm(f(norm(x)))`` (Ding et al. 2021).
     """
@@ -35,52 +35,44 @@ class Block(nn.Module):
         normed = layer > 0 or config.architecture.norms.first
         self.attention_norm = make_norm(config, config.width) if normed else nn.Identity()
         self.attention = Attention(config, layer)
-        self.crosses = config.encoder_depth > 0
-        if self.crosses:
+        crosses = config.encoder_depth > 0
+        if crosses:
             self.cross_norm = make_norm(config, config.width)
             self.cross = CrossAttention(config)
         self.ffn_norm = make_norm(config, config.width)
         self.ffn = FeedForward(config)
-        if self.place == "sandwich":
-            self.attention_post_norm = make_norm(config, config.width)
-            self.ffn_post_norm = make_norm(config, config.width)
-            if self.crosses:
-                self.cross_post_norm = make_norm(config, config.width)
+        sandwich = self.place == "sandwich"
+        self.attention_post_norm = make_norm(config, config.width) if sandwich else None
+        self.ffn_post_norm = make_norm(config, config.width) if sandwich else None
+        self.cross_post_norm = make_norm(config, config.width) if sandwich and crosses else None
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        rope: Rope | None,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        dropout: float,
-        seen: Seen | None = None,
-    ) -> Tensor:
-        """(B, T, D) -> (B, T, D). ``seen`` are this layer's keys, values and mask of the encoder's output."""
-        if self.place == "post":
-            x_BTD = self._joined(x_BTD, self.attention(x_BTD, rope, mask, cache), "attention", dropout)
-            if seen is not None:
-                x_BTD = self._joined(x_BTD, self.cross(x_BTD, *seen), "cross", dropout)
-            return self._joined(x_BTD, self.ffn(x_BTD), "ffn", dropout)
-        y_BTD = self.attention(self.attention_norm(x_BTD), rope, mask, cache)
-        x_BTD = self._joined(x_BTD, y_BTD, "attention", dropout)
-        if seen is not None:
-            x_BTD = self._joined(x_BTD, self.cross(self.cross_norm(x_BTD), *seen), "cross", dropout)
-        return self._joined(x_BTD, self.ffn(self.ffn_norm(x_BTD)), "ffn", dropout)
+        self, x_BTD: Tensor, rope: Rope | None, mask: Tensor | None, cache: KVCache | None, dropout: float,
+        cross: Cross | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B, T, D) -> (B, T, D). ``cross`` are this layer's keys, values and mask of the encoder's output."""
+        post = self.place == "post"
+        y_BTD = self.attention(x_BTD if post else self.attention_norm(x_BTD), rope, mask, cache)
+        x_BTD = self._add(x_BTD, y_BTD, self.attention_norm, self.attention_post_norm, dropout)
+        if cross is not None:
+            y_BTD = self.cross(x_BTD if post else self.cross_norm(x_BTD), *cross)
+            x_BTD = self._add(x_BTD, y_BTD, self.cross_norm, self.cross_post_norm, dropout)
+        y_BTD = self.ffn(x_BTD if post else self.ffn_norm(x_BTD))
+        return self._add(x_BTD, y_BTD, self.ffn_norm, self.ffn_post_norm, dropout)
 
-    def _joined(self, x_BTD: Tensor, y_BTD: Tensor, part: str, dropout: float) -> Tensor:
-        """The residual stream with the output of a part added, as the place of the norms has it."""
-        if self.place == "sandwich":
-            y_BTD = self.get_submodule(f"{part}_post_norm")(y_BTD)
-        x_BTD = fused.add_dropout(x_BTD, y_BTD, dropout)
-        return self.get_submodule(f"{part}_norm")(x_BTD) if self.place == "post" else x_BTD
+    def _add(
+        self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.Module, post_norm: nn.Module | None, dropout: float
+    ) -> Tensor:
+        """Add the output of a part to the residual stream, with the norm that follows it."""
+        x_BTD = fused.add_dropout(x_BTD, y_BTD if post_norm is None else post_norm(y_BTD), dropout)
+        return norm(x_BTD) if self.place == "post" else x_BTD
 
 
 class Stack(nn.Module):
-    """What stands between a token embedding and a head: positions, ``depth`` blocks and a final norm.
+    """The layers between a token embedding and a head: positions, ``depth`` blocks and a final norm.
 
-    What a model does not have (positions, types, embed_norm, the final norm of post-norm blocks) is no attribute with
-    parameters. ``embed``, where given, is its first.
+    Parts that a model does not have (positions, types, embed_norm, the final norm of post-norm blocks) have no
+    parameters. ``embed``, where given, becomes its first part.
     """
 
     def __init__(self, config: ModelConfig, embed: nn.Embedding | None = None) -> None:
@@ -99,34 +91,26 @@ class Stack(nn.Module):
         self.norm = nn.Identity() if arch.norms.place == "post" else make_norm(config, D)
 
     def hidden(
-        self,
-        x_BTD: Tensor,
-        *,
-        cache: KVCache | None = None,
-        dropout: float = 0.0,
-        mask_BT: Tensor | None = None,
-        types_BT: Tensor | None = None,
-        memory: Memory | None = None,
-        segments_BT: Tensor | None = None,
-    ) -> Tensor:
+        self, x_BTD: Tensor, *, cache: KVCache | None = None, dropout: float = 0.0, mask_BT: Tensor | None = None,
+        types_BT: Tensor | None = None, memory: Memory | None = None, segments_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Embedded tokens (B, T, D) -> hidden states (B, T, D) after the final norm, as ``Transformer.forward``."""
         T = x_BTD.shape[1]
         positions = torch.arange(T, device=x_BTD.device) if cache is None else cache.positions(T)
         if segments_BT is not None:
-            positions = restarting(segments_BT)
-        x_BTD = fused.dropout(self._placed(x_BTD, positions, types_BT), dropout)
+            positions = packed_positions(segments_BT)
+        x_BTD = fused.dropout(self._embedded(x_BTD, positions, types_BT), dropout)
         kinds = [self.config.is_local(layer) for layer in range(self.config.depth)]
         views = {local: self._view(local, positions, x_BTD, cache, mask_BT, segments_BT) for local in set(kinds)}
         for layer, (local, block) in enumerate(zip(kinds, self.blocks, strict=True)):
-            seen = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
-            x_BTD = block(x_BTD, *views[local], cache, dropout, seen)
+            cross = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
+            x_BTD = block(x_BTD, *views[local], cache, dropout, cross)
         if cache is not None:
             cache.advance(T)
-        hidden_BTD: Tensor = self.norm(x_BTD)
-        return hidden_BTD
+        return self.norm(x_BTD)
 
-    def _placed(self, x_BTD: Tensor, positions: Tensor, types_BT: Tensor | None) -> Tensor:
-        """What the first block reads (B, T, D)."""
+    def _embedded(self, x_BTD: Tensor, positions: Tensor, types_BT: Tensor | None) -> Tensor:
+        """Compute the input of the first block (B, T, D): scaled embeddings of tokens, types and positions, normed."""
         arch = self.config.architecture
         if arch.embedding.scale != 1.0:
             # Rounded to the dtype, as Gemma was trained: in bf16 sqrt(640) is 25.25.
@@ -142,31 +126,26 @@ class Stack(nn.Module):
         return x_BTD
 
     def _view(
-        self,
-        local: bool,
-        positions: Tensor,
-        x_BTD: Tensor,
-        cache: KVCache | None,
-        mask_BT: Tensor | None,
+        self, local: bool, positions: Tensor, x_BTD: Tensor, cache: KVCache | None, mask_BT: Tensor | None,
         segments_BT: Tensor | None,
-    ) -> tuple[Rope | None, Tensor | None]:
-        """Rotary tables and the mask of all local layers, or of all others."""
+    ) -> tuple[Rope | None, Tensor | None]:  # fmt: skip
+        """Compute rotary tables and the mask of all local layers, or of all others."""
         config, arch, T = self.config, self.config.architecture, x_BTD.shape[1]
         rope, mask = None, None
         if arch.embedding.positions == "rope":
-            theta, scaling = (
-                (arch.windows.theta, NO_SCALING) if local else (config.rope_theta, arch.attention.rope_scaling)
-            )
+            theta, scaling = config.rope_theta, arch.attention.rope_scaling
+            if local:
+                theta, scaling = arch.windows.theta, NO_SCALING
             cos, sin = rope_table(positions, config.head_width, theta, scaling)
             rope = (cos.to(x_BTD.dtype).unsqueeze(-2), sin.to(x_BTD.dtype).unsqueeze(-2))
         window = arch.windows.size if local else 0
         if cache is not None:
-            # One query of each of equally long rows needs none: attention leaves out what is beyond the window.
+            # One query per row of equal length needs none: attention slices off what is outside the window.
             mask = None if T == 1 and cache.uniform else cache.mask(T, window)
             if mask is None and T > 1 and cache.length:
-                alike = cache.keys(0).dtype == x_BTD.dtype
-                if not (alike and ops.attends_from(x_BTD, config.head_width, queries=T, causal=True)):
-                    # For other kernels than the native one, which counts from where the queries begin.
+                same_dtype = cache.keys(0).dtype == x_BTD.dtype
+                if not (same_dtype and ops.attends_from(x_BTD, config.head_width, queries=T, causal=True)):
+                    # For all kernels but the native one, which takes the offset of the queries.
                     mask = causal_mask(T, cache.length + T, x_BTD.device)
         else:
             reach = window if arch.causal else window // 2 + 1
@@ -174,7 +153,7 @@ class Stack(nn.Module):
                 mask = band_mask(T, window, arch.causal, x_BTD.device)
             if mask_BT is not None and not arch.causal:
                 real = mask_BT[:, None, None, :].bool()
-                # A padded query near whose window nothing is real must still see something: itself.
+                # A padded query whose window holds only padding must still attend to something: itself.
                 mask = real if mask is None else mask & real | torch.eye(T, dtype=torch.bool, device=real.device)
             if segments_BT is not None:  # block-diagonal
                 same = (segments_BT[:, None, :, None] == segments_BT[:, None, None, :]).tril()
@@ -185,9 +164,9 @@ class Stack(nn.Module):
 class Transformer(Stack, Model):
     """A decoder or an encoder: token embedding, ``depth`` blocks, a final norm and an output head.
 
-    With ``config.encoder_depth`` a decoder and, as ``encoder``, the stack to whose output its blocks attend; both share
-    the token embedding. One forward serves training and inference: the cache and the memory are values passed in.
-    Constructors only declare; ``initialize`` or loaded weights fill the parameters.
+    With ``config.encoder_depth`` it is an encoder-decoder: ``encoder`` is another stack, which shares the token
+    embedding. One forward serves training and inference: the cache and the memory are values passed in. Constructors
+    only declare parameters; ``initialize`` or loaded weights fill them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -200,41 +179,34 @@ class Transformer(Stack, Model):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device  # norms, at least: quantized layers have none
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, unless ``forward`` is told otherwise: the dtype of its norms."""
+        """The dtype of its norms, in which ``forward`` computes by default."""
         return self.get_parameter("blocks.0.ffn_norm.weight").dtype
 
     def forward(
-        self,
-        tokens_BT: Tensor,
-        *,
-        cache: KVCache | None = None,
-        dtype: torch.dtype | None = None,
-        dropout: float = 0.0,
-        mask_BT: Tensor | None = None,
-        types_BT: Tensor | None = None,
-        memory: Memory | None = None,
-        segments_BT: Tensor | None = None,
-    ) -> Tensor:
+        self, tokens_BT: Tensor, *, cache: KVCache | None = None, dtype: torch.dtype | None = None,
+        dropout: float = 0.0, mask_BT: Tensor | None = None, types_BT: Tensor | None = None,
+        memory: Memory | None = None, segments_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Token ids (B, T) -> hidden states (B, T, D) after the final norm, in ``dtype`` (default: its own).
 
-        With a cache (decoders only) the tokens follow what each of its rows holds, and it is advanced by T. ``mask_BT``
-        is True where a token is real, in rows padded at their end; a decoder needs none, for no token sees what follows
-        it. ``types_BT`` are segment ids, 0 where left out. ``memory`` is what ``encode`` gave for these rows, or for
-        every n-th of them, where the encoder is there. ``segments_BT`` numbers the texts that lie one behind the other
-        in a row of a decoder: none sees another, and each begins at position 0. Raises ValueError for a cache in an
-        encoder, for segments in one or with a cache, and for a memory that is missing or that nothing looks at.
+        With a cache (decoders only) the tokens follow the cached positions of each row, and it is advanced by T.
+        ``mask_BT`` is False at the padding at the end of rows; a causal decoder needs none. ``types_BT`` are segment
+        ids (default: 0). ``memory`` is the result of ``encode`` for these rows, or for every n-th of them, in an
+        encoder-decoder. ``segments_BT`` numbers the texts packed into a row of a decoder: each attends only to itself
+        and begins at position 0. Raises ValueError for a cache in an encoder, for segments in one or with a cache, and
+        for a memory that is missing or not used.
         """
         if cache is not None and not self.config.architecture.causal:
-            raise ValueError("an encoder sees its whole input at once: it has no cache")
+            raise ValueError("an encoder reads its whole input at once: it has no cache")
         if segments_BT is not None and (cache is not None or not self.config.architecture.causal):
             raise ValueError("only a decoder without a cache reads several texts in a row")
         if (memory is not None) != (self.config.encoder_depth > 0):
-            raise ValueError("a decoder with an encoder needs the memory that encode() gives, and no other takes one")
+            raise ValueError("an encoder-decoder needs the memory that encode() returns, and no other model takes one")
         x_BTD = self.embed(tokens_BT).to(dtype or self.dtype)
         return self.hidden(
             x_BTD, cache=cache, dropout=dropout, mask_BT=mask_BT, types_BT=types_BT, memory=memory,
@@ -242,16 +214,12 @@ class Transformer(Stack, Model):
         )  # fmt: skip
 
     def encode(
-        self,
-        tokens_BS: Tensor,
-        *,
-        mask_BS: Tensor | None = None,
-        dtype: torch.dtype | None = None,
+        self, tokens_BS: Tensor, *, mask_BS: Tensor | None = None, dtype: torch.dtype | None = None,
         dropout: float = 0.0,
-    ) -> Memory:
-        """What the decoder sees of token ids (B, S): the encoder's output as keys and values of every layer.
+    ) -> Memory:  # fmt: skip
+        """Encode token ids (B, S) into keys and values for every layer of the decoder.
 
-        ``mask_BS`` is True where a token is real, in rows padded at their end.
+        ``mask_BS`` is False at the padding at the end of rows.
         """
         x_BSD = self.embed(tokens_BS).to(dtype or self.dtype)
         x_BSD = self.encoder.hidden(x_BSD, dropout=dropout, mask_BT=mask_BS)
@@ -260,28 +228,26 @@ class Transformer(Stack, Model):
         return Memory([k for k, _ in pairs], [v for _, v in pairs], mask)
 
     def loss(self, hidden_BTD: Tensor, targets_BT: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        """Summed cross-entropy (nats, fp32) of the targets (B, T), or (N,), given the hidden states (B, T, D).
+        """Return the summed cross-entropy (nats, fp32) of the targets (B, T), or (N,), given the hidden states.
 
         ``smoothing`` is the part of a target's probability that the whole vocabulary shares.
         """
         head = self.head
-        # A quantized head as the numbers that its codes stand for.
         weight = head.weight if isinstance(head, Linear) else head.dequantized(hidden_BTD.dtype)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         return fused.linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), smoothing=smoothing)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """Every block, of the encoder too."""
+        """Return every block, of the encoder too."""
         return [part for part in self.modules() if isinstance(part, Block)]
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V) in the dtype of the hidden states."""
-        out: Tensor = self.head(hidden_BTD)
-        return out
+        return self.head(hidden_BTD)
 
 
-def restarting(segments_BT: Tensor) -> Tensor:
-    """Positions (B, T) of texts that lie one behind the other: 0 again where the number of the text changes."""
+def packed_positions(segments_BT: Tensor) -> Tensor:
+    """Return positions (B, T) of packed texts: 0 again where the number of the text changes."""
     T = segments_BT.shape[1]
     at_T = torch.arange(T, device=segments_BT.device)
     new_BT = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
@@ -289,12 +255,12 @@ def restarting(segments_BT: Tensor) -> Tensor:
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # leaves the numbers as they are
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # which does not initialize
 
 
 @torch.no_grad()
 def initialize(model: Transformer, seed: int) -> None:
-    """Fill every parameter, for fast learning:
+    """Initialize every parameter for fast learning:
 
     | parameter | value |
     |---|---|

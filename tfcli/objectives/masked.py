@@ -27,9 +27,8 @@ from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
 from tfcli.formats.hf.card import of_masked
 from tfcli.infer.fill import mask_piece
-from tfcli.model import heads, masked_head
-from tfcli.model.heads import Transform
-from tfcli.model.masked_head import MaskedHead
+from tfcli.model import heads
+from tfcli.model.heads import MaskedHead, Transform
 from tfcli.model.transformer import Transformer
 from tfcli.objectives.base import Objective, check_encoder
 from tfcli.objectives.denoising import ROWS_TOKENS, Denoising, Ids, held_out
@@ -192,7 +191,7 @@ def score(
     nats, right, count, done = 0.0, 0, 0, 0
     for rows in masking.whole(ids, context):
         hidden_ND, targets_N = _at_targets(model, rows.to(runtime.device), runtime.dtype, 0.0)
-        logits_NV = masked_head.logits(model, hidden_ND)
+        logits_NV = heads.masked_logits(model, hidden_ND)
         nats += float(torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum"))
         right += int((logits_NV.argmax(dim=-1) == targets_N).sum())
         count += len(targets_N)
@@ -251,7 +250,7 @@ class MaskedLanguageModeling(Denoising):
     def loss(self, model: Transformer, rows: Batch, *, dtype: torch.dtype, dropout: float) -> tuple[Tensor, int]:
         """Summed cross-entropy of the targets, and how many they are."""
         hidden_ND, targets_N = _at_targets(model, rows, dtype, dropout)
-        return masked_head.loss(model, hidden_ND, targets_N), len(targets_N)
+        return heads.masked_loss(model, hidden_ND, targets_N), len(targets_N)
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """Loss (nats) and accuracy over the masked tokens of the held-out text, the same ones every time."""
@@ -263,7 +262,7 @@ class MaskedLanguageModeling(Denoising):
         """The window as it is read, and the likeliest token at each masked position."""
         rows = self.batch([window])
         hidden_ND, _ = _at_targets(model, rows.to(self.runtime.device), self.runtime.dtype, 0.0)
-        likeliest = masked_head.logits(model, hidden_ND).argmax(dim=-1).tolist()
+        likeliest = heads.masked_logits(model, hidden_ND).argmax(dim=-1).tolist()
         positions = (rows["targets_BT"][0] != NONE).nonzero().flatten().tolist()
         return rows["tokens_BT"][0].tolist(), {at: [id] for at, id in zip(positions, likeliest, strict=True)}
 

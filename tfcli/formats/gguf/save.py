@@ -20,7 +20,7 @@ from tfcli.formats.gguf.families import Family
 from tfcli.formats.gguf.file import NewTensor, write_gguf
 from tfcli.formats.gguf.settings import ROPE_FREQS
 from tfcli.formats.gguf.vocab_writer import to_gguf
-from tfcli.model.quant.matrix import CENTRE, GROUP, QuantEmbedding, QuantMatrix
+from tfcli.model.quant.matrix import CENTER, GROUP, QuantEmbedding, QuantMatrix
 from tfcli.model.quant.quantize import slices
 from tfcli.model.transformer import Transformer
 from tfcli.text.tokenizers.codec import Codec
@@ -113,5 +113,5 @@ def groups(matrix: QuantMatrix, rows: Tensor) -> Groups:
     """Return codes and scales of some rows of a quantized matrix, unchanged."""
     codes, scale, low = matrix.grouped(rows.to(matrix.codes.device))
     scales = scale.cpu().float().numpy()
-    lows = -CENTRE[matrix.bits] * scales if low is None else low.cpu().float().numpy()
+    lows = -CENTER[matrix.bits] * scales if low is None else low.cpu().float().numpy()
     return Groups(bits=matrix.bits, group=GROUP, q=codes.flatten(1).cpu().numpy(), scale=scales, low=lows)

@@ -94,8 +94,7 @@ def save(
 
 def _head_settings(head: Head) -> dict[str, Any]:
     """Return the settings of a head in the config.json of a family with ``head_defaults`` (ModernBERT)."""
-    from tfcli.model.heads import SequenceHead, Transform
-    from tfcli.model.masked_head import MaskedHead
+    from tfcli.model.heads import MaskedHead, SequenceHead, Transform
 
     transform = dict(head.named_children()).get("transform")
     if not isinstance(transform, Transform):

@@ -90,8 +90,7 @@ def load(
 def _read(weights: Weights, family: Family, kind: str, model: Transformer, settings: Settings) -> Head:
     """Return the head that the weights hold."""
     from tfcli.model import heads
-    from tfcli.model.heads import Transform
-    from tfcli.model.masked_head import MaskedHead
+    from tfcli.model.heads import MaskedHead, Transform
 
     table = families.head_names(family, kind)
 

@@ -1,4 +1,4 @@
-"""Whole models in 8 or 4 bits: every matrix but positions and types becomes a ``QuantMatrix``, some rows at a time."""
+"""Quantize whole models to 8 or 4 bits: every matrix but positions and types, some rows at a time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from tfcli.errors import UserError, unknown
 from tfcli.model import heads
 from tfcli.model.layers import Linear
+from tfcli.model.lora import put
 from tfcli.model.quant.matrix import BITS, GROUP, TILE, Bits, PackedMatrix, QuantEmbedding, QuantMatrix, quantize
 from tfcli.model.transformer import Transformer
 
 AT_ONCE = 1 << 19
-"""Numbers of a matrix that are quantized at once: what it takes beside the result is some ten times that."""
+"""Numbers of a matrix that are quantized at once: this takes some ten times as many beside the result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
-    """What a model's matrices are to become.
+    """The form that a model's matrices are to take.
 
     "int4" keeps the embedding and the head in 8 bits: in 4, they alone raised SmolLM2-135M's perplexity by 4.6 %, and
     all other matrices together by 0.1 % (of weights that Q4_1 holds), for an eighth of its size.
@@ -28,36 +29,40 @@ class Quantization:
 
     bits: Bits
     outer: Bits = 8
-    """Of the embedding and the head."""
+    """Bits of the embedding and the head."""
     whole_groups: bool = False
     """Matrices whose rows are not whole groups of 32 stay as they are: GGUF's blocks have no padding."""
 
     @classmethod
     def of(cls, kind: str, *, whole_groups: bool = False) -> Quantization:
-        """That of "int8" or "int4". Raises UserError for another kind."""
+        """Return the quantization named "int8" or "int4". Raises UserError for another name."""
         if kind not in BITS:
             raise unknown("kind of quantization", kind, BITS)
         return cls(bits=BITS[kind], whole_groups=whole_groups)
 
     def bits_of(self, path: str, columns: int) -> Bits | None:
-        """Of the matrix at ``path``; None where it stays as it is."""
+        """Return the bits of the matrix at ``path``; None where it stays as it is."""
         if self.whole_groups and columns % GROUP:
             return None
         return self.outer if path in ("embed", "head") else self.bits
 
 
 def slices(rows: int, columns: int) -> Iterator[slice]:
-    """A matrix in parts of about ``AT_ONCE`` numbers, whole tiles of rows each."""
+    """Divide the rows of a matrix into parts of about ``AT_ONCE`` numbers, whole tiles of rows each."""
     step = max(1, AT_ONCE // (TILE * columns)) * TILE
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 
 def stacked(parts: Iterable[QuantMatrix], *, rows: int, bias: Tensor | None = None) -> QuantMatrix:
-    """One matrix of ``rows`` rows from the parts that ``slices`` cut, in order; one part is in memory beside it."""
+    """Join the parts that ``slices`` made of ``rows`` rows, in order; one part is in memory beside the result."""
     whole: QuantMatrix | None = None
     tile = 0
     for part in parts:
-        whole = _empty_like(part, rows, bias) if whole is None else whole
+        if whole is None:
+            shape = (-(-rows // TILE), part.scale.shape[1])
+            codes, scale = part.codes.new_empty(*shape, part.codes.shape[2]), part.scale.new_empty(*shape, TILE)
+            low = None if part.low is None else torch.empty_like(scale)
+            whole = QuantMatrix(codes, scale, low, bits=part.bits, rows=rows, columns=part.columns, bias=bias)
         for target, source in ((whole.codes, part.codes), (whole.scale, part.scale), (whole.low, part.low)):
             if target is not None and source is not None:
                 target[tile : tile + len(source)] = source
@@ -67,57 +72,42 @@ def stacked(parts: Iterable[QuantMatrix], *, rows: int, bias: Tensor | None = No
     return whole
 
 
-def _empty_like(part: QuantMatrix, rows: int, bias: Tensor | None) -> QuantMatrix:
-    """A matrix of ``rows`` rows whose numbers are still to be filled in."""
-    tiles = -(-rows // TILE)
-
-    def room(tensor: Tensor) -> Tensor:
-        return tensor.new_empty((tiles, *tensor.shape[1:]))
-
-    low = None if part.low is None else room(part.low)
-    return QuantMatrix(
-        room(part.codes), room(part.scale), low, bits=part.bits, rows=rows, columns=part.columns, bias=bias
-    )
-
-
 @torch.no_grad()
 def quantized(weight: Tensor, bits: Bits, *, bias: Tensor | None = None) -> QuantMatrix:
-    """``quantize`` of a matrix (rows, columns), some rows at a time."""
+    """Apply ``quantize`` to a matrix (rows, columns), some rows at a time."""
     rows, columns = weight.shape
     parts = (quantize(weight[some], bits) for some in slices(rows, columns))
     return stacked(parts, rows=rows, bias=None if bias is None else bias.detach())
 
 
 def bits(model: Transformer) -> list[int]:
-    """The bits that its quantized matrices have, without repetition; [] where none is quantized."""
-    found = {module.bits for module in model.modules() if isinstance(module, QuantMatrix)}
-    return sorted(found)
+    """Return the distinct numbers of bits of a model's quantized matrices; [] where none is quantized."""
+    return sorted({module.bits for module in model.modules() if isinstance(module, QuantMatrix)})
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes that parameters and buffers hold in whatever form they are, shared ones once."""
+    """Return the bytes that parameters and buffers hold as they are stored, shared ones counted once."""
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
 def refuse_twice(model: Transformer, name: str) -> None:
-    """UserError for a model that is quantized already."""
-    if found := bits(model):
+    """Raise UserError for a model that is quantized already."""
+    if widths := bits(model):
         raise UserError(
-            f"{name} is quantized already, to {' and '.join(map(str, found))} bits",
-            hint="twice would lose quality for nothing: take it as it is, or begin with what it was made from",
+            f"{name} is quantized already, to {' and '.join(map(str, widths))} bits",
+            hint="quantizing twice only loses quality: use it as it is, or start from the model it was made from",
         )
 
 
 def quantize_model(model: Transformer, to: Quantization, *, name: str = "the model") -> Transformer:
     """Replace every ``Linear``, the embedding and the head by a ``QuantMatrix``, in place; a tied head stays tied.
 
-    The head of a task is small and stays as it is.
-    Raises UserError for a model that is quantized already; ``name`` is what the message calls it.
+    The head of a task is not quantized. Raises UserError for a model (``name`` in the message) that is already.
     """
     refuse_twice(model, name)
-    layers = [(path, module) for path, module in model.named_modules() if type(module) is Linear]
+    layers = [(path, module.weight, module.bias) for path, module in model.named_modules() if type(module) is Linear]
     layers = [layer for layer in layers if not layer[0].startswith(f"{heads.ATTRIBUTE}.")]
-    own = [(path, module.weight, module.bias) for path, module in layers if module.weight is not model.embed.weight]
+    own = [layer for layer in layers if layer[1] is not model.embed.weight]
     for path, weight, bias in [("embed", model.embed.weight, None), *own]:
         if wanted := to.bits_of(path, weight.shape[1]):
             place(model, path, quantized(weight, wanted, bias=bias))
@@ -126,32 +116,22 @@ def quantize_model(model: Transformer, to: Quantization, *, name: str = "the mod
 
 @torch.no_grad()
 def dequantize_model(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """Replace every ``QuantMatrix`` and ``PackedMatrix`` by a layer of the numbers that it stands for, in place."""
+    """Replace every ``QuantMatrix`` and ``PackedMatrix`` by a plain layer of ``dtype``, in place."""
     if isinstance(model.embed, QuantEmbedding):
         numbers = model.embed.matrix.dequantized(dtype)
         model.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         if model.config.tied:
-            model.head = _linear(model.embed.weight, None)
+            model.head = Linear.of(model.embed.weight, None)
     for path, matrix in list(model.named_modules()):
         if isinstance(matrix, QuantMatrix | PackedMatrix):
-            parent, _, last = path.rpartition(".")
-            setattr(model.get_submodule(parent), last, _linear(nn.Parameter(matrix.dequantized(dtype)), matrix.bias))
+            put(model, {path: Linear.of(matrix.dequantized(dtype), matrix.bias)})
     return model
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    with torch.device("meta"):
-        made = Linear(weight.shape[1], weight.shape[0], bias is not None)
-    made.weight = weight
-    if bias is not None:
-        made.bias = nn.Parameter(bias)
-    return made
-
-
 def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> None:
-    """Put a matrix where the layer at ``path`` is; at "embed" also as the tied head.
+    """Replace the layer at ``path`` by a matrix; "embed" replaces a tied head too.
 
-    Encoders read whole texts, which is products of many rows: those of 8 bits round their input to 8 bits too.
+    Encoders read whole texts, by products of many rows: matrices of 8 bits quantize their input to 8 bits too.
     """
     if isinstance(matrix, QuantMatrix):
         arch = model.config.architecture
@@ -163,14 +143,13 @@ def place(model: Transformer, path: str, matrix: QuantMatrix | PackedMatrix) -> 
         if model.config.tied:
             model.head = matrix  # type: ignore[assignment]
         return
-    parent, _, last = path.rpartition(".")
-    setattr(model.get_submodule(parent), last, matrix)
+    put(model, {path: matrix})
 
 
 def assign(
     model: Transformer, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, to: Quantization | None
 ) -> None:
-    """Give a parameter of a new model its numbers: as a ``QuantMatrix`` where ``quantize_model`` makes one.
+    """Set a parameter of a new model, as a ``QuantMatrix`` where ``quantize_model`` makes one.
 
     A tied head goes with the embedding, whose name is "embed.weight".
     """

@@ -1,11 +1,11 @@
 // One decoding step of a Transformer decoder on the CPU: one new token for each of a few rows, all layers, one call.
 //
 // Decoding reads every weight once per token, so it is bound by memory: weights stay in their stored form (fp32, bf16,
-// 4 or 8 bits in groups of 32 with an fp16 scale and minimum) and are widened in registers. Activations, sums and the
-// residual stream are fp32; products of bf16 and quantized weights take activations rounded to bf16 where the processor
-// multiplies bf16 (AVX512-BF16) and `exact` does not ask for fp32.
+// 4 or 8 bits in groups of 32 with an fp16 scale and minimum) and are dequantized in registers. Activations, sums and
+// the residual stream are fp32; products of bf16 and quantized weights take activations rounded to bf16 where the
+// processor multiplies bf16 (AVX512-BF16) and `exact` does not ask for fp32.
 //
-// A row's result does not depend on the rows beside it: every output is summed in an order of its own length only.
+// A row's result does not depend on the other rows: the order of each sum depends on its length only.
 // Every thread holds its own copy of the residual stream; only results of products are shared, between barriers.
 
 #include <algorithm>
@@ -42,21 +42,22 @@
 #include <immintrin.h>
 #endif
 
-typedef float F16 __attribute__((vector_size(64), aligned(4)));  // sixteen floats, wherever they lie
+typedef float F16 __attribute__((vector_size(64), aligned(4)));  // sixteen floats, unaligned
 typedef uint16_t H16 __attribute__((vector_size(32), aligned(2)));
 typedef uint8_t B16 __attribute__((vector_size(16), aligned(1)));
 typedef uint32_t U16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t I16 __attribute__((vector_size(64)));
 
 enum Kind : int32_t { NONE = 0, FP32 = 1, BF16 = 2, Q4 = 3, Q8 = 4, TILED = 5 };
 enum Activation : int32_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
-constexpr int GROUP = 32, TILE = 32;  // columns that share a scale, rows that lie together
+constexpr int GROUP = 32, TILE = 32;  // columns that share a scale, rows that are stored together
 
-// A matrix (rows, cols). Plain: row by row. Quantized: value = code * scale + low for groups of 32 columns; without `low`
-// the codes are centred (8 or 128 stands for 0). It lies in tiles of 32 rows, in the order in which products read it, for
-// memory is fastest when it is read straight on: of each tile the groups, of each group two halves of 16 rows, and of
-// these, row after row, pairs of columns: with 8 bits columns 2j and 2j + 1; with 4 bits these in the low halves of the
-// bytes and columns 16 + 2j and 17 + 2j in the high ones. Scales and lows: of each tile the groups, of these 32 rows.
-// Tiled: bf16 without scales: of each tile of 32 rows pairs of columns, of these row after row; padding is 0.
+// A matrix (rows, cols). Plain: row by row. Quantized: value = code * scale + low for groups of 32 columns; without
+// `low` the codes are centered (8 or 128 stands for 0). It is stored in tiles of 32 rows, in the order in which
+// products read it, because sequential reads are fastest: (tile, group, half of 16 rows, pair of columns, row). With 8
+// bits a pair has columns 2j and 2j + 1; with 4 bits it has these in the low halves of its bytes and columns 16 + 2j
+// and 17 + 2j in the high ones. Scales and lows: (tile, group, 32 rows). Tiled: bf16 without scales, (tile, pair of
+// columns, 32 rows, 2); padding is 0.
 struct Matrix {
   int32_t kind, rows, cols, groups;
   const void* data;
@@ -117,7 +118,7 @@ inline float half_to_float(uint16_t h) {
   return f;
 }
 inline F16 load(const float* p) { return *(const F16*)p; }
-inline F16 widen(const uint16_t* p) { return (F16)(__builtin_convertvector(*(const H16*)p, U16) << 16); }
+inline F16 from_bf16(const uint16_t* p) { return (F16)(__builtin_convertvector(*(const H16*)p, U16) << 16); }
 inline F16 splat(float x) { return F16{} + x; }
 inline float sum(F16 v) {  // always in this order
   typedef float F8 __attribute__((vector_size(32)));
@@ -126,7 +127,7 @@ inline float sum(F16 v) {  // always in this order
   low += high;
   return ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));
 }
-// The sums of sixteen vectors as one vector; each is summed in the same order, wherever it stands.
+// The sums of sixteen vectors as one vector; each is summed in the same order, whatever its place.
 inline F16 sums(const F16* v) {
 #ifdef BF16_PRODUCTS
   __m512 t[8], u[4], w[2];
@@ -148,7 +149,8 @@ inline F16 sums(const F16* v) {
 inline F16 exponential(F16 x) {  // e^x by 2^n times a polynomial; relative error below 2e-7; x at most 0 here
   const F16 low = splat(-87.0f);
   x = x < low ? low : x;
-  F16 n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, __attribute__((vector_size(64))) int32_t), F16);
+  const I16 whole = __builtin_convertvector(x * 1.44269504f - 0.5f, I16);
+  F16 n = __builtin_convertvector(whole, F16);
   F16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
   F16 p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -157,7 +159,7 @@ inline F16 exponential(F16 x) {  // e^x by 2^n times a polynomial; relative erro
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * (F16)((__builtin_convertvector(n, __attribute__((vector_size(64))) int32_t) + 127) << 23);
+  return p * (F16)((whole + 127) << 23);
 }
 inline float activate(float x, int32_t kind) {
   switch (kind) {
@@ -181,9 +183,9 @@ inline F16 activate(F16 x, int32_t kind) {
   const F16 rest = 0.5f * x * p * exponential(-z * z);  // x (1 - erf) / 2
   return x < 0.0f ? rest : x - rest;
 }
-inline void to_wide(const uint16_t* x, float* y, int n) {
+inline void to_float(const uint16_t* x, float* y, int n) {
   int i = 0;
-  for (; i + 16 <= n; i += 16) *(F16*)(y + i) = widen(x + i);
+  for (; i + 16 <= n; i += 16) *(F16*)(y + i) = from_bf16(x + i);
   for (; i < n; i++) y[i] = bf16_to_float(x[i]);
 }
 inline void to_bf16(const float* x, uint16_t* y, int n) {
@@ -207,19 +209,20 @@ inline void gated(const float* g, const float* u, float* y, int from, int to, in
 }
 inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
 
-// --- Activations: rows of fp32, the same rounded to bf16, and the sum of each group of these --------------------------
+// --- Activations: rows of fp32, the same rounded to bf16, and the sum of each group of these -------------------------
 
 struct Input {
   std::vector<float> f, sums;
-  std::vector<uint16_t> own;
-  const uint16_t* h = nullptr;  // rounded: `own`, or somebody else's
-  int stride = 0, groups = 0, columns = 0;  // numbers and sums from row to row
+  std::vector<uint16_t> rounded;
+  const uint16_t* h = nullptr;  // in bf16: `rounded`, or rows of the caller
+  int stride = 0, groups = 0, columns = 0;  // numbers and sums per row; columns without padding
   void shape(int rows, int cols) {
-    if (columns == cols && f.size() >= size_t(rows) * stride) return;  // what is past the columns is zero already
-    columns = 0;  // until all of it is there
+    if (columns == cols && f.size() >= size_t(rows) * stride) return;  // the padding is zero already
+    columns = 0;  // until all is allocated
     stride = padded(cols), groups = (stride / GROUP + 15) / 16 * 16;
-    f.assign(size_t(rows) * stride, 0.0f), own.assign(size_t(rows) * stride, 0), sums.assign(size_t(rows) * groups, 0.0f);
-    h = own.data(), columns = cols;
+    f.assign(size_t(rows) * stride, 0.0f), rounded.assign(size_t(rows) * stride, 0);
+    sums.assign(size_t(rows) * groups, 0.0f);
+    h = rounded.data(), columns = cols;
   }
   void borrow(const uint16_t* x, int rows, int cols) {  // rows of bf16 whose length is a multiple of GROUP
     stride = cols, groups = cols / GROUP, h = x;
@@ -228,13 +231,13 @@ struct Input {
   void sum_up(int b) {
     for (int g = 0; g < groups; g++) {
       const uint16_t* x = h + size_t(b) * stride + g * GROUP;
-      sums[size_t(b) * groups + g] = sum(widen(x) + widen(x + 16));
+      sums[size_t(b) * groups + g] = sum(from_bf16(x) + from_bf16(x + 16));
     }
   }
   float* row(int b) { return f.data() + size_t(b) * stride; }
   const float* group_sums(int b) const { return sums.data() + size_t(b) * groups; }
   // Round columns [from, to) of a row and sum their groups; `from` is a multiple of GROUP. Past `cols` there are zeros.
-  // Where nothing multiplies bf16 all is as with `exact`: products are of what is summed here.
+  // Without bf16 products all is as with `exact`: products use the numbers that are summed here.
   void round(int b, int cols, int from, int to, bool exact) {
     float* x = row(b);
     if (to == cols) to = stride;
@@ -243,10 +246,10 @@ struct Input {
       for (int i = g * GROUP; i < (g + 1) * GROUP; i += 16) {
 #ifdef BF16_PRODUCTS
         if (!exact) {
-          uint16_t* y = own.data() + size_t(b) * stride + i;
+          uint16_t* y = rounded.data() + size_t(b) * stride + i;
           __m256bh r = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
           memcpy(y, &r, 32);
-          s += widen(y);
+          s += from_bf16(y);
           continue;
         }
 #endif
@@ -265,7 +268,7 @@ inline const uint16_t* tile_of(const Matrix& w, int tile) {  // of a TILED matri
   return (const uint16_t*)w.data + size_t(tile) * w.groups * GROUP * TILE;
 }
 constexpr int bytes_of(int kind) { return 16 * GROUP * (kind == Q4 ? 4 : 8) / 8; }  // of 16 rows of a group
-inline F16 halves(const uint16_t* p) {  // sixteen fp16 numbers as fp32
+inline F16 from_half(const uint16_t* p) {  // sixteen fp16 numbers as fp32
 #ifdef BF16_PRODUCTS
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #else
@@ -277,8 +280,8 @@ inline F16 halves(const uint16_t* p) {  // sixteen fp16 numbers as fp32
 // The scales and lows of sixteen rows of a group.
 inline void scales(const Matrix& w, int tile, int g, int half, F16& scale, F16& low) {
   const size_t at = (size_t(tile) * w.groups + g) * TILE + half * 16;
-  scale = halves(w.scale + at);
-  low = w.low ? halves(w.low + at) : scale * (w.kind == Q4 ? -8.0f : -128.0f);
+  scale = from_half(w.scale + at);
+  low = w.low ? from_half(w.low + at) : scale * (w.kind == Q4 ? -8.0f : -128.0f);
 }
 
 // Sixteen rows of a matrix in tiles times input rows [b, b + M), in fp32 throughout: one lane a row.
@@ -329,7 +332,7 @@ float dot_exact(const Matrix& w, int n, const Input& x, int b) {
     for (; k < w.cols; k++) rest += p[k] * a[k];
   } else {
     const uint16_t* p = (const uint16_t*)w.data + size_t(n) * w.cols;
-    for (; k + 16 <= w.cols; k += 16) acc += widen(p + k) * load(a + k);
+    for (; k + 16 <= w.cols; k += 16) acc += from_bf16(p + k) * load(a + k);
     for (; k < w.cols; k++) rest += bf16_to_float(p[k]) * a[k];
   }
   return sum(acc) + rest;
@@ -343,9 +346,9 @@ inline __m512bh pairs(const uint16_t* p) {  // two neighbours in every lane
 }
 
 // N halves of a tile (16 rows each, from `half` on) times input rows [b, b + M), activations in bf16: one lane a row.
-// Codes are whole numbers below 256, which bf16 holds exactly. Those of 4 bits become bf16 without a table: 0x4300 | q is
-// 128 + q, and the surplus is taken off through the sums of the activations. Two sums of a group take turns, so that
-// neither waits for itself.
+// Codes are integers below 256, which bf16 represents exactly. Those of 4 bits become bf16 without a table: 0x4300 | q
+// is 128 + q, and the surplus is subtracted through the sums of the activations. Two accumulators per group alternate,
+// so that consecutive operations do not depend on each other.
 template <int KIND, int N, int M>
 void tile_bf16(const Matrix& w, int tile, int half, const Input& x, int b, __m512* out) {
   constexpr int BYTES = bytes_of(KIND);
@@ -406,7 +409,8 @@ void tile_plain(const Matrix& w, int tile, const Input& x, int b, __m512* out) {
   for (int g = 0; g < w.groups * GROUP; g += 8, p += 8 * TILE)
 #pragma GCC unroll 4
     for (int j = 0; j < 8; j += 2) {
-      const __m512bh v0 = (__m512bh)_mm512_loadu_si512(p + j * TILE), v1 = (__m512bh)_mm512_loadu_si512(p + j * TILE + 32);
+      const __m512bh v0 = (__m512bh)_mm512_loadu_si512(p + j * TILE);
+      const __m512bh v1 = (__m512bh)_mm512_loadu_si512(p + j * TILE + 32);
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
         const __m512bh y = pairs(row[m] + g + j);
@@ -501,11 +505,12 @@ void multiply_tile(const Matrix& w, int tile, const Input& x, int batch, float* 
 #endif
 
 void multiply_tiles(const Matrix& w, int from, int to, const Input& x, int batch, float* out, uint16_t* out16,
-                        size_t stride, bool exact) {
+                    size_t stride, bool exact) {
   for (int tile = from / TILE; tile * TILE < to; tile++) {
 #ifdef BF16_PRODUCTS
     if (!exact) {
-      const auto multiply_one = w.kind == Q4 ? multiply_tile<Q4> : w.kind == Q8 ? multiply_tile<Q8> : multiply_tile<TILED>;
+      const auto multiply_one =
+          w.kind == Q4 ? multiply_tile<Q4> : w.kind == Q8 ? multiply_tile<Q8> : multiply_tile<TILED>;
       multiply_one(w, tile, x, batch, out, out16, stride);
       continue;
     }
@@ -521,7 +526,8 @@ void multiply_tiles(const Matrix& w, int from, int to, const Input& x, int batch
   }
 }
 
-void multiply_plain(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride, bool exact) {
+void multiply_plain(const Matrix& w, int from, int to, const Input& x, int batch, float* out, size_t stride,
+                    bool exact) {
   int n = from;
 #ifdef BF16_PRODUCTS
   if (!exact && w.kind == BF16) {
@@ -580,16 +586,16 @@ void unpack_row(const Matrix& w, int n, float* out) {  // one row as fp32
 }
 
 // --- Threads ---------------------------------------------------------------------------------------------------------
-// Any number of calls may run at once: the threads of a call are its own while it runs, its barrier lies on its stack.
-// They are PyTorch's, where this is compiled with OpenMP and its runtime is the one that PyTorch has loaded: two pools on
-// the same processors, each of which spins for more work, take turns at stopping the other. OpenMP keeps a pool for every
-// calling thread, and may give fewer threads than asked for (OMP_DYNAMIC, OMP_THREAD_LIMIT). Else they are a team of our
-// own. What is computed does not depend on how many come, nor on whether one fails: then the call fails, and none waits.
+// Any number of calls may run at once: while a call runs, no other uses its threads, and its barrier is on its stack.
+// With OpenMP the threads are PyTorch's, because its runtime is the one that PyTorch has loaded: two pools that spin
+// for work on the same processors slow each other down. OpenMP keeps a pool for every calling thread, and may give
+// fewer threads than requested (OMP_DYNAMIC, OMP_THREAD_LIMIT). Without OpenMP there are thread pools here. Results do
+// not depend on the number of threads. If one fails, the call fails and no thread waits.
 
 enum Status : int32_t { DONE = 0, NO_MEMORY = 1, FAILED = 2 };
-struct Abandoned {};  // thrown out of a barrier to which not all will come
+struct Abandoned {};  // thrown by a barrier that not all threads will reach
 
-// While waiting. Where others want the processor they soon get it, and it may take who is waited for from another.
+// Called while waiting. After a while it yields the processor, which the thread waited for may need.
 inline void pause(int spins) {
 #if defined(__x86_64__)
   _mm_pause();
@@ -652,15 +658,15 @@ void take_part(const Work& work, const Worker& worker) noexcept {
 }
 
 #ifndef _OPENMP
-class Team {  // threads that serve one call at a time; they spin a little after it, then sleep
+class Pool {  // threads that serve one call at a time; they spin for a while after it, then sleep
  public:
-  explicit Team(int size) {
+  explicit Pool(int size) {
     try {
       while (size_ < size) {
         std::thread([this, id = size_] { serve(id); }).detach();
         size_++;
       }
-    } catch (const std::system_error&) {  // the system gives no more threads: these will do
+    } catch (const std::system_error&) {  // the system gives no more threads
     }
   }
   int size() const { return size_; }
@@ -699,37 +705,37 @@ class Team {  // threads that serve one call at a time; they spin a little after
   std::condition_variable wake_;
 };
 
-class Teams {  // those without a call, of this process; never torn down
+class Pools {  // the idle pools of this process; never destroyed
  public:
-  static Teams& here() {
-    Teams* teams = current_.load(std::memory_order_acquire);
-    if (teams && teams->process_ == getpid()) return *teams;
-    Teams* fresh = new Teams;  // threads, and whoever held a lock, are not there after a fork
-    if (current_.compare_exchange_strong(teams, fresh, std::memory_order_acq_rel)) return *fresh;
+  static Pools& here() {
+    Pools* pools = current_.load(std::memory_order_acquire);
+    if (pools && pools->process_ == getpid()) return *pools;
+    Pools* fresh = new Pools;  // threads do not exist after a fork, nor do the holders of locks
+    if (current_.compare_exchange_strong(pools, fresh, std::memory_order_acq_rel)) return *fresh;
     delete fresh;
-    return *teams;
+    return *pools;
   }
-  Team* take(int size) {
+  Pool* take(int size) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < idle_.size(); i++) {
       if (idle_[i].first != size) continue;
-      Team* team = idle_[i].second;
+      Pool* pool = idle_[i].second;
       idle_.erase(idle_.begin() + i);
-      return team;
+      return pool;
     }
-    idle_.reserve(idle_.size() + ++made_);  // so that giving back cannot fail
-    return new Team(size);
+    idle_.reserve(idle_.size() + ++made_);  // so that give() cannot fail
+    return new Pool(size);
   }
-  void give(int size, Team* team) {
+  void give(int size, Pool* pool) {
     std::lock_guard<std::mutex> lock(mutex_);
-    idle_.emplace_back(size, team);
+    idle_.emplace_back(size, pool);
   }
 
  private:
-  inline static std::atomic<Teams*> current_{nullptr};
+  inline static std::atomic<Pools*> current_{nullptr};
   const pid_t process_ = getpid();
   std::mutex mutex_;
-  std::vector<std::pair<int, Team*>> idle_;
+  std::vector<std::pair<int, Pool*>> idle_;
   size_t made_ = 0;
 };
 #endif
@@ -738,9 +744,9 @@ class Teams {  // those without a call, of this process; never torn down
 const pid_t loaded_by = getpid();
 #endif
 
-int team_size(int threads) {  // no more than there are processors for: those beside would only be waited for
+int pool_size(int threads) {  // no more threads than processors: others would only be waited for
 #ifdef _OPENMP
-  if (threads < 2 || loaded_by != getpid()) return 1;  // OpenMP's threads are not there after a fork
+  if (threads < 2 || loaded_by != getpid()) return 1;  // OpenMP's threads do not exist after a fork
   return std::max(1, std::min(threads, omp_get_num_procs()));
 #else
   if (threads < 2) return 1;
@@ -752,10 +758,10 @@ int team_size(int threads) {  // no more than there are processors for: those be
 #endif
 }
 
-// work(worker) by up to `threads` threads, all of which this waits for.
+// Run work(worker) on up to `threads` threads and wait for all of them.
 template <class Work>
 Status in_parallel(int threads, const Work& work) noexcept try {
-  const int size = team_size(threads);
+  const int size = pool_size(threads);
   Barrier all;
   if (size == 1) {
     take_part(work, Worker{0, 1, all});
@@ -764,35 +770,44 @@ Status in_parallel(int threads, const Work& work) noexcept try {
 #pragma omp parallel num_threads(size)
     take_part(work, Worker{omp_get_thread_num(), omp_get_num_threads(), all});
 #else
-    Teams& teams = Teams::here();
-    Team* team = teams.take(size);
-    team->run([&](int id) { take_part(work, Worker{id, team->size(), all}); });
-    teams.give(size, team);
+    Pools& pools = Pools::here();
+    Pool* pool = pools.take(size);
+    pool->run([&](int id) { take_part(work, Worker{id, pool->size(), all}); });
+    pools.give(size, pool);
 #endif
   }
   return all.status();
 } catch (...) {
   return why();
 }
-inline int share(int total, int unit, int part, int parts) {  // where part begins, in whole units
+inline int share(int total, int unit, int part, int parts) {  // where a part begins, in whole units
   const int64_t units = (total + unit - 1) / unit;
   return int(std::min<int64_t>(total, units * part / parts * unit));
+}
+struct Range {
+  int from, to;
+};
+inline Range share(int total, int unit, const Worker& me) {  // the part of this thread
+  return {share(total, unit, me.id, me.count), share(total, unit, me.id + 1, me.count)};
 }
 
 #ifdef INT8_PRODUCTS
 // --- Products of 8 by 8 bits -----------------------------------------------------------------------------------------
 
 // Rows of bf16 as signed codes of 8 bits in groups of 32 that share a scale, as GGUF's Q8_0 has them.
-struct Coarse {
+struct Int8Input {
   int groups;
   std::vector<int8_t> codes;
   std::vector<float> scales;
-  std::vector<int32_t> starts;  // -128 times the sum of a group's codes: what centred codes of a weight have too much
-  Coarse(int rows, int cols)
-      : groups(cols / GROUP), codes(size_t(rows) * cols), scales(size_t(rows) * groups), starts(size_t(rows) * groups) {}
+  std::vector<int32_t> starts;  // -128 times the sum of a group's codes, for the offset of centered weights
+  Int8Input(int rows, int cols)
+      : groups(cols / GROUP),
+        codes(size_t(rows) * cols),
+        scales(size_t(rows) * groups),
+        starts(size_t(rows) * groups) {}
   void round(const uint16_t* x, int b) {
     for (int g = 0; g < groups; g++, x += GROUP) {
-      const __m512 low = (__m512)widen(x), high = (__m512)widen(x + 16);
+      const __m512 low = (__m512)from_bf16(x), high = (__m512)from_bf16(x + 16);
       const int32_t bits = _mm512_reduce_max_epi32(  // of magnitudes as whole numbers, among which NaN is the greatest
           _mm512_max_epi32((__m512i)_mm512_abs_ps(low), (__m512i)_mm512_abs_ps(high)));
       float most;
@@ -802,7 +817,7 @@ struct Coarse {
       const size_t at = size_t(b) * groups + g;
       _mm_storeu_si128((__m128i*)(codes.data() + at * GROUP), _mm512_cvtsepi32_epi8(a));
       _mm_storeu_si128((__m128i*)(codes.data() + at * GROUP + 16), _mm512_cvtsepi32_epi8(c));
-      scales[at] = most / 127;  // what is not finite makes the whole row so
+      scales[at] = most / 127;  // a number that is not finite makes the whole row so
       starts[at] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(a, c));
     }
   }
@@ -821,7 +836,7 @@ void fours(const Matrix& w, int tile, uint8_t* out) {
 
 // Such a tile times input rows [b, b + M): one lane a row; whole numbers within a group, fp32 from group to group.
 template <int M>
-void tile_int8(const uint8_t* codes, const uint16_t* scale, const Coarse& x, int b, __m512* out) {
+void tile_int8(const uint8_t* codes, const uint16_t* scale, const Int8Input& x, int b, __m512* out) {
   __m512 acc[2 * M];
   for (auto& v : acc) v = _mm512_setzero_ps();
   const int8_t* row[M];
@@ -842,7 +857,7 @@ void tile_int8(const uint8_t* codes, const uint16_t* scale, const Coarse& x, int
         sum[m] = _mm512_dpbusd_epi32(sum[m], v0, y), sum[M + m] = _mm512_dpbusd_epi32(sum[M + m], v1, y);
       }
     }
-    const __m512 s0 = (__m512)halves(scale), s1 = (__m512)halves(scale + 16);
+    const __m512 s0 = (__m512)from_half(scale), s1 = (__m512)from_half(scale + 16);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
       const __m512 s = _mm512_set1_ps(scales[size_t(m) * x.groups + g]);
@@ -855,7 +870,7 @@ void tile_int8(const uint8_t* codes, const uint16_t* scale, const Coarse& x, int
 
 // y[b * rows + n] for the rows n of a tile and the input rows [from, to), bias added.
 template <int M>
-int multiply_int8(const Matrix& w, int tile, const uint8_t* codes, const Coarse& x, int from, int to, uint16_t* y) {
+int multiply_int8(const Matrix& w, int tile, const uint8_t* codes, const Int8Input& x, int from, int to, uint16_t* y) {
   __m512 acc[2 * M];
   int b = from;
   for (; b + M <= to; b += M) {
@@ -876,7 +891,7 @@ int multiply_int8(const Matrix& w, int tile, const uint8_t* codes, const Coarse&
 
 // --- The step --------------------------------------------------------------------------------------------------------
 
-void normalise(const float* x, float* y, int n, const Norm& norm, bool layer_norm, float eps) {
+void normalize(const float* x, float* y, int n, const Norm& norm, bool layer_norm, float eps) {
   double s = 0, ss = 0;
   F16 a{}, aa{};
   int i = 0;
@@ -902,14 +917,14 @@ void normalise(const float* x, float* y, int n, const Norm& norm, bool layer_nor
   for (; i < n; i++) y[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
-constexpr int PARTS = 64;  // of a long row's positions at most, however many threads there are
+constexpr int PARTS = 64;  // the most parts of a long row's positions, however many threads there are
 
-// What a step works with, kept from step to step.
-struct Room {
+// Memory that is kept from step to step.
+struct Workspace {
   std::vector<float> qkv, out, parts;  // shared: (B, (H + 2G) K), (B, D), (B, H, parts, K + 2)
   Input hidden;                        // shared: the feed-forward layer's inner activations
 };
-struct Own {  // of a thread
+struct ThreadWorkspace {
   std::vector<float> x, scratch, gate, up, global, local, position, post;
   Input in, heads;
 };
@@ -923,9 +938,10 @@ struct Step {
   std::vector<float>&qkv, &out, &parts;
   Input& hidden;
 
-  Step(const Model& model, const Cache& c, int b, const int32_t* t, const int32_t* l, float* y, int threads, Room& room)
+  Step(const Model& model, const Cache& c, int b, const int32_t* t, const int32_t* l, float* y, int threads,
+       Workspace& w)
       : m(model), cache(c), batch(b), most(std::max(1, std::min(threads, PARTS))), tokens(t), lengths(l), logits(y),
-        qkv(room.qkv), out(room.out), parts(room.parts), hidden(room.hidden) {
+        qkv(w.qkv), out(w.out), parts(w.parts), hidden(w.hidden) {
     grow(qkv, size_t(b) * (m.heads + 2 * m.kv_heads) * m.head_width);
     grow(out, size_t(b) * m.width);
     grow(parts, size_t(b) * m.heads * most * (m.head_width + 2));
@@ -936,24 +952,25 @@ struct Step {
   }
 
   void product(const Matrix& w, const Input& x, float* y, size_t stride, const Worker& me) {
-    multiply(w, share(w.rows, TILE, me.id, me.count), share(w.rows, TILE, me.id + 1, me.count), x, batch, y, stride, m.exact);
+    const auto [from, to] = share(w.rows, TILE, me);
+    multiply(w, from, to, x, batch, y, stride, m.exact);
   }
 
   void normed(const std::vector<float>& x, const Norm& norm, Input& y) {
     y.shape(batch, m.width);
     for (int b = 0; b < batch; b++) {
-      normalise(&x[size_t(b) * m.width], y.row(b), m.width, norm, m.layer_norm, m.eps);
+      normalize(&x[size_t(b) * m.width], y.row(b), m.width, norm, m.layer_norm, m.eps);
       y.round(b, m.width, 0, m.width, m.exact);
     }
   }
 
-  // The shared result of a part onto this thread's residual stream.
+  // Add the shared result of a part to this thread's residual stream.
   void add(std::vector<float>& x, const Norm& post, std::vector<float>& y) {
     for (int b = 0; b < batch; b++) {
       const float* from = &out[size_t(b) * m.width];
       if (post.weight) {
         grow(y, m.width);
-        normalise(from, y.data(), m.width, post, m.layer_norm, m.eps);
+        normalize(from, y.data(), m.width, post, m.layer_norm, m.eps);
         from = y.data();
       }
       float* to = &x[size_t(b) * m.width];
@@ -963,7 +980,7 @@ struct Step {
 
   void rotate(float* x, const Norm& norm, const float* angles) const {  // QK-norm, then rotary positions
     const int half = m.head_width / 2;
-    if (norm.weight) normalise(x, x, m.head_width, norm, false, m.eps);
+    if (norm.weight) normalize(x, x, m.head_width, norm, false, m.eps);
     if (!m.rope) return;
     for (int i = 0; i < half; i++) {
       const float c = angles[i], s = angles[half + i], a = x[i], b = x[half + i];
@@ -975,14 +992,14 @@ struct Step {
     return cache.bf16 ? bf16_to_float(((const uint16_t*)p)[i]) : ((const float*)p)[i];
   }
   F16 sixteen(const void* p, size_t i) const {
-    return cache.bf16 ? widen((const uint16_t*)p + i) : load((const float*)p + i);
+    return cache.bf16 ? from_bf16((const uint16_t*)p + i) : load((const float*)p + i);
   }
 
-  // How many parts so many positions are read in: by their number and the threads asked for only, so that a row's sums
-  // depend neither on its neighbours nor on how many threads there are at the time.
+  // The number of parts that positions are read in. It depends only on their number and the threads requested, so that
+  // a row's sums depend neither on other rows nor on the number of threads that run.
   int parts_of(int positions) const { return positions <= 128 ? 1 : most; }
 
-  // Queries of one group of heads against a part of the positions: unnormalised output, largest score, sum of weights.
+  // Queries of one group of heads against a part of the positions: unnormalized output, largest score, sum of weights.
   void attend(const Layer& layer, int index, int b, int g, int part, const float* angles, std::vector<float>& scratch) {
     const int K = m.head_width, G = m.kv_heads, n = m.heads / G;
     const int length = lengths[b] + 1, begin = layer.local ? std::max(0, length - m.window) : 0;
@@ -991,10 +1008,11 @@ struct Step {
       for (int i = 0; i < n; i++) part_of(b, g * n + i, part)[K] = -INFINITY;
       return;
     }
-    const int from = begin + share(length - begin, 16, part, cut), to = begin + share(length - begin, 16, part + 1, cut);
+    const int from = begin + share(length - begin, 16, part, cut);
+    const int to = begin + share(length - begin, 16, part + 1, cut);
     const float* row = &qkv[size_t(b) * (m.heads + 2 * G) * K];
-    const size_t at = b * cache.row_stride + g * cache.head_stride;
-    char *keys = (char*)cache.keys[index] + at * (cache.bf16 ? 2 : 4), *values = (char*)cache.values[index] + at * (cache.bf16 ? 2 : 4);
+    const size_t at = (b * cache.row_stride + g * cache.head_stride) * (cache.bf16 ? 2 : 4);
+    char *keys = (char*)cache.keys[index] + at, *values = (char*)cache.values[index] + at;
     grow(scratch, size_t(n) * K + K + size_t(n) * (to - from + 16));
     float *q = scratch.data(), *k = q + n * K, *scores = k + K;
     memcpy(q, row + size_t(g) * n * K, sizeof(float) * n * K);
@@ -1002,7 +1020,7 @@ struct Step {
       rotate(q + i * K, layer.q_norm, angles);
       for (int j = 0; j < K; j++) q[i * K + j] *= m.attention_scale;
     }
-    if (to == length) {  // whoever has the last part stores the new position
+    if (to == length) {  // the thread with the last part stores the new position
       memcpy(k, row + size_t(m.heads + g) * K, sizeof(float) * K);
       rotate(k, layer.k_norm, angles);
       const float* v = row + size_t(m.heads + G + g) * K;
@@ -1012,22 +1030,22 @@ struct Step {
         else ((float*)keys)[i] = k[j], ((float*)values)[i] = v[j];
       }
     }
-    const int count = to - from, room = count + 16;
-    for (int i = 0; i < n; i += 4) {  // heads of the group share what is read; four at most have their sums in registers
-      float* s = scores + size_t(i) * room;
+    const int count = to - from, stride = count + 16;
+    for (int i = 0; i < n; i += 4) {  // heads of a group share what is read; the sums of four fit in registers
+      float* s = scores + size_t(i) * stride;
       switch (std::min(4, n - i)) {
-        case 1: score<1>(keys, from, count, q + i * K, s, room); break;
-        case 2: score<2>(keys, from, count, q + i * K, s, room); break;
-        case 3: score<3>(keys, from, count, q + i * K, s, room); break;
-        default: score<4>(keys, from, count, q + i * K, s, room);
+        case 1: score<1>(keys, from, count, q + i * K, s, stride); break;
+        case 2: score<2>(keys, from, count, q + i * K, s, stride); break;
+        case 3: score<3>(keys, from, count, q + i * K, s, stride); break;
+        default: score<4>(keys, from, count, q + i * K, s, stride);
       }
     }
     for (int i = 0; i < n; i++) {
-      float* s = scores + size_t(i) * room;
+      float* s = scores + size_t(i) * stride;
       float* result = part_of(b, g * n + i, part);
       float top = -INFINITY;
       for (int t = 0; t < count; t++) top = s[t] > top ? s[t] : top;
-      for (int t = count; t < room; t++) s[t] = -INFINITY;
+      for (int t = count; t < stride; t++) s[t] = -INFINITY;
       F16 total{};
       for (int t = 0; t < count; t += 16) {
         const F16 e = exponential(load(s + t) - top);
@@ -1036,7 +1054,7 @@ struct Step {
         else
           for (int l = 0; t + l < count; l++) total[l] += e[l];
       }
-      if (pairwise()) {  // in place: a vector is read before its half is written
+      if (pairwise()) {  // in place: each vector is read before it is overwritten
         uint16_t* h = (uint16_t*)s;
         to_bf16(s, h, (count + 15) / 16 * 16);
         for (int t = count; t < count + 2; t++) h[t] = 0;
@@ -1044,12 +1062,12 @@ struct Step {
       result[K] = top, result[K + 1] = sum(total);
     }
     for (int i = 0; i < n; i += 4) {
-      const float* s = scores + size_t(i) * room;
+      const float* s = scores + size_t(i) * stride;
       switch (std::min(4, n - i)) {
-        case 1: weigh<1>(values, from, count, s, room, b, g * n + i, part); break;
-        case 2: weigh<2>(values, from, count, s, room, b, g * n + i, part); break;
-        case 3: weigh<3>(values, from, count, s, room, b, g * n + i, part); break;
-        default: weigh<4>(values, from, count, s, room, b, g * n + i, part);
+        case 1: weigh<1>(values, from, count, s, stride, b, g * n + i, part); break;
+        case 2: weigh<2>(values, from, count, s, stride, b, g * n + i, part); break;
+        case 3: weigh<3>(values, from, count, s, stride, b, g * n + i, part); break;
+        default: weigh<4>(values, from, count, s, stride, b, g * n + i, part);
       }
     }
   }
@@ -1066,9 +1084,9 @@ struct Step {
     return &parts[((size_t(b) * m.heads + head) * most + part) * (m.head_width + 2)];
   }
 
-  // scores[i * room + s] = q_i k_s for N queries and the positions [from, from + count)
+  // scores[i * stride + s] = q_i k_s for N queries and the positions [from, from + count)
   template <int N>
-  void score(const void* keys, int from, int count, const float* q, float* scores, int room) const {
+  void score(const void* keys, int from, int count, const float* q, float* scores, int stride) const {
     const int K = m.head_width;
 #ifdef BF16_PRODUCTS
     if (cache.bf16 && !m.exact && K % 32 == 0) {
@@ -1087,7 +1105,7 @@ struct Step {
             }
             for (int i = 0; i < N; i++) acc[i][p] = a[i];
           }
-          for (int i = 0; i < N; i++) *(F16*)(scores + size_t(i) * room + s) = sums(acc[i]);
+          for (int i = 0; i < N; i++) *(F16*)(scores + size_t(i) * stride + s) = sums(acc[i]);
         }
         return;
       }
@@ -1107,13 +1125,13 @@ struct Step {
           for (int i = 0; i < N; i++) a[i][0] += number(keys, at + j) * q[i * K + j];
         for (int i = 0; i < N; i++) acc[i][p] = a[i];
       }
-      for (int i = 0; i < N; i++) *(F16*)(scores + size_t(i) * room + s) = sums(acc[i]);
+      for (int i = 0; i < N; i++) *(F16*)(scores + size_t(i) * stride + s) = sums(acc[i]);
     }
   }
 
   // The sum over positions of weight times value, for N heads from `head` on.
   template <int N>
-  void weigh(const void* values, int from, int count, const float* weights, int room, int b, int head, int part) {
+  void weigh(const void* values, int from, int count, const float* weights, int stride, int b, int head, int part) {
     const int K = m.head_width;
     int j = 0;
 #ifdef BF16_PRODUCTS
@@ -1130,7 +1148,7 @@ struct Step {
           const __m512bh v0 = (__m512bh)_mm512_unpacklo_epi16(a0, b0), v1 = (__m512bh)_mm512_unpackhi_epi16(a0, b0);
           const __m512bh v2 = (__m512bh)_mm512_unpacklo_epi16(a1, b1), v3 = (__m512bh)_mm512_unpackhi_epi16(a1, b1);
           for (int i = 0; i < N; i++) {
-            const __m512bh w = pairs((const uint16_t*)(weights + size_t(i) * room) + t);
+            const __m512bh w = pairs((const uint16_t*)(weights + size_t(i) * stride) + t);
             acc[i][0] = _mm512_dpbf16_ps(acc[i][0], v0, w), acc[i][1] = _mm512_dpbf16_ps(acc[i][1], v1, w);
             acc[i][2] = _mm512_dpbf16_ps(acc[i][2], v2, w), acc[i][3] = _mm512_dpbf16_ps(acc[i][3], v3, w);
           }
@@ -1154,7 +1172,7 @@ struct Step {
         const size_t at = size_t(from + t) * K + j;
         for (int c = 0; c < 4; c++) {
           const F16 v = sixteen(values, at + c * 16);
-          for (int i = 0; i < N; i++) acc[i][c] += v * weights[size_t(i) * room + t];
+          for (int i = 0; i < N; i++) acc[i][c] += v * weights[size_t(i) * stride + t];
         }
       }
       for (int i = 0; i < N; i++)
@@ -1163,7 +1181,8 @@ struct Step {
     for (; j < K; j++)
       for (int i = 0; i < N; i++) {
         float acc = 0;
-        for (int t = 0; t < count; t++) acc += number(values, size_t(from + t) * K + j) * weights[size_t(i) * room + t];
+        for (int t = 0; t < count; t++)
+          acc += number(values, size_t(from + t) * K + j) * weights[size_t(i) * stride + t];
         part_of(b, head + i, part)[j] = acc;
       }
   }
@@ -1204,21 +1223,23 @@ struct Step {
 
   void feed_forward(const Layer& layer, const Input& x, std::vector<float>& gate, std::vector<float>& up,
                     const Worker& me) {
-    const int F = m.ffn_width, from = share(F, GROUP, me.id, me.count), to = share(F, GROUP, me.id + 1, me.count);
+    const int F = m.ffn_width;
+    const auto [from, to] = share(F, GROUP, me);
     if (from == to) return;
     grow(up, size_t(batch) * F), grow(gate, size_t(batch) * F);
     multiply(layer.up, from, to, x, batch, up.data(), F, m.exact);
     if (layer.gate.kind) multiply(layer.gate, from, to, x, batch, gate.data(), F, m.exact);
     for (int b = 0; b < batch; b++) {
-      gated(layer.gate.kind ? &gate[size_t(b) * F] : nullptr, &up[size_t(b) * F], hidden.row(b), from, to, m.activation);
+      const float* g = layer.gate.kind ? &gate[size_t(b) * F] : nullptr;
+      gated(g, &up[size_t(b) * F], hidden.row(b), from, to, m.activation);
       hidden.round(b, F, from, to, m.exact);
     }
   }
 
   void run(const Worker& me) {
-    const int D = m.width, K = m.head_width, wide = (m.heads + 2 * m.kv_heads) * K;
-    thread_local Own own;
-    auto& [x, scratch, gate, up, global, local, position, post, in, heads] = own;
+    const int D = m.width, K = m.head_width, stride = (m.heads + 2 * m.kv_heads) * K;
+    thread_local ThreadWorkspace workspace;
+    auto& [x, scratch, gate, up, global, local, position, post, in, heads] = workspace;
     grow(x, size_t(batch) * D), grow(position, D);
     for (int b = 0; b < batch; b++) {
       unpack_row(m.embed, tokens[b], &x[size_t(b) * D]);
@@ -1233,9 +1254,9 @@ struct Step {
     for (int l = 0; l < m.depth; l++) {
       const Layer& layer = m.layers[l];
       normed(x, layer.attention, in);
-      product(layer.q, in, qkv.data(), wide, me);
-      product(layer.k, in, qkv.data() + size_t(m.heads) * K, wide, me);
-      product(layer.v, in, qkv.data() + size_t(m.heads + m.kv_heads) * K, wide, me);
+      product(layer.q, in, qkv.data(), stride, me);
+      product(layer.k, in, qkv.data() + size_t(m.heads) * K, stride, me);
+      product(layer.v, in, qkv.data() + size_t(m.heads + m.kv_heads) * K, stride, me);
       me.barrier();
       const float* table = (layer.local ? local : global).data();
       for (int task = me.id; task < batch * m.kv_heads * most; task += me.count) {
@@ -1262,9 +1283,9 @@ struct Step {
 
 }  // namespace
 
-extern "C" {  // what can fail returns a Status
+extern "C" {  // functions that can fail return a Status
 
-int32_t tfcli_sizes(int32_t which) {  // that Python and this file agree on the structures
+int32_t tfcli_sizes(int32_t which) {  // for Python to check its structures
   const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache)};
   return sizes[which];
 }
@@ -1277,7 +1298,7 @@ int32_t tfcli_bf16_products() {
 #endif
 }
 
-int32_t tfcli_bf16_tiles() {  // whether the processor multiplies whole tiles of bf16, which nothing here does
+int32_t tfcli_bf16_tiles() {  // whether the processor multiplies whole tiles of bf16 (AMX), which is not used here
 #ifdef __AMX_BF16__
   return 1;
 #else
@@ -1295,9 +1316,9 @@ int32_t tfcli_int8_products() {
 
 // tokens[b] follows the lengths[b] positions of row b in the cache: stores its key and value, writes logits (B, V).
 int32_t tfcli_step(const Model* model, const Cache* cache, int32_t batch, const int32_t* tokens, const int32_t* lengths,
-                float* logits, int32_t threads) try {
-  thread_local Room room;
-  Step step(*model, *cache, batch, tokens, lengths, logits, threads, room);
+                   float* logits, int32_t threads) try {
+  thread_local Workspace workspace;
+  Step step(*model, *cache, batch, tokens, lengths, logits, threads, workspace);
   return in_parallel(threads, [&](const Worker& me) { step.run(me); });
 } catch (...) {
   return why();
@@ -1312,7 +1333,8 @@ int32_t tfcli_linear(const Matrix* w, int32_t batch, const float* x, float* y, i
     in.round(b, w->cols, 0, w->cols, exact);
   }
   return in_parallel(threads, [&](const Worker& me) {
-    multiply(*w, share(w->rows, TILE, me.id, me.count), share(w->rows, TILE, me.id + 1, me.count), in, batch, y, w->rows, exact);
+    const auto [from, to] = share(w->rows, TILE, me);
+    multiply(*w, from, to, in, batch, y, w->rows, exact);
   });
 } catch (...) {
   return why();
@@ -1324,9 +1346,9 @@ int32_t tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uin
   in.borrow(x, batch, w->cols);
   return in_parallel(threads, [&](const Worker& me) {
     if (w->kind != TILED)
-      for (int b = share(batch, 1, me.id, me.count); b < share(batch, 1, me.id + 1, me.count); b++) in.sum_up(b);
+      for (auto [b, end] = share(batch, 1, me); b < end; b++) in.sum_up(b);
     me.barrier();
-    const int from = share(w->rows, TILE, me.id, me.count), to = share(w->rows, TILE, me.id + 1, me.count);
+    const auto [from, to] = share(w->rows, TILE, me);
     // Some input rows at a time: they stay in the cache while all of the weights pass.
     for (int b = 0; b < batch && from < to; b += 64) {
       Input some;
@@ -1342,11 +1364,12 @@ int32_t tfcli_linear_bf16(const Matrix* w, int32_t batch, const uint16_t* x, uin
 #ifdef INT8_PRODUCTS
 // The same by a Q8 matrix without `low`, input rows rounded to 8 bits too.
 int32_t tfcli_linear_int8(const Matrix* w, int32_t batch, const uint16_t* x, uint16_t* y, int32_t threads) try {
-  Coarse in(batch, w->cols);
+  Int8Input in(batch, w->cols);
   return in_parallel(threads, [&](const Worker& me) {
-    for (int b = share(batch, 1, me.id, me.count); b < share(batch, 1, me.id + 1, me.count); b++) in.round(x + size_t(b) * w->cols, b);
+    const auto [first, last] = share(batch, 1, me);
+    for (int b = first; b < last; b++) in.round(x + size_t(b) * w->cols, b);
     me.barrier();
-    const int from = share(w->rows, TILE, me.id, me.count), to = share(w->rows, TILE, me.id + 1, me.count);
+    const auto [from, to] = share(w->rows, TILE, me);
     std::vector<uint8_t> codes(size_t(w->groups) * GROUP * TILE);
     for (int tile = from / TILE; tile * TILE < to; tile++) {
       fours(*w, tile, codes.data());
@@ -1364,13 +1387,15 @@ int32_t tfcli_linear_int8(const Matrix* w, int32_t batch, const uint16_t* x, uin
 int32_t tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
   const int pairs = padded(w->cols) / 2, tiles = (w->rows + TILE - 1) / TILE;
   return in_parallel(threads, [&](const Worker& me) {
-    for (int tile = share(tiles, 1, me.id, me.count); tile < share(tiles, 1, me.id + 1, me.count); tile++) {
+    for (auto [tile, end] = share(tiles, 1, me); tile < end; tile++) {
       uint32_t* to = (uint32_t*)out + size_t(tile) * pairs * TILE;
       for (int r = 0; r < TILE; r++) {
         const int n = tile * TILE + r, cols = n < w->rows ? w->cols : 0;
         const uint16_t* from = (const uint16_t*)w->data + size_t(n) * w->cols;
-        for (int j = 0; j < pairs; j++)
-          to[size_t(j) * TILE + r] = (2 * j < cols ? from[2 * j] : 0) | uint32_t(2 * j + 1 < cols ? from[2 * j + 1] : 0) << 16;
+        for (int j = 0; j < pairs; j++) {
+          const uint32_t even = 2 * j < cols ? from[2 * j] : 0, odd = 2 * j + 1 < cols ? from[2 * j + 1] : 0;
+          to[size_t(j) * TILE + r] = even | odd << 16;
+        }
       }
     }
   });
@@ -1378,34 +1403,34 @@ int32_t tfcli_tile(const Matrix* w, uint16_t* out, int32_t threads) {
 
 // y = RMSNorm(x) w over rows of `cols`; bf16 or fp32 alike in x and y.
 int32_t tfcli_norm(const void* x, void* y, int32_t rows, int32_t cols, const float* weight, float eps, int32_t bf16,
-                int32_t threads) {
+                   int32_t threads) {
   return in_parallel(threads, [&](const Worker& me) {
-    std::vector<float> wide(cols);
-    for (int r = share(rows, 1, me.id, me.count); r < share(rows, 1, me.id + 1, me.count); r++) {
+    std::vector<float> row(cols);
+    for (auto [r, end] = share(rows, 1, me); r < end; r++) {
       const size_t at = size_t(r) * cols;
       const float* from = (const float*)x + at;
-      if (bf16) to_wide((const uint16_t*)x + at, wide.data(), cols), from = wide.data();
-      normalise(from, bf16 ? wide.data() : (float*)y + at, cols, Norm{weight, nullptr}, false, eps);
-      if (bf16) to_bf16(wide.data(), (uint16_t*)y + at, cols);
+      if (bf16) to_float((const uint16_t*)x + at, row.data(), cols), from = row.data();
+      normalize(from, bf16 ? row.data() : (float*)y + at, cols, Norm{weight, nullptr}, false, eps);
+      if (bf16) to_bf16(row.data(), (uint16_t*)y + at, cols);
     }
   });
 }
 
-// Heads (tokens, heads, width): QK-norm where there is a weight, then rotation by cos and sin (tables, width / 2), which
-// repeat every `tables` tokens. x and y may be the same.
-int32_t tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int32_t width, const float* weight, float eps,
-                  const float* cos, const float* sin, int32_t tables, int32_t bf16, int32_t threads) {
+// Heads (tokens, heads, width): QK-norm where there is a weight, then rotation by cos and sin (tables, width / 2),
+// which repeat every `tables` tokens. x and y may be the same.
+int32_t tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int32_t width, const float* weight,
+                     float eps, const float* cos, const float* sin, int32_t tables, int32_t bf16, int32_t threads) {
   return in_parallel(threads, [&](const Worker& me) {
-    std::vector<float> wide(width), out(width);
+    std::vector<float> row(width), out(width);
     const int half = width / 2;
-    for (int t = share(tokens, 1, me.id, me.count); t < share(tokens, 1, me.id + 1, me.count); t++) {
+    for (auto [t, end] = share(tokens, 1, me); t < end; t++) {
       const float *c = cos + size_t(t % tables) * half, *s = sin + size_t(t % tables) * half;
       for (int h = 0; h < heads; h++) {
         const size_t at = (size_t(t) * heads + h) * width;
-        if (bf16) to_wide((const uint16_t*)x + at, wide.data(), width);
-        else memcpy(wide.data(), (const float*)x + at, sizeof(float) * width);
-        if (weight) normalise(wide.data(), wide.data(), width, Norm{weight, nullptr}, false, eps);
-        float *to = bf16 ? out.data() : (float*)y + at, *a = wide.data(), *b = wide.data() + half;
+        if (bf16) to_float((const uint16_t*)x + at, row.data(), width);
+        else memcpy(row.data(), (const float*)x + at, sizeof(float) * width);
+        if (weight) normalize(row.data(), row.data(), width, Norm{weight, nullptr}, false, eps);
+        float *to = bf16 ? out.data() : (float*)y + at, *a = row.data(), *b = row.data() + half;
         for (int i = 0; i < half; i++) to[i] = a[i] * c[i] - b[i] * s[i];
         for (int i = 0; i < half; i++) to[half + i] = b[i] * c[i] + a[i] * s[i];
         if (bf16) to_bf16(to, (uint16_t*)y + at, width);
@@ -1415,7 +1440,8 @@ int32_t tfcli_rotate(const void* x, void* y, int32_t tokens, int32_t heads, int3
 }
 
 // y = act(gate) * up, or act(up) where there is no gate; all of n numbers, y may be one of the others.
-int32_t tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int32_t activation, int32_t bf16, int32_t threads) {
+int32_t tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int32_t activation, int32_t bf16,
+                       int32_t threads) {
   return in_parallel(threads, [&](const Worker& me) {
     const int64_t units = (n + 1023) / 1024;
     float g[1024], u[1024];
@@ -1424,8 +1450,8 @@ int32_t tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int
       const int count = int(std::min<int64_t>(1024, n - at));
       const float *a = gate ? (const float*)gate + at : nullptr, *b = (const float*)up + at;
       if (bf16) {
-        if (gate) to_wide((const uint16_t*)gate + at, g, count), a = g;
-        to_wide((const uint16_t*)up + at, u, count), b = u;
+        if (gate) to_float((const uint16_t*)gate + at, g, count), a = g;
+        to_float((const uint16_t*)up + at, u, count), b = u;
       }
       float* out = bf16 ? u : (float*)y + at;
       gated(a, b, out, 0, count, activation);
@@ -1438,7 +1464,7 @@ int32_t tfcli_activate(const void* gate, const void* up, void* y, int64_t n, int
 int32_t tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* out, int32_t bf16, int32_t threads) {
   return in_parallel(threads, [&](const Worker& me) {
     std::vector<float> row(w->cols);
-    for (int i = share(count, 1, me.id, me.count); i < share(count, 1, me.id + 1, me.count); i++) {
+    for (auto [i, end] = share(count, 1, me); i < end; i++) {
       const size_t at = size_t(i) * w->cols;
       float* to = bf16 ? row.data() : (float*)out + at;
       unpack_row(*w, int(rows ? rows[i] : i), to);
@@ -1449,18 +1475,20 @@ int32_t tfcli_unpack(const Matrix* w, int32_t count, const int64_t* rows, void* 
 }
 
 #ifdef BF16_PRODUCTS
-// Attention of many queries at once in bf16 (Vaswani et al. 2017, eq. 1): out (B, H, T, K) of q (B, H, T, K) and keys and
-// values (B, G, S, K) with strides of their own; query t sees the keys up to offset + t, or all where it is not causal.
-// `bias` (B, S), or null, is added to the scores of a row's keys. K is a multiple of 32 of at most 256. Scores and sums are fp32.
-int32_t tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch, int32_t heads,
-                  int32_t groups, int32_t queries, int32_t length, int32_t width, const int64_t* strides, float scale,
-                  const float* bias, int32_t causal, int32_t offset, int32_t threads) try {
+// Attention of many queries at once in bf16 (Vaswani et al. 2017, eq. 1): out (B, H, T, K) of q (B, H, T, K) and keys
+// and values (B, G, S, K), with `strides`; query t attends to the keys up to offset + t, or to all where not causal.
+// `bias` (B, S), or null, is added to the scores of a row's keys. K is a multiple of 32 of at most 256. Scores and sums
+// are fp32.
+int32_t tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* values, uint16_t* out, int32_t batch,
+                     int32_t heads, int32_t groups, int32_t queries, int32_t length, int32_t width,
+                     const int64_t* strides, float scale, const float* bias, int32_t causal, int32_t offset,
+                     int32_t threads) try {
   // strides: of q, keys, values and out, from row to row, head to head and position to position
   const int n = heads / groups, S = (length + 31) / 32 * 32, K = width;
   constexpr int ROWS = 32;  // queries of a task
   const int blocks = (queries + ROWS - 1) / ROWS, pairs_of_heads = batch * groups;
-  // Many rows: each thread packs the keys and values of one at a time, in a place of its own. Few: all, for all threads.
-  const int most = team_size(threads);
+  // Many rows: each thread packs the keys and values of one at a time, for itself. Few: all are packed for all threads.
+  const int most = pool_size(threads);
   const bool apart = pairs_of_heads >= 4 * most;
   const size_t packed = size_t(S) * K;
   std::unique_ptr<uint16_t[]> shared(new uint16_t[2 * packed * (apart ? most : pairs_of_heads)]);
@@ -1561,11 +1589,11 @@ int32_t tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* va
         }
     };
     if (apart) {
-      uint16_t* own = &shared[2 * packed * me.id];
+      uint16_t* place = &shared[2 * packed * me.id];
       for (int pair; (pair = next.fetch_add(1)) < pairs_of_heads;) {
-        pack(pair, own);
+        pack(pair, place);
         for (int h = pair % groups * n; h < (pair % groups + 1) * n; h++)
-          for (int block = 0; block < blocks; block++) attend(pair / groups, h, block, own);
+          for (int block = 0; block < blocks; block++) attend(pair / groups, h, block, place);
       }
       return;
     }
@@ -1585,7 +1613,7 @@ int32_t tfcli_attend(const uint16_t* q, const uint16_t* keys, const uint16_t* va
 // The likeliest token of each row, the first of equals, or the one that `ids` names, and its log-probability; a row
 // that is not finite has id -1.
 int32_t tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* ids, float* logprobs, int32_t chosen,
-                int32_t threads) {
+                   int32_t threads) {
   auto row = [&](int b) {
     const float* x = logits + size_t(b) * vocab;
     int best = 0;
@@ -1625,7 +1653,7 @@ int32_t tfcli_pick(const float* logits, int32_t batch, int32_t vocab, int32_t* i
     return DONE;
   }
   return in_parallel(threads, [&](const Worker& me) {
-    for (int b = share(batch, 1, me.id, me.count); b < share(batch, 1, me.id + 1, me.count); b++) row(b);
+    for (auto [b, end] = share(batch, 1, me); b < end; b++) row(b);
   });
 }
 

@@ -1,4 +1,4 @@
-"""Generating with an encoder-decoder: each text into another, as transformers and beam search of one beam have it."""
+"""Generation with an encoder-decoder gives the same text as transformers and as beam search with one beam."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import tfcli
 from tfcli.config.options import Sampling
 from tfcli.errors import UserError
 from tfcli.formats.hf import directory as hf
+from tfcli.infer.batching import Request
 from tfcli.infer.beam import Beams, answers
-from tfcli.infer.decode import Decoder, Request, decode_reference
+from tfcli.infer.decode import Decoder, decode_reference
 from tfcli.infer.engine import Engine, Finished, source_ids
 from tfcli.model.cache import Memory
 from tfcli.model.transformer import Transformer
@@ -34,14 +35,14 @@ def made(seed: int = 3) -> Transformer:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("turned") / "m"
+    folder = tmp_path_factory.mktemp("model") / "m"
     hf.save(folder, made(), tiny_models.tokenizer())
     return folder
 
 
 @pytest.mark.parametrize("seed", [3, 5])
 def test_greedy_is_that_of_transformers_and_of_one_beam(tmp_path: Path, seed: int) -> None:
-    """In a batch of texts of all lengths, whose answers end at different steps."""
+    """A batch of texts of all lengths, whose answers end at different steps."""
     import transformers
 
     hf.save(tmp_path, made(seed), tiny_models.tokenizer())
