@@ -36,6 +36,6 @@ def test_work_shows_as_one_bar_and_nothing_else(cells: list[Any]) -> None:
 
 
 def test_the_other_cells_say_what_they_should(cells: list[Any]) -> None:
-    said = [cell.outputs[0].data["text/plain"] for cell in cells if not cell.metadata.get("tags")]
+    shown = [cell.outputs[0].data["text/plain"] for cell in cells if not cell.metadata.get("tags")]
     scores = "['bits_per_byte', 'bytes', 'loss', 'perplexity', 'tokens']"
-    assert said == ["8", "True", scores, "('model', True)", "'In the beginning'"]
+    assert shown == ["8", "True", scores, "('model', True)", "'In the beginning'"]

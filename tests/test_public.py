@@ -68,9 +68,9 @@ def test_the_example_of_each_runs(name: str, folder: Path, monkeypatch: pytest.M
     for path in (folder / "runs").iterdir():
         (tmp_path / "runs" / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    doctest.DocTestRunner().run(example, out=said.append)
-    assert not said, "".join(said)
+    output: list[str] = []
+    doctest.DocTestRunner().run(example, out=output.append)
+    assert not output, "".join(output)
 
 
 def test_a_stream_of_texts_is_answered_as_it_comes(folder: Path) -> None:

@@ -50,13 +50,13 @@ def test_pretraining(files: Path, arch: str, held: str, capfd: pytest.CaptureFix
     sizes = ["--depth", "1", "--context", "16", "--batch-size", "4", "--vocab-size", "400", "--steps", "12"]
     sizes += ["--set", "model.width=32", "--set", "train.eval_every=5", "--val", str(files / held)]
     assert main(["pretrain", str(files / "corpus.txt"), "--arch", arch, "--out", str(run), *sizes, *ON_CPU]) == 0
-    scores, said = evaluated(run, files / held, capfd), best(run)
+    scores, best_scores = evaluated(run, files / held, capfd), best(run)
     if arch == "bert":
-        assert scores["masked_loss"] == pytest.approx(said["val_loss"], rel=1e-6)
-        assert scores["accuracy"] == said["val_accuracy"]
+        assert scores["masked_loss"] == pytest.approx(best_scores["val_loss"], rel=1e-6)
+        assert scores["accuracy"] == best_scores["val_accuracy"]
         return
-    assert scores["loss"] == pytest.approx(said["val_loss"], rel=1e-6)
-    assert scores["bits_per_byte"] == pytest.approx(said["val_bits_per_byte"], rel=1e-6)
+    assert scores["loss"] == pytest.approx(best_scores["val_loss"], rel=1e-6)
+    assert scores["bits_per_byte"] == pytest.approx(best_scores["val_bits_per_byte"], rel=1e-6)
 
 
 @pytest.mark.parametrize("held", ["one.txt", "many.jsonl"])
@@ -75,9 +75,9 @@ def test_finetuning_on_text(files: Path, family: str, held: str, capfd: pytest.C
     assert main(["finetune", str(base), str(files / "corpus.txt"), "--task", "lm", "--out", str(run), "--val",
                  str(files / held), "--set", "data.context=16", "--set", "train.steps=6",
                  "--set", "train.eval_every=2", *more, *ON_CPU]) == 0  # fmt: skip
-    scores, said = evaluated(run, files / held, capfd), best(run)
-    assert scores["loss"] == pytest.approx(said["val_loss"], rel=1e-6)
-    assert scores["bits_per_byte"] == pytest.approx(said["val_bits_per_byte"], rel=1e-6)
+    scores, best_scores = evaluated(run, files / held, capfd), best(run)
+    assert scores["loss"] == pytest.approx(best_scores["val_loss"], rel=1e-6)
+    assert scores["bits_per_byte"] == pytest.approx(best_scores["val_bits_per_byte"], rel=1e-6)
     reported = json.loads((run / "run.json").read_text())["scores"]
     assert scores == {name: pytest.approx(value, rel=1e-6) for name, value in reported.items()}
 

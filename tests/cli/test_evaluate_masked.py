@@ -86,7 +86,7 @@ def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--stride", "8"], "--stride goes with a decoder"),
         (["--context", "64"], "--context is 64, the model reads 32 tokens"),
@@ -96,11 +96,11 @@ def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.
         (["--strict"], "--strict goes with a model that was finetuned"),
     ],
 )
-def test_bad_input(folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+def test_bad_input(folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """Exit 2, nothing on stdout."""
     code, out, err = evaluate(capfd, str(folder / "run"), str(folder / "val.txt"), *arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 def test_windows_of_a_decoder_have_a_bound(

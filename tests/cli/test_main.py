@@ -97,11 +97,11 @@ def test_out_of_memory_advises_what_the_command_has(
 ) -> None:
     """Would catch --depth advised to who generates; every option that is named is in the command's help."""
     assert module._explain(MemoryError(), name) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: out of memory\n") and advice in said and not_its_own not in said
+    message = capsys.readouterr().err
+    assert message.startswith("error: out of memory\n") and advice in message and not_its_own not in message
     assert main([name, "--help"]) == 0
     help = capsys.readouterr().out
-    assert all(option in help for option in re.findall(r"--[a-z-]+", said))
+    assert all(option in help for option in re.findall(r"--[a-z-]+", message))
 
 
 @pytest.mark.parametrize("where", [["--debug", "do"], ["do", "--debug"], ["do", "--count", "2", "--debug"]])

@@ -280,7 +280,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", "[]", "expected an object"),
@@ -294,10 +294,10 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
     ],
 )
-def test_broken_files_beside_it(tmp_path: Path, file: str, content: str | bytes, said: str) -> None:
+def test_broken_files_beside_it(tmp_path: Path, file: str, content: str | bytes, message: str) -> None:
     write(tmp_path, "gpt2")
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
 
 

@@ -159,10 +159,10 @@ def test_a_new_family_is_written_as_it_was_read(tmp_path: Path, toy: Family) -> 
 
 def test_a_setting_that_a_new_family_does_not_have_is_refused(tmp_path: Path, toy: Family) -> None:
     directory = by_hand(tmp_path / "toy", model(**LLAMA))
-    for key, value, said in (("gated", False, "gated is False"), ("act", "tanh", "act is 'tanh'")):
+    for key, value, message in (("gated", False, "gated is False"), ("act", "tanh", "act is 'tanh'")):
         settings = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps(settings | {key: value}))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             hf.read_config(directory)
         (directory / "config.json").write_text(json.dumps(settings))
 

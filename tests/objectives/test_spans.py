@@ -67,18 +67,18 @@ def test_source_and_target_together_are_the_text(options: SpanOptions, length: i
     for seed in range(20):
         source, target = Corruption(tokenizer=tokenizer, options=options).corrupt((ids, (seed,)))
         assert source.pop() == target.pop() == tokenizer.eos_id
-        said: dict[int, list[int]] = {}
+        spans_of: dict[int, list[int]] = {}
         for id in target:
             if id in tokenizer.sentinel_ids:
-                said[id] = []
+                spans_of[id] = []
             else:
-                said[list(said)[-1]].append(id)
-        assert [id for id in source if id in tokenizer.sentinel_ids] == list(tokenizer.sentinel_ids[: len(said)])
-        assert [part for id in source for part in said.get(id, [id])] == ids.tolist()
-        assert not any({a, b} <= said.keys() for a, b in itertools.pairwise(source))
+                spans_of[list(spans_of)[-1]].append(id)
+        assert [id for id in source if id in tokenizer.sentinel_ids] == list(tokenizer.sentinel_ids[: len(spans_of)])
+        assert [part for id in source for part in spans_of.get(id, [id])] == ids.tolist()
+        assert not any({a, b} <= spans_of.keys() for a, b in itertools.pairwise(source))
         if length > 1:
-            assert (sum(map(len, said.values())), len(said)) == spans.counts(length, options)
-            assert all(said.values())
+            assert (sum(map(len, spans_of.values())), len(spans_of)) == spans.counts(length, options)
+            assert all(spans_of.values())
 
 
 def test_every_token_is_hidden_as_often() -> None:
@@ -154,11 +154,11 @@ def test_evaluation_covers_the_whole_text_with_the_same_holes(task: SpanCorrupti
 
 def test_a_vocabulary_with_sentinels() -> None:
     """They are of no text, and text that names them comes back as it was."""
-    said = "a <extra_id_0> b"
+    text = "a <extra_id_0> b"
     assert len(pieces().sentinel_ids) == 12
-    assert not set(pieces().sentinel_ids) & set(pieces().encode(said))
-    assert pieces().decode(pieces().encode(said)) == said
-    assert pieces().encode_special(said).count(pieces().sentinel_ids[0]) == 1
+    assert not set(pieces().sentinel_ids) & set(pieces().encode(text))
+    assert pieces().decode(pieces().encode(text)) == text
+    assert pieces().encode_special(text).count(pieces().sentinel_ids[0]) == 1
 
 
 def test_refused(task: SpanCorruption, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_is_invalid_is_counted_and_placed_in_pieces(tmp_path: Path, encodin
 
 
 def test_stray_quotes_of_tsv_are_text_while_streaming_too(tmp_path: Path) -> None:
-    """Catches a corpus in tsv refused for a quote that labelled data takes."""
+    """Catches a corpus in tsv refused for a quote that labeled data may have."""
     (tmp_path / "a.tsv").write_text('text\tlabel\n"Hi" he said\tb\nWIN "now\tc\n')
     found = tables.rows(tmp_path / "a.tsv", header=True)
     assert [row.values["text"] for row in found] == ['"Hi" he said', 'WIN "now']

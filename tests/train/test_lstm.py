@@ -110,9 +110,9 @@ def test_commands(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", run, str(room / "corpus.txt"), "--json", *machine]) == 0
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] > 0
     assert main(["inspect", run, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["architecture"] == "lstm" and said["shape"]["layers"] == 2
-    assert said["stored"]["numbers"] == lstm.size(400, said["shape"]["width"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["architecture"] == "lstm" and printed["shape"]["layers"] == 2
+    assert printed["stored"]["numbers"] == lstm.size(400, printed["shape"]["width"])
     for command in (["generate", "--model", run, "--prompt", "x"], ["convert", run, str(room / "out")]):
         assert main(command) == 2
         assert "which can only be scored" in capsys.readouterr().err

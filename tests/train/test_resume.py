@@ -68,11 +68,11 @@ def test_a_run_whose_warm_up_was_in_steps(room: Path, out: Path) -> None:
         start(room / "corpus.txt", out, listen=stopper(6))
     about = json.loads((out / "run.json").read_text())
     assert about["config"]["optim"]["warmup"] is None
-    for steps, said in ((3, "with a warm-up of 3 steps"), (10, None)):
+    for steps, message in ((3, "with a warm-up of 3 steps"), (10, None)):
         about["config"]["optim"]["warmup"] = steps
         (out / "run.json").write_text(json.dumps(about))
-        if said:
-            with pytest.raises(UserError, match=said):
+        if message:
+            with pytest.raises(UserError, match=message):
                 resume(out)
     resume(out)
     assert facts(out) == facts(room / "whole")

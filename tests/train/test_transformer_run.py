@@ -64,9 +64,9 @@ def test_transformers_reads_the_directory(room: Path) -> None:
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(room / "whole").eval()
     assert type(theirs).__name__ == "MBartForConditionalGeneration"
     tokenizer = transformers.AutoTokenizer.from_pretrained(room / "whole")
-    said = "Once upon a <extra_id_0> time"
-    ids = [*codec.encode(said), codec.eos_id]
-    assert tokenizer(said).input_ids == ids
+    text = "Once upon a <extra_id_0> time"
+    ids = [*codec.encode(text), codec.eos_id]
+    assert tokenizer(text).input_ids == ids
     source, target = torch.tensor([ids[:12]]), torch.tensor([[codec.eos_id, *ids[:6]]])
     mine = model.logits(model(target, memory=model.encode(source)))
     torch.testing.assert_close(mine, theirs(input_ids=source, decoder_input_ids=target).logits, atol=1e-4, rtol=1e-4)
