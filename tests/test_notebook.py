@@ -25,7 +25,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def test_work_shows_as_one_bar_and_nothing_else(cells: list[Any]) -> None:
-    """One display, changed in place; nothing on stdout or stderr, from training or any other work."""
+    """There is one display, updated in place; nothing on stdout or stderr, from training or any other work."""
     working = [cell for cell in cells if cell.metadata.get("tags")]
     assert len([cell for cell in working if cell.metadata.tags == ["trains"]]) == 2
     for cell in working:

@@ -24,7 +24,7 @@ REVIEWS = "text,label\n" + "".join(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the examples work on: a text, a table, a model of text and one that classifies."""
+    """The files of the examples: a text, a table, a language model and a classifier."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "corpus.txt").write_text(tiny_models.TEXT, encoding="utf-8")
     (folder / "reviews.csv").write_text(REVIEWS, encoding="utf-8")

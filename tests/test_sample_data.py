@@ -63,7 +63,7 @@ def test_prompts_are_six_short_lines() -> None:
     assert all(0 < len(prompt) <= 60 and prompt == prompt.strip() for prompt in prompts)
 
 
-def test_labelled_samples_are_read_without_a_fault() -> None:
+def test_labeled_samples_are_read_without_a_fault() -> None:
     """Each by its task's reader, where whatever is wrong is fatal: offsets, tags, turns, columns."""
     notes: list[str] = []
     mail = labels.read([str(SAMPLE_DATA / "mail.tsv")], ClassifyData(strict=True), name="mail", note=notes.append)

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
-    """What stderr says, without the device and what is held out; checks that it is a message of one or two lines."""
+    """Return stderr without the lines on device and split; checks that it is a message of one or two lines."""
     capsys.readouterr()
     assert main(["pretrain", *arguments]) == code
     out, err = capsys.readouterr()
@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
 
 
 def untouched(folder: Path) -> bool:
-    """Whether the working directory holds no more than what the test put there."""
+    """Return whether the working directory has only the files of the test."""
     return not (folder / "runs").exists()
 
 

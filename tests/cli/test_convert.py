@@ -34,7 +34,7 @@ def test_there_and_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_adapters_are_merged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the model that they were made for, with both comparisons said."""
+    """Adapters are merged into their base model, and both comparisons are reported."""
     core = hf.load_model(run, runtime=cpu())
     for layer in lora.attach(core, LoraOptions(), seed=0).values():
         layer.b.data.fill_(0.01)

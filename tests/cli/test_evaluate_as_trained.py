@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def best(run: Path) -> dict[str, Any]:
-    """What metrics.jsonl says of the model that was kept; the first of a run is not the best."""
+    """Return the scores in metrics.jsonl of the model that was kept; the first of a run is not the best."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
 
@@ -85,7 +85,7 @@ def test_finetuning_on_text(files: Path, family: str, held: str, capfd: pytest.C
 def test_windows_of_long_contexts(
     files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is pretrained here is scored in its whole context; a finetuned model, as any other, in shorter windows."""
+    """Models that tfcli pretrained are scored in their whole context; finetuned and other ones in shorter windows."""
     from tfcli.apply import evaluate
     from tfcli.tasks.lm import task as lm
 

@@ -94,7 +94,7 @@ def test_an_adapter_answers_as_what_it_is_merged_into(
 
 
 def test_what_an_adapter_lacks_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A base that was moved, quantizing, an adapter on an adapter, --from-scratch beside --lora."""
+    """A base that was moved, quantizing, an adapter on an adapter, --from-scratch with --lora."""
     import shutil
 
     adapter = tmp_path / "adapter"

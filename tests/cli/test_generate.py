@@ -68,7 +68,7 @@ def test_stdin_is_one_prompt_less_its_last_line_break(call) -> None:  # type: ig
 
 
 def test_file_keeps_order_and_empty_lines(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """One result a line of input: would catch sorted or skipped ones, and CRLF in prompts."""
+    """Prints one result per line of input; catches sorted or skipped ones, and CRLF in prompts."""
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa longer prompt\r\nb\n\n从前\n".encode())
     code, out, _ = call("--file", str(path), "--json", "--max-tokens", "2")
@@ -98,7 +98,7 @@ def test_jsonl_prompts_may_have_line_breaks(call, tmp_path: Path) -> None:  # ty
     ],
 )
 def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, message: str) -> None:  # type: ignore[no-untyped-def]
-    """In a file of ten thousand prompts the line number is what one needs."""
+    """Errors in a file of many prompts name the line."""
     (tmp_path / "p.jsonl").write_bytes(content)
     code, out, err = call("--file", str(tmp_path / "p.jsonl"), "--json", "--max-tokens", "2")
     assert code == 1
@@ -110,7 +110,7 @@ def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, 
 
 
 def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """One result a line of input, in its place: a broken line, one too long, and messages without a template."""
+    """Prints one result per line, in order, also for a broken line, one too long, and messages without a template."""
     path = tmp_path / "p.jsonl"
     rows = ['{"prompt": "a"}', "oops", '{"prompt": "b"}', json.dumps({"prompt": "long " * 100})]
     rows += ['{"messages": [{"role": "user", "content": "x"}]}', '{"messages": []}', '{"prompt": "c"}']

@@ -128,7 +128,7 @@ def test_the_command_line_tunes_malloc_for_its_own_process(
 def test_debug_is_not_taken_out_of_values(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in ``generate --prompt --debug``, whose prompt was lost."""
+    """Catches the lost prompt of ``generate --prompt --debug``."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.callback()(lambda: None)
 

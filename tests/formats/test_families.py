@@ -155,7 +155,7 @@ def test_training_takes_the_same_step(tmp_path: Path, family: str, changes: dict
 @pytest.mark.parametrize(("family", "changes"), SHAPES, ids=IDS)
 @torch.no_grad()
 def test_there_and_back(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
-    """What tfcli writes is read by transformers, with the same numbers, and by tfcli, to the bit."""
+    """transformers reads what tfcli writes, with the same numbers, and so does tfcli, bitwise."""
     import transformers
 
     theirs, ids = saved(tmp_path / "theirs", family, **changes), tokens()

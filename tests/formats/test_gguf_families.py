@@ -162,7 +162,7 @@ def test_types_follow_llama_cpp() -> None:
 
 
 def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
-    """llama.cpp's defaults; a list with one number for each layer; old names; a table that is passed over."""
+    """llama.cpp's defaults; a list with one number for each layer; old names; an ignored table."""
     made = config("llama", head_width=6, norm_eps=1e-5, tied=False)
     tensors = zeros(made)
     tensors["rot"] = NewTensor(name="blk.1.attn_rot_embd.weight", shape=(4,), type="F32", data=np.ones(4, np.float32))

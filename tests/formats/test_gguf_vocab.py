@@ -187,7 +187,7 @@ def test_spaced_bpe_of_a_tokenizer_json(llama_cpp: type[LlamaCpp], tmp_path: Pat
     assert [back.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
 
 
-def test_unigram_with_normalisation(llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
+def test_unigram_with_normalization(llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
     """Like T5's: NFKC by SentencePiece's table, spaces joined, characters without a piece unknown."""
     ours = llama_pieces("unigram", "nmt_nfkc")
     metadata = to_gguf(ours)

@@ -1,4 +1,4 @@
-"""Holes, windows and scores of span corruption."""
+"""Masked spans, windows and scores of span corruption."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def model() -> Transformer:
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 200])
 def test_source_and_target_together_are_the_text(options: SpanOptions, length: int) -> None:
-    """Would catch a token lost, said twice or put under another sentinel, two spans that touch, and wrong amounts."""
+    """Catches a token lost, repeated or put under another sentinel, two spans that touch, and wrong amounts."""
     tokenizer = pieces(120)
     ids = np.random.default_rng(0).choice(np.flatnonzero(tokenizer.piece_bytes > 0), length)
     for seed in range(20):
@@ -98,13 +98,13 @@ def test_windows_fill_the_context_and_no_more(options: SpanOptions, context: int
     """Would catch a position that the model does not have, also of a window with ends of documents in it."""
     longest = spans.window(context, options)
     for length in range(2, longest + 1):
-        hidden, holes = spans.counts(length, options)
-        assert max(length - hidden, hidden) + holes + 1 <= context
-        assert holes <= spans.sentinels(context, options)
+        masked, masked_spans = spans.counts(length, options)
+        assert max(length - masked, masked) + masked_spans + 1 <= context
+        assert masked_spans <= spans.sentinels(context, options)
 
 
 def test_rows_are_a_function_of_seed_epoch_and_window(task: SpanCorruption) -> None:
-    """Would catch holes that depend on what was drawn before; ends of documents are in no side but at its end."""
+    """Catches spans that depend on earlier draws; documents end only at the end of a side."""
     one, again = task.rows(np.array([3, 0]), np.array([0, 0])), task.rows(np.array([0]), np.array([0]))
     width = again["tokens_BT"].shape[1]
     assert torch.equal(one["tokens_BT"][1, :width], again["tokens_BT"][0])
@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_each_window_alone(task: SpanCorruption) -> None:
 
 
 def test_evaluation_covers_the_whole_text_with_the_same_holes(task: SpanCorruption) -> None:
-    """Would catch a last window left out, and holes that follow the seed of the run."""
+    """Catches a last window left out, and spans that depend on the seed of the run."""
     made = model()
     scores = task.evaluate(made)
     assert scores == task.evaluate(made) == replace(task, seed=99).evaluate(made)

@@ -108,7 +108,7 @@ def test_a_tokenizer_is_taken_along(room: Path, tmp_path: Path) -> None:
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    """Settings that cannot be are said before anything is written."""
+    """Impossible settings are refused before anything is written."""
     with pytest.raises(UserError) as error:
         start(room / "corpus.txt", tmp_path / "run", settings=settings)
     assert message in error.value.message

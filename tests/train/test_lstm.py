@@ -128,7 +128,7 @@ def test_commands(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    """Settings that do nothing are said before anything is written."""
+    """Settings without effect are refused before anything is written."""
     with pytest.raises(UserError) as error:
         start(room / "corpus.txt", tmp_path / "run", settings={**SETTINGS, **settings})
     assert message in error.value.message
@@ -136,7 +136,7 @@ def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: 
 
 
 def test_a_damaged_directory(room: Path, tmp_path: Path) -> None:
-    """What is wrong is said, with the file."""
+    """Errors name the file."""
     broken = shutil.copytree(room / "whole", tmp_path / "broken")
     about = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**about, "width": "x"}))

@@ -43,7 +43,7 @@ def test_it_learns(room: Path) -> None:
 
 
 def test_stopped_and_resumed(room: Path) -> None:
-    """Would catch holes that depend on anything but the seed and the step, and an encoder that a checkpoint forgets."""
+    """Catches spans that depend on more than the seed and the step, and an encoder missing from a checkpoint."""
     out = room / "stopped"
 
     def listen(event: Event) -> None:
@@ -116,7 +116,7 @@ def test_it_is_the_model_that_pairs_get(depth: int, pairs: int) -> None:
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    """Settings that cannot be are said before anything is written."""
+    """Impossible settings are refused before anything is written."""
     with pytest.raises(UserError) as error:
         start(room / "corpus.txt", tmp_path / "run", settings=settings)
     assert message in error.value.message
