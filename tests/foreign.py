@@ -50,7 +50,7 @@ def _bpe(
 
 
 def gpt2() -> Tokenizer:
-    """As GPT-2's; trained across words, so that a text that is cut otherwise has other ids."""
+    """Train a tokenizer like GPT-2's, across words, so that a text split differently has other ids."""
     made = _bpe(_level(), train_with=_level(use_regex=False))
     made.add_special_tokens(["<|endoftext|>"])
     return made
@@ -104,7 +104,7 @@ def llama2() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """As T5's: Metaspace, no bytes, </s> at the end."""
+    """Train a tokenizer like T5's: Metaspace, no bytes, </s> at the end."""
     made = Tokenizer(models.Unigram())
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()

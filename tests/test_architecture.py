@@ -277,7 +277,7 @@ def test_no_module_runs_work_at_import() -> None:
 
 
 def probes() -> Iterator[str]:
-    """Where a member is looked for by a literal name, on our own objects or, in ``cli``, on what a task made."""
+    """Find members looked up by a literal name, on our own objects or, in ``cli``, on results of tasks."""
     rooms, made = ("tasks", "objectives", "train", "apply"), {"task", "app", "application", "predictor", "objective"}
     for name, path in MODULES.items():
         if name == FACE or room(name) not in (*rooms, "cli"):

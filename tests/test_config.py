@@ -283,7 +283,7 @@ OLD_RUN = {
         },
     },
 }  # fmt: skip
-"""What run.json of a run holds of its model, written before settings were grouped."""
+"""The model in a run.json that was written before settings were grouped."""
 
 
 def test_a_shape_is_stored_as_older_runs_have_it() -> None:

@@ -80,7 +80,7 @@ def test_a_full_disk_is_told_by_number_or_by_words() -> None:
 
 
 def hold(run: Path, pipe: Connection) -> None:
-    """In another process: take the directory, say so, and wait."""
+    """Lock the directory in another process, report it, and wait."""
     with locked(run):
         pipe.send("held")
         pipe.recv()

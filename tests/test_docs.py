@@ -23,13 +23,13 @@ COMMANDS += ["pretrain", "finetune", "generate", "predict", "evaluate", "convert
 
 
 LINES = {"mail.tsv": 81, "entities.conll": 500, "english-spanish.tsv": 101, "dialogue.jsonl": 40}
-"""What is left of the long labelled samples for these tests."""
+"""Examples kept of the long labeled samples for these tests."""
 
 
 def blocks(language: str, *, finetune: bool = False) -> list[str]:
     """The fenced blocks of the section Finetune, or of all others."""
     before, heading, rest = README.read_text(encoding="utf-8").partition("\n## Finetune\n")
-    section, following, after = rest.partition("\n## Everywhere else\n")
+    section, following, after = rest.partition("\n## Other tools and Python\n")
     assert heading and following
     return re.findall(rf"```{language}\n(.*?)```", section if finetune else before + after, flags=re.DOTALL)
 
@@ -84,7 +84,7 @@ def test_ci_runs_the_readme_command() -> None:
 
 
 def test_every_console_command_runs(folder: Path) -> None:
-    """In order, as they stand, each with exit code 0."""
+    """The blocks run in order, as written, each with exit code 0."""
     for block in blocks("console"):
         for line in block.splitlines():
             assert line.startswith("$ ")
@@ -96,7 +96,7 @@ def test_every_console_command_runs(folder: Path) -> None:
 def test_every_command_of_finetuning_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As above, but in this process, which has loaded torch already; what is before a pipe is the shell's."""
+    """As above, but in this process, which has loaded torch already; the shell runs what comes before a pipe."""
     from tfcli.cli.main import main
 
     monkeypatch.chdir(folder)
@@ -116,7 +116,7 @@ def test_every_command_of_finetuning_runs(
 
 
 def test_every_python_block_runs(folder: Path) -> None:
-    """In order, in one process each, against what the console commands left."""
+    """The blocks run in order, each in its own process, on the output of the console commands."""
     for block in blocks("python"):
         result = shell(f"python -c {shlex.quote(shorter(block))}", folder)
         assert result.returncode == 0, f"{block}\n{result.stderr}"

@@ -73,7 +73,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """What a thread of its own makes of it."""
+    """Return the result of a call in its own thread."""
     made: list[Any] = []
     thread = threading.Thread(target=lambda: made.append(work()))
     thread.start()

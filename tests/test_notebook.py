@@ -25,7 +25,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def test_work_shows_as_one_bar_and_nothing_else(cells: list[Any]) -> None:
-    """One display, changed in place; nothing on stdout or stderr, from training or any other work."""
+    """There is one display, updated in place; nothing on stdout or stderr, from training or any other work."""
     working = [cell for cell in cells if cell.metadata.get("tags")]
     assert len([cell for cell in working if cell.metadata.tags == ["trains"]]) == 2
     for cell in working:
@@ -36,6 +36,6 @@ def test_work_shows_as_one_bar_and_nothing_else(cells: list[Any]) -> None:
 
 
 def test_the_other_cells_say_what_they_should(cells: list[Any]) -> None:
-    said = [cell.outputs[0].data["text/plain"] for cell in cells if not cell.metadata.get("tags")]
+    shown = [cell.outputs[0].data["text/plain"] for cell in cells if not cell.metadata.get("tags")]
     scores = "['bits_per_byte', 'bytes', 'loss', 'perplexity', 'tokens']"
-    assert said == ["8", "True", scores, "('model', True)", "'In the beginning'"]
+    assert shown == ["8", "True", scores, "('model', True)", "'In the beginning'"]

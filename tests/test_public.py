@@ -24,7 +24,7 @@ REVIEWS = "text,label\n" + "".join(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the examples work on: a text, a table, a model of text and one that classifies."""
+    """The files of the examples: a text, a table, a language model and a classifier."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "corpus.txt").write_text(tiny_models.TEXT, encoding="utf-8")
     (folder / "reviews.csv").write_text(REVIEWS, encoding="utf-8")
@@ -68,9 +68,9 @@ def test_the_example_of_each_runs(name: str, folder: Path, monkeypatch: pytest.M
     for path in (folder / "runs").iterdir():
         (tmp_path / "runs" / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    doctest.DocTestRunner().run(example, out=said.append)
-    assert not said, "".join(said)
+    output: list[str] = []
+    doctest.DocTestRunner().run(example, out=output.append)
+    assert not output, "".join(output)
 
 
 def test_a_stream_of_texts_is_answered_as_it_comes(folder: Path) -> None:

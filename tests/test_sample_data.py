@@ -63,13 +63,13 @@ def test_prompts_are_six_short_lines() -> None:
     assert all(0 < len(prompt) <= 60 and prompt == prompt.strip() for prompt in prompts)
 
 
-def test_labelled_samples_are_read_without_a_fault() -> None:
+def test_labeled_samples_are_read_without_a_fault() -> None:
     """Each by its task's reader, where whatever is wrong is fatal: offsets, tags, turns, columns."""
-    said: list[str] = []
-    mail = labels.read([str(SAMPLE_DATA / "mail.tsv")], ClassifyData(strict=True), name="mail", note=said.append)
+    notes: list[str] = []
+    mail = labels.read([str(SAMPLE_DATA / "mail.tsv")], ClassifyData(strict=True), name="mail", note=notes.append)
     assert labels.names_of(mail) == ["mail", "spam"]
     assert len(mail.examples) == len({example.text for example in mail.examples}) == 1800
-    assert said == []
+    assert notes == []
     tagged = entities.read(SAMPLE_DATA / "entities.conll", Report(strict=True), repair=False)
     assert tagged.scheme == "bio"
     assert {entity.label for sentence in tagged.sentences for entity in sentence.entities} == {

@@ -64,7 +64,7 @@ SEQ2SEQ = Architecture(
 
 
 def encoder_decoder(seed: int = 0, scale: float = 0.3, **changes: Any) -> Transformer:
-    """As ``model``, with three blocks of an encoder beside the decoder."""
+    """Like ``model``, with an encoder of three blocks."""
     shape = {"encoder_depth": 3, "kv_heads": 4, "norm_eps": 1e-5, "architecture": SEQ2SEQ}
     return model(seed, scale, **{**shape, **changes})
 
@@ -97,7 +97,7 @@ FOREIGN: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 24, "vocab_size": 400},
     ),
 }
-"""transformers' classes of each family that is read, and settings of a small model beside those that all have."""
+"""transformers' classes of each family that is read, and the settings of a small model besides those that all share."""
 
 
 def foreign(family: str, *, architecture: str | None = None, seed: int = 0, **changes: Any) -> Any:

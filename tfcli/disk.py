@@ -45,7 +45,7 @@ def mark() -> str:
 
 
 def aside(path: Path) -> Path:
-    """The path beside ``path`` to write it to until it is whole, which no other process uses."""
+    """The temporary path next to ``path`` to write to until the file is complete; no other process uses it."""
     return path.with_name(f".{path.name}{mark()}")
 
 
@@ -73,7 +73,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; an existing file stays as it is when writing fails, with an OSError."""
+    """Write a file whole or not at all; an existing file is unchanged if writing fails, with an OSError."""
     with whole_file(path) as file:
         file.write(data)
 
@@ -129,7 +129,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove unfinished files in ``folder`` that killed processes of this machine left behind."""
+    """Remove unfinished files in ``folder`` left by killed processes on this machine."""
     if os.name != "posix":  # elsewhere there is no harmless way to test whether a process runs
         return
     for path in folder.glob("*.tmp"):

@@ -122,7 +122,7 @@ def test_a_peer_may_fail_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_the_program_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an interpreter that knows no tfcli, and whose peer is absent."""
+    """With an interpreter without tfcli, and with one without the peer."""
     path = tmp_path / "peer.py"
     path.write_text(Path(program.__file__).read_text())
     path.with_name("llama_cpp.py").write_text("raise SystemExit('beside the program: not what is meant')\n")

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
-    """What stderr says, without the device and what is held out; checks that it is a message of one or two lines."""
+    """Return stderr without the lines on device and split; checks that it is a message of one or two lines."""
     capsys.readouterr()
     assert main(["pretrain", *arguments]) == code
     out, err = capsys.readouterr()
@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
 
 
 def untouched(folder: Path) -> bool:
-    """Whether the working directory holds no more than what the test put there."""
+    """Return whether the working directory has only the files of the test."""
     return not (folder / "runs").exists()
 
 
@@ -99,9 +99,9 @@ def test_a_clear_line(
     if content is not None:
         name = next(a for a in arguments if a.startswith("x."))
         (folder / name).write_bytes(content)
-    said = refused(capsys, *arguments)
+    message = refused(capsys, *arguments)
     for word in words:
-        assert word in said
+        assert word in message
     assert untouched(folder)
 
 
@@ -116,9 +116,9 @@ def test_a_directory_without_text(folder: Path, capsys: pytest.CaptureFixture[st
 def test_a_settings_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches an unknown key in a file that is silently ignored."""
     (folder / "a.toml").write_text("[train]\nstep = 3\n")
-    said = refused(capsys, "good.txt", "--config", "a.toml")
-    assert "train.step" in said
-    assert "train.steps" in said
+    message = refused(capsys, "good.txt", "--config", "a.toml")
+    assert "train.step" in message
+    assert "train.steps" in message
     (folder / "b.toml").write_text("[train\n")
     assert "not valid TOML" in refused(capsys, "good.txt", "--config", "b.toml")
     assert untouched(folder)
@@ -128,9 +128,9 @@ def test_directories_that_are_taken(folder: Path, capsys: pytest.CaptureFixture[
     """Catches another run, or a person's files, overwritten."""
     assert main(["pretrain", "good.txt", "--out", "a", "--steps", "2", *SMALL]) == 0
     before = {path: path.read_bytes() for path in (folder / "a").rglob("*") if path.is_file()}
-    said = refused(capsys, "good.txt", "--out", "a", "--steps", "2", *SMALL)
-    assert "holds another run" in said
-    assert "--resume --out a" in said
+    message = refused(capsys, "good.txt", "--out", "a", "--steps", "2", *SMALL)
+    assert "holds another run" in message
+    assert "--resume --out a" in message
     assert before == {path: path.read_bytes() for path in (folder / "a").rglob("*") if path.is_file()}
     (folder / "b").mkdir()
     (folder / "b" / "thesis.doc").write_text("years of work")
@@ -213,9 +213,9 @@ def test_a_signal_while_training(
             os.kill(os.getpid(), number)
 
     listening(monkeypatch, listen)
-    said = refused(capsys, "good.txt", "--steps", "9", "--checkpoint-every", "3", *SMALL, code=130)
-    assert "stopped after step 4" in said
-    assert "go on with: tfcli pretrain --resume --out runs/good" in said
+    message = refused(capsys, "good.txt", "--steps", "9", "--checkpoint-every", "3", *SMALL, code=130)
+    assert "stopped after step 4" in message
+    assert "go on with: tfcli pretrain --resume --out runs/good" in message
     assert main(["generate", "--model", "runs/good", "--prompt", "Once", "--max-tokens", "2", "--device", "cpu"]) == 0
     assert main(["pretrain", "--resume"]) == 0
     assert "runs/good" in capsys.readouterr().out
@@ -278,9 +278,9 @@ def test_a_full_disk(
         case "model":
             limited(disk, "whole_folder", no_space)
     often = ["--checkpoint-every", "3", "--set", "train.eval_every=3"]
-    said = refused(capsys, "good.txt", "--steps", "9", *often, *SMALL, code=1)
-    assert "disk is full" in said
-    assert "free some space" in said
+    message = refused(capsys, "good.txt", "--steps", "9", *often, *SMALL, code=1)
+    assert "disk is full" in message
+    assert "free some space" in message
     run = folder / "runs/good"
     assert [path.name for path in checkpoint.complete(run)] == ["00000003"]
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
@@ -292,10 +292,10 @@ def test_a_full_disk(
 
 def test_a_huge_rate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches divergence that goes on to the end, or exits with 0 or 2."""
-    said = refused(capsys, "good.txt", "--steps", "9", "--set", "optim.muon_lr=1e30", *SMALL, code=1)
-    assert "step 2:" in said or "step 3:" in said
-    assert "blocks.0" in said
-    assert "lower" in said
+    message = refused(capsys, "good.txt", "--steps", "9", "--set", "optim.muon_lr=1e30", *SMALL, code=1)
+    assert "step 2:" in message or "step 3:" in message
+    assert "blocks.0" in message
+    assert "lower" in message
 
 
 def test_two_runs_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

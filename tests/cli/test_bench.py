@@ -55,7 +55,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
 
 
 def write(path: Path, **changes: Any) -> Path:
-    """Results as ``--json`` wrote them before there was anything to be timed beside."""
+    """Results as ``--json`` wrote them before there were comparisons."""
     value = changes.pop("value", 100.0)
     line = {"suite": "decode", "value": value, "low": value * 0.99, "high": value * 1.01, "unit": "tokens/s"}
     path.write_text(json.dumps({**line, "what": "x", "machine": {"threads": 2}, **changes}) + "\n")

@@ -48,11 +48,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), CASES, ids=[said for _, said in CASES])
+@pytest.mark.parametrize(("arguments", "message"), CASES, ids=[message for _, message in CASES])
 def test_what_cannot_work_is_said(
-    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["compress", *arguments, *CPU]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and said in err and "Traceback" not in err
+    assert out == "" and message in err and "Traceback" not in err
     assert sorted(path.name for path in run.parent.iterdir()) == ["run", "text.txt"]

@@ -34,7 +34,7 @@ def test_there_and_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_adapters_are_merged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the model that they were made for, with both comparisons said."""
+    """Adapters are merged into their base model, and both comparisons are reported."""
     core = hf.load_model(run, runtime=cpu())
     for layer in lora.attach(core, LoraOptions(), seed=0).values():
         layer.b.data.fill_(0.01)
@@ -57,12 +57,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), CASES, ids=[said for *_, said in CASES])
+@pytest.mark.parametrize(("arguments", "code", "message"), CASES, ids=[message for *_, message in CASES])
 def test_what_cannot_work_is_said(
-    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     (run.parent / "there.gguf").write_text("x")
     assert main(["convert", *arguments]) == code
     out, err = capsys.readouterr()
-    assert out == "" and said in err and "Traceback" not in err
+    assert out == "" and message in err and "Traceback" not in err
     assert sorted(path.name for path in run.parent.iterdir()) == ["run", "there.gguf"]

@@ -71,7 +71,7 @@ def test_the_size_of_batches_does_not_matter(call, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["absent.txt"], "no such file: absent.txt"),
         (["-"], "there is no text in -"),
@@ -81,9 +81,9 @@ def test_the_size_of_batches_does_not_matter(call, tmp_path: Path, monkeypatch: 
         (["-", "--errors", "ignore"], "unknown errors 'ignore'"),
     ],
 )
-def test_bad_input_is_one_clear_message(call, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_one_clear_message(call, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     """Exit 2, nothing on stdout."""
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err

@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def best(run: Path) -> dict[str, Any]:
-    """What metrics.jsonl says of the model that was kept; the first of a run is not the best."""
+    """Return the scores in metrics.jsonl of the model that was kept; the first of a run is not the best."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])
 
@@ -50,13 +50,13 @@ def test_pretraining(files: Path, arch: str, held: str, capfd: pytest.CaptureFix
     sizes = ["--depth", "1", "--context", "16", "--batch-size", "4", "--vocab-size", "400", "--steps", "12"]
     sizes += ["--set", "model.width=32", "--set", "train.eval_every=5", "--val", str(files / held)]
     assert main(["pretrain", str(files / "corpus.txt"), "--arch", arch, "--out", str(run), *sizes, *ON_CPU]) == 0
-    scores, said = evaluated(run, files / held, capfd), best(run)
+    scores, best_scores = evaluated(run, files / held, capfd), best(run)
     if arch == "bert":
-        assert scores["masked_loss"] == pytest.approx(said["val_loss"], rel=1e-6)
-        assert scores["accuracy"] == said["val_accuracy"]
+        assert scores["masked_loss"] == pytest.approx(best_scores["val_loss"], rel=1e-6)
+        assert scores["accuracy"] == best_scores["val_accuracy"]
         return
-    assert scores["loss"] == pytest.approx(said["val_loss"], rel=1e-6)
-    assert scores["bits_per_byte"] == pytest.approx(said["val_bits_per_byte"], rel=1e-6)
+    assert scores["loss"] == pytest.approx(best_scores["val_loss"], rel=1e-6)
+    assert scores["bits_per_byte"] == pytest.approx(best_scores["val_bits_per_byte"], rel=1e-6)
 
 
 @pytest.mark.parametrize("held", ["one.txt", "many.jsonl"])
@@ -75,9 +75,9 @@ def test_finetuning_on_text(files: Path, family: str, held: str, capfd: pytest.C
     assert main(["finetune", str(base), str(files / "corpus.txt"), "--task", "lm", "--out", str(run), "--val",
                  str(files / held), "--set", "data.context=16", "--set", "train.steps=6",
                  "--set", "train.eval_every=2", *more, *ON_CPU]) == 0  # fmt: skip
-    scores, said = evaluated(run, files / held, capfd), best(run)
-    assert scores["loss"] == pytest.approx(said["val_loss"], rel=1e-6)
-    assert scores["bits_per_byte"] == pytest.approx(said["val_bits_per_byte"], rel=1e-6)
+    scores, best_scores = evaluated(run, files / held, capfd), best(run)
+    assert scores["loss"] == pytest.approx(best_scores["val_loss"], rel=1e-6)
+    assert scores["bits_per_byte"] == pytest.approx(best_scores["val_bits_per_byte"], rel=1e-6)
     reported = json.loads((run / "run.json").read_text())["scores"]
     assert scores == {name: pytest.approx(value, rel=1e-6) for name, value in reported.items()}
 
@@ -85,7 +85,7 @@ def test_finetuning_on_text(files: Path, family: str, held: str, capfd: pytest.C
 def test_windows_of_long_contexts(
     files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is pretrained here is scored in its whole context; a finetuned model, as any other, in shorter windows."""
+    """Models that tfcli pretrained are scored in their whole context; finetuned and other ones in shorter windows."""
     from tfcli.apply import evaluate
     from tfcli.tasks.lm import task as lm
 

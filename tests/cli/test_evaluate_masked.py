@@ -30,7 +30,7 @@ def evaluate(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 
 def test_scores_are_those_of_training(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The held-out file scores what metrics.jsonl says of it: the same windows, the same pieces covered up."""
+    """The held-out file scores what metrics.jsonl says of it: the same windows, the same masked tokens."""
     code, out, err = evaluate(capfd, str(folder / "run"), str(folder / "val.txt"), "--json")
     assert code == 0 and "device: cpu" in err
     scores: dict[str, Any] = json.loads(out)
@@ -59,7 +59,7 @@ def test_quantized(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The loss is that of transformers on the same windows with the same pieces covered up."""
+    """The loss is that of transformers on the same windows with the same masked tokens."""
     transformers = pytest.importorskip("transformers")
     import numpy as np
     import small_bert
@@ -86,7 +86,7 @@ def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--stride", "8"], "--stride goes with a decoder"),
         (["--context", "64"], "--context is 64, the model reads 32 tokens"),
@@ -96,17 +96,17 @@ def test_an_encoder_of_transformers(folder: Path, tmp_path: Path, capfd: pytest.
         (["--strict"], "--strict goes with a model that was finetuned"),
     ],
 )
-def test_bad_input(folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+def test_bad_input(folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """Exit 2, nothing on stdout."""
     code, out, err = evaluate(capfd, str(folder / "run"), str(folder / "val.txt"), *arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 def test_windows_of_a_decoder_have_a_bound(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long context is not read whole where nobody asked for it, which is said; --context asks."""
+    """By default a long context is shortened, with a note; --context sets it."""
     from tfcli.apply import evaluate as command
 
     save(tmp_path / "tiny")

@@ -130,7 +130,7 @@ def test_evaluate_gives_scores_and_answers(call: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["finetune", "{}/base", "{}/data.csv", "--task", "clasify"], "did you mean 'classify'?"),
         (["finetune", "{}/base", "{}/data.cvs", "--task", "classify"], "did you mean"),
@@ -148,12 +148,14 @@ def test_evaluate_gives_scores_and_answers(call: Any, folder: Path) -> None:
         (["evaluate", "{}/run", "{}/data.csv", "--predictions", "{}/none/x"], "no such directory: "),
     ],
 )
-def test_bad_input(call: Any, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input(
+    call: Any, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit code 2, nothing on stdout, and what to do; no directory is left behind."""
     monkeypatch.chdir(tmp_path)
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert not list(tmp_path.iterdir())
 
 
@@ -209,6 +211,6 @@ def test_data_by_name_from_the_shell(call: Any, folder: Path, tmp_path: Path) ->
     assert list(json.loads((tmp_path / "run" / "config.json").read_text())["label2id"]) == ["forest", "king"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["corpus"] == [spec]
     code, _, err = call("evaluate", out, spec)
-    assert code == 2 and "which split" in err
-    code, said, _ = call("evaluate", out, f"{spec}:test", "--json")
-    assert code == 0 and json.loads(said)["examples"] == 6
+    assert code == 2 and "needs a split" in err
+    code, printed, _ = call("evaluate", out, f"{spec}:test", "--json")
+    assert code == 0 and json.loads(printed)["examples"] == 6

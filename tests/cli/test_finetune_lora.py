@@ -77,24 +77,24 @@ def test_an_adapter_answers_as_what_it_is_merged_into(
     assert main(["convert", str(folder / "base"), str(tmp_path / "whole"), "--merge", str(folder / task)]) == 0
     inputs = tmp_path / "in.jsonl"
     inputs.write_text('{"text": "the king and a tree", "question": "who ?", "context": "a tree and a king"}\n' * 2)
-    said, scores = [], []
+    predictions, scores = [], []
     for model in (folder / task, tmp_path / "whole"):
         capsys.readouterr()
         machine = ["--device", "cpu", "--precision", "fp32"]
         assert main(["predict", str(model), str(inputs), *machine]) == 0
-        said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        predictions.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
         assert main(["evaluate", str(model), str(folder / DATA[task]), "--json", *machine]) == 0
         scores.append(json.loads(capsys.readouterr().out))
-    assert len(said[0]) == 2 and said[0] == said[1]
+    assert len(predictions[0]) == 2 and predictions[0] == predictions[1]
     assert scores[0] == scores[1]
     if task == "classify":
-        assert set(said[0][0]["probabilities"]) == {"king", "tree"}
+        assert set(predictions[0][0]["probabilities"]) == {"king", "tree"}
     if task == "tag":
-        assert {entity["label"] for entity in said[0][0]["entities"]} <= {"who"}
+        assert {entity["label"] for entity in predictions[0][0]["entities"]} <= {"who"}
 
 
 def test_what_an_adapter_lacks_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A base that was moved, quantizing, an adapter on an adapter, --from-scratch beside --lora."""
+    """A base that was moved, quantizing, an adapter on an adapter, --from-scratch with --lora."""
     import shutil
 
     adapter = tmp_path / "adapter"

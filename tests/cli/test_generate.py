@@ -68,7 +68,7 @@ def test_stdin_is_one_prompt_less_its_last_line_break(call) -> None:  # type: ig
 
 
 def test_file_keeps_order_and_empty_lines(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """One result a line of input: would catch sorted or skipped ones, and CRLF in prompts."""
+    """Prints one result per line of input; catches sorted or skipped ones, and CRLF in prompts."""
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa longer prompt\r\nb\n\n从前\n".encode())
     code, out, _ = call("--file", str(path), "--json", "--max-tokens", "2")
@@ -89,7 +89,7 @@ def test_jsonl_prompts_may_have_line_breaks(call, tmp_path: Path) -> None:  # ty
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b'{"prompt": "a"}\n{"prompt"', "p.jsonl:2 is not JSON"),
         (b'{"prompt": "a"}\n["a"]\n', "p.jsonl:2 is not a JSON object"),
@@ -97,20 +97,20 @@ def test_jsonl_prompts_may_have_line_breaks(call, tmp_path: Path) -> None:  # ty
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "p.jsonl:2 is not UTF-8 at byte 12"),
     ],
 )
-def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, said: str) -> None:  # type: ignore[no-untyped-def]
-    """In a file of ten thousand prompts the line number is what one needs."""
+def test_broken_prompts_are_named_by_line(call, tmp_path: Path, content: bytes, message: str) -> None:  # type: ignore[no-untyped-def]
+    """Errors in a file of many prompts name the line."""
     (tmp_path / "p.jsonl").write_bytes(content)
     code, out, err = call("--file", str(tmp_path / "p.jsonl"), "--json", "--max-tokens", "2")
     assert code == 1
-    assert said in err
+    assert message in err
     lines = [json.loads(line) for line in out.splitlines()]
     assert len(lines) == len(content.splitlines())
-    assert said in lines[-1]["error"]
+    assert message in lines[-1]["error"]
     assert all(line["prompt"] == "a" for line in lines[:-1])
 
 
 def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """One result a line of input, in its place: a broken line, one too long, and messages without a template."""
+    """Prints one result per line, in order, also for a broken line, one too long, and messages without a template."""
     path = tmp_path / "p.jsonl"
     rows = ['{"prompt": "a"}', "oops", '{"prompt": "b"}', json.dumps({"prompt": "long " * 100})]
     rows += ['{"messages": [{"role": "user", "content": "x"}]}', '{"messages": []}', '{"prompt": "c"}']
@@ -119,8 +119,8 @@ def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # 
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line.get("prompt", "error") for line in lines] == ["a", "a", "error", "b", "b", *["error"] * 3, "c", "c"]
     assert code == 1
-    for said in ("p.jsonl:2 is not JSON", "p.jsonl:4 the prompt has", "p.jsonl:5", "no chat template", "p.jsonl:6"):
-        assert said in err
+    for message in ("p.jsonl:2 is not JSON", "p.jsonl:4 the prompt has", "p.jsonl:5", "no chat template", "p.jsonl:6"):
+        assert message in err
     assert "4 prompts could not be read" in err
     piped = call("--file", "-", "--json", "--max-tokens", "2", "--num-samples", "2", stdin=path.read_bytes())
     places = [json.loads(line).get("prompt", "error") for line in piped[1].splitlines()]
@@ -131,7 +131,7 @@ def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--greedy", "--temperature", "1"], "--greedy and --temperature exclude each other"),
         (["--greedy", "--top-k", "3"], "--greedy and --top-k exclude each other"),
@@ -154,11 +154,11 @@ def test_the_other_prompts_of_a_file_are_done(call, tmp_path: Path) -> None:  # 
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_clear_message(call, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_one_clear_message(call, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     """Exit 2, nothing on stdout, no traceback."""
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 

@@ -23,7 +23,7 @@ WORDS = {
     "optim.lr": f"{rate(LR)} x {LR_WIDTH} / width, at most {rate(MOST_LR)}; {rate(NEW_LR)} with --lora; "
     f"{rate(BESIDE_MUON_LR)} from scratch",
 }
-"""What finetune says of settings that are left out where the run decides."""
+"""The defaults that finetune shows for settings that the run decides."""
 DECIDED = {DEFAULT_BUDGET, f"{MAX_TOKENS}, or what fits", f"{DEFAULT_VOCAB_SIZE}, fewer for little text"}
 BY_VALUE = re.compile(r"^[\d.]+(e-?\d+)?\b")
 

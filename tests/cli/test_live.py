@@ -38,7 +38,7 @@ RUN: list[Event] = [
 
 
 def shown(events: list[Event], width: int, height: int) -> str:
-    """What stays on a terminal of that size, without its escape sequences."""
+    """Return what stays on a terminal of that size, without escape sequences."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
     screen = LiveView(console)
     with screen as listen:

@@ -97,11 +97,11 @@ def test_out_of_memory_advises_what_the_command_has(
 ) -> None:
     """Would catch --depth advised to who generates; every option that is named is in the command's help."""
     assert module._explain(MemoryError(), name) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: out of memory\n") and advice in said and not_its_own not in said
+    message = capsys.readouterr().err
+    assert message.startswith("error: out of memory\n") and advice in message and not_its_own not in message
     assert main([name, "--help"]) == 0
     help = capsys.readouterr().out
-    assert all(option in help for option in re.findall(r"--[a-z-]+", said))
+    assert all(option in help for option in re.findall(r"--[a-z-]+", message))
 
 
 @pytest.mark.parametrize("where", [["--debug", "do"], ["do", "--debug"], ["do", "--count", "2", "--debug"]])
@@ -128,7 +128,7 @@ def test_the_command_line_tunes_malloc_for_its_own_process(
 def test_debug_is_not_taken_out_of_values(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in ``generate --prompt --debug``, whose prompt was lost."""
+    """Catches the lost prompt of ``generate --prompt --debug``."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.callback()(lambda: None)
 

@@ -33,7 +33,7 @@ def call(directory: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 def test_lines_become_vectors_in_order(call, directory: Path) -> None:  # type: ignore[no-untyped-def]
-    """One object a line, the library's own vectors, blank lines and CRLF kept as texts."""
+    """Prints one object per line, with the library's vectors; blank lines and CRLF are kept as texts."""
     code, out, err = call("--task", "embed", stdin="the king\r\n\n从前\n".encode())
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
@@ -88,7 +88,7 @@ def test_compressed_files(call, tmp_path: Path, name: str) -> None:  # type: ign
 
 
 def test_other_encodings(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Of a file and of stdin; one in which lines do not end with a byte, and one that is none, are said."""
+    """Decodes a file and stdin; refuses an encoding whose lines do not end with a byte, and an unknown one."""
     path = tmp_path / "x.txt"
     path.write_bytes("Zoë\n".encode("latin-1"))
     code, _, err = call(str(path))
@@ -111,14 +111,14 @@ def test_a_text_beyond_the_context_is_said(call) -> None:  # type: ignore[no-unt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [(["--task", "embedd"], "did you mean 'embed'?"), (["nowhere.txt"], "no such file: nowhere.txt")],
 )
-def test_bad_input(call, arguments: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input(call, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     """Exit code 2, and what to do."""
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 @pytest.fixture(scope="module")
@@ -138,18 +138,18 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_filling_in(bert: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text as the argument and lines of stdin; a line without a mask is said, the others are done."""
+    """Fills a text given as an argument and lines of stdin; a line without a mask is reported and skipped."""
     from tfcli.cli.main import main
 
-    said = "Once upon a [MASK] there was a [MASK]."
-    assert main(["predict", str(bert), "--task", "fill", said, "--device", "cpu"]) == 0
+    text = "Once upon a [MASK] there was a [MASK]."
+    assert main(["predict", str(bert), "--task", "fill", text, "--device", "cpu"]) == 0
     one = json.loads(capfd.readouterr().out)
-    assert one["text"] == said
+    assert one["text"] == text
     assert [len(words) for words in one["masks"]] == [5, 5]
     shares = [guess["probability"] for guess in one["masks"][0]]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     assert all(guess["word"] == guess["word"].strip() != "" for guess in one["masks"][0])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"the king\n{said}\n".encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"the king\n{text}\n".encode())))
     assert main(["predict", str(bert), "--task", "fill", "--device", "cpu"]) == 1
     out, err = capfd.readouterr()
     answer = json.loads(out)

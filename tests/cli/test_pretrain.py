@@ -104,7 +104,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_streams(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches progress on stdout, colour in a log, and a directory that is not what DESIGN says it holds."""
+    """Catches progress on stdout, color in a log, and a directory that is not what DESIGN says it holds."""
     assert main(["pretrain", "good.txt", "--steps", "12", "--out", "runs/a", *SMALL]) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(

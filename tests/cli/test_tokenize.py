@@ -138,7 +138,7 @@ def test_invalid_lines_can_be_replaced(model: Path) -> None:
 
 
 def test_the_tokenizer_is_found(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a guess that is not announced, and results mixed with what is said about them."""
+    """Catches a guess without a note, and results mixed with notes."""
     monkeypatch.delenv("TFCLI_MODEL", raising=False)
     expected = invoke("encode", "--tokenizer", model.parent, given=b"The\n").stdout
     monkeypatch.chdir(tmp_path)

@@ -136,8 +136,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     adapters.save(tmp_path / "a", trained(directory, "sequence").model, base=directory, about=NAMED)
     other = write(tmp_path / "other", foreign("bert", seed=1))
     small = write(tmp_path / "small", foreign("bert", hidden_size=16))
-    for path, said in ((other, "its norms are different"), (small, "here 16 x 16")):
-        with pytest.raises(UserError, match=f"an adapter for another model: .*{said}.*names .*base as its base"):
+    for path, message in ((other, "its norms are different"), (small, "here 16 x 16")):
+        with pytest.raises(UserError, match=f"an adapter for another model: .*{message}.*names .*base as its base"):
             adapters.put_on(formats.load(path, runtime=cpu()), tmp_path / "a")
     from safetensors.torch import load_file, save_file
 
@@ -148,9 +148,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         "nor parts of a head: base_model.model.lm_head.w": {**tensors, "base_model.model.lm_head.w": torch.zeros(2)},
         "classifier.bias is 5, here 3": {**tensors, "base_model.model.classifier.bias": torch.zeros(5)},
     }
-    for said, changed in broken.items():
+    for message, changed in broken.items():
         save_file(changed, file)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             open_path(tmp_path / "a").load_whole(runtime=cpu())
     (tmp_path / "a" / adapters.TASK).write_text("[]")
     save_file(tensors, file)

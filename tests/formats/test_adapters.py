@@ -161,16 +161,16 @@ def test_weights_that_are_given_are_those_that_are_written(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"seed": 1}, "an adapter for another model: its norms are different.*names some/base as its base"),
         ({"depth": 1}, "another model: this model has no model.layers.1"),
         ({"ffn_width": 40}, "another model: .*mlp.gate_proj has 48 x 32, here 40 x 32"),
     ],
 )
-def test_another_base_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_another_base_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     core = model(**changes)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         adapters.load(saved(tmp_path), core)
     assert not lora.adapters(core)
 
@@ -188,7 +188,7 @@ def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"use_dora": True}, "use_dora is 'True', which tfcli does not support"),
@@ -199,28 +199,28 @@ def test_the_base_in_fewer_bits_is_the_same_base_and_is_named(tmp_path: Path) ->
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern has '\('"),
     ],
 )
-def test_settings_that_the_core_has_not_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_settings_that_the_core_has_not_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = saved(tmp_path) / adapters.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         adapters.load(tmp_path, model())
 
 
 def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "a")
-    for name, said in ((adapters.WEIGHTS, "no adapter_model"), (adapters.CONFIG, "no adapter_config")):
+    for name, message in ((adapters.WEIGHTS, "no adapter_model"), (adapters.CONFIG, "no adapter_config")):
         shutil.copytree(tmp_path / "a", tmp_path / name)
         (tmp_path / name / name).unlink()
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             adapters.load(tmp_path / name, model())
     tensors = load_file(tmp_path / "a" / adapters.WEIGHTS)
     name = next(name for name in tensors if "lora_A" in name)
-    for change, said in (
+    for change, message in (
         ({name: tensors[name][:1].clone()}, "do not fit each other"),
         ({"base_model.model.lm_head.weight": torch.zeros(2, 2)}, "neither LoRA matrices"),
     ):
         save_file(tensors | change, tmp_path / "a" / adapters.WEIGHTS)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             adapters.load(tmp_path / "a", model())
     (tmp_path / "a" / adapters.WEIGHTS).write_bytes(b"\x08\0\0")
     with pytest.raises(UserError, match="cut short"):

@@ -235,19 +235,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_what_cannot_work_is_refused(run: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_work_is_refused(run: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     """Before anything of size is loaded, with nothing left."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         convert.convert(run, tmp_path / options.pop("out"), **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
 
 
 def test_models_that_a_format_does_not_have_are_refused(tmp_path: Path) -> None:
-    for family, said in (("bert", "is an encoder"), ("gpt2", "norm is 'layer'")):
+    for family, message in (("bert", "is an encoder"), ("gpt2", "norm is 'layer'")):
         foreign(family, vocab_size=400, bos_token_id=1, eos_token_id=1).save_pretrained(tmp_path / family)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             written(tmp_path / family, tmp_path / "m.gguf")
     source = tiny_gguf.save(tmp_path / "q.gguf", tiny_gguf.config("llama"), type="Q4_1", tokenizer=tokenizer())
     with pytest.raises(UserError, match=r"q\.gguf is quantized already, to 4 bits"):

@@ -155,7 +155,7 @@ def test_training_takes_the_same_step(tmp_path: Path, family: str, changes: dict
 @pytest.mark.parametrize(("family", "changes"), SHAPES, ids=IDS)
 @torch.no_grad()
 def test_there_and_back(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
-    """What tfcli writes is read by transformers, with the same numbers, and by tfcli, to the bit."""
+    """transformers reads what tfcli writes, with the same numbers, and so does tfcli, bitwise."""
     import transformers
 
     theirs, ids = saved(tmp_path / "theirs", family, **changes), tokens()
@@ -199,13 +199,13 @@ def test_an_encoder_reads_padded_rows_and_segments_as_transformers_does(tmp_path
 def test_bodies_and_heads(tmp_path: Path, family: str, architecture: str, left: str | None) -> None:
     """Names with and without their prefix; a head that the core does not have is not dropped without a word."""
     theirs, ids = saved(tmp_path, family, architecture=architecture, tie_word_embeddings=True), tokens()
-    said: list[str] = []
-    core = hf.load_model(tmp_path, runtime=cpu(), on_note=said.append)
+    notes: list[str] = []
+    core = hf.load_model(tmp_path, runtime=cpu(), on_note=notes.append)
     body = theirs.base_model(ids).last_hidden_state
     torch.testing.assert_close(core(ids), body, atol=1e-4, rtol=1e-4)
     not_read = open_model(tmp_path).not_read
     assert (left in not_read) if left else not not_read
-    assert len(said) == (1 if left else 0)
+    assert len(notes) == (1 if left else 0)
 
 
 def rewrite(directory: Path, change: Any) -> None:
@@ -251,8 +251,8 @@ def test_old_gpt2_files(tmp_path: Path) -> None:
         return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()} | buffers
 
     rewrite(tmp_path, old)
-    said = {"model_type": "gpt2", "n_ctx": 64, "n_positions": 64, "n_embd": 24, "n_head": 4, "n_layer": 3}
-    (tmp_path / "config.json").write_text(json.dumps({**said, "vocab_size": 90}))
+    stored = {"model_type": "gpt2", "n_ctx": 64, "n_positions": 64, "n_embd": 24, "n_head": 4, "n_layer": 3}
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "vocab_size": 90}))
     core = hf.load_model(tmp_path, runtime=cpu())
     torch.testing.assert_close(ours(core, ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
@@ -354,8 +354,8 @@ def test_an_index_that_disagrees_with_its_shards(sharded: Path) -> None:
     """Would catch a tensor taken from whichever shard comes last."""
     first, second = (path.name for path in shards(sharded)[:2])
     change_index(sharded, lambda where: where.update({"model.norm.weight": first, "more.weight": second}))
-    said = refused(sharded)
-    assert "model.norm.weight" in said or "more.weight" in said
+    message = refused(sharded)
+    assert "model.norm.weight" in message or "more.weight" in message
     change_index(sharded, lambda where: where.pop("model.norm.weight"))
     assert "says None" in refused(sharded)
 
@@ -411,7 +411,7 @@ def changed(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (changed(shape=[25]), "gives model.norm.weight other bytes"),
         (changed(shape=[1 << 62, 1 << 62]), "gives model.norm.weight other bytes"),
@@ -429,10 +429,10 @@ def changed(**changes: Any) -> Any:
         (lambda text: b"[" * 100_000, "damaged header"),
     ],
 )
-def test_headers_that_lie(llama: Path, change: Any, said: str) -> None:
+def test_headers_that_lie(llama: Path, change: Any, message: str) -> None:
     """Would catch memory reserved for a shape that the file has no numbers for, and numbers read twice."""
     change_header(llama, change)
-    assert said in refused(llama)
+    assert message in refused(llama)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_sizes_are_compared_before_anything_is_made(llama: Path, changes: dict[s
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "said"),
+    ("family", "changes", "message"),
     [
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
@@ -487,21 +487,23 @@ def test_sizes_are_compared_before_anything_is_made(llama: Path, changes: dict[s
     ],
     ids=str,
 )
-def test_settings_that_the_core_does_not_have(tmp_path: Path, family: str, changes: dict[str, Any], said: str) -> None:
+def test_settings_that_the_core_does_not_have(
+    tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
     """Would catch a setting that is ignored, so that the model runs and is wrong."""
     foreign(family).config.save_pretrained(tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(UserError) as error:
         read_config(tmp_path)
-    assert said in f"{error.value.message} {error.value.hint}"
+    assert message in f"{error.value.message} {error.value.hint}"
 
 
 def test_pickles_are_refused_with_what_to_do(llama: Path) -> None:
     """Nothing from disk is ever executed."""
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
-    said = refused(llama)
-    assert "can run code" in said
-    assert "save_pretrained" in said
+    message = refused(llama)
+    assert "can run code" in message
+    assert "save_pretrained" in message
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding(llama: Path) -> None:

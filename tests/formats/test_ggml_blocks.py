@@ -117,7 +117,7 @@ def test_numbers_too_small_for_a_scale_become_zero(type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("type", "value", "said"),
+    ("type", "value", "message"),
     [
         ("Q8_0", np.nan, "not finite"),
         ("F32", np.inf, "not finite"),
@@ -127,11 +127,11 @@ def test_numbers_too_small_for_a_scale_become_zero(type: str) -> None:
         ("Q4_0", 1e6, "too large for Q4_0"),
     ],
 )
-def test_numbers_without_a_place_are_refused(type: str, value: float, said: str) -> None:
+def test_numbers_without_a_place_are_refused(type: str, value: float, message: str) -> None:
     """Would catch an infinite weight written without a word."""
     x = np.zeros((2, 32), np.float32)
     x[1, 3] = value
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         ggml_blocks.quantize(type, x)
 
 

@@ -338,12 +338,12 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named(tmp_path: Path, name: str) -> None:
     """Every lie of a header is an error that says what it is, before anything of its size is allocated."""
-    content, said = DAMAGE[name]
+    content, message = DAMAGE[name]
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             open_gguf(path)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:

@@ -162,7 +162,7 @@ def test_types_follow_llama_cpp() -> None:
 
 
 def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
-    """llama.cpp's defaults; a list with one number for each layer; old names; a table that is passed over."""
+    """llama.cpp's defaults; a list with one number for each layer; old names; an ignored table."""
     made = config("llama", head_width=6, norm_eps=1e-5, tied=False)
     tensors = zeros(made)
     tensors["rot"] = NewTensor(name="blk.1.attn_rot_embd.weight", shape=(4,), type="F32", data=np.ones(4, np.float32))
@@ -245,8 +245,8 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", LIES)
 def test_metadata_that_lies_is_refused(tmp_path: Path, name: str) -> None:
     """Would catch a model built by what a header says: sizes are compared with the tensors before anything is made."""
-    changes, said = LIES[name]
-    with pytest.raises(UserError, match=said) as caught:
+    changes, message = LIES[name]
+    with pytest.raises(UserError, match=message) as caught:
         read(save(tmp_path / "m.gguf", CONFIGS["qwen3"], **changes))
     assert len(str(caught.value)) < 500
 
@@ -254,9 +254,9 @@ def test_metadata_that_lies_is_refused(tmp_path: Path, name: str) -> None:
 def test_tensors_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     config = CONFIGS["llama 3"]
 
-    def refused(said: str, **changes: NewTensor | None) -> None:
+    def refused(message: str, **changes: NewTensor | None) -> None:
         tensors = {name: made for name, made in (zeros(config) | changes).items() if made is not None}
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read(save(tmp_path / "m.gguf", config, tensors))
 
     def tensor(name: str, *shape: int, value: float = 0.0) -> NewTensor:
@@ -309,7 +309,7 @@ def test_no_flipped_byte_gets_past_the_checks(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"causal": False}, "is an encoder"),
         ({"norm": "layer"}, "norm is 'layer'"),
@@ -325,8 +325,8 @@ def test_no_flipped_byte_gets_past_the_checks(tmp_path: Path, name: str) -> None
         ),
     ],
 )
-def test_what_no_family_has_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_what_no_family_has_is_refused(changes: dict[str, Any], message: str) -> None:
     """Would catch a file that says one model and holds another."""
     made = core_config(architecture=from_flat(changes))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         written(made)

@@ -38,7 +38,7 @@ def test_rotary_rows_are_put_back(heads: int, head_width: int) -> None:
 
 
 def test_stored_rows_turn_as_pairs() -> None:
-    """The reason for the order: turning neighbours of what is stored is turning halves of what was (Su et al. 2021)."""
+    """The reason for the order: turning neighbors of what is stored is turning halves of what was (Su et al. 2021)."""
     rng = np.random.default_rng(1)
     q, angle = rng.normal(0, 1, 8), rng.normal(0, 1, 4)
     cos, sin = np.cos(angle), np.sin(angle)

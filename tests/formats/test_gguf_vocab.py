@@ -187,7 +187,7 @@ def test_spaced_bpe_of_a_tokenizer_json(llama_cpp: type[LlamaCpp], tmp_path: Pat
     assert [back.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
 
 
-def test_unigram_with_normalisation(llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
+def test_unigram_with_normalization(llama_cpp: type[LlamaCpp], tmp_path: Path) -> None:
     """Like T5's: NFKC by SentencePiece's table, spaces joined, characters without a piece unknown."""
     ours = llama_pieces("unigram", "nmt_nfkc")
     metadata = to_gguf(ours)
@@ -207,8 +207,8 @@ def test_unigram_with_normalisation(llama_cpp: type[LlamaCpp], tmp_path: Path) -
 
 
 def test_what_is_not_exact_is_said() -> None:
-    said = differences(trained("unigram"))
-    assert said[0] == "a character without a piece becomes <unk>, not its bytes"
+    found = differences(trained("unigram"))
+    assert found[0] == "a character without a piece becomes <unk>, not its bytes"
 
 
 def bert_metadata(ours: JsonTokenizer) -> dict[str, Any]:
@@ -292,8 +292,8 @@ WRONG: list[tuple[str, str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "key", "value", "said"), WRONG, ids=[f"{k} {n}" for k, n, _, _ in WRONG])
-def test_a_broken_vocabulary_is_refused(kind: str, key: str, value: Any, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "key", "value", "message"), WRONG, ids=[f"{k} {n}" for k, n, _, _ in WRONG])
+def test_a_broken_vocabulary_is_refused(kind: str, key: str, value: Any, message: str, tmp_path: Path) -> None:
     metadata = spm() if kind == "spm" else bpe(tmp_path)
     for gone in ("bos_token_id",) if key == "add_bos_token" else ():
         del metadata[PREFIX + gone]
@@ -303,7 +303,7 @@ def test_a_broken_vocabulary_is_refused(kind: str, key: str, value: Any, said: s
         metadata[PREFIX + key] = value
     with pytest.raises(UserError, match=r"x\.gguf") as caught:
         from_gguf(metadata, name="x.gguf")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_more_that_is_refused(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_odd_but_read(tmp_path: Path) -> None:
 
 
 def test_what_llama_cpp_has_no_like_for(tmp_path: Path) -> None:
-    for made, said in (
+    for made, message in (
         (lambda: hub(tmp_path, "bert"), "is not BPE"),
         (lambda: hub(tmp_path, "unigram"), "is not BPE"),
         (lambda: llama_pieces("bpe", "nmt_nfkc"), "not normalize"),
@@ -345,7 +345,7 @@ def test_what_llama_cpp_has_no_like_for(tmp_path: Path) -> None:
             "not have its pre-tok",
         ),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             to_gguf(made())
     with pytest.raises(UserError, match="the model only 10"):
         to_gguf(trained("bpe"), vocab_size=10)

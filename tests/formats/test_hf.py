@@ -191,16 +191,16 @@ def test_weights_cut_short_by_one_byte(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"[1]", "expected an object"), (b"\xff\xfe", "is not JSON"), (b"{}", "of type None")]
+    ("content", "message"), [(b"[1]", "expected an object"), (b"\xff\xfe", "is not JSON"), (b"{}", "of type None")]
 )
-def test_config_of_another_kind(directory: Path, content: bytes, said: str) -> None:
+def test_config_of_another_kind(directory: Path, content: bytes, message: str) -> None:
     """Would catch an AttributeError on a list, and a decoding error."""
     (directory / "config.json").write_bytes(content)
-    assert said in refused(directory)
+    assert message in refused(directory)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "gpt_oss"}, "it reads: qwen3"),
         ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'"),
@@ -223,10 +223,10 @@ def test_config_of_another_kind(directory: Path, content: bytes, said: str) -> N
     ],
     ids=str,
 )
-def test_settings_that_do_not_hold_are_refused(directory: Path, changes: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_hold_are_refused(directory: Path, changes: dict[str, Any], message: str) -> None:
     """Would catch a setting that is ignored, so that the model runs and is wrong."""
     edit(directory, **changes)
-    assert said in refused(directory)
+    assert message in refused(directory)
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(directory: Path) -> None:

@@ -54,7 +54,7 @@ def same(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ids_and_texts_are_transformers(name: str) -> None:
-    """Catches lost normalisation, truncation left on, names found in a text, and a prefix in the wrong place."""
+    """Catches lost normalization, truncation left on, names found in a text, and a prefix in the wrong place."""
     for text in HARD:
         same(name, text)
 
@@ -178,7 +178,7 @@ def test_chat_templates(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_our_own(tmp_path: Path) -> None:
-    """Our SentencePiece model goes before the tokenizer.json beside it, but only in directories that tfcli wrote."""
+    """Our SentencePiece model takes precedence over tokenizer.json, but only in directories that tfcli wrote."""
     pieces = trained("bpe")
     write(tmp_path, "qwen", chat_template="t")
     pieces.save(tmp_path / "tokenizer.model")
@@ -241,7 +241,7 @@ def test_a_list_of_word_pieces(tmp_path: Path, lower: bool) -> None:
 
 
 def test_a_bare_file() -> None:
-    """Without files beside it the end of text goes by its name, and without one there is an error."""
+    """Without other files the end of text is found by its name; without such a name there is an error."""
     assert JsonTokenizer(text_of("gpt2")).eos_ids == (700,)
     assert JsonTokenizer(text_of("bert")).eos_ids == (3,)
     assert JsonTokenizer(text_of("qwen"), roles=Roles(eos="<|im_end|>", more_eos=(700,))).eos_ids == (702, 700)
@@ -280,7 +280,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", "[]", "expected an object"),
@@ -294,10 +294,10 @@ def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
         ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
     ],
 )
-def test_broken_files_beside_it(tmp_path: Path, file: str, content: str | bytes, said: str) -> None:
+def test_broken_files_beside_it(tmp_path: Path, file: str, content: str | bytes, message: str) -> None:
     write(tmp_path, "gpt2")
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
 
 

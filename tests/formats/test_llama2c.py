@@ -140,9 +140,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "is a later version": struct.pack("<II", 0x616B3432, 1) + whole,
         "bytes, its header": struct.pack("<7i", D, F, 2**20, H, G, V, S) + whole[28:],
     }
-    for said, data in cases.items():
+    for message, data in cases.items():
         path.write_bytes(data)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             _ = open_path(path).config
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"no tok280.bin or tokenizer.bin next to it"):

@@ -159,10 +159,10 @@ def test_a_new_family_is_written_as_it_was_read(tmp_path: Path, toy: Family) -> 
 
 def test_a_setting_that_a_new_family_does_not_have_is_refused(tmp_path: Path, toy: Family) -> None:
     directory = by_hand(tmp_path / "toy", model(**LLAMA))
-    for key, value, said in (("gated", False, "gated is False"), ("act", "tanh", "act is 'tanh'")):
+    for key, value, message in (("gated", False, "gated is False"), ("act", "tanh", "act is 'tanh'")):
         settings = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps(settings | {key: value}))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             hf.read_config(directory)
         (directory / "config.json").write_text(json.dumps(settings))
 
@@ -171,7 +171,7 @@ def test_a_setting_that_a_new_family_does_not_have_is_refused(tmp_path: Path, to
 def test_a_gguf_file_of_a_new_family_has_the_logits_of_the_llama_that_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One row, whose rows of q and k stand in order; and back it goes under its own name."""
+    """One row of the table, with q and k in order, reads it; it is written back under its own name."""
     core = model(**LLAMA)
     gguf_save.save(tmp_path / "llama.gguf", core, tokenizer(), type="F32")
     llama = open_gguf(tmp_path / "llama.gguf")

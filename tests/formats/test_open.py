@@ -129,9 +129,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         tmp_path / "nothing": "no such model: .*name a directory that pretrain wrote",
         tmp_path / "run2": "did you mean .*run",
     }
-    for path, said in cases.items():
+    for path, message in cases.items():
         for options in ({}, {"quantize": "int8"}):
-            with pytest.raises(UserError, match=said):
+            with pytest.raises(UserError, match=message):
                 open_path(path).load(runtime=cpu(), **options)
     with pytest.raises(UserError, match="unknown kind of quantization 'int5'"):
         open_path(run).load(runtime=cpu(), quantize="int5")

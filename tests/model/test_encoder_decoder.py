@@ -90,7 +90,7 @@ def test_a_memory_goes_with_an_encoder() -> None:
         model(TARGET)
     with pytest.raises(ValueError, match="no other model takes one"):
         tiny_models.model()(TARGET, memory=model.encode(LONG))
-    with pytest.raises(UserError, match="an encoder has no other beside it"):
+    with pytest.raises(UserError, match="an encoder cannot have another encoder"):
         tiny_models.config(encoder_depth=1, architecture=Architecture(causal=False))
     with pytest.raises(UserError, match="encoder_depth is -1"):
         tiny_models.config(encoder_depth=-1)

@@ -57,9 +57,9 @@ def test_an_encoders_vocabulary() -> None:
         "bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id,
         "mask": tokenizer.mask_id}.items() if id is not None}  # fmt: skip
     assert named == {"bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
-    said = "a [MASK] b [CLS][SEP]"
-    assert tokenizer.decode(tokenizer.encode(said)) == said
-    assert not {tokenizer.mask_id, tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(said))
+    text = "a [MASK] b [CLS][SEP]"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert not {tokenizer.mask_id, tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(text))
     assert (tokenizer.prefix_ids, tokenizer.suffix_ids) == ((tokenizer.bos_id,), (tokenizer.eos_id,))
 
 

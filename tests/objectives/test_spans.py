@@ -1,4 +1,4 @@
-"""Holes, windows and scores of span corruption."""
+"""Masked spans, windows and scores of span corruption."""
 
 from __future__ import annotations
 
@@ -61,24 +61,24 @@ def model() -> Transformer:
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 200])
 def test_source_and_target_together_are_the_text(options: SpanOptions, length: int) -> None:
-    """Would catch a token lost, said twice or put under another sentinel, two spans that touch, and wrong amounts."""
+    """Catches a token lost, repeated or put under another sentinel, two spans that touch, and wrong amounts."""
     tokenizer = pieces(120)
     ids = np.random.default_rng(0).choice(np.flatnonzero(tokenizer.piece_bytes > 0), length)
     for seed in range(20):
         source, target = Corruption(tokenizer=tokenizer, options=options).corrupt((ids, (seed,)))
         assert source.pop() == target.pop() == tokenizer.eos_id
-        said: dict[int, list[int]] = {}
+        spans_of: dict[int, list[int]] = {}
         for id in target:
             if id in tokenizer.sentinel_ids:
-                said[id] = []
+                spans_of[id] = []
             else:
-                said[list(said)[-1]].append(id)
-        assert [id for id in source if id in tokenizer.sentinel_ids] == list(tokenizer.sentinel_ids[: len(said)])
-        assert [part for id in source for part in said.get(id, [id])] == ids.tolist()
-        assert not any({a, b} <= said.keys() for a, b in itertools.pairwise(source))
+                spans_of[list(spans_of)[-1]].append(id)
+        assert [id for id in source if id in tokenizer.sentinel_ids] == list(tokenizer.sentinel_ids[: len(spans_of)])
+        assert [part for id in source for part in spans_of.get(id, [id])] == ids.tolist()
+        assert not any({a, b} <= spans_of.keys() for a, b in itertools.pairwise(source))
         if length > 1:
-            assert (sum(map(len, said.values())), len(said)) == spans.counts(length, options)
-            assert all(said.values())
+            assert (sum(map(len, spans_of.values())), len(spans_of)) == spans.counts(length, options)
+            assert all(spans_of.values())
 
 
 def test_every_token_is_hidden_as_often() -> None:
@@ -98,13 +98,13 @@ def test_windows_fill_the_context_and_no_more(options: SpanOptions, context: int
     """Would catch a position that the model does not have, also of a window with ends of documents in it."""
     longest = spans.window(context, options)
     for length in range(2, longest + 1):
-        hidden, holes = spans.counts(length, options)
-        assert max(length - hidden, hidden) + holes + 1 <= context
-        assert holes <= spans.sentinels(context, options)
+        masked, masked_spans = spans.counts(length, options)
+        assert max(length - masked, masked) + masked_spans + 1 <= context
+        assert masked_spans <= spans.sentinels(context, options)
 
 
 def test_rows_are_a_function_of_seed_epoch_and_window(task: SpanCorruption) -> None:
-    """Would catch holes that depend on what was drawn before; ends of documents are in no side but at its end."""
+    """Catches spans that depend on earlier draws; documents end only at the end of a side."""
     one, again = task.rows(np.array([3, 0]), np.array([0, 0])), task.rows(np.array([0]), np.array([0]))
     width = again["tokens_BT"].shape[1]
     assert torch.equal(one["tokens_BT"][1, :width], again["tokens_BT"][0])
@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_each_window_alone(task: SpanCorruption) -> None:
 
 
 def test_evaluation_covers_the_whole_text_with_the_same_holes(task: SpanCorruption) -> None:
-    """Would catch a last window left out, and holes that follow the seed of the run."""
+    """Catches a last window left out, and spans that depend on the seed of the run."""
     made = model()
     scores = task.evaluate(made)
     assert scores == task.evaluate(made) == replace(task, seed=99).evaluate(made)
@@ -154,11 +154,11 @@ def test_evaluation_covers_the_whole_text_with_the_same_holes(task: SpanCorrupti
 
 def test_a_vocabulary_with_sentinels() -> None:
     """They are of no text, and text that names them comes back as it was."""
-    said = "a <extra_id_0> b"
+    text = "a <extra_id_0> b"
     assert len(pieces().sentinel_ids) == 12
-    assert not set(pieces().sentinel_ids) & set(pieces().encode(said))
-    assert pieces().decode(pieces().encode(said)) == said
-    assert pieces().encode_special(said).count(pieces().sentinel_ids[0]) == 1
+    assert not set(pieces().sentinel_ids) & set(pieces().encode(text))
+    assert pieces().decode(pieces().encode(text)) == text
+    assert pieces().encode_special(text).count(pieces().sentinel_ids[0]) == 1
 
 
 def test_refused(task: SpanCorruption, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Data sets by name: what the hub's library is asked for, splits and classes, and errors with the nearest name."""
+"""Datasets by name: calls of the datasets library, splits and classes, and errors with the most similar name."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_classes_become_names_and_splits_are_chosen(saved: Path, tmp_path: Path)
 
 
 def test_parquet_of_the_library_has_names_too(tmp_path: Path) -> None:
-    """Its files hold the numbers of classes; their names are in the schema's metadata."""
+    """Its files contain the numbers of classes; their names are in the metadata of the schema."""
     rows(2).to_parquet(tmp_path / "a.parquet")
     assert [row.values for row in tables.read(tmp_path / "a.parquet", known=()).rows] == [READ] * 2
 
 
 @pytest.mark.parametrize("kind", [{"_type": "ClassLabel", "names": ["a"]}, {"_type": "OfALaterVersion"}])
 def test_classes_that_cannot_be_read(tmp_path: Path, kind: dict[str, Any]) -> None:
-    """A number without a name, and what a later version of the library wrote: said with the file, no traceback."""
+    """A number without a name, and a feature of a later version of the library: an error that names the file."""
     about = json.dumps({"info": {"features": {"label": kind}}})
     table = pyarrow.table({"label": [1]}).replace_schema_metadata({"huggingface": about})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -83,24 +83,24 @@ def test_text_to_pretrain_on_is_a_document_a_row(tmp_path: Path) -> None:
     assert found[0].name == f"hf:{tmp_path / 'texts'}"
 
 
-def test_what_is_not_there_is_said_with_the_nearest(saved: Path, tmp_path: Path) -> None:
-    for split, said in {
+def test_unknown_names_are_refused_with_the_most_similar_one(saved: Path, tmp_path: Path) -> None:
+    for split, message in {
         "trian": "no split 'trian' .did you mean 'train'. it has: train, test",
         "x": "it has: train",
     }.items():
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             hf_data.load(f"hf:{saved}:{split}")
     for spec in ("hf:", "hf:x:", "hf:a/b/c/d:train"):
-        with pytest.raises(UserError, match=r"names no data set .hf:NAME:SPLIT"):
+        with pytest.raises(UserError, match=r"is not the name of a dataset .expected hf:NAME:SPLIT"):
             hf_data.load(spec)
     folder = tmp_path / "plain"
     folder.mkdir()
-    with pytest.raises(UserError, match="there is no data set"):
+    with pytest.raises(UserError, match="there is no dataset"):
         hf_data.load(f"hf:{folder}")
     rows(1).save_to_disk(tmp_path / "one")
-    with pytest.raises(UserError, match="one part of a data set, without splits"):
+    with pytest.raises(UserError, match="is a dataset without splits"):
         hf_data.load(f"hf:{tmp_path / 'one'}:test")
-    with pytest.raises(UserError, match=r"which split of hf:squad. .name it: --val hf:squad:test"):
+    with pytest.raises(UserError, match=r"hf:squad needs a split .for example: --val hf:squad:test"):
         hf_data.check_split("hf:squad", "--val")
     hf_data.check_split("hf:squad:validation", "--val")
     hf_data.check_split("held-out.jsonl", "--val")
@@ -108,7 +108,7 @@ def test_what_is_not_there_is_said_with_the_nearest(saved: Path, tmp_path: Path)
 
 
 class Hub:
-    """In place of ``datasets.load_dataset``: remembers what it is asked for."""
+    """A stand-in for ``datasets.load_dataset`` that records its calls."""
 
     def __init__(self, **there: Any) -> None:
         self.there, self.asked = there, []  # type: ignore[var-annotated]
@@ -125,7 +125,7 @@ class Hub:
 
 
 def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Owner, configuration, slices; an old name without an owner; a script's data set from the copy in Parquet."""
+    """Owner, configuration, slices; an old name without an owner; a dataset with a script from the copy in Parquet."""
     script = RuntimeError("Dataset scripts are no longer supported, but found conll2003.py")
     hub = Hub(nyu_glue=1, glue=1, conll2003=script)
     monkeypatch.setattr(datasets, "load_dataset", hub)
@@ -147,25 +147,25 @@ def test_errors_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     split = "Unknown split \"tset\". Should be one of ['train', 'test']."
     hub = Hub(a=ValueError(listed), b=ValueError(missing), c=ValueError(split), d=ConnectionError("Couldn't reach 'd'"))
     monkeypatch.setattr(datasets, "load_dataset", hub)
-    for spec, said in {
+    for spec, message in {
         "hf:a/mrcp": "no configuration 'mrcp' .did you mean 'mrpc'",
         "hf:b": "has several configurations .name one: cola, mrpc",
         "hf:c:tset[:3]": "no split 'tset' .did you mean 'test'. it has: train, test",
-        "hf:nope": "there is no data set nope",
+        "hf:nope": "there is no dataset nope",
     }.items():
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             hf_data.load(spec)
-    with pytest.raises(RunError, match=r"hf:d cannot be read: Couldn't reach 'd'.*is the network there"):
+    with pytest.raises(RunError, match=r"hf:d cannot be read: Couldn't reach 'd'.*check the network"):
         hf_data.load("hf:d")
 
 
 def test_rows_are_json(saved: Path) -> None:
-    """A data report and a message can hold them."""
+    """They can be part of a data report and of a message."""
     assert json.loads(json.dumps(hf_data.rows(f"hf:{saved}")[1])) == [READ] * 3
 
 
 def test_directories_are_found_again_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What --resume reads: names of the hub stay as they are, a relative directory would be another one."""
+    """For --resume: names of the hub stay as they are, a relative directory becomes absolute."""
     rows(2).save_to_disk(tmp_path / "d")
     monkeypatch.chdir(tmp_path)
     assert hf_data.absolute("hf:d:train") == f"hf:{tmp_path / 'd'}:train"

@@ -1,4 +1,4 @@
-"""Reading text: every format and compression, and a clear message for whatever is not text."""
+"""Reading text: every format and compression, and clear errors for everything else."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ NOWHERE = Path("nothing is copied")
 
 
 def documents(*specs: str | Path, counts: Counts | None = None, **options: str) -> list[str]:
-    """All documents, whole."""
-    found: list[str] = []
+    """Read all documents."""
+    whole: list[str] = []
     rest = ""
     sources = find([str(spec) for spec in specs], spool=NOWHERE)
     for chunk in read(sources, DataOptions(**options), counts):  # type: ignore[arg-type]
         rest += chunk.text
         if chunk.end:
-            found.append(rest)
+            whole.append(rest)
             rest = ""
     assert not rest
-    return found
+    return whole
 
 
 def put(path: Path, content: str | bytes) -> Path:
@@ -98,8 +98,8 @@ def test_json_lines(tmp_path: Path) -> None:
     [
         ('{"text": "a"}\n{"text": \n', "a.jsonl:2 is not JSON", "one JSON object a line"),
         ('{"text": "a"}\n[1]\n', "a.jsonl:2 is a JSON list", "text"),
-        ('{"a": "x", "b": "y"}\n', "which field", "a, b"),
-        ('{"text": 3}\n', "which field", "text"),
+        ('{"a": "x", "b": "y"}\n', "cannot tell which field", "a, b"),
+        ('{"text": 3}\n', "cannot tell which field", "text"),
         ('{"text": "a"}\n{"text": 3}\n', "a.jsonl:2: 'text' is int", None),
         ('{"text": "a"}\n{"body": "b", "x": 1}\n', "a.jsonl:2 has no field 'text'", "body, x"),
         ('{"text": "\\ud800"}\n', "a.jsonl:1.*surrogate", "--errors replace"),
@@ -123,7 +123,7 @@ def test_tables(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", f'id,text\n1,"a, ""b""\nc"\n2,\n3,{long}\n')
     assert documents(path) == ['a, "b"\nc', long]
     assert documents(put(tmp_path / "a.tsv", "n\tbody\n1\ta, b\n")) == ["a, b"]
-    with pytest.raises(UserError, match="which field"):
+    with pytest.raises(UserError, match="cannot tell which field"):
         documents(put(tmp_path / "b.csv", "a,b\nx,y\n"))
     with pytest.raises(UserError, match=r"b\.csv:3 has 3 fields, the header has 2"):
         documents(put(tmp_path / "b.csv", "id,text\n1,y\n2,y,z\n"))
@@ -146,7 +146,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_directories_and_globs(tmp_path: Path) -> None:
-    """Catches an order that depends on the file system, hidden files, and silence about what is skipped."""
+    """Catches an order that depends on the file system, hidden files, and files skipped without a note."""
     put(tmp_path / "b.txt", "B")
     put(tmp_path / "a" / "c.md", "C")
     put(tmp_path / ".hidden" / "x.txt", "no")

@@ -1,4 +1,4 @@
-"""Files of labelled rows: every form gives the same rows, and what is broken is named with its line."""
+"""Files of labeled rows: every format gives the same rows, and errors name the line."""
 
 import gzip
 import json
@@ -46,7 +46,7 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
 def test_a_column_that_is_there_twice(tmp_path: Path, name: str, between: str) -> None:
-    """Catches the last of two columns taken in silence."""
+    """Catches the last of two columns silently used."""
     (tmp_path / name).write_text(between.join(["text", "label", "Label"]) + "\n" + between.join("abc") + "\n")
     with pytest.raises(UserError, match=f"{name} has several columns 'label'"):
         values(tmp_path / name)
@@ -61,7 +61,7 @@ def test_lines_that_begin_with_their_label(tmp_path: Path) -> None:
     path.write_text("__label__a __label__b some text\n__label__c more\n")
     assert values(path) == [("some text", ["a", "b"]), ("more", "c")]
     path.write_text("no label here\n")
-    with pytest.raises(UserError, match=r"a.txt:1 begins with 'no', which is no label"):
+    with pytest.raises(UserError, match=r"a.txt:1 begins with 'no', which is not a label"):
         values(path)
 
 
@@ -75,7 +75,7 @@ def test_tables_without_a_header_and_with_stray_quotes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.csv", b"text,label\na,b,c\n", "a.csv:2 has 3 fields, the header has 2"),
         ("a.csv", b'text,label\n"a,b\n', "is not valid csv"),
@@ -86,12 +86,12 @@ def test_tables_without_a_header_and_with_stray_quotes(tmp_path: Path) -> None:
         ("a.txt", "x y".encode("utf-16"), "--encoding utf-16"),
     ],
 )
-def test_what_is_broken_is_named(tmp_path: Path, name: str, data: bytes, said: str) -> None:
-    """Catches a traceback, and rows that are left out in silence."""
+def test_what_is_broken_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    """Catches a traceback, and rows that are skipped silently."""
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
         read(tmp_path / name, known=KNOWN)
-    assert said in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(UserError, match="unknown encoding"):
         read(tmp_path / name, known=KNOWN, encoding="latin-17")
 

@@ -1,4 +1,4 @@
-"""What csv, json and pyarrow write reads back equal, a row at a time and whole, whatever is in the cells."""
+"""Files written by csv, json and pyarrow are read back equal, streamed and whole, with any cells."""
 
 import csv
 import hashlib
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def both(path: Path, **more: Any) -> list[dict[str, Any]]:
-    """The rows of a file, held to be the same in both ways, and so their places and its hash."""
+    """Return the rows of a file, after checking that streaming gives the same rows, places and hash."""
     with small_blocks():
         whole = tables.read(path, known=COLUMNS, **more)
         streamed = tables.rows(path, known=COLUMNS, **more)
@@ -164,7 +164,7 @@ def test_what_is_invalid_is_counted_and_placed_in_pieces(tmp_path: Path, encodin
 
 
 def test_stray_quotes_of_tsv_are_text_while_streaming_too(tmp_path: Path) -> None:
-    """Catches a corpus in tsv refused for a quote that labelled data takes."""
+    """Catches a corpus in tsv refused for a quote that labeled data may have."""
     (tmp_path / "a.tsv").write_text('text\tlabel\n"Hi" he said\tb\nWIN "now\tc\n')
     found = tables.rows(tmp_path / "a.tsv", header=True)
     assert [row.values["text"] for row in found] == ['"Hi" he said', 'WIN "now']
@@ -195,7 +195,7 @@ def test_a_column_alone_of_parquet(tmp_path: Path) -> None:
 
 
 def test_json_of_one_object(tmp_path: Path) -> None:
-    """Over several lines it is a row where it has a known key; under a key, the rows are named by it."""
+    """An object over several lines is a row if it has a known key; messages name rows under a key by it."""
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"text": "a"}, indent=1))
     assert both(path) == [{"text": "a"}]

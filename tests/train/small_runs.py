@@ -66,7 +66,7 @@ def facts(run: Path) -> dict[str, Any]:
 
 
 def timeless(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what a clock said."""
+    """The lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 

@@ -29,7 +29,7 @@ OPEN: list[Metrics] = []
 
 
 def shard(path: Path, tokens: int) -> Shard:
-    """Ids below 300 that follow a rule which can be learnt: each is decided by the two before it, mostly."""
+    """Ids below 300 that follow a rule which can be learned: mostly, the two before decide the next."""
     ids = np.zeros(tokens, dtype=np.int64)
     for i in range(2, tokens):
         ids[i] = (3 * ids[i - 1] + ids[i - 2] + (i * i % 7 == 0) * i) % 300

@@ -75,7 +75,7 @@ def batch(rows: Sequence[list[int]], more: Mapping[str, Tensor]) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Asking(Finetuning):
-    """Whether a line is a question; scored on what it learns from."""
+    """A task: is a line a question? Scored on its training data."""
 
     ids: list[list[int]]
     targets: Tensor

@@ -74,9 +74,9 @@ def test_transformers_reads_the_directory(room: Path) -> None:
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(room / "whole").eval()
     assert type(theirs).__name__ == "ModernBertForMaskedLM"
     codec = loaded.codec
-    said = "Once upon a [MASK] there was a   king\n[MASK]. 从 🎉"
-    ids = [*codec.prefix_ids, *codec.encode_special(said), *codec.suffix_ids]
-    assert tokenizer(said).input_ids == ids
+    text = "Once upon a [MASK] there was a   king\n[MASK]. 从 🎉"
+    ids = [*codec.prefix_ids, *codec.encode_special(text), *codec.suffix_ids]
+    assert tokenizer(text).input_ids == ids
     assert tokenizer.convert_ids_to_tokens(ids)[0] == "[CLS]"
     assert (ids.count(tokenizer.mask_token_id), tokenizer.sep_token_id, tokenizer.cls_token_id) == (2, ids[-1], ids[0])
     assert tokenizer.pad_token == "[PAD]"
@@ -108,7 +108,7 @@ def test_a_tokenizer_is_taken_along(room: Path, tmp_path: Path) -> None:
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    """Settings that cannot be are said before anything is written."""
+    """Impossible settings are refused before anything is written."""
     with pytest.raises(UserError) as error:
         start(room / "corpus.txt", tmp_path / "run", settings=settings)
     assert message in error.value.message

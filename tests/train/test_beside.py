@@ -1,4 +1,4 @@
-"""Training beside other work in the same process."""
+"""Training during other work in the same process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from small_runs import facts, start, text
 
 
 def test_training_ignores_random_numbers_that_others_draw(tmp_path: Path) -> None:
-    """As another thread would between any two operations: the run is the one that it is alone."""
+    """Another thread's draws between any two operations do not change the run."""
 
     def draws(event: object) -> None:
         torch.manual_seed(7)

@@ -37,7 +37,7 @@ def rows(count: int = 72) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model directory (a decoder) and a data set."""
+    """A model directory (a decoder) and a dataset."""
     folder = tmp_path_factory.mktemp("finetune")
     tiny_models.save(folder / "base", scale=0.15)
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
@@ -170,7 +170,7 @@ def test_from_scratch_takes_the_shape_only(start: tuple[Path, Path], tmp_path: P
 def test_what_is_new_learns_by_muon(
     start: tuple[Path, Path], tmp_path: Path, kind: str | None, new: bool, muon: bool
 ) -> None:
-    """Catches AdamW where nothing was learnt before, and Muon on what was."""
+    """Catches AdamW for new weights, and Muon for pretrained ones."""
     settings = {"train.epochs": None, "train.steps": 1, "optim.kind": kind, "optim.lr": None}
     train(start, tmp_path / "a", settings, from_scratch=new)
     kept = next((tmp_path / "a" / "checkpoints").glob("*/*.safetensors")).parent

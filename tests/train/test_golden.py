@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
 def test_losses_are_those_recorded(tmp_path: Path) -> None:
-    """Catches a change of initialisation, data order, schedule, optimizer or loss that nobody meant to make.
+    """Catches a change of initialization, data order, schedule, optimizer or loss that nobody meant to make.
 
     Recorded at full precision on one machine; another processor adds in another order. What that can do was measured:
     with Muon's products in fp32 instead of bf16 no loss moves by more than 6e-5 (at a twentieth the rate of a real

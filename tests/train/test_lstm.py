@@ -110,9 +110,9 @@ def test_commands(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", run, str(room / "corpus.txt"), "--json", *machine]) == 0
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] > 0
     assert main(["inspect", run, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["architecture"] == "lstm" and said["shape"]["layers"] == 2
-    assert said["stored"]["numbers"] == lstm.size(400, said["shape"]["width"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["architecture"] == "lstm" and printed["shape"]["layers"] == 2
+    assert printed["stored"]["numbers"] == lstm.size(400, printed["shape"]["width"])
     for command in (["generate", "--model", run, "--prompt", "x"], ["convert", run, str(room / "out")]):
         assert main(command) == 2
         assert "which can only be scored" in capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_commands(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    """Settings that do nothing are said before anything is written."""
+    """Settings without effect are refused before anything is written."""
     with pytest.raises(UserError) as error:
         start(room / "corpus.txt", tmp_path / "run", settings={**SETTINGS, **settings})
     assert message in error.value.message
@@ -136,7 +136,7 @@ def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: 
 
 
 def test_a_damaged_directory(room: Path, tmp_path: Path) -> None:
-    """What is wrong is said, with the file."""
+    """Errors name the file."""
     broken = shutil.copytree(room / "whole", tmp_path / "broken")
     about = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**about, "width": "x"}))

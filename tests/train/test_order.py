@@ -46,7 +46,7 @@ def test_epochs_differ() -> None:
     assert len(orders) == 20
 
 
-def test_neighbours_are_torn_apart() -> None:
+def test_neighbors_are_separated() -> None:
     """Catches a weak mixer: of 4096 examples, about one pair in 4096 / 2 stays side by side by chance."""
     places = order.permute(np.arange(4096, dtype=np.int64), size=4096, key=3)
     assert sum(abs(b - a) == 1 for a, b in itertools.pairwise(places.tolist())) < 12

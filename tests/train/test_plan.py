@@ -1,4 +1,4 @@
-"""What follows from a corpus, a machine and a few settings; and what cannot be."""
+"""The plan of a run from a corpus, a machine and a few settings, and settings that are impossible."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_is_refused_before_any_work(settings: dict[str, Any], wor
 
 
 def test_a_warm_up_is_a_share_of_the_run() -> None:
-    """As in finetuning; left out it is ten steps, and steps are refused with a word on shares."""
+    """A share of the steps, as in finetuning; the default is ten steps, and a number of steps is refused."""
     assert [plan.warmup_steps(share, 200) for share in (None, 0.0, 0.1)] == [10, 0, 20]
     with pytest.raises(UserError) as error:
         resolve(PretrainConfig, flags={"optim.warmup": 10.0})
@@ -202,7 +202,7 @@ def test_vocabulary_follows_the_text_and_what_the_model_can_carry() -> None:
 
 
 def test_a_length_replaces_that_of_a_lower_layer() -> None:
-    """Catches --epochs refused beside a preset's steps, and two lengths of one layer let through."""
+    """Catches --epochs refused with a preset's steps, and two lengths of one layer let through."""
     for sets in ({"train.epochs": 1.0}, {"train.budget": "9s"}):
         resolved, sources = resolve(PretrainConfig, preset="tiny", flags=sets)
         one = plan.one_length(resolved, sources)

@@ -1,4 +1,4 @@
-"""What run.json says of the code that ran."""
+"""The record in run.json of the code that ran."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfcli.train.record import git_commit
 
 
 def git(folder: Path, *words: str) -> str:
-    """What git says in a folder, without anybody's settings."""
+    """Run git in a folder, without the user's settings."""
     named = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     return subprocess.run(
         ["git", *named, *words], cwd=folder, capture_output=True, text=True, check=True
@@ -38,8 +38,8 @@ def test_the_commit_is_that_of_the_checkout(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [["-b", "other"], ["--detach"]])
-def test_of_a_worktree_it_is_its_own(repository: Path, how: list[str]) -> None:
-    """Inside another repository, whose commit was said before."""
+def test_a_worktree_has_its_own_commit(repository: Path, how: list[str]) -> None:
+    """A worktree inside another repository has its own commit."""
     inner = repository / "inner"
     git(repository, "worktree", "add", *how, str(inner))
     git(inner, "commit", "--allow-empty", "-m", "two")

@@ -34,7 +34,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(room: Path, request: pytest.FixtureRequest) -> Path:
-    """A run beside it."""
+    """Another run in the same directory."""
     return room / request.node.name.replace("/", "_")
 
 
@@ -63,16 +63,16 @@ def test_stopped_and_resumed(room: Path, out: Path, step: int) -> None:
 
 
 def test_a_run_whose_warm_up_was_in_steps(room: Path, out: Path) -> None:
-    """Of an older version: ten steps were the default and still are, others are refused with a sentence."""
+    """A run of an older version, whose default was ten steps, resumes; with other steps it is refused."""
     with pytest.raises(Interrupted):
         start(room / "corpus.txt", out, listen=stopper(6))
     about = json.loads((out / "run.json").read_text())
     assert about["config"]["optim"]["warmup"] is None
-    for steps, said in ((3, "with a warm-up of 3 steps"), (10, None)):
+    for steps, message in ((3, "with a warm-up of 3 steps"), (10, None)):
         about["config"]["optim"]["warmup"] = steps
         (out / "run.json").write_text(json.dumps(about))
-        if said:
-            with pytest.raises(UserError, match=said):
+        if message:
+            with pytest.raises(UserError, match=message):
                 resume(out)
     resume(out)
     assert facts(out) == facts(room / "whole")
@@ -330,7 +330,7 @@ def test_damaged_shards_are_made_again(room: Path, tmp_path: Path) -> None:
 
 
 def test_metrics_that_were_deleted(room: Path, out: Path) -> None:
-    """Catches a file that begins with a hole of zeros."""
+    """Catches a file that begins with zeros."""
     half(room, out)
     (out / "metrics.jsonl").unlink()
     resume(out)

@@ -1,4 +1,4 @@
-"""One step: the gradient of a batch however it is cut, dropout, clipping; and the order of a step's work."""
+"""One step: the gradient of a batch however it is split, dropout, clipping, and the order of the work."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_stopping_saves_first(tmp_path: Path) -> None:
 
 
 def test_a_bad_weight_stops_the_run_and_is_named(tmp_path: Path) -> None:
-    """Catches an update with NaN that destroys what was learnt."""
+    """Catches an update with NaN that destroys the weights."""
     made = trainer(tmp_path, settings={"train.checkpoint_every": 3})
     step = made.optimizers.step
 

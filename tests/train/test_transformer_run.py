@@ -43,7 +43,7 @@ def test_it_learns(room: Path) -> None:
 
 
 def test_stopped_and_resumed(room: Path) -> None:
-    """Would catch holes that depend on anything but the seed and the step, and an encoder that a checkpoint forgets."""
+    """Catches spans that depend on more than the seed and the step, and an encoder missing from a checkpoint."""
     out = room / "stopped"
 
     def listen(event: Event) -> None:
@@ -64,9 +64,9 @@ def test_transformers_reads_the_directory(room: Path) -> None:
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(room / "whole").eval()
     assert type(theirs).__name__ == "MBartForConditionalGeneration"
     tokenizer = transformers.AutoTokenizer.from_pretrained(room / "whole")
-    said = "Once upon a <extra_id_0> time"
-    ids = [*codec.encode(said), codec.eos_id]
-    assert tokenizer(said).input_ids == ids
+    text = "Once upon a <extra_id_0> time"
+    ids = [*codec.encode(text), codec.eos_id]
+    assert tokenizer(text).input_ids == ids
     source, target = torch.tensor([ids[:12]]), torch.tensor([[codec.eos_id, *ids[:6]]])
     mine = model.logits(model(target, memory=model.encode(source)))
     torch.testing.assert_close(mine, theirs(input_ids=source, decoder_input_ids=target).logits, atol=1e-4, rtol=1e-4)
@@ -116,7 +116,7 @@ def test_it_is_the_model_that_pairs_get(depth: int, pairs: int) -> None:
     ],
 )
 def test_refused(room: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    """Settings that cannot be are said before anything is written."""
+    """Impossible settings are refused before anything is written."""
     with pytest.raises(UserError) as error:
         start(room / "corpus.txt", tmp_path / "run", settings=settings)
     assert message in error.value.message

@@ -52,7 +52,7 @@ class EvaluateOptions:
     errors: str | None = None
     """Bytes that are invalid in the encoding: "strict" (or None) is an error, "replace" replaces and counts them."""
     strict: bool = False
-    """Whether rows of labeled data that cannot be used are an error, instead of being counted."""
+    """Whether unusable rows of labeled data are an error, instead of being counted."""
     sets: Sequence[str] = ()
     """Other settings of the task as KEY=VALUE, such as data.label_key=topic; for a masked-language model, its masks."""
     predictions: Path | None = None
@@ -218,7 +218,7 @@ class _Scoring:
 
     @cached_property
     def _run(self) -> dict[str, Any]:
-        """The content of run.json beside the model; {} where there is none."""
+        """The content of run.json in the model's directory; {} if there is none."""
         try:
             run = json.loads((self.opened.path / "run.json").read_bytes())
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A piece of work, timed beside other ways to do it, and the resulting figure."""
+"""A unit of work, timed alternately with other ways to do it, and the resulting figure."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Result:
 
 
 def timed(suite: str, case: Case, runtime: Runtime, *, repeats: int, peers: Sequence[Peer] = ()) -> Result:
-    """Time a case, the sides beside it and the peers that run the suite, in turn.
+    """Time a case, its other sides and the peers that run the suite, in turn.
 
     Peak memory is the device's or, if it has none of its own, the process's so far.
     """

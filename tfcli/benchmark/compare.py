@@ -96,7 +96,7 @@ def _verdict(then: Json, now: Json) -> Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
+class Judgment:
     """The outcome of a comparison with earlier results and of the rules of a gate."""
 
     differences: list[str]
@@ -106,14 +106,14 @@ class Judgement:
     """Broken rules or, if there are no rules, suites that are significantly worse, in words."""
 
 
-def judge(lines: Sequence[Json], earlier: Sequence[Json] | None, gate: Sequence[Rule]) -> Judgement:
+def judge(lines: Sequence[Json], earlier: Sequence[Json] | None, gate: Sequence[Rule]) -> Judgment:
     """Compare results with ``earlier`` ones, if there are any, and check them against the rules of ``gate``."""
     ratios = {line["suite"]: [other["ratio"] for other in line.get("against", [])] for line in lines}
     verdicts = [] if earlier is None else compare(earlier, lines)
     if earlier is not None:
         ratios = {verdict.suite: [verdict.ratio] for verdict in verdicts}
     worse = [f"{verdict} by more than 5%" for verdict in verdicts if verdict.failed and not gate]
-    return Judgement(
+    return Judgment(
         differences=[] if earlier is None else differences(earlier, lines),
         verdicts=verdicts,
         failed=worse + broken(gate, lines, ratios),

@@ -155,7 +155,7 @@ def main() -> None:
     here = str(Path(__file__).parent)
     sys.path[:] = [
         entry for entry in sys.path if entry != here
-    ]  # files beside this one must not shadow the peer's modules
+    ]  # files next to this one must not shadow the peer's modules
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
         serve(sys.stdin, replies)

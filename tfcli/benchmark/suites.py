@@ -102,7 +102,7 @@ def load(subject: Subject, runtime: Runtime) -> Case:
 
 
 def memory(subject: Subject, runtime: Runtime) -> Reading:
-    """Measure the peak memory of a fresh process that loads the model and generates, beside the forecast."""
+    """Measure the peak memory of a fresh process that loads the model and generates, and compare the estimate."""
     config = subject.config
     prompt, new = lengths(config)
     text, precision = subject.prompt(prompt), _precision(runtime)

@@ -125,7 +125,7 @@ class _Show:
         """True if verdicts are all that is shown, so that with --json they go to stdout."""
 
     def results(self, lines: list[Json]) -> None:
-        """Print every suite, and what was timed beside it."""
+        """Print every suite and its comparisons."""
         from tfcli.benchmark import report
 
         if self._json:

@@ -115,7 +115,7 @@ def generate(
 
 
 class _Template:
-    """How a text becomes a prompt: verbatim, or as a user message after the system message."""
+    """Turns a text into a prompt: verbatim, or as a user message after the system message."""
 
     def __init__(self, chat: bool, system: str | None) -> None:
         self._chat = chat
@@ -136,7 +136,7 @@ class _Template:
 
 
 class _Lines:
-    """The prompts of a file, and what is wrong with the lines that are none."""
+    """The prompts of a file, and the errors of invalid lines."""
 
     def __init__(self, file: str, template: _Template) -> None:
         self.failures: list[int] = []

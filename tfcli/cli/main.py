@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _use_utf8() -> None:
-    """Make stdout UTF-8 whatever the locale, and let neither stream fail on a character that it cannot encode."""
+    """Make stdout UTF-8 whatever the locale, and let neither stream fail on characters that it cannot encode."""
     for stream, how in ((sys.stdout, {"encoding": "utf-8"}), (sys.stderr, {})):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", **how)  # line endings stay as they are

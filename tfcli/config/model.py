@@ -157,12 +157,12 @@ class ModelConfig:
     norm_eps: float = 1e-6
     tied: bool = True
     encoder_depth: int = 0
-    """Blocks of an encoder beside the decoder, to whose output the decoder cross-attends; 0: none."""
+    """Blocks of an encoder, to whose output the decoder cross-attends; 0: none."""
     architecture: Architecture = Architecture()
 
     @property
     def encoder(self) -> ModelConfig:
-        """The shape of the encoder beside the decoder."""
+        """The shape of the encoder of an encoder-decoder."""
         architecture = dataclasses.replace(self.architecture, causal=False)
         return dataclasses.replace(self, depth=self.encoder_depth, encoder_depth=0, architecture=architecture)
 
@@ -179,7 +179,7 @@ class ModelConfig:
         if not isinstance(self.encoder_depth, int) or self.encoder_depth < 0:
             raise UserError(f"model.encoder_depth is {self.encoder_depth!r}", hint="it must be 0 (no encoder) or more")
         if self.encoder_depth and not self.architecture.causal:
-            raise UserError("an encoder has no other beside it", hint="model.encoder_depth goes with a decoder")
+            raise UserError("an encoder cannot have another encoder", hint="model.encoder_depth goes with a decoder")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}",

@@ -17,7 +17,7 @@ DEFAULT_BUDGET = "10m"
 HELD_OUT_BYTES = 500_000
 """Largest validation split of a pretraining text, unless its fraction was given."""
 DEFAULT_VOCAB_SIZE = 8192
-"""Vocabulary of a tokenizer that is trained by itself, where there is enough text."""
+"""The default vocabulary of a new tokenizer, if there is enough text."""
 MAX_TOKENS = 256
 """Most new tokens of a text, where ``Sampling.max_tokens`` is left out."""
 WINDOW_TOKENS = 2048
@@ -116,7 +116,7 @@ class OptimOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraOptions:
-    """Adapters beside frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
+    """Adapters of frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
 
     on: bool = False
     """Whether to train adapters in place of all weights."""
@@ -176,7 +176,7 @@ class MaskOptions:
     mask_share: Share = 0.8
     """Share of the targets that is replaced by [MASK]."""
     random_share: Share = 0.1
-    """Share of the targets that is replaced by a random token; the rest stays as it is."""
+    """Share of the targets that is replaced by a random token; the rest is unchanged."""
     whole_words: bool = False
     """Mask whole words, not single tokens."""
 

@@ -1,4 +1,4 @@
-"""Ranges of settings, which stand beside the fields as ``Annotated`` metadata and are checked by ``resolve``."""
+"""Ranges of settings, which annotate the fields as ``Annotated`` metadata and are checked by ``resolve``."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Objective(ABC):
     layout: ClassVar[Architecture] = Architecture()
     norm_eps: ClassVar[float] = 1e-6
     two_stacks: ClassVar[bool] = False
-    """Whether there is an encoder with as many blocks beside the decoder."""
+    """Whether there is an encoder with as many blocks as the decoder."""
 
     def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
         """The options of a new tokenizer."""
@@ -147,7 +147,7 @@ class Objective(ABC):
 
     @abstractmethod
     def next_step(self, directory: Path) -> str:
-        """A command to go on with."""
+        """A command to continue with."""
 
     # For objectives with a format of their own, "model_type": "tfcli-NAME" in config.json.
 

@@ -24,7 +24,7 @@ Ids = npt.NDArray[np.int64]
 EVALUATION = 0
 """The seed of masks in the held-out text: every run is scored on the same tokens."""
 ROWS_TOKENS = 4096
-"""Tokens that are scored at once."""
+"""Tokens scored per batch."""
 SAMPLE_TOKENS = 48
 
 

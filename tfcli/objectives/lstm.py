@@ -32,7 +32,7 @@ from tfcli.text.tokenizers.sentencepiece import FILE_NAME, Tokenizer
 
 SIZES = ("vocab_size", "context", "width")
 LAYERS = 2
-"""As in Zaremba et al. 2014; deeper models are harder to train and no better."""
+"""The depth of Zaremba et al. 2014; deeper models are harder to train and no better."""
 
 
 def size(vocab_size: int, width: int) -> int:
@@ -176,7 +176,7 @@ class Baseline(Objective):
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(
                 f"{directory / FILE} cannot be read: {str(error).splitlines()[0]}",
-                hint="it must be the one that pretrain wrote beside config.json",
+                hint="it must be the one that pretrain wrote with config.json",
             ) from None
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(f"{directory} has a tokenizer of another model: {tokenizer.vocab_size} pieces")

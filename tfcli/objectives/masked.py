@@ -41,7 +41,7 @@ from tfcli.text.tokenizers.codec import Codec
 from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 NONE = -1
-"""The target where there is none."""
+"""The target of positions that are not masked."""
 LEAST_CONTEXT = 8
 
 
@@ -68,7 +68,7 @@ class Masking:
 
     @cached_property
     def mask_id(self) -> int:
-        """The id of [MASK]. Raises UserError where there is none."""
+        """The id of [MASK]. Raises UserError if there is none."""
         piece = mask_piece(self.tokenizer)
         if piece is None:
             raise UserError(f"{self.tokenizer.name} has no [MASK]", hint="name a masked language model")
@@ -259,7 +259,7 @@ class MaskedLanguageModeling(Denoising):
 
     @torch.no_grad()
     def restored(self, model: Transformer, window: Seeded) -> tuple[list[int], dict[int, list[int]]]:
-        """The window as it is read, and the likeliest token at each masked position."""
+        """The window as the model reads it, and the likeliest token at each masked position."""
         rows = self.batch([window])
         hidden_ND, _ = _at_targets(model, rows.to(self.runtime.device), self.runtime.dtype, 0.0)
         likeliest = heads.masked_logits(model, hidden_ND).argmax(dim=-1).tolist()

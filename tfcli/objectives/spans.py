@@ -31,7 +31,7 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 
 LEAST_CONTEXT = 16
 LONGEST = 512
-"""The context whose windows a new vocabulary has sentinels for, where none is given: the longest of any depth."""
+"""The default context that a new vocabulary has enough sentinels for: the longest of any depth."""
 
 
 def counts(length: int, options: SpanOptions) -> tuple[int, int]:
@@ -152,7 +152,7 @@ class SpanCorruption(Denoising):
 
     @torch.no_grad()
     def restored(self, model: Transformer, window: Seeded) -> tuple[list[int], dict[int, list[int]]]:
-        """The source, and what the model generates, greedily, behind each sentinel."""
+        """The source, and what the model generates, greedily, after each sentinel."""
         source, target = self.corruption.corrupt(window)
         beams, end = Beams(width=1, max_tokens=2 * len(target)), self.tokenizer.eos_id
         (answer,) = answers(model, [source], beams, start_id=end, eos_ids=(end,))

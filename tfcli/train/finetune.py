@@ -38,7 +38,7 @@ from tfcli.train.signals import stop_signals
 from tfcli.train.trainer import LoopConfig, Trainer
 
 MUON_LR = 0.02
-"""Peak rate of a new model's matrices under Muon (Jordan et al. 2024), beside BESIDE_MUON_LR."""
+"""Peak rate of a new model's matrices under Muon (Jordan et al. 2024); BESIDE_MUON_LR is that of the rest."""
 LEAST_EVALUATIONS = 4
 MICRO_TOKENS = 4096
 
@@ -235,7 +235,7 @@ class _Run(Run):
         return replace(loaded, codec=portable(loaded.codec))
 
     def _adapt(self, model: Transformer) -> None:
-        """With --lora, attach adapters to train in place of the weights, beside the head of the task."""
+        """With --lora, attach adapters, which are trained with the task's head instead of the weights."""
         if not self.config.lora.on:
             return
         lora.attach(model, self.config.lora, seed=self.config.seed)
@@ -361,7 +361,7 @@ def _renew(model: Transformer, seed: int) -> None:
 
 @contextmanager
 def _holding(model: Transformer, weights: Mapping[str, Tensor], directory: Path) -> Iterator[None]:
-    """Put other weights into the model inside the block."""
+    """Use other weights in the model inside the block."""
     own = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     checkpoint.fill(model, weights, directory)
     try:

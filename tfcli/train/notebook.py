@@ -24,7 +24,7 @@ def counter(what: str) -> Callable[[int, int], None]:
 
 
 def notes() -> Callable[[str], None]:
-    """A callback for notes: in a notebook it shows the last one beside a bar, elsewhere nothing."""
+    """A callback for notes: in a notebook it shows the last one next to a bar, elsewhere nothing."""
     if not _in_notebook():
         return lambda line: None
     bar = _Bar()

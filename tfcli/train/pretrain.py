@@ -39,12 +39,12 @@ class Result:
     score: float | None
     """None where it was never scored."""
     score_name: str = "bits_per_byte"
-    """Or "loss": nats per masked token, of an encoder or an encoder-decoder."""
+    """For encoders and encoder-decoders, "loss": nats per masked token."""
     arch: str = "gpt"
 
     @property
     def bits_per_byte(self) -> float | None:
-        """The score where that is its name."""
+        """The score, if it is in bits per byte."""
         return self.score if self.score_name == "bits_per_byte" else None
 
 

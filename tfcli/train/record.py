@@ -202,7 +202,7 @@ def resumed(out: str | Path | None, specs: Sequence[str], *, kind: str | None = 
 
 @contextmanager
 def full_disk(directory: Path) -> Iterator[None]:
-    """Turn a write that finds the disk full into a RunError that says what is saved and how to go on."""
+    """Turn a write that finds the disk full into a RunError that says what is saved and how to continue."""
     try:
         yield
     except Exception as error:
@@ -237,7 +237,7 @@ def _shown(value: object) -> str:
 
 
 def git_commit(checkout: Path = Path(tfcli.__file__).parents[1]) -> str | None:
-    """The commit of tfcli's own checkout or worktree, read without running git; None where there is none.
+    """The commit of tfcli's own checkout or worktree, read without running git; None if there is none.
 
     It is never that of a repository around it, such as the one whose environment tfcli is installed in.
     """

@@ -73,7 +73,7 @@ class Run:
             record.write(self.directory, record.DATA_FILE, data_report)
 
     def restore(self, model: Model, optimizers: Optimizers) -> TrainState | None:
-        """Load the newest whole checkpoint and return its counters; None where there is none yet."""
+        """Load the newest whole checkpoint and return its counters; None if there is none yet."""
         whole = checkpoint.complete(self.directory) if self.before else []
         if not whole:
             return None
@@ -103,7 +103,7 @@ class Run:
 
 @contextmanager
 def holding(directory: Path, *own: Path) -> Iterator[None]:
-    """Lock the directory for one run; a full disk ends it with a message on how to go on.
+    """Lock the directory for one run; a full disk ends it with a message on how to continue.
 
     Removes folders that were made for a run which then wrote nothing, and those of ``own`` that are empty.
     """

@@ -11,7 +11,7 @@ from tfcli.errors import UserError
 from tfcli.formats.hf.stored import ADAPTER, CONFIG
 
 RUNS = Path("runs")
-"""Where runs go by default."""
+"""The default parent directory of runs."""
 RUN_FILE, DATA_FILE = "run.json", "data.json"
 """The record that makes a directory a run, and its data report."""
 MARKER = "complete.json"
@@ -21,7 +21,7 @@ MARKER = "complete.json"
 def find_model(given: str | None, *, generates: bool = False) -> Path:
     """The model to use: ``given``, else $TFCLI_MODEL, else the run under ``runs/`` that finished last.
 
-    With ``generates`` only runs whose model generates text count. Raises UserError where there is none. A command names
+    With ``generates`` only runs whose model generates text count. Raises UserError if there is none. A command names
     the model on stderr where it was not given.
     """
     if given is not None:

@@ -244,7 +244,7 @@ class Trainer:
         state.loss_sum, state.loss_count = 0.0, 0
 
     def _write(self, **values: float) -> None:
-        """Write a line of metrics with other values behind the step, the time and the tokens."""
+        """Write a line of metrics with other values after the step, the time and the tokens."""
         state = self.state
         self.metrics.write({"step": state.step, "seconds": round(state.seconds, 3), "tokens": state.tokens, **values})
 

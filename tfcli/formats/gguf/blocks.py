@@ -112,7 +112,7 @@ class BlockType:
     """One of ggml's types: a block of ``block`` weights takes ``layout.itemsize`` bytes."""
 
     id: int
-    """Its number in a file (enum ggml_type)."""
+    """The number of the type in files (enum ggml_type)."""
     layout: np.dtype[Any]
     block: int = 1
     bits: int = 0

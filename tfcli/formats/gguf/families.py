@@ -61,7 +61,7 @@ class Family:
 
     name: str
     architecture: Architecture
-    """What its models have in common."""
+    """The settings that its models share."""
     biases: tuple[str, ...] = ()
     """Keys of ``BIASES`` that are optional in its models."""
     rotary_pairs: bool = False

@@ -46,7 +46,7 @@ OTHER_TYPES = {
 }  # fmt: skip
 """Types that are not read, for messages."""
 AT_ONCE = 1 << 20
-"""Numbers that are quantized at once."""
+"""Numbers quantized per call."""
 AGAIN = "convert the original model with a current llama.cpp"
 OLDER = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 """ggml, ggmf, ggjt and ggla: the formats that GGUF replaced."""

@@ -101,7 +101,7 @@ def _blocks(matrix: QuantMatrix, name: str, order: NDArray[np.intp] | None) -> B
 
 
 def block_type(matrix: QuantMatrix, name: str = "the matrix") -> str:
-    """Return the type whose blocks hold the codes of a matrix. Raises UserError where there is none."""
+    """Return the type whose blocks hold the codes of a matrix. Raises UserError if there is none."""
     if matrix.columns % GROUP or (matrix.bits == 8 and matrix.low is not None):
         what = f"rows of {matrix.columns}" if matrix.columns % GROUP else "8-bit codes with a minimum"
         hint = "write plain numbers instead: --type f16"

@@ -33,7 +33,7 @@ class Settings:
         return UserError(f"{self.name} {given}, expected {expected}", hint="the file was not made for this model")
 
     def get(self, key: str) -> Any:
-        """Return the value, None where there is none; llama.cpp allows a list with one per layer."""
+        """Return the value, None if there is none; llama.cpp allows a list with one per layer."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
 

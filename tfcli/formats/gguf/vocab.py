@@ -101,7 +101,7 @@ class _Vocab:
         return value
 
     def id(self, role: str) -> int | None:
-        """Return the id with this role, None where there is none or the default exceeds the vocabulary."""
+        """Return the id with this role, None if there is none or the default exceeds the vocabulary."""
         key = f"{PREFIX}{role}_token_id"
         if key not in self.metadata:
             default = DEFAULTS[self.kind].get(role)
@@ -129,7 +129,7 @@ class _Vocab:
         return tuple(dict.fromkeys(ends))
 
     def named(self, role: str) -> str | None:
-        """Return the piece with this role, None where there is none."""
+        """Return the piece with this role, None if there is none."""
         id = self.id(role)
         return None if id is None else self.pieces[id]
 

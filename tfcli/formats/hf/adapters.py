@@ -61,7 +61,7 @@ PROBED_ROWS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """What identifies a model, in whatever precision it was loaded: SHA-256 of numbers rounded to bf16."""
+    """The identity of a model in any precision: SHA-256 of its numbers rounded to bf16."""
 
     norms: str
     """Hash of the norms, which no format quantizes."""
@@ -283,13 +283,13 @@ def _kind(settings: Mapping[str, Any]) -> str | None:
 
 
 def about(directory: str | Path) -> dict[str, Any]:
-    """Return the content of task.json, {} where there is none."""
+    """Return the content of task.json, {} if there is none."""
     path = Path(directory) / TASK
     return json_object(path, path.read_bytes(), hint=AGAIN) if path.is_file() else {}
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Return adapter_config.json. Raises UserError where there is none, and for unsupported settings."""
+    """Return adapter_config.json. Raises UserError if there is none, and for unsupported settings."""
     path = Path(directory) / CONFIG
     try:
         data = json_object(path, path.read_bytes(), hint=AGAIN)
@@ -406,7 +406,7 @@ class _Adapter:
 
     @torch.no_grad()
     def head(self, model: Transformer, pooling: str) -> Head | None:
-        """Attach the head that is stored with the adapters to the model, and return it; None where there is none."""
+        """Attach the head that is stored with the adapters to the model, and return it; None if there is none."""
         kind = _kind(self.settings)
         table = None if kind is None else families.head_names(families.written(model.config)[0], kind)
         used = () if table is None else tuple(f"{BEGIN}{module}." for module in table.parts.values())

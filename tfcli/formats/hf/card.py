@@ -103,7 +103,7 @@ def of_task(task: str, base: str | None, config: ModelConfig) -> str:
 
 
 def of_gguf(name: str, file: str, *, bits: int, transformers: bool) -> str:
-    """The card of a quantized model in ``file``, which ``transformers`` reads where config.json is beside it."""
+    """The card of a quantized model in ``file``, which ``transformers`` reads if config.json is in its directory."""
     about = "All matrices, embedding and head included, are stored in blocks of 32 weights that share a scale (GGUF's "
     about += "Q8_0); norms are in fp32."
     if bits == 4:

@@ -164,7 +164,7 @@ def read_settings(
 
 
 def read_data(directory: Path) -> dict[str, Any]:
-    """Return the content of config.json in a directory. Raises UserError where there is none, or not an object."""
+    """Return the content of config.json in a directory. Raises UserError if there is none, or not an object."""
     if not directory.is_dir():
         raise _no_model(directory)
     try:

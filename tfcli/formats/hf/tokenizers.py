@@ -31,7 +31,7 @@ def load_tokenizer(
     (SentencePiece), ``vocab.json`` with ``merges.txt`` (GPT-2, Qwen) or ``vocab.txt`` (BERT), in this order.
     ``vocab_size`` is the number of ids that the model has: special pieces beyond it are left out, and ids without a
     piece (rows that pad an embedding) have no text. ``hf_config`` is the content of config.json, where it was read
-    already. Raises UserError where there is none, or a damaged one.
+    already. Raises UserError if there is none, or a damaged one.
     """
     directory = Path(directory)
     hf_config = read_json(directory / "config.json") if hf_config is None else hf_config
@@ -79,7 +79,7 @@ def read_roles(directory: Path, *, below: int | None = None, hf_config: Mapping[
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, {} where there is none. Raises UserError for other content."""
+    """Return the object in a JSON file, {} if there is none. Raises UserError for other content."""
     try:
         return json_object(path, read_text(path), hint="copy it again")
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file. Raises FileNotFoundError where there is none, UserError for other content."""
+    """Return the text of a file. Raises FileNotFoundError if there is none, UserError for other content."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} has {path.stat().st_size} bytes, expected at most {MOST_BYTES}")

@@ -25,7 +25,7 @@ from tfcli.text.tokenizers.sentencepiece import Tokenizer
 BATCH = 1 << 22
 """Approximate characters of text encoded in one call."""
 NOWHERE = 1 << 62
-"""The cut of a text of which nothing is held out."""
+"""The cut of a text without held-out data."""
 
 
 @dataclass(frozen=True, slots=True)

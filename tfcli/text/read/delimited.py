@@ -1,6 +1,6 @@
-"""Records of csv and tsv, by the rules of Python's csv module but for its limit of a field's length.
+"""Records of csv and tsv, as Python's csv module reads them but without its limit on the length of a field.
 
-That limit is the whole process's: it cannot be changed for one reader alone.
+That limit is global to the process: it cannot be changed for one reader alone.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from tfcli.errors import UserError
 from tfcli.text.read import files
 
 Record = tuple[int, list[str]]
-"""The number of its last line, and its fields."""
+"""The number of its last line and its fields."""
 
 
 class Malformed(UserError):
-    """Quotes that make no sense."""
+    """The error for inconsistent quotes."""
 
     def __init__(self, where: str, kind: str, error: str) -> None:
-        hint = 'a field with a comma, quote or line break goes in "quotes", a quote in it is doubled'
+        hint = 'put a field with a comma, quote or line break in "quotes", and double the quotes in it'
         super().__init__(f"{where} is not valid {kind}: {error}", hint=hint)
 
 
 def records(pieces: Iterator[str], name: str, kind: str) -> Iterator[Record]:
-    """The records of csv or tsv (``kind``) in pieces, without empty lines; a field in quotes may hold line breaks.
+    """Yield the records of csv or tsv (``kind``) without empty lines; a quoted field may contain line breaks.
 
-    A line ends with \\n, \\r\\n or \\r. Raises Malformed.
+    Lines end with \\n, \\r\\n or \\r. Raises Malformed.
     """
     delimiter = "," if kind == "csv" else "\t"
     lines = enumerate(_lines(pieces), 1)
@@ -42,7 +42,7 @@ def records(pieces: Iterator[str], name: str, kind: str) -> Iterator[Record]:
                 parts: list[str] = []
                 at += 1
                 while (end := line.find('"', at)) < 0 or line.startswith('"', end + 1):
-                    parts.append(line[at:] if end < 0 else line[at : end + 1])  # of two quotes the first is text
+                    parts.append(line[at:] if end < 0 else line[at : end + 1])  # of two quotes, the first is text
                     at = end + 2
                     if end < 0:
                         number, line = next(lines, (number, ""))
@@ -72,7 +72,7 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def consistent(pieces: Iterator[str]) -> bool:
-    """Whether quotes make sense in all of a tsv: every record has the same number of fields."""
+    """Return whether quotes are consistent in a whole tsv: every record has the same number of fields."""
     try:
         return len({len(fields) for _, fields in records(pieces, "", "tsv")}) < 2
     except Malformed:
@@ -80,7 +80,7 @@ def consistent(pieces: Iterator[str]) -> bool:
 
 
 def plain(pieces: Iterator[str]) -> Iterator[Record]:
-    """Lines split at each tab, empty ones left out: quotes are text."""
+    """Yield the non-empty lines split at each tab, with quotes as text."""
     for number, line in enumerate(files.lines(pieces), 1):
         line = line.removesuffix("\n").removesuffix("\r")
         if line.strip("\r"):

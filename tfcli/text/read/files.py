@@ -1,27 +1,29 @@
-"""Bytes of a file as text: decompressed by suffix, what is not text named by its content, the encoding checked."""
+"""Text from the bytes of files: decompressed by suffix, recognized by content, checked against the encoding."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+import importlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, AnyStr, Literal, cast
+from typing import AnyStr, Literal
 
 from tfcli.errors import UserError, nearest
 from tfcli.text.data_report import PLACES, Action, Change
 
 Errors = Literal["strict", "replace"]
-"""What becomes of bytes that are not in the encoding."""
+"""How invalid bytes are handled."""
 BLOCK = 1 << 20
-"""Bytes read at once."""
+"""Bytes per read."""
 SNIFF = 8192
-"""Bytes at the start of a file that decide whether it is text."""
+"""Bytes at the start of a file by which text is recognized."""
 ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-"""At the start of UTF-16 and UTF-32; that of UTF-32-LE begins as the first."""
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+"""Byte order marks of UTF-16 and UTF-32; the one of UTF-32-LE begins with that of UTF-16-LE."""
+DECOMPRESSORS = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+"""Modules of the standard library by suffix; ``.zst`` needs a package."""
 MAGICS = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -39,40 +41,40 @@ MAGICS = (
 
 
 class Digest:
-    """SHA-256 and the number of the bytes that it was given."""
+    """The SHA-256 and the length of a stream of bytes."""
 
     def __init__(self) -> None:
         self._hash, self.bytes = hashlib.sha256(), 0
 
     def update(self, data: bytes) -> None:
-        """Take more bytes."""
+        """Append ``data``."""
         self._hash.update(data)
         self.bytes += len(data)
 
     @property
     def sha256(self) -> str:
-        """As hexadecimal digits."""
+        """The hash in hexadecimal."""
         return self._hash.hexdigest()
 
 
 @dataclass(kw_only=True)
 class Count:
-    """What was read from one source; filled in while it is read."""
+    """Counts of one source, updated while it is read."""
 
     name: str
     bytes: int = 0
-    """UTF-8 bytes of the text."""
+    """UTF-8 bytes of its text."""
     documents: int = 0
     """Documents with text in them."""
     empty: int = 0
     """Documents without text, dropped."""
     replaced: int = 0
-    """Invalid UTF-8 sequences (or lone surrogates) that became U+FFFD."""
+    """Invalid byte sequences (or lone surrogates) replaced by U+FFFD."""
     boms: int = 0
-    """Byte order marks at the start of a file, dropped: they are not text."""
+    """Byte order marks at the start of a file, dropped."""
     empty_at: list[str] = field(default_factory=list)
     replaced_at: list[str] = field(default_factory=list)
-    """The first few places of both, "file:line"."""
+    """The first few places of each, as "file:line"."""
 
     def drop(self, where: str) -> None:
         """Count a document without text."""
@@ -81,7 +83,7 @@ class Count:
             self.empty_at.append(where)
 
     def replace(self, number: int, where: str) -> None:
-        """Count what became U+FFFD, from ``where`` on."""
+        """Count ``number`` replacements, the first of them at ``where``."""
         self.replaced += number
         if number and len(self.replaced_at) < PLACES:
             self.replaced_at.append(where)
@@ -89,40 +91,32 @@ class Count:
 
 @dataclass
 class Counts:
-    """One ``Count`` for each source, in the order in which they were read."""
+    """The ``Count`` of each source, in reading order."""
 
     sources: list[Count] = field(default_factory=list)
 
 
 def changes(counts: Sequence[Count]) -> dict[Action, list[Change]]:
-    """What reading did to the text, for the data report."""
-    marks = [count.name for count in counts if count.boms]
+    """Return what was dropped and repaired while reading, for the data report."""
     empty_at = [where for count in counts for where in count.empty_at]
+    boms_at = [count.name for count in counts if count.boms]
     replaced_at = [where for count in counts for where in count.replaced_at]
-    return {
-        "dropped": [
-            Change(reason="empty documents", count=sum(count.empty for count in counts), places=empty_at),
-            Change(reason="byte order marks", count=sum(count.boms for count in counts), places=marks),
-        ],
-        "repaired": [
-            Change(
-                reason="invalid UTF-8 that became U+FFFD",
-                count=sum(count.replaced for count in counts),
-                places=replaced_at,
-            )
-        ],
-    }
+    empty = Change(reason="empty documents", count=sum(count.empty for count in counts), places=empty_at)
+    boms = Change(reason="byte order marks", count=sum(count.boms for count in counts), places=boms_at)
+    replaced = sum(count.replaced for count in counts)
+    invalid = Change(reason="invalid UTF-8 that became U+FFFD", count=replaced, places=replaced_at)
+    return {"dropped": [empty, boms], "repaired": [invalid]}
 
 
 def stem_suffix(path: Path) -> tuple[str, str]:
-    """The suffix that names the format and the one that names the compression, both lower case, "" for none."""
+    """Return the suffixes of the format and of the compression in lower case, "" for none."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    compression = suffixes.pop() if suffixes and suffixes[-1] in (*DECOMPRESSORS, ".zst") else ""
     return (suffixes[-1] if suffixes else ""), compression
 
 
 def blocks(path: Path, name: str) -> Iterator[bytes]:
-    """The decompressed bytes of ``path`` in blocks; UserError where the file is missing, unreadable or corrupt."""
+    """Yield the decompressed bytes of ``path`` in blocks; UserError if it is missing, unreadable or corrupt."""
     import lzma
 
     compression = stem_suffix(path)[1]
@@ -130,7 +124,8 @@ def blocks(path: Path, name: str) -> Iterator[bytes]:
         if compression == ".zst":
             yield from _zstd_blocks(path, name)
             return
-        with _open(path, compression) as file:
+        module = DECOMPRESSORS.get(compression)
+        with importlib.import_module(module).open(path, "rb") if module else path.open("rb") as file:
             while block := file.read(BLOCK):
                 yield block
     except FileNotFoundError:
@@ -149,22 +144,6 @@ def _corrupt(name: str, compression: str, error: object) -> UserError:
     return UserError(
         f"{name} is corrupt or truncated: {error}", hint=f"expected {compression} data; make or download the file again"
     )
-
-
-def _open(path: Path, compression: str) -> IO[bytes]:
-    if compression == ".gz":
-        import gzip
-
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if compression == ".bz2":
-        import bz2
-
-        return cast(IO[bytes], bz2.open(path, "rb"))
-    if compression == ".xz":
-        import lzma
-
-        return cast(IO[bytes], lzma.open(path, "rb"))
-    return path.open("rb")
 
 
 def _zstd_blocks(path: Path, name: str) -> Iterator[bytes]:
@@ -192,10 +171,10 @@ def _zstd_blocks(path: Path, name: str) -> Iterator[bytes]:
 
 
 def what_it_is(head: bytes) -> str | None:
-    """What a file that starts with ``head`` is when it is not UTF-8 text, in words; None for text."""
-    for magic, words in MAGICS:
+    """Describe a file that starts with ``head``, such as "a PNG image"; None for UTF-8 text."""
+    for magic, description in MAGICS:
         if head.startswith(magic):
-            return words
+            return description
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16 text"
     zeros = head.count(0)
@@ -205,7 +184,7 @@ def what_it_is(head: bytes) -> str | None:
 
 
 def check_encoding(encoding: str) -> None:
-    """UserError for one that Python does not know."""
+    """Raise UserError for an encoding that Python does not have."""
     try:
         "".encode(encoding)
     except (LookupError, UnicodeError):
@@ -221,11 +200,11 @@ def texts(
     encoding: str | None = None,
     seen: Callable[[bytes], object] = lambda block: None,
 ) -> Iterator[str]:
-    """The text of ``path`` in pieces of about a block, without a byte order mark; ``count`` is told what was replaced.
+    """Yield the text of ``path`` in pieces of about a block, without a byte order mark, and update ``count``.
 
-    Without an ``encoding`` it is UTF-8, and the command has no option for another. ``seen`` is given every block of
-    decompressed bytes, as to hash them.
-    Raises UserError for a file that is not text, and under ``errors="strict"`` for invalid bytes, with byte and line.
+    ``encoding=None`` means UTF-8 in a command without ``--encoding``, which then no hint suggests. ``seen`` gets every
+    block of decompressed bytes, for example to hash it.
+    Raises UserError for a file that is not text, and with ``errors="strict"`` for invalid bytes, with offset and line.
     """
     asked = encoding or "utf-8"
     check_encoding(asked)
@@ -272,52 +251,51 @@ def texts(
 
 
 def _check_text(head: bytes, name: str, encoding: str | None) -> None:
-    words = what_it_is(head)
-    utf16 = words == "UTF-16 text"
-    if words is None or (utf16 and (encoding or "").lower().replace("_", "-").startswith("utf-16")):
+    content = what_it_is(head)
+    utf16 = content == "UTF-16 text"
+    if content is None or (utf16 and (encoding or "").lower().replace("_", "-").startswith("utf-16")):
         return
     expected = "UTF-8 text" if encoding is None else f"text in {encoding}"
     hint = "text, .jsonl, .csv, .tsv and .parquet files are read"
     if utf16:
         hint = "read it with: --encoding utf-16" if encoding else f"convert: iconv -f utf-16 -t utf-8 {name} > new.txt"
-    raise UserError(f"{name} is {words}, expected {expected}", hint=hint)
+    raise UserError(f"{name} is {content}, expected {expected}", hint=hint)
 
 
 def lines(pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
-    """The lines of a text, or of bytes, that come in pieces, each with its "\\n"; no other character ends a line."""
+    """Yield the lines of text or bytes given in pieces, each with its "\\n"; no other character ends a line."""
     rest: list[AnyStr] = []
     for piece in pieces:
-        nothing = piece[:0]
         end = "\n" if isinstance(piece, str) else b"\n"
-        found = piece.split(end)
-        for line in found[:-1]:
-            if rest:
-                rest += [line, end]
-                yield nothing.join(rest)
-                rest.clear()
-            else:
-                yield line + end
-        if found[-1]:
-            rest.append(found[-1])
+        whole = piece.split(end)
+        last = whole.pop()
+        if whole and rest:
+            rest.append(whole[0])
+            whole[0] = piece[:0].join(rest)
+            rest.clear()
+        for line in whole:
+            yield line + end
+        if last:
+            rest.append(last)
     if rest:
         yield rest[0][:0].join(rest)
 
 
 def missing(path: Path) -> UserError:
-    """What is said of a file that is not there: the name beside it that is closest."""
+    """The error for a file that does not exist, with the most similar name in its directory as a hint."""
     try:
-        beside = [entry.name for entry in path.parent.iterdir()]
+        names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        beside = []
-    guess = nearest(path.name, beside)
+        names = []
+    guess = nearest(path.name, names)
     return UserError(f"no such file: {path}", hint=f"did you mean {path.parent / guess}?" if guess else None)
 
 
 def matches(spec: str) -> list[Path]:
-    """The files that a name or a glob stands for; UserError where there are none."""
+    """Return the files that a name or a glob matches; UserError if there are none."""
     import glob
 
-    found = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
-    if not found:
+    paths = [Path(match) for match in sorted(glob.glob(spec, recursive=True))]  # noqa: PTH207
+    if not paths:
         raise UserError(f"no file matches {spec!r}") if glob.has_magic(spec) else missing(Path(spec))
-    return found
+    return paths

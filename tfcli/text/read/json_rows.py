@@ -1,4 +1,4 @@
-"""Rows of JSON: one object a line, or all in one value."""
+"""Rows of JSON: one object per line, or all in one value."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from tfcli.errors import UserError
 from tfcli.text.read.rows import Ask, Fault, Row
 
 LISTS = ("data", "rows", "examples", "train", "test", "validation")
-"""Keys under which a JSON object may hold its rows."""
+"""Keys under which a JSON object may have its rows."""
 
 
-def lines(found: Iterable[str], ask: Ask, whole: Exception | None = None) -> Iterator[Row]:
-    """An object of each line, blank ones left out.
+def lines(text: Iterable[str], ask: Ask, whole: Exception | None = None) -> Iterator[Row]:
+    """Yield the object of each non-blank line.
 
-    ``whole`` says why all of the lines are not one value: what is wrong, where the first of them is not JSON either.
+    ``whole`` is the error of parsing all lines as one value, reported if the first line is not JSON either.
     """
-    for number, line in enumerate(found, 1):
+    for number, line in enumerate(text, 1):
         if not line.strip():
             continue
         where = f"{ask.name}:{number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            said = UserError(f"{where} is not JSON: {whole or error}", hint=ask.expected)
-            ask.on_fault(Fault(where=where, kind="lines that are not JSON", error=said))
+            message = UserError(f"{where} is not JSON: {whole or error}", hint=ask.expected)
+            ask.on_fault(Fault(where=where, kind="lines that are not JSON", error=message))
         else:
             yield from _row(row, where, ask)
         whole = None
 
 
 def any_layout(text: str, ask: Ask) -> Iterator[Row]:
-    """The rows of a list, of an object that holds one under one of ``LISTS``, or of JSON lines.
+    """Yield the rows of a list, of an object with a list under one of ``LISTS``, or of JSON lines.
 
-    An object over several lines is a row where it has one of the keys that are known.
-    Raises UserError for a list that is not JSON, and for an object that is no row and holds none.
+    An object over several lines is a row if it has a known key.
+    Raises UserError for a list that is not JSON, and for an object that neither is a row nor has any.
     """
     try:
         data = json.loads(text)
@@ -53,8 +53,8 @@ def any_layout(text: str, ask: Ask) -> Iterator[Row]:
         yield from _row(data, f"{ask.name}:1", ask)
     else:
         raise UserError(
-            f"{ask.name} holds one JSON object without rows",
-            hint=f"expected a list, under one of: {', '.join(LISTS)}; {ask.expected}",
+            f"{ask.name} has one JSON object without rows",
+            hint=f"expected a list under one of: {', '.join(LISTS)}; {ask.expected}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, by pyarrow; classes that Hugging Face's library numbers by their names."""
+"""Rows of Parquet files, read with pyarrow; class labels of Hugging Face's datasets are read as their names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 BATCH = 1024
-"""Rows read at once."""
+"""Rows per read."""
 
 
 def opened(path: Path, name: str, seen: Callable[[bytes], object] | None) -> tuple[Form, ParquetFile]:
-    """What is in a file; where ``seen`` is given, its bytes are read at once and handed to it."""
+    """Open a file and return its form; with ``seen``, the file is read whole and its bytes are passed to it."""
     import pyarrow
     import pyarrow.parquet
 
@@ -35,7 +35,7 @@ def opened(path: Path, name: str, seen: Callable[[bytes], object] | None) -> tup
 
 
 def rows(table: ParquetFile, name: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    """The rows of an opened file, of ``columns`` alone where they are given; the file is closed behind the last."""
+    """Yield the rows of an opened file, with only ``columns`` if given, and close it."""
     with _readable(name), table:
         features = _features(table.schema_arrow, columns)
         number = 0
@@ -51,7 +51,7 @@ def _readable(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last of classes that datasets cannot read
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: of classes that datasets cannot read
         raise UserError(f"{name} is not a readable Parquet file: {error}") from None
 
 
@@ -62,7 +62,7 @@ def _is_string(kind: Any) -> bool:
 
 
 def _features(schema: Any, columns: Sequence[str] | None) -> dict[str, Any]:
-    """Those of Hugging Face's library, of the columns that may have classes in them."""
+    """Return the datasets features of the columns that may contain class labels."""
     chosen = [field.name for field in schema if not _is_string(field.type) and field.name in (columns or schema.names)]
     if not chosen or b"huggingface" not in (schema.metadata or {}):
         return {}

@@ -1,4 +1,4 @@
-"""What every reader of a table gives: rows with their place, what was recognised of the file, what a row has wrong."""
+"""The values that all readers of tables share: rows with their place, the form of a file, faults of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "hf"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One example; ``where`` is its place for messages."""
+    """One example; messages show its place, ``where``."""
 
     where: str
     values: dict[str, Any]
@@ -22,19 +22,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """What was recognised of a file. Of one without a header the columns are "1", "2" and so on."""
+    """The recognized form of a file; without a header, its columns are "1", "2" and so on."""
 
     kind: Kind
     columns: tuple[str, ...] = ()
-    """Empty where each row names its own: JSON."""
+    """Empty for JSON, where each row has its own."""
     header: bool = True
     strings: tuple[str, ...] = ()
-    """The columns that hold strings by their type, of a file that has types."""
+    """The columns of type string, in files with types."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """A row that is none, and the error that it is unless the caller goes on without it."""
+    """An invalid row, and the error to raise unless the caller skips it."""
 
     where: str
     kind: Literal["lines that are not JSON", "rows that are no objects", "rows with another number of fields"]
@@ -42,17 +42,17 @@ class Fault:
 
 
 OnFault = Callable[[Fault], None]
-"""Told of each ``Fault``; where it returns, the row is left out."""
+"""Called with each ``Fault``; if it returns, the row is skipped."""
 
 
 def refuse(fault: Fault) -> None:
-    """The ``OnFault`` that goes on without no row."""
+    """Raise the error: the ``OnFault`` that skips no row."""
     raise fault.error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """What is asked of a file, as ``tables.rows`` says."""
+    """The arguments of ``tables.rows`` that its readers need."""
 
     name: str
     known: Sequence[str]

@@ -1,12 +1,13 @@
-"""Where text comes from: files, directories, globs, stdin and ``hf:NAME`` become documents in bounded chunks.
+"""Sources of text: files, directories, globs, stdin and ``hf:NAME``, read as documents in bounded chunks.
 
-A plain text file is one document, line breaks included; a line of JSON lines and a row of a table are one each.
+A plain text file is one document, line breaks included; so is each line of JSON lines and each row of a table.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,13 @@ from tfcli.text.read.files import Count, Counts
 from tfcli.text.read.rows import Kind
 
 CHUNK = 1 << 20
-"""Characters of text in a chunk, about."""
+"""The approximate number of characters in a chunk."""
 EXPECTED_JSON = 'expected one JSON object a line, such as {"text": "..."}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file to read; ``name`` is how messages and data reports call it."""
+    """A file to read; messages and data reports show its ``name``."""
 
     path: Path
     kind: Kind
@@ -35,10 +36,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document, cut after a line break where there is one; ``end`` on the document's last piece.
-
-    ``source`` is the index of the source that it came from.
-    """
+    """A piece of a document of the source with index ``source``; ``end`` marks the document's last piece."""
 
     text: str
     end: bool
@@ -47,53 +45,53 @@ class Chunk:
 
 @contextmanager
 def spooling(inside: Path | None = None) -> Iterator[Path]:
-    """A directory for copies of what can be read only once, gone when the block ends, also by Ctrl-C.
+    """A temporary directory for copies of what can be read only once, deleted at the end of the block.
 
-    It is made in ``inside``, or where the system keeps temporary files. Raises RunError where it cannot be made.
+    It is created in ``inside``, or in the system's directory for temporary files. Raises RunError if it cannot be.
     """
     import tempfile
 
     try:
-        made = tempfile.TemporaryDirectory(dir=inside, prefix="tfcli-", suffix=disk.mark(), ignore_cleanup_errors=True)
+        temporary = tempfile.TemporaryDirectory(
+            dir=inside, prefix="tfcli-", suffix=disk.mark(), ignore_cleanup_errors=True
+        )
     except OSError as error:
         where = inside or "the directory for temporary files"
-        raise RunError(f"no directory can be made in {where}: {error.strerror}") from None
-    with made as directory:
+        raise RunError(f"cannot create a directory in {where}: {error.strerror}") from None
+    with temporary as directory:
         yield Path(directory)
 
 
 def find(specs: Sequence[str], *, spool: Path, on_note: Callable[[str], None] | None = None) -> list[Source]:
-    """The sources that files, directories (recursive, sorted, hidden files skipped), globs and "-" (stdin) stand for.
+    """Return the sources for files, directories (recursive, sorted, no hidden files), globs, "-" and ``hf:NAME:SPLIT``.
 
-    So does ``hf:NAME:SPLIT``, a data set of the Hugging Face hub, a document a row. It, stdin and pipes are copied to a
-    file in the directory ``spool`` (see ``spooling``), as text is read more than once.
-    Files in a directory that are not text are skipped, and ``on_note`` is told.
-    Raises UserError for a name that stands for nothing.
+    Datasets, stdin ("-") and pipes are copied to a file in the directory ``spool`` (see ``spooling``), as text is read
+    more than once. Non-text files in a directory are skipped and reported to ``on_note``.
+    Raises UserError for a name that matches nothing.
     """
     if not specs:
         raise UserError("no text was given", hint="name a file, a directory, a glob, or - for stdin")
-    found: list[Source] = []
+    sources: list[Source] = []
     for spec in specs:
         path = Path(spec)
         if spec == "-":
-            found.append(_stdin(spool))
+            sources.append(_stdin(spool))
         elif hf_data.is_named(spec):
-            found.append(_named(spec, spool / f"hf-{len(found)}.parquet"))
+            sources.append(_named(spec, spool / f"hf-{len(sources)}.parquet"))
         elif path.is_dir():
-            found += _directory(path, on_note)
+            sources += _directory(path, on_note)
         elif path.is_file():
-            found.append(_source(path))
+            sources.append(_source(path))
         elif path.exists():  # a pipe, as in <(zcat corpus.gz)
             with path.open("rb") as file:
-                found.append(_spooled(file, spec, spool))
+                sources.append(_spooled(file, spec, spool))
         else:
             for match in files.matches(spec):
-                found += _directory(match, on_note) if match.is_dir() else [_source(match)]
-    return found
+                sources += _directory(match, on_note) if match.is_dir() else [_source(match)]
+    return sources
 
 
 def _named(spec: str, path: Path) -> Source:
-    """A data set as a Parquet file."""
     dataset = hf_data.load(spec)
     try:
         dataset.to_parquet(path)
@@ -108,31 +106,31 @@ def _source(path: Path) -> Source:
 
 
 def _directory(path: Path, on_note: Callable[[str], None] | None) -> list[Source]:
-    found: list[Source] = []
+    kept: list[Source] = []
     skipped: list[Source] = []
     for entry in sorted(path.rglob("*")):
         if not entry.is_file() or any(part.startswith(".") for part in entry.relative_to(path).parts):
             continue
         source = _source(entry)
         binary = source.kind != "parquet" and files.what_it_is(_head(source)) not in (None, "UTF-16 text")
-        (skipped if binary else found).append(source)
-    if not found:
+        (skipped if binary else kept).append(source)
+    if not kept:
         raise UserError(f"no text in the directory {path}", hint="text, .jsonl, .csv, .tsv and .parquet files are read")
     if skipped and on_note:
         names = ", ".join(source.path.name for source in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         on_note(f"skipped {len(skipped)} in {path} that are not text: {names}")
-    return found
+    return kept
 
 
 def _head(source: Source) -> bytes:
     try:
         return next(files.blocks(source.path, source.name), b"")[: files.SNIFF]
     except UserError:
-        return b""  # not readable: the reader says why
+        return b""  # the reader will report why
 
 
 def stdin() -> BinaryIO:
-    """The bytes of stdin; UserError where the process was started without one."""
+    """Return the byte stream of stdin; UserError if the process has none."""
     if sys.stdin is None:
         raise UserError("stdin is closed", hint="pipe a text in, or name a file")
     return sys.stdin.buffer
@@ -146,7 +144,6 @@ def _stdin(spool: Path) -> Source:
 
 
 def _spooled(stream: BinaryIO, name: str, spool: Path) -> Source:
-    """A copy of what can be read only once."""
     import shutil
     import tempfile
 
@@ -159,39 +156,27 @@ def _spooled(stream: BinaryIO, name: str, spool: Path) -> Source:
 
 
 def read(sources: Sequence[Source], options: DataOptions, counts: Counts | None = None) -> Iterator[Chunk]:
-    """Every document of ``sources``, in order, in chunks of about ``CHUNK`` characters.
+    """Yield every document of ``sources``, in order, in chunks of about ``CHUNK`` characters.
 
-    Documents without text are dropped and counted. ``counts`` gets one ``Count`` a source, complete once all is read.
-    Raises UserError for whatever is not what it should be, with the file and the line or byte.
+    Empty documents are dropped and counted. ``counts`` gets one ``Count`` per source, complete once all is read.
+    Raises UserError for invalid input, with the file and the line or byte.
     """
     counts = Counts() if counts is None else counts
     for index, source in enumerate(sources):
         count = Count(name=source.name)
         counts.sources.append(count)
         if source.kind == "text":
-            yield from _text(source, options, count, index)
+            pieces = files.texts(source.path, source.name, options.errors, count)
+            yield from _document(pieces, source.name, count, index)
             continue
-        for where, document in _column(source, options, count):
-            yield from _document(document, where, count, index)
+        for where, text in _column(source, options, count):
+            pieces = (text[at : at + CHUNK] for at in range(0, len(text), CHUNK))
+            yield from _document(pieces, where, count, index)
 
 
-def _document(text: str, where: str, count: Count, index: int) -> Iterator[Chunk]:
-    if not text:
-        count.drop(where)
-        return
-    count.documents += 1
-    while len(text) > 2 * CHUNK:
-        at = cut_point(text, CHUNK)
-        head, text = text[:at], text[at:]
-        count.bytes += utf8_length(head)
-        yield Chunk(head, False, index)
-    count.bytes += utf8_length(text)
-    yield Chunk(text, True, index)
-
-
-def _text(source: Source, options: DataOptions, count: Count, index: int) -> Iterator[Chunk]:
+def _document(pieces: Iterable[str], where: str, count: Count, index: int) -> Iterator[Chunk]:
     rest = ""
-    for piece in files.texts(source.path, source.name, options.errors, count):
+    for piece in pieces:
         rest += piece
         if len(rest) > CHUNK:
             at = cut_point(rest, len(rest) - 1)
@@ -199,7 +184,7 @@ def _text(source: Source, options: DataOptions, count: Count, index: int) -> Ite
             count.bytes += utf8_length(head)
             yield Chunk(head, False, index)
     if not rest:
-        count.drop(source.name)
+        count.drop(where)
         return
     count.documents += 1
     count.bytes += utf8_length(rest)
@@ -207,12 +192,12 @@ def _text(source: Source, options: DataOptions, count: Count, index: int) -> Ite
 
 
 def cut_point(text: str, limit: int) -> int:
-    """Where to cut ``text``, at ``limit`` < len(text) or before: after a run of line breaks, else before a word.
+    """Return where to cut ``text``: the last place up to ``limit`` < len(text) after a run of line breaks.
 
-    At such a place no piece of the usual tokenizers crosses the cut; text with neither is cut at ``limit``.
+    If there is none, before a word, else at ``limit``. No token of the usual tokenizers crosses the first two.
     """
     at = text.rfind("\n", 0, limit) + 1
-    while at and text[at] == "\n":  # within a run of line breaks, which some tokenizers have pieces for
+    while at and text[at] == "\n":  # within a run of line breaks, which some tokenizers have tokens for
         start = at - 1
         while start and text[start - 1] == "\n":
             start -= 1
@@ -231,10 +216,7 @@ def utf8_length(text: str) -> int:
 
 
 def pick_key(row: Mapping[str, object], wanted: str | None, where: str) -> str:
-    """The field that holds the text: ``wanted``, else text, content, or the only one with a string.
-
-    Raises UserError that lists the fields.
-    """
+    """Return the field with the text: ``wanted``, else text, content or the only one with a string; else UserError."""
     listed = ", ".join(map(str, row))
     if wanted is not None:
         if wanted in row:
@@ -246,7 +228,9 @@ def pick_key(row: Mapping[str, object], wanted: str | None, where: str) -> str:
     strings = [key for key, value in row.items() if isinstance(value, str) and not _is_number(value)]
     if len(strings) == 1:
         return strings[0]
-    raise UserError(f"which field of {where} holds the text?", hint=f"name it with --text-key; it has: {listed}")
+    raise UserError(
+        f"cannot tell which field of {where} has the text", hint=f"name it with --text-key; it has: {listed}"
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -258,7 +242,6 @@ def _is_number(text: str) -> bool:
 
 
 def _value(value: object, where: str, key: str, options: DataOptions, count: Count) -> str:
-    """A field's text; None is an empty document."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -271,23 +254,21 @@ def _value(value: object, where: str, key: str, options: DataOptions, count: Cou
                 f"{where}: {key!r} has a lone surrogate at character {error.start}, which is not text",
                 hint="replace and count what is invalid: --errors replace",
             ) from None
-        whole = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
-        count.replace(sum(a != b for a, b in zip(value, whole, strict=True)), where)
-        return whole
+        value, replaced = re.subn(r"[\ud800-\udfff]", "\ufffd", value)
+        count.replace(replaced, where)
     return value
 
 
 def _column(source: Source, options: DataOptions, count: Count) -> Iterator[tuple[str, str]]:
-    """(where, text) of each row of a table."""
     table = tables.rows(
         source.path, name=source.name, kind=source.kind, header=True, errors=options.errors, expected=EXPECTED_JSON,
         count=count,
     )  # fmt: skip
     key: str | None = None
     columns: list[str] | None = None
-    if source.kind == "parquet":  # has types, so that no other column is read to know which is the text
-        kinds: dict[str, object] = {name: "x" if name in table.form.strings else 0 for name in table.form.columns}
-        key = pick_key(kinds, options.text_key, source.name)
+    if source.kind == "parquet":  # the types of its columns tell which has the text, so that only that one is read
+        examples = {name: "x" if name in table.form.strings else 0 for name in table.form.columns}
+        key = pick_key(examples, options.text_key, source.name)
         columns = [key]
     for row in table.select(columns):
         if key is None or key not in row.values:

@@ -1,7 +1,7 @@
-"""The reader of tables: JSON, csv, tsv, Parquet, lines that begin with their label, ``hf:NAME``.
+"""Tables: JSON, csv, tsv, Parquet, lines that begin with their label, ``hf:NAME``.
 
-Rows come one after another in bounded memory (``rows``; JSON that is not a line a row needs all of its text), or all at
-once with what is known only then (``read``). ``delimited``, ``json_rows`` and ``parquet`` read the forms.
+``rows`` streams them in bounded memory (except JSON that is not one object per line); ``read`` returns all rows at
+once. ``delimited``, ``json_rows`` and ``parquet`` read the formats.
 """
 
 from __future__ import annotations
@@ -20,23 +20,18 @@ from tfcli.text.read.rows import Ask, Fault, Form, Kind, OnFault, Row, refuse
 
 EXPECTED = 'expected rows such as {"text": "...", "label": "..."}'
 PREFIX = "__label__"
-"""Before each label, in fastText's files."""
+"""The prefix of each label in fastText's files."""
 KINDS: dict[str, Kind] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+}  # fmt: skip
 COLUMNS: tuple[Kind, ...] = ("csv", "tsv", "parquet", "hf")
-"""Kinds whose rows have the same columns."""
+"""The kinds whose rows all have the same columns."""
 Texts = Callable[[], Iterator[str]]
-"""The text of a file in pieces, from its beginning at every call."""
+"""Each call reads a file from its beginning, in pieces of text."""
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What a file is by its name: "text" where that says nothing."""
+    """Return the kind of a file by its name; "text" for unknown suffixes."""
     return "hf" if hf_data.is_named(path) else KINDS.get(files.stem_suffix(Path(path))[0], "text")
 
 
@@ -48,37 +43,37 @@ class Table:
     form: Form
     rows: list[Row]
     replaced: int
-    """Bytes (or sequences of them) that became U+FFFD."""
+    """Invalid bytes (or sequences of them) replaced by U+FFFD."""
     digest: Digest
-    """Of the file, decompressed; of ``hf:NAME`` of its rows as JSON."""
+    """The digest of the decompressed file, or of the rows of ``hf:NAME`` as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of a file, to go through once: first what was recognised of it, then each as it is read."""
+    """The rows of a file, which can be iterated over once, and its form."""
 
     name: str
     form: Form
     count: Count
-    """What was replaced so far."""
+    """The replacements so far."""
     digest: Digest
-    """Of what was read so far; of Parquet that is not read whole of nothing."""
+    """The digest of what was read so far; of nothing for Parquet without ``whole``."""
     select: Callable[[Sequence[str] | None], Iterator[Row]]
-    """The rows, of the given columns alone where the file has them apart (Parquet), else whole."""
+    """Iterate over the rows; a columnar file (Parquet) reads only the given columns, others all."""
 
     def __iter__(self) -> Iterator[Row]:
         return self.select(None)
 
     def table(self) -> Table:
-        """All of them, with the columns that any has."""
-        listed = list(self)
-        columns = self.form.columns or tuple(dict.fromkeys(key for row in listed for key in row.values))
+        """Read all rows; the columns are those that any row has."""
+        rows = list(self)
+        columns = self.form.columns or tuple(dict.fromkeys(key for row in rows for key in row.values))
         form = replace(self.form, columns=columns)
-        return Table(name=self.name, form=form, rows=listed, replaced=self.count.replaced, digest=self.digest)
+        return Table(name=self.name, form=form, rows=rows, replaced=self.count.replaced, digest=self.digest)
 
 
 def read(path: str | Path, *, known: Sequence[str], encoding: str = "utf-8", errors: Errors = "strict") -> Table:
-    """All rows of a file or of ``hf:NAME``, as ``rows`` gives them; the file is opened and read once."""
+    """Read all rows of a file or of ``hf:NAME``, as ``rows`` does; the file is read once."""
     return rows(path, known=known, encoding=encoding, errors=errors, whole=True).table()
 
 
@@ -96,31 +91,30 @@ def rows(
     count: Count | None = None,
     whole: bool = False,
 ) -> Rows:
-    """The rows of a file, or of the data set that ``hf:NAME`` names, in memory that does not grow with the file.
+    """Stream the rows of a file or of the dataset ``hf:NAME``, in memory that does not grow with the file.
 
-    ``name`` is how messages call it, ``kind`` what it is where its name does not say. Its first line is a header where
-    ``header`` says so, or if it is None, where the line has one of ``known``. Without an ``encoding`` it is UTF-8, and
-    the command has no option for another. Tables with tabs, and text, are gone through twice, as quotes in them count
-    only where they make sense in all of the file; with ``whole`` the file is read once, and held. So is ``hf:NAME``.
-    Classes that Hugging Face's library numbers are read by their names.
+    Messages call it ``name``; ``kind`` overrides what its suffix says. ``header`` says whether the first line is one;
+    None: if it has one of the ``known`` columns. ``encoding`` is that of ``files.texts``. Text and files with tabs
+    are read twice, as quotes count only if they are consistent in the whole file; with ``whole``, the file is read once
+    and kept in memory, as ``hf:NAME`` always is. Class labels of Hugging Face's datasets are read as their names.
 
-    Raises UserError, here or at a row, for whatever is not what it should be, with the file and the line; what a single
-    row has wrong goes to ``on_fault``, ``expected`` being the hint.
+    Raises UserError, here or at a row, for invalid input, with the file and the line; a fault of a single row goes to
+    ``on_fault``, with ``expected`` as the hint.
     """
     name, kind, digest = name or str(path), kind or kind_of(path), Digest()
-    told = count or Count(name=name)
+    count = count or Count(name=name)
     if kind == "hf":
-        columns, listed = hf_data.rows(str(path))
-        numbered = (Row(where=f"{name}: row {number}", values=row) for number, row in enumerate(listed, 1))
-        form, digest = Form(kind=kind, columns=columns), hf_data.digest(listed)
-        return Rows(name=name, form=form, count=told, digest=digest, select=lambda _: numbered)
+        columns, values = hf_data.rows(str(path))
+        numbered = (Row(where=f"{name}: row {number}", values=row) for number, row in enumerate(values, 1))
+        form, digest = Form(kind=kind, columns=columns), hf_data.digest(values)
+        return Rows(name=name, form=form, count=count, digest=digest, select=lambda _: numbered)
     path = Path(path)
     if kind == "parquet":
         form, table = parquet.opened(path, name, digest.update if whole else None)
-        return Rows(name=name, form=form, count=told, digest=digest, select=partial(parquet.rows, table, name))
+        return Rows(name=name, form=form, count=count, digest=digest, select=partial(parquet.rows, table, name))
 
     def text() -> Iterator[str]:
-        return files.texts(path, name, errors, told, encoding=encoding, seen=digest.update)
+        return files.texts(path, name, errors, count, encoding=encoding, seen=digest.update)
 
     def look() -> Iterator[str]:
         return files.texts(path, name, errors, Count(name=name), encoding=encoding)
@@ -129,25 +123,25 @@ def rows(
         pieces = list(text())
         look = text = partial(iter, pieces)
     ask = Ask(name=name, known=known, header=header, expected=expected, on_fault=on_fault)
-    form, made = _of_text(kind, look, text, ask)
-    return Rows(name=name, form=form, count=told, digest=digest, select=lambda _: made)
+    form, stream = _of_text(kind, look, text, ask)
+    return Rows(name=name, form=form, count=count, digest=digest, select=lambda _: stream)
 
 
 def _of_text(kind: Kind, look: Texts, text: Texts, ask: Ask) -> tuple[Form, Iterator[Row]]:
-    """What a text is, after a ``look`` at it where that takes all of it, and its rows."""
+    """Return the form of a text, which may take a ``look`` at all of it, and its rows."""
     if kind == "jsonl":
         return Form(kind=kind), json_rows.lines(files.lines(text()), ask)
     if kind == "json":
         return Form(kind=kind), json_rows.any_layout("".join(text()), ask)
     if kind == "text" and not _has_tabs(look()):
-        return _labelled(files.lines(text()), ask.name)
+        return _labeled(files.lines(text()), ask.name)
     quoted = kind == "csv" or delimited.consistent(look())
     records = delimited.records(text(), ask.name, kind) if quoted else delimited.plain(text())
     return _table(records, Form(kind=kind), ask)
 
 
 def _table(records: Iterator[delimited.Record], form: Form, ask: Ask) -> tuple[Form, Iterator[Row]]:
-    """The columns that the first record names, or has the number of, and rows of it and the others."""
+    """Return the form, with the columns of the first record (numbered without a header), and the rows."""
     line, fields = next(records, (0, []))
     if not line:
         return form, iter(())
@@ -155,7 +149,7 @@ def _table(records: Iterator[delimited.Record], form: Form, ask: Ask) -> tuple[F
     lower = [cell.lower() for cell in first]
     header = any(cell.lower() in lower for cell in ask.known) if ask.header is None else ask.header
     if header and (twice := [cell for cell in ask.known if lower.count(cell.lower()) > 1]):
-        raise UserError(f"{ask.name} has several columns {twice[0]!r}", hint="give each column a name of its own")
+        raise UserError(f"{ask.name} has several columns {twice[0]!r}", hint="give each column its own name")
     columns = tuple(first) if header else tuple(str(number) for number in range(1, len(first) + 1))
     form = replace(form, columns=columns, header=header)
     return form, _filled(records if header else chain([(line, fields)], records), form, ask)
@@ -167,57 +161,53 @@ def _filled(records: Iterable[delimited.Record], form: Form, ask: Ask) -> Iterat
         where = f"{ask.name}:{line}"
         if len(fields) == len(columns):
             values = dict(zip(columns, fields, strict=True))
-            if len(values) < len(columns):  # the first of a name counts
+            if len(values) < len(columns):  # of columns with the same name, the first counts
                 values |= dict(zip(reversed(columns), reversed(fields), strict=True))
             yield Row(where=where, values=values)
             continue
-        of = "header" if form.header else "first line"
-        listed = f"columns: {', '.join(columns)}; " if form.header else ""
+        first, listed = ("header", f"columns: {', '.join(columns)}; ") if form.header else ("first line", "")
         error = UserError(
-            f"{where} has {len(fields)} fields, the {of} has {len(columns)}",
-            hint=f'{listed}text with a separator or line break in it goes in "quotes"',
+            f"{where} has {len(fields)} fields, the {first} has {len(columns)}",
+            hint=f'{listed}put text with a separator or line break in "quotes"',
         )
         ask.on_fault(Fault(where=where, kind="rows with another number of fields", error=error))
 
 
 def _has_tabs(pieces: Iterator[str]) -> bool:
-    """Whether every line that is not blank has one, and there are such lines."""
+    """Return whether there are non-blank lines and all of them have a tab."""
     return {"\t" in line for line in files.lines(pieces) if line.strip()} == {True}
 
 
-def _labelled(lines: Iterator[str], name: str) -> tuple[Form, Iterator[Row]]:
-    """Lines that each begin with a label, as ``NUM:date When ...``."""
-    found = (_label_first(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
-    first = next(found, None)
+def _labeled(lines: Iterator[str], name: str) -> tuple[Form, Iterator[Row]]:
+    """Return the form and rows of lines that begin with a label, such as ``NUM:date When ...``."""
+    rows = (_label_first(line, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    first = next(rows, None)
     columns = ("label", "fine", "text") if first is not None and "fine" in first.values else ("label", "text")
-    return Form(kind="text", columns=columns), chain([] if first is None else [first], found)
+    return Form(kind="text", columns=columns), chain([] if first is None else [first], rows)
 
 
 def _label_first(line: str, where: str) -> Row:
     label, _, rest = line.strip().partition(" ")
     if label.startswith(PREFIX):
-        labels = re.match(rf"(?:{PREFIX}\S+\s*)+", line.strip())
-        assert labels is not None
-        found = [word.removeprefix(PREFIX) for word in labels[0].split()]
-        one = found[0] if len(found) == 1 else found
-        return Row(where=where, values={"label": one, "text": line.strip()[labels.end() :]})
+        prefixed = re.match(rf"(?:{PREFIX}\S+\s*)+", line.strip())
+        assert prefixed is not None
+        labels = [word.removeprefix(PREFIX) for word in prefixed[0].split()]
+        text = line.strip()[prefixed.end() :]
+        return Row(where=where, values={"label": labels[0] if len(labels) == 1 else labels, "text": text})
     if ":" in label.strip(":"):
         return Row(where=where, values={"label": label.partition(":")[0], "fine": label, "text": rest})
     raise UserError(
-        f"{where} begins with {label[:40]!r}, which is no label",
-        hint="lines of text begin with LABEL:fine or __label__LABEL; .jsonl, .csv and .tsv files have columns",
+        f"{where} begins with {label[:40]!r}, which is not a label",
+        hint="expected lines that begin with LABEL:fine or __label__LABEL; or give a .jsonl, .csv or .tsv file",
     )
 
 
 def expand(specs: Sequence[str]) -> list[Path]:
-    """The files that names and globs stand for, ``hf:NAME`` as it is.
-
-    Raises UserError for one that stands for none, and for a directory.
-    """
-    found: list[Path] = []
+    """Return the files that names and globs match, ``hf:NAME`` as it is; UserError for a directory or no match."""
+    paths: list[Path] = []
     for spec in specs:
         path = Path(spec)
         if path.is_dir():
-            raise UserError(f"{path} is a directory", hint="name the files in it that are to be read")
-        found += [path] if path.exists() or hf_data.is_named(spec) else files.matches(spec)
-    return found
+            raise UserError(f"{path} is a directory", hint="name the files in it")
+        paths += [path] if path.exists() or hf_data.is_named(spec) else files.matches(spec)
+    return paths

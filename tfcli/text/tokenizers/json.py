@@ -32,7 +32,7 @@ ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roles:
-    """The settings for a tokenizer.json from the files beside it.
+    """The settings for a tokenizer.json from the other files in its directory.
 
     ``bos``, ``eos``, ``pad``, ``unk`` and ``others`` name special pieces, which are added if the vocabulary lacks them;
     ``more_eos`` are further ids that end a text. ``add_bos`` and ``add_eos`` say whether a text gets them; None leaves
@@ -131,7 +131,7 @@ class JsonTokenizer:
         if not known:
             raise UserError(
                 f"{self.name} does not say which piece ends a text",
-                hint='give "eos_token" in the tokenizer_config.json beside it',
+                hint='give "eos_token" in tokenizer_config.json',
             )
         self.eos_id: int = known[0]
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *roles.more_eos)))

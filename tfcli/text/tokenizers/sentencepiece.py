@@ -73,7 +73,7 @@ class Tokenizer:
     ``dummy_prefix`` is true if the model puts a space before a text (as for Llama and Mistral), ``lossless`` if
     decoding restores every text. A model with the piece [MASK] is an encoder's: its texts stand between beginning and
     end of text. A model without byte fallback loads too. ``prefix_ids``, ``suffix_ids``, ``eos_ids`` and
-    ``chat_template`` come from the files beside the SentencePiece model.
+    ``chat_template`` come from the other files of the SentencePiece model's directory.
     """
 
     def __init__(

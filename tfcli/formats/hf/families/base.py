@@ -1,4 +1,4 @@
-"""What a family of models is: the names of its tensors and heads, its settings, and what families share of them.
+"""Families of models: the names of its tensors and heads, its settings, and what families share of them.
 
 Standard library only.
 """
@@ -44,12 +44,12 @@ CLASSIC = Architecture(
     embedding=EmbeddingConfig(positions="learned"),
     feed_forward=FeedForwardConfig(gated=False, bias=True),
 )
-"""What GPT-2, BERT and BART have in common (Vaswani et al. 2017, with learned positions)."""
+"""The settings that GPT-2, BERT and BART share (Vaswani et al. 2017, with learned positions)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where the numbers of a part are stored in a file, and how they are converted to tfcli's."""
+    """The place of a part's numbers in a file, and their conversion to tfcli's."""
 
     name: str
     transposed: bool = False

@@ -70,7 +70,7 @@ def read(path: Path, data: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
 def written(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """Return the first family that reads its own settings back as this model, and those settings.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     for family in FAMILIES:
         sizes = {theirs: getattr(config, ours) for theirs, ours in family.sizes.items()}
