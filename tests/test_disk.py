@@ -67,6 +67,33 @@ def test_a_folder_is_filled_whole_or_not_at_all(tmp_path: Path, there: bool) -> 
     assert {path.name for path in folder.iterdir()} == {"weights", "config"} | ({"notes"} if there else set())
 
 
+def test_a_folder_in_the_place_of_a_file_changes_nothing(tmp_path: Path) -> None:
+    """Catches files that are replaced before the one that cannot be."""
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(IsADirectoryError), disk.whole_folder(tmp_path, last=lambda name: False) as made:
+        (made / "a").write_text("new")
+        (made / "b").write_text("new")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_link_to_an_empty_folder_can_be_locked(tmp_path: Path) -> None:
+    """Catches the error of what happened inside hidden by that of the clean-up."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "link"):
+        raise ZeroDivisionError
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    """/dev/stdout of a pipeline leads to no path of a file system."""
+    read, write = os.pipe()
+    disk.write(Path(f"/proc/self/fd/{write}"), b"text")
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        assert file.read() == b"text"
+
+
 def test_a_full_disk_is_told_by_number_or_by_words() -> None:
     """safetensors raises its own errors, which have no errno."""
     assert disk.is_full(OSError(errno.ENOSPC, "No space left on device"))
@@ -75,6 +102,9 @@ def test_a_full_disk_is_told_by_number_or_by_words() -> None:
     assert not disk.is_full(OSError(errno.EACCES, "os error 28 is not what this is"))
     with pytest.raises(RunError, match="the disk is full: it was not written"), disk.telling_full("it was not written"):
         raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RunError) as caught, disk.telling_full("it was not written"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert disk.is_full(caught.value), "who knows more may say more"
     with pytest.raises(PermissionError), disk.telling_full("it was not written"):
         raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,10 +22,16 @@ ELSEWHERE = "free some space, or choose another place; what was there before is 
 def is_full(error: BaseException) -> bool:
     """Return whether a write failed for lack of space, which libraries in other languages only say in their message."""
     codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, FullDiskError):
+        return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in codes
     text = str(error)
     return "No space left" in text or any(f"os error {code}" in text for code in codes)
+
+
+class FullDiskError(RunError):
+    """A write that found the disk full."""
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def telling_full(what: str, *, hint: str = ELSEWHERE) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        raise RunError(f"the disk is full: {what}", hint=hint) from None
+        raise FullDiskError(f"the disk is full: {what}", hint=hint) from None
 
 
 def mark() -> str:
@@ -56,11 +62,11 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     An existing file stays as it is when writing fails, with an OSError. A link's target is written; a device or a pipe
     is written to directly.
     """
-    path = path.resolve()
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             yield file
         return
+    path = path.resolve()
     temporary = aside(path)
     try:
         with temporary.open("wb") as file:
@@ -97,6 +103,8 @@ def whole_folder(folder: Path, *, last: Callable[[str], bool]) -> Iterator[Path]
         files = sorted(temporary.iterdir(), key=lambda path: (last(path.name), path.name))
         for path in files:
             sync(path)
+            if inside and (folder / path.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a directory", str(folder / path.name))
         if inside:
             for path in files:
                 path.replace(folder / path.name)
@@ -155,9 +163,10 @@ def locked(folder: Path, *, busy: UserError) -> Iterator[None]:
         try:
             yield
         finally:
-            if {path.name for path in folder.iterdir()} <= {LOCK}:
-                (folder / LOCK).unlink(missing_ok=True)
-                folder.rmdir()
+            with suppress(OSError):  # it is a link, or was removed meanwhile
+                if {path.name for path in folder.iterdir()} <= {LOCK}:
+                    (folder / LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
 
 
 def held(folder: Path) -> bool | None:

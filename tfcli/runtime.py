@@ -51,16 +51,19 @@ class Runtime:
         """Compute with ``threads`` CPU threads in the calling thread alone, whose own count is restored afterwards."""
         import torch
 
-        before, library = torch.get_num_threads(), _openmp()
-        if library is None:
+        before, openmp = torch.get_num_threads(), _openmp()
+        if openmp is None:
             torch.set_num_threads(self.threads)
             try:
                 yield
             finally:
                 torch.set_num_threads(before)
             return
-        # PyTorch's own products are wrong where OpenMP gives fewer threads than they were divided for.
-        threads, dynamic = min(self.threads, library.omp_get_thread_limit()), library.omp_get_dynamic()
+        library, process = openmp
+        # PyTorch's own products are wrong where OpenMP gives fewer threads than they were divided for, and in a child
+        # process they wait for ever for threads that only its parent has.
+        threads = min(self.threads if process == os.getpid() else 1, library.omp_get_thread_limit())
+        dynamic = library.omp_get_dynamic()
         if before == threads and not dynamic:
             yield
             return
@@ -172,8 +175,8 @@ def keep_freed_memory() -> None:
 
 
 @functools.cache
-def _openmp() -> ctypes.CDLL | None:
-    """The library with the symbols of torch's OpenMP and MKL; None where it lacks them (Windows)."""
+def _openmp() -> tuple[ctypes.CDLL, int] | None:
+    """The library with torch's OpenMP and MKL, and the process that has their threads; None without it (Windows)."""
     import torch
 
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
@@ -182,7 +185,8 @@ def _openmp() -> ctypes.CDLL | None:
             library.omp_set_num_threads  # noqa: B018
         except (OSError, AttributeError):
             continue
-        return library
+        os.register_at_fork(after_in_child=functools.partial(library.omp_set_num_threads, 1))
+        return library, os.getpid()
     return None
 
 

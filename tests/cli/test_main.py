@@ -249,9 +249,7 @@ def test_control_c_is_130(tmp_path: Path) -> None:
         [sys.executable, "-m", "tfcli", "tokenize", "encode", "--tokenizer", str(fifo)],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell ignores it for jobs in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     with fifo.open("wb"):  # opens when the process has opened it, and waits for what is never written
         process.send_signal(signal.SIGINT)

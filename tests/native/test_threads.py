@@ -31,9 +31,9 @@ LONG = "and the youngest was so lovely " * 12
 BUILDS = {"openmp": "-fopenmp", "own threads": ""}
 
 
-def engine(seed: int = 0) -> Engine:
+def engine(seed: int = 0, width: int = 64) -> Engine:
     """An engine with packed weights, as ``tfcli.load`` makes it."""
-    core = model(seed, context=512, width=64, heads=4, head_width=32).to(torch.bfloat16)
+    core = model(seed, context=512, width=width, heads=4, head_width=32).to(torch.bfloat16)
     pack_weights(core)
     return Engine(core, tokenizer(), cpu())
 
@@ -118,20 +118,21 @@ def pinned() -> list[list[int]]:
 
 
 def after_fork() -> list[list[int]]:
-    """A child of a process whose threads have worked, of native code and of PyTorch."""
-    torch.rand(1000, 1000) @ torch.rand(1000, 1000) + 1
+    """A child of a process whose threads have worked, of native code and of PyTorch, with its parent's engine too."""
+    wide = engine(width=256)
+    ours = texts(wide, [LONG])
     read, write = os.pipe()
     if not (child := os.fork()):
         signal.alarm(100)  # nobody waits longer, and it would stay behind
         torch.rand(1000, 1000) @ torch.rand(1000, 1000) + 1
         with os.fdopen(write, "w") as file:
-            json.dump(plain(), file)
+            json.dump([texts(wide, [LONG]), plain()], file)
         os._exit(0)
     os.close(write)
     os.waitpid(child, 0)
     with os.fdopen(read) as file:
-        ids: list[list[int]] = json.load(file)
-    return ids
+        theirs, ids = json.load(file)
+    return ids if theirs == ours else theirs
 
 
 def many_threads() -> float:

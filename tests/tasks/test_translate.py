@@ -107,7 +107,7 @@ def test_scores_are_sacrebleus_with_its_signature() -> None:
 def prepared(tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
     runtime, settings = tiny_models.cpu(), config(**changes)
     specs = [str(table(tmp_path / "pairs.tsv"))]
-    model, codec = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
+    model, codec, _ = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
     start = Start(
         model=model, codec=codec, data=specs, config=settings, runtime=runtime, hf_config={}, note=lambda line: None
     )
@@ -121,7 +121,7 @@ def test_the_data_report_counts_each_of_two_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text("\n".join([*sides, "" if name == "target" else "one"]) + "\n")
     runtime, settings = tiny_models.cpu(), config()
     specs = [str(tmp_path / "source"), str(tmp_path / "target")]
-    model, codec = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
+    model, codec, _ = APPLICATION.fresh(specs, settings, runtime, lambda line: None)
     start = Start(
         model=model, codec=codec, data=specs, config=settings, runtime=runtime, hf_config={}, note=lambda line: None
     )

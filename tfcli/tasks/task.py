@@ -108,6 +108,8 @@ class Start:
     hf_config: Mapping[str, Any]
     """config.json of the model that is finetuned."""
     note: Callable[[str], None]
+    read: Any = None
+    """Data that ``Application.fresh`` has read, if it made ``model``."""
 
 
 class Finetuning(Task):
@@ -223,8 +225,11 @@ class Application(ABC):
 
     def fresh(
         self, specs: Sequence[str], config: Any, runtime: Runtime, note: Callable[[str], None]
-    ) -> tuple[Transformer, Codec]:
-        """Return a new model for these files, and its tokenizer. Raises UserError where a model must be given."""
+    ) -> tuple[Transformer, Codec, Any]:
+        """Return a new model for these files, its tokenizer, and the data as ``Start.read`` passes it on.
+
+        Raises UserError where a model must be given.
+        """
         raise UserError(f"--task {self.name} starts from a model", hint=f"tfcli finetune MODEL DATA --task {self.name}")
 
     @abstractmethod

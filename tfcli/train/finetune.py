@@ -152,6 +152,7 @@ class _Run(Run):
     config: FinetuneConfig
     from_scratch: bool
     _opened: Opened | None = None
+    _read: Any = None
 
     def go(self, command: list[str]) -> Result:
         """Prepare, plan, train and score the best model, with the directory locked."""
@@ -170,6 +171,7 @@ class _Run(Run):
             runtime=self.runtime,
             hf_config=loaded.hf_config,
             note=self.note,
+            read=self._read,
         )
         task = self.app.prepare(start)
         codec = task.saved_codec(loaded.codec)
@@ -217,7 +219,7 @@ class _Run(Run):
     def _load(self) -> heads.Loaded:
         """The initial model; a quantized one is dequantized, unless LoRA keeps it frozen."""
         if self.model is None:
-            model, codec = self.app.fresh(self.specs, self.config, self.runtime, self.note)
+            model, codec, self._read = self.app.fresh(self.specs, self.config, self.runtime, self.note)
             return heads.Loaded(model=model, codec=codec, hf_config={}, kind=None)
         if self._opened is None:
             self._opened = open_path(self.model)

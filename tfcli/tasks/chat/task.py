@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,8 @@ class Answerer(Predictor):
     codec: Codec
     runtime: Runtime
     key: str = "prompt"
+    _packing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the weights are packed, and while they are read before that."""
 
     def plain(self, line: str) -> list[dict[str, Any]]:
         """Parse a line as the message of a user."""
@@ -217,15 +220,14 @@ class Answerer(Predictor):
     def predict(self, inputs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Return {"response": "..."} of each, greedily; ``tfcli generate --chat`` samples."""
         sampling = Sampling(temperature=0.0)
+        with self._packing, self.runtime.active():
+            pack_weights(self.model)  # does nothing the second time
         return [{"response": str(answer)} for answer in self._engine.generate_batch(inputs, sampling)]
 
     @cached_property
     def _engine(self) -> Engine:
-        """The engine that answers, with weights packed on first use."""
-        engine = Engine(self.model, self.codec, self.runtime)
-        with self.runtime.active():
-            pack_weights(self.model)
-        return engine
+        """The engine that answers."""
+        return Engine(self.model, self.codec, self.runtime)
 
     def show(self, answer: Mapping[str, Any]) -> str:
         """Return the answer on one line."""
@@ -237,7 +239,8 @@ class Answerer(Predictor):
         conversations = _read(data, config, report)[:limit]
         context = self.model.config.context
         kept, encoded = _encoded(conversations, self.codec, min(config.data.context or context, context), report)
-        columns = score(self.model, encoded, self.runtime)
+        with self._packing:
+            columns = score(self.model, encoded, self.runtime)
         scores = as_numbers(columns) | {"data": report.as_json()}
         predictions = [
             {"messages": list(one.messages), "loss": lost / ids, "answer_tokens": int(ids)}

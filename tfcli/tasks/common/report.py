@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -142,23 +142,25 @@ class Report:
             change = Change(reason=kind, count=counts[kind], places=self.places.get(kind, ()))
             changes.setdefault(action, []).append(change)
         return DataReport(
-            task=task, unit=unit, sources=self._counted([*train.read, *val.read]), split=split, train=train.part,
+            task=task, unit=unit, sources=self._counted(train, val), split=split, train=train.part,
             val=val.part, changes=changes,
             notes={kind: count for kind, count in counts.items() if kind not in self.actions},
             **duplicates(train.keys, val.keys), content_hash=self._hash() if content_hash is None else content_hash,
             tokenizer_hash=tokenizer_hash, details=details,
         ).as_json()  # fmt: skip
 
-    def _counted(self, used: Iterable[tuple[str, int]]) -> list[Source]:
+    def _counted(self, train: Examples, val: Examples) -> list[Source]:
         """Return the sources, with how much of each is used."""
         documents, tokens = [0] * len(self.sources), [0] * len(self.sources)
-        at = 0
-        for where, number in used:
-            if not _is_of(where, self.sources[at].name):
-                named = (i for i, source in enumerate(self.sources) if _is_of(where, source.name))
-                at = max(named, key=lambda i: len(self.sources[i].name))
-            documents[at] += 1
-            tokens[at] += number
+        for other, examples in (("val", train), ("train", val)):
+            own = [i for i, source in enumerate(self.sources) if source.part != other]
+            at = own[0] if own else 0
+            for where, number in examples.read:
+                if not _is_of(where, self.sources[at].name):
+                    named = (i for i in own if _is_of(where, self.sources[i].name))
+                    at = max(named, key=lambda i: len(self.sources[i].name))
+                documents[at] += 1
+                tokens[at] += number
         return [replace(s, documents=documents[i], tokens=tokens[i]) for i, s in enumerate(self.sources)]
 
     def _hash(self) -> str:

@@ -156,9 +156,11 @@ class Translate(Application):
 
     def fresh(
         self, specs: Sequence[str], config: TranslateConfig, runtime: Runtime, note: Callable[[str], None]
-    ) -> tuple[Transformer, Codec]:
-        """Return a new model and its tokenizer for the training part of these files."""
-        return new_model.make(_halves(specs, config, Report.of(config.data)).train, config, runtime, note)
+    ) -> tuple[Transformer, Codec, tuple[Report, Halves[Pair, str]]]:
+        """Return a new model and its tokenizer for the training part of these files, and what was read of them."""
+        report = Report.of(config.data)
+        data = _halves(specs, config, report)
+        return *new_model.make(data.train, config, runtime, note), (report, data)
 
     def prepare(self, start: Start) -> Translation:
         """Read, split and encode the pairs. Raises UserError for a model that is no encoder-decoder."""
@@ -169,8 +171,8 @@ class Translate(Application):
                 "translate needs an encoder-decoder, and this model is none",
                 hint="train a new one with --from-scratch, or finetune an mBART, or a model that translate made",
             )
-        report = Report.of(config.data)
-        data = _halves(start.data, config, report)
+        report, data = start.read or (Report.of(config.data), None)
+        data = data or _halves(start.data, config, report)
         context = min(config.data.context or start.model.config.context, start.model.config.context)
         train_pairs, train = _fitting(data.train, start.codec, context, report)
         val_pairs, val = _fitting(data.held_out, start.codec, context, report)
