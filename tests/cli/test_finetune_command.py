@@ -203,7 +203,7 @@ def test_data_by_name_from_the_shell(call: Any, folder: Path, tmp_path: Path) ->
     spec, out = f"hf:{tmp_path / 'names'}", str(tmp_path / "run")
     run = ["finetune", "{}/base", spec, "--task", "classify", "--steps", "2"]
     code, _, err = call(*run, "--val", spec, "--out", out)
-    assert code == 2 and f"name it: --val {spec}:test" in err
+    assert code == 2 and f"--val {spec}:test" in err
     code, _, err = call(*run, "--val", f"{spec}:tset", "--out", out)
     assert code == 2 and "did you mean 'test'?" in err
     code, _, err = call(*run, "--val", f"{spec}:test", "--out", out)

@@ -95,3 +95,22 @@ def test_a_data_set_by_name_is_loaded_once(
     if task in ("tag", "answer", "chat"):
         rows = hf_data.digest(hf_data.rows(spec)[1]).sha256.encode()
         assert task_data.data_report["content_hash"] == hashlib.sha256(rows).hexdigest()
+
+
+def test_a_new_model_is_sized_by_what_is_trained_on(tmp_path: Path) -> None:
+    """Would catch pairs that are read once for the tokenizer and again for training, which a pipe does not give."""
+    import tfcli
+
+    path = written(tmp_path / "pairs.jsonl", ROWS["translate"] * 20)
+    with opens() as counts:
+        settings = {"train.steps": 1, "model.depth": 1, "model.width": 32, "model.context": 32}
+        tfcli.finetune(None, path, task="translate", from_scratch=True, out=tmp_path / "run", settings=settings)
+    assert counts[str(path)] == 1
+
+
+def test_a_file_may_be_both_parts(tmp_path: Path, bert: Path) -> None:
+    """Would catch examples of the held-out part that count for the training part, where both are one file."""
+    path = str(written(tmp_path / "a.jsonl", ROWS["tag"]))
+    sources = prepared("tag", bert, [path], val=path).data_report["sources"]
+    documents = len(ROWS["tag"])
+    assert [(each["part"], each["documents"]) for each in sources] == [("train", documents), ("val", documents)]

@@ -44,7 +44,7 @@ def test_small_text_shrinks_the_default_and_refuses_the_explicit() -> None:
     notes: list[str] = []
     tokenizer = fit("hello there\nhello", default_size=4096, notes=notes)
     assert 259 < tokenizer.vocab_size < 300
-    assert any("the text has no more" in note for note in notes)
+    assert any("the text is too small for" in note for note in notes)
     with pytest.raises(UserError, match=f"too small.*room for {tokenizer.vocab_size}"):
         fit("hello there\nhello", vocab_size=4096)
     assert fit("hello there\nhello", vocab_size=tokenizer.vocab_size).hash
@@ -60,7 +60,7 @@ def test_more_characters_than_pieces_become_bytes_with_a_note() -> None:
     notes: list[str] = []
     tokenizer = train_chinese(1024, notes)
     assert tokenizer.vocab_size == 1024
-    assert any("become bytes" in note for note in notes)
+    assert any("are encoded as bytes" in note for note in notes)
     assert tokenizer.decode(tokenizer.encode("一丁丂")) == "一丁丂"
 
 

@@ -148,7 +148,7 @@ class Engine:
         if not self.model.config.architecture.causal:
             raise UserError(
                 f"{self.tokenizer.name} belongs to an encoder, which reads text and does not write it",
-                hint="use it with: tfcli predict --task embed",
+                hint="use it with: tfcli predict MODEL --task embed, or fill",
             )
         with self._first_use:
             self._decoder = self._decoder or Decoder(self.model)

@@ -165,7 +165,7 @@ def _in_word(text: bytes, *, first: bool) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedScores:
-    """Scores of the masked tokens of a text: loss (nats a token), perplexity, and the share predicted correctly."""
+    """Scores of the masked tokens of a text: loss (nats per token), perplexity, and the share predicted correctly."""
 
     masked_loss: float
     perplexity: float

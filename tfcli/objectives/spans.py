@@ -142,7 +142,7 @@ class SpanCorruption(Denoising):
 
     @torch.no_grad()
     def evaluate(self, model: Transformer) -> dict[str, float]:
-        """Loss (nats a token) of the masked spans of the held-out text, the same ones every time."""
+        """Loss (nats per token) of the masked spans of the held-out text, the same ones every time."""
         nats, count, together = 0.0, 0, max(1, ROWS_TOKENS // self.context)
         for windows in held_out(self.val.ids, body=self.body, together=together, ragged=True):
             rows = self.batch(windows).to(self.runtime.device)

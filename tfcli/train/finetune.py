@@ -25,7 +25,7 @@ from tfcli.model import heads as task_heads
 from tfcli.model import lora
 from tfcli.model.quant.quantize import dequantize_model
 from tfcli.model.transformer import Transformer, initialize
-from tfcli.tasks.applications import application, of_head
+from tfcli.tasks.applications import APPLICATIONS, application, of_head
 from tfcli.tasks.common.options import BESIDE_MUON_LR, EPOCHS, LR, LR_WIDTH, MOST_LR, NEW_LR, FinetuneConfig, check
 from tfcli.tasks.task import Application, Finetuning, Start, settings_of
 from tfcli.text.read import hf_data
@@ -99,7 +99,7 @@ def finetune(
             task, from_scratch = str(before["task"]), bool(before["from_scratch"])
             model, specs = before["model"], before["corpus"]
         if task is None:
-            raise UserError("a --task is needed", hint="tfcli finetune MODEL DATA --task classify")
+            raise UserError("a --task is needed", hint=f"add --task and one of {', '.join(APPLICATIONS)}")
         app = application(task)
         if from_scratch and model is not None and app.sizes_models and not (Path(model) / CONFIG).is_file():
             model, specs = None, [str(model), *specs]  # only data is named: the size of the model follows from it

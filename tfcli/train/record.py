@@ -120,8 +120,10 @@ def new_directory(out: str | Path | None, specs: Sequence[str]) -> Path:
             raise UserError(f"--out {str(out)!r} is not a directory", hint="it must be a new or an empty directory")
         if not is_free(directory):
             if (directory / RUN_FILE).exists():
-                again = checkpoint.resume_command(directory)
-                raise UserError(f"{directory} holds another run", hint=f"continue it: {again}; or choose another --out")
+                hint = f"continue it: {checkpoint.resume_command(directory)}; or choose another --out"
+                with suppress(UserError):  # a damaged record: resuming says so
+                    hint = "choose another --out" if read(directory).get("finished") else hint
+                raise UserError(f"{directory} holds another run", hint=hint)
             raise UserError(f"{directory} is not empty", hint="choose another --out")
         return directory
     name = stem(specs[0]).strip("*") if specs[0] != "-" else "stdin"

@@ -263,7 +263,7 @@ class Chat(Application):
         context = min(config.data.context or context, context)
         codec = with_template(start.codec, encode.template_for(start.codec))
         if start.codec.chat_template is None:
-            start.note("the tokenizer has no chat template: it gets ChatML's")
+            start.note("the tokenizer has no chat template; using ChatML")
         report = Report.of(config.data)
         data = _halves(start, report)
         train, encoded = _encoded(data.train, codec, context, report)

@@ -109,7 +109,7 @@ def train(
                 hint=f"ask for at most {tokenizer.vocab_size}, leave --vocab-size out, or give more text",
             )
         if on_note:
-            on_note(f"the vocabulary has {tokenizer.vocab_size} pieces, not {size}: the text has no more")
+            on_note(f"the vocabulary has {tokenizer.vocab_size} pieces: the text is too small for {size}")
     return tokenizer
 
 
@@ -173,8 +173,8 @@ def _without_piece(sample: Sequence[str], size: int, options: TokenizerOptions) 
     if wanted <= most:
         return "", None
     note = (
-        f"{most} of {len(order)} characters ({share[most - 1]:.2%} of the text) have a piece of their own, "
-        f"the others become bytes: {size} pieces have no room for more"
+        f"{most} of {len(order)} characters ({share[most - 1]:.2%} of the text) have a piece of their own; the others "
+        f"are encoded as bytes, because a vocabulary of {size} has no room for them"
     )
     return "".join(map(chr, order[most:])), note
 
