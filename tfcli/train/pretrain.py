@@ -70,8 +70,8 @@ def pretrain(
     ``corpus`` names files, directories, globs or "-"; ``settings`` are dotted keys of ``PretrainConfig``, such as
     {"train.steps": 500} or {"train.budget": "10m"}; ``out`` defaults to ``runs/NAME``. ``resume`` continues the run in
     ``out``; on a CPU the result is bitwise that of an uninterrupted run. ``listen`` receives every event; ``started``
-    is the start of the clock (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or a
-    full disk, Interrupted when a signal stopped the run after saving.
+    is the start of the clock (``time.time()``, default now). Raises UserError for bad input, RunError for divergence or
+    a full disk, Interrupted when a signal stopped the run after saving.
 
     Example:
         >>> import tfcli
