@@ -284,7 +284,7 @@ def test_gemma_in_bf16_scales_embeddings_as_it_was_trained(tmp_path: Path) -> No
     theirs = saved(tmp_path, "gemma3_text").to(torch.bfloat16)
     core = hf.load_model(tmp_path, runtime=cpu("bf16"))
     ids = tokens()
-    assert torch.equal(core._placed(core.embed(ids), torch.arange(24), None), theirs.model.embed_tokens(ids))
+    assert torch.equal(core._embedded(core.embed(ids), torch.arange(24), None), theirs.model.embed_tokens(ids))
 
 
 # Files.
