@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,6 +76,37 @@ def test_a_folder_in_the_place_of_a_file_changes_nothing(tmp_path: Path) -> None
         (made / "a").write_text("new")
         (made / "b").write_text("new")
     assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_two_threads_may_write_one_place(tmp_path: Path, there: bool) -> None:
+    """Catches temporary names that two threads share, and a folder that appears while it is written."""
+    if there:
+        (tmp_path / "model").mkdir()
+    written = threading.Barrier(2)
+    failures: list[BaseException] = []
+
+    def write(text: str) -> None:
+        try:
+            with disk.whole_folder(tmp_path / "model", last=lambda name: False) as made:
+                (made / "weights").write_text(text)
+                written.wait()
+            with disk.whole_file(tmp_path / "file") as file:
+                file.write(text.encode())
+                written.wait()
+        except BaseException as error:
+            failures.append(error)
+            written.abort()
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert (tmp_path / "model" / "weights").read_text() in ("one", "two")
+    assert (tmp_path / "file").read_text() in ("one", "two")
+    assert {path.name for path in tmp_path.rglob("*")} == {"model", "weights", "file"}
 
 
 def test_a_link_to_an_empty_folder_can_be_locked(tmp_path: Path) -> None:

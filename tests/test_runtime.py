@@ -66,10 +66,10 @@ def test_threads() -> None:
     chosen = Runtime.detect(device="cpu", threads=1)
     assert chosen.threads == 1 and "1 thread," in chosen.describe() + ","
     assert torch.get_num_threads() == before, "a value changes nothing"
-    for wrong in (0, -1):
+    for wrong in (0, -1, 4097):
         with pytest.raises(UserError, match=f"--threads is {wrong}") as error:
             Runtime.detect(threads=wrong)
-        assert error.value.hint == "it must be at least 1"
+        assert error.value.hint == "it must be from 1 to 4,096"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

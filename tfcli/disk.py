@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -51,8 +52,8 @@ def mark() -> str:
 
 
 def aside(path: Path) -> Path:
-    """The temporary path next to ``path`` to write to until the file is complete; no other process uses it."""
-    return path.with_name(f".{path.name}{mark()}")
+    """The temporary path next to ``path`` to write to until the file is complete; no other thread uses it."""
+    return path.with_name(f".{path.name}.{threading.get_ident()}{mark()}")
 
 
 @contextmanager
@@ -105,14 +106,18 @@ def whole_folder(folder: Path, *, last: Callable[[str], bool]) -> Iterator[Path]
             sync(path)
             if inside and (folder / path.name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a directory", str(folder / path.name))
-        if inside:
-            for path in files:
-                path.replace(folder / path.name)
-            sync(folder)
-        else:
+        if not inside:
             sync(temporary)
-            temporary.replace(folder)
-            sync(folder.parent)
+            try:
+                temporary.replace(folder)
+                sync(folder.parent)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else made it meanwhile
+                    raise
+        for path in files:
+            path.replace(folder / path.name)
+        sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16")
+MOST_THREADS = 4_096
+"""OpenMP ends the process if it has no memory for all the threads that it is asked for."""
 T = TypeVar("T")
 
 
@@ -40,8 +42,8 @@ class Runtime:
         """
         import torch
 
-        if threads is not None and threads < 1:
-            raise UserError(f"--threads is {threads}", hint="it must be at least 1")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise UserError(f"--threads is {threads}", hint=f"it must be from 1 to {MOST_THREADS:,}")
         chosen = _device(device or "auto")
         dtype = _dtype(precision or "auto", chosen)
         return cls(device=chosen, dtype=dtype, threads=threads or torch.get_num_threads())

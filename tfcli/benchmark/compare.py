@@ -63,7 +63,7 @@ def read(path: Path) -> list[Json]:
                 lines.append(line)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}:{number} is not a result", hint=SAVE) from None
     if not lines:
         raise UserError(f"{path} holds no results", hint=SAVE)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Annotated, Any, TypeAlias
 
 import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from tfcli import disk
 from tfcli.cli.help import Context, GroupedCommand
 from tfcli.errors import Interrupted, TfcliError, unknown
 
@@ -170,6 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Read by OpenMP when torch is loaded. Spinning threads are fastest on an idle machine, and up to thirty times
         # slower (measured) on one that is shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    interrupted: list[int] = []
+    restore = _noting(interrupted)
     try:
         command = typer.main.get_command(build())
         _take_debug(command, hidden=False)
@@ -183,12 +188,31 @@ def main(arguments: list[str] | None = None) -> int:
             return _explain(leaving.__context__, name)
         raise
     except Exception as error:
+        if interrupted:  # Ctrl-C while a library is imported comes out as an error of the import
+            print("interrupted", file=sys.stderr)
+            return 130
         if asked.debug and not _is_usage(error):
             raise
         return _explain(error, name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        restore()
+
+
+def _noting(interrupted: list[int]) -> Callable[[], object]:
+    """Append SIGINT to ``interrupted`` when it comes; return the function that puts the handler back."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, handler)
+    return lambda: signal.signal(signal.SIGINT, usual)
 
 
 def _use_utf8() -> None:
@@ -215,6 +239,8 @@ def _is_usage(error: Exception) -> bool:
 
 def _explain(error: Exception, command: str) -> int:
     """Print one or two lines about an error on stderr and return the exit code."""
+    from tfcli import disk
+
     if isinstance(error, BrokenPipeError):
         # The reader is gone, as with `| head -1`; there is nothing left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

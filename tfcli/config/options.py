@@ -70,7 +70,7 @@ class TokenizerOptions:
     """Share of characters that get a token of their own; the rest fall back to bytes."""
     user_symbols: tuple[str, ...] = ()
     """Strings that are always one token."""
-    sample_bytes: int = 50_000_000
+    sample_bytes: Count = 50_000_000
     """Bytes of text to train on, sampled evenly from the corpus."""
     trainer: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Further options of SentencePiece's trainer, by their own names."""

@@ -61,6 +61,8 @@ def evaluate(
             hint="perplexity is for decoders; see what this model was trained for with: tfcli predict",
         )
     context = context or model.config.context
+    if stride is not None and stride < 1:
+        raise UserError(f"stride is {stride}", hint="it must be at least 1")
     stride = min(stride or max(1, 3 * context // 4), context)
     rows = max(1, ROWS_TOKENS // context)
     nats, done = torch.zeros((), dtype=torch.float64), 0

@@ -602,8 +602,8 @@ inline void pause(int spins) {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-  if (spins > 600) std::this_thread::sleep_for(std::chrono::microseconds(20));
-  else if (spins > 500) std::this_thread::yield();
+  if (spins > 8000) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  else if (spins > 4000) std::this_thread::yield();
 }
 
 class Barrier {
@@ -617,7 +617,7 @@ class Barrier {
       return;
     }
     for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
-      if (status() != DONE) throw Abandoned();
+      if (spins % 64 == 63 && status() != DONE) throw Abandoned();
       pause(spins);
     }
   }
