@@ -8,14 +8,14 @@ from typing import Any, TypeAlias
 
 from typer.core import TyperCommand
 
-from tfcli.config.resolve import default_of
-
 Context: TypeAlias = Any
 """The parser's context; typer carries its own parser and does not name its types."""
 
 
 def by_task(key: str, configs: Mapping[str, type[Any]]) -> str:
     """Format the default of a setting: that of most tasks, then those of others, as "32; 128 for translate"."""
+    from tfcli.config.resolve import default_of
+
     tasks: dict[str, list[str]] = {}
     for task, config in configs.items():
         tasks.setdefault(str(default_of(config, key)), []).append(task)
