@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tfcli
 from tfcli.errors import RunError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def started(model: Path, runtime: Runtime, *, quantize: str | None, prompt: str,
     where = {"device": str(runtime.device), "precision": runtime.precision, "threads": runtime.threads}
     task = {**where, "model": str(model), "quantize": quantize, "prompt": prompt, "tokens": tokens}
     # -P: never import modules of the current folder, whatever their names.
-    root = str(Path(tfcli.__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     code = f"import sys; sys.path.append({root!r}); from tfcli.benchmark.fresh import main; main()"
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, encoding="utf-8")

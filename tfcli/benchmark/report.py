@@ -6,11 +6,11 @@ import contextlib
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from tfcli import __version__
 from tfcli.benchmark.case import Comparison, Result
 from tfcli.benchmark.subject import Subject
 from tfcli.benchmark.suites import Ceilings
@@ -86,7 +86,7 @@ def to_json(result: Result, peak: Ceilings | None, machine: Json, model: Json) -
         "model": model,
         "machine": machine,
         "date": datetime.date.today().isoformat(),
-        "version": __version__,
+        "version": version("tfcli"),
     }
 
 

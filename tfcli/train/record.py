@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 
-import tfcli
 from tfcli import disk
 from tfcli.config.model import from_stored
 from tfcli.config.resolve import from_dict
@@ -238,7 +237,7 @@ def _shown(value: object) -> str:
     return "its own choice" if value is None else str(value)
 
 
-def git_commit(checkout: Path = Path(tfcli.__file__).parents[1]) -> str | None:
+def git_commit(checkout: Path = Path(__file__).parents[2]) -> str | None:
     """The commit of tfcli's own checkout or worktree, read without running git; None if there is none.
 
     It is never that of a repository around it, such as the one whose environment tfcli is installed in.
