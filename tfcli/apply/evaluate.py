@@ -52,7 +52,7 @@ class EvaluateOptions:
     errors: str | None = None
     """Bytes that are invalid in the encoding: "strict" (or None) is an error, "replace" replaces and counts them."""
     strict: bool = False
-    """Whether unusable rows of labeled data are an error, instead of being counted."""
+    """True if unusable rows of labeled data are an error, instead of being counted."""
     sets: Sequence[str] = ()
     """Other settings of the task as KEY=VALUE, such as data.label_key=topic; for a masked-language model, its masks."""
     predictions: Path | None = None

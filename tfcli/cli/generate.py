@@ -115,7 +115,7 @@ def generate(
 
 
 class _Template:
-    """Turns a text into a prompt: verbatim, or as a user message after the system message."""
+    """Make a prompt of a text: verbatim, or as a user message after the system message."""
 
     def __init__(self, chat: bool, system: str | None) -> None:
         self._chat = chat

@@ -42,7 +42,7 @@ class NormConfig:
     place: Literal["pre", "post", "sandwich"] = "pre"
     """Before each sublayer, after the residual sum (Vaswani et al. 2017), or before and after it (Gemma 2)."""
     first: bool = True
-    """Whether the first block has a norm before its attention; not needed after an ``embedding.norm`` (ModernBERT)."""
+    """True if the first block has a norm before its attention; not needed after an ``embedding.norm`` (ModernBERT)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,7 @@ class EmbeddingConfig:
 
     positions: Literal["rope", "learned"] = "rope"
     norm: bool = False
-    """Whether a norm follows the embedding (BERT)."""
+    """True if a norm follows the embedding (BERT)."""
     scale: float = 1.0
     """Factor on embeddings (Gemma: sqrt(width))."""
     token_types: int = 0
@@ -90,7 +90,7 @@ class WindowConfig:
     every: int = 0
     """Every this-many-th layer is global, the others are local; 0: all are local."""
     global_first: bool = False
-    """Whether the first of each ``every`` layers is the global one (ModernBERT), not the last."""
+    """True if the first of each ``every`` layers is the global one (ModernBERT), not the last."""
     theta: float = 10_000.0
     """rope_theta of local layers, which are not stretched by ``attention.rope_scaling``."""
 
@@ -103,7 +103,7 @@ class Architecture:
     """
 
     causal: bool = True
-    """Whether each position attends only to itself and those before it (a decoder), not to all (an encoder)."""
+    """True if each position attends only to itself and those before it (a decoder), not to all (an encoder)."""
     norms: NormConfig = NormConfig()
     attention: AttentionConfig = AttentionConfig()
     feed_forward: FeedForwardConfig = FeedForwardConfig()

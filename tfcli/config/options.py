@@ -55,7 +55,7 @@ class ModelOptions:
     ffn_width: Size | None = None
     """Inner width of the feed-forward layer."""
     tied: bool = True
-    """Whether embedding and output head share their weights."""
+    """True if embedding and output head share their weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +119,7 @@ class LoraOptions:
     """Adapters of frozen matrices: ``W + (alpha / rank) B A`` (Hu et al. 2021)."""
 
     on: bool = False
-    """Whether to train adapters in place of all weights."""
+    """True to train adapters in place of all weights."""
     rank: Count = 8
     """Inner width of an adapter."""
     alpha: Positive = 16.0

@@ -43,21 +43,21 @@ class Objective(ABC):
     unit: ClassVar[str] = "bits per byte"
     """The unit of the score, for people."""
     muon: ClassVar[bool] = True
-    """Whether Muon updates the matrices; else AdamW updates everything."""
+    """True if Muon updates the matrices; else AdamW updates everything."""
     muon_lr: ClassVar[float] = 0.02
     lr: ClassVar[float] = 0.02
     """Peak rates up to a width of 192; beyond it ``lr`` falls."""
     compiles: ClassVar[bool] = True
-    """Whether torch.compile may help."""
+    """True if torch.compile may help."""
     begins_documents: ClassVar[bool] = True
-    """Whether each document begins with the tokenizer's beginning-of-text id; else ``task`` puts it before windows."""
+    """True if each document begins with the tokenizer's beginning-of-text id; else ``task`` puts it before windows."""
     least_context: ClassVar[int] = 1
     wider: ClassVar[tuple[int, int]] = (1, 1)
     """The width per block is 64 times the first over the second."""
     layout: ClassVar[Architecture] = Architecture()
     norm_eps: ClassVar[float] = 1e-6
     two_stacks: ClassVar[bool] = False
-    """Whether there is an encoder with as many blocks as the decoder."""
+    """True if there is an encoder with as many blocks as the decoder."""
 
     def tokenizer_options(self, config: PretrainConfig) -> TokenizerOptions:
         """The options of a new tokenizer."""

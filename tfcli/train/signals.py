@@ -14,7 +14,7 @@ class Stop:
 
     asked: bool = False
     gentle: bool = False
-    """Whether the first signal only asks to stop; the second, or any before this is set, raises KeyboardInterrupt."""
+    """True if the first signal only asks to stop; the second, or any before this is set, raises KeyboardInterrupt."""
 
     def __call__(self) -> bool:
         return self.asked

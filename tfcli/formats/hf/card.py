@@ -67,7 +67,7 @@ def size(config: ModelConfig) -> str:
 def of_model(config: ModelConfig) -> str:
     """The card of a model without a task: a decoder, an encoder or an encoder-decoder."""
     if config.encoder_depth:
-        about = f"{size(config)} It turns one text into another."
+        about = f"{size(config)} It is a sequence-to-sequence model."
         example = TRANSFORMERS.format(TRANSLATE)
         return page("An encoder-decoder, made with tfcli", about, example, pipeline="translation")
     if not config.architecture.causal:
@@ -91,7 +91,7 @@ def of_spans(config: ModelConfig) -> str:
     """The card of an encoder-decoder pretrained by span corruption."""
     about = f"{size(config)} Stored as mBART. It was pretrained by span corruption: it reads a text in which tokens "
     about += "such as <extra_id_0> stand for masked spans, and predicts these. It is a starting point for models that "
-    about += "turn one text into another."
+    about += "learn sequence-to-sequence tasks."
     examples = (TFCLI.format("tfcli finetune . pairs.tsv --task translate"), TRANSFORMERS.format(SEQ2SEQ))
     return page("An encoder-decoder, made with tfcli", about, *examples)
 
